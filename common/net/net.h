@@ -1,0 +1,66 @@
+/* Request/reply over nng: the only home of nng headers.
+ *
+ * Server: rep0 with N contexts (N = requests in service; beyond it the pipes are not read: back-pressure). Client: one
+ * req0 socket per endpoint, many outstanding requests each in its own context, no automatic resend (a write must never
+ * run twice by the transport's own will). Limits: message size (RECVMAXSZ), contexts, deadlines, all explicit.
+ * URLs: tcp://127.0.0.1:7700, ipc:///path, also inproc for tests. */
+#ifndef OMEN_COMMON_NET_NET_H
+#define OMEN_COMMON_NET_NET_H
+
+#include "common/bytes.h"
+#include "common/err.h"
+#include "common/mem.h"
+
+struct net_server;
+struct net_request; /* one request in service; owned by the handler until net_reply */
+
+struct net_server_options {
+    const char *url;
+    uint32_t contexts;          /* requests in service, default 128, 1..4096 */
+    size_t message_bytes_max;   /* RECVMAXSZ; larger announcements cut the connection */
+    /* Called on an nng thread for each request: must not block for long; hand over to a worker and net_reply later from
+     * any thread. `message` is valid until net_reply. */
+    void (*handle)(void *arg, struct net_request *request, struct bytes message);
+    void *arg;
+};
+
+OMEN_CHECKED enum omen_err net_server_start(const struct net_server_options *options, struct net_server **server_out,
+        struct err *err);
+/* The port chosen for ":0". 0 for ipc. */
+uint16_t net_server_port(const struct net_server *server);
+/* Stop taking requests, wait until every handler has replied, free. */
+void net_server_stop(struct net_server *server);
+/* Send the reply (copied) and end the request. Exactly once per request; a vanished peer is ignored. */
+void net_reply(struct net_request *request, struct bytes reply);
+
+struct net_client;
+struct net_call; /* one outstanding request */
+
+/* Connects lazily and reconnects by itself. */
+OMEN_CHECKED enum omen_err net_client_open(const char *url, size_t message_bytes_max, struct net_client **client_out,
+        struct err *err);
+void net_client_close(struct net_client *client); /* outstanding calls end with OMEN_ECANCELED */
+
+/* Asynchronous: `done` runs on an nng thread with the reply (valid during the call) or an error: OMEN_EUNAVAILABLE (never
+ * sent: not connected), OMEN_EUNKNOWN (sent, connection lost or deadline passed before the reply). */
+typedef void (*net_done)(void *arg, enum omen_err result, struct bytes reply);
+OMEN_CHECKED enum omen_err net_call_start(struct net_client *client, struct bytes message, uint32_t timeout_ms,
+        net_done done, void *arg, struct err *err);
+/* Blocking; the reply is appended to `reply`. */
+OMEN_CHECKED enum omen_err net_call(struct net_client *client, struct bytes message, uint32_t timeout_ms,
+        struct buf *reply, struct err *err);
+
+/* Small HTTP server for GET pages (metrics, health). Handlers run on nng threads; they fill `body`. */
+struct net_http;
+struct net_http_page {
+    const char *path;
+    /* Returns the HTTP status; sets *content_type_out (static). */
+    int (*handle)(void *arg, struct buf *body, const char **content_type_out);
+    void *arg;
+};
+OMEN_CHECKED enum omen_err net_http_start(const char *url, const struct net_http_page *pages, uint32_t page_count,
+        struct net_http **http_out, struct err *err); /* "http://127.0.0.1:7701" */
+uint16_t net_http_port(const struct net_http *http);
+void net_http_stop(struct net_http *http);
+
+#endif

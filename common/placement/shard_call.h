@@ -1,0 +1,85 @@
+/* What a router asks of a node: one call per shard (or for the catalog), answered asynchronously. Standalone mode
+ * hands the structs over in-process; between processes they get a codec in common/wire.
+ *
+ * Ownership: the caller owns the call and its inputs until `done`. Outputs borrow from the call's arena and from the
+ * node's view; they are valid until shard_service->release(call), which must be called exactly once after done. */
+#ifndef OMEN_COMMON_PLACEMENT_SHARD_CALL_H
+#define OMEN_COMMON_PLACEMENT_SHARD_CALL_H
+
+#include "common/placement/map.h"
+#include "common/query/filter.h"
+#include "common/query/point.h"
+
+enum shard_call_kind {
+    CALL_WRITE, CALL_SEARCH, CALL_GET, CALL_SCROLL, CALL_COUNT, CALL_STATS, /* one shard */
+    CALL_CATALOG,                                               /* create, drop, alias */
+};
+
+enum catalog_change_kind { CATALOG_CREATE = 1, CATALOG_DROP = 2, CATALOG_ALIAS_SET = 3, CATALOG_ALIAS_DROP = 4 };
+
+struct catalog_change {
+    enum catalog_change_kind kind;
+    char name[OMEN_NAME_BYTES_MAX + 1];   /* collection, or alias */
+    char target[OMEN_NAME_BYTES_MAX + 1]; /* ALIAS_SET: collection */
+    struct collection_schema schema;      /* CREATE */
+    uint32_t shard_count, replication;    /* CREATE */
+    float recall_target;                  /* CREATE */
+};
+
+struct shard_stats { /* of one shard, for describe */
+    uint64_t points, applied, durable, stream_bytes, meta_bytes, unindexed, applied_ops;
+};
+
+struct call_get { point_id id; struct shard_key key; bool any_key; };
+
+struct shard_call {
+    enum shard_call_kind kind;
+    uint64_t shard_id;
+    uint64_t collection_id;
+    uint64_t epoch;                 /* map epoch the caller routed with */
+    uint64_t deadline_ns;           /* monotonic; 0 = none */
+    enum consistency consistency;
+    uint64_t token_sequence;        /* session reads: at least this */
+
+    union { /* inputs, borrowed */
+        struct { const struct point_op *ops; uint32_t count; struct op_id op_id; } write;
+        struct { const struct search_params *searches; uint32_t count; } search;
+        struct { const struct call_get *items; uint32_t count; struct point_selection selection; } get;
+        struct {
+            const struct point_key *after; /* NULL = start */
+            uint32_t limit;
+            const struct filter *filter;
+            struct point_selection selection;
+        } scroll;
+        struct { const struct filter *filter; } count;
+        struct catalog_change catalog;
+    } in;
+
+    enum omen_err code;             /* outputs from here on */
+    struct err err;
+    uint64_t sequence;              /* write: its own; reads: the view's */
+    uint64_t engine_ns;             /* time spent inside storage */
+    union {
+        struct { uint32_t affected; bool duplicate; } write;
+        struct { struct hit **hits; uint32_t *counts; uint64_t rows_scanned; } search; /* [in.search.count] */
+        struct { struct point_view *points; uint32_t count; bool more; } points; /* get, scroll */
+        struct { uint64_t points; } count;
+        struct shard_stats stats;
+        struct { uint64_t collection_id; } catalog;
+    } out;
+
+    void (*done)(struct shard_call *call); /* any thread, also before submit returns; must not block */
+    void *arg;                      /* the caller's */
+    void *service_data;             /* the service's: arena, view; NULL at submit */
+};
+
+struct shard_service {
+    void *self;
+    void (*submit)(void *self, struct shard_call *call);
+    void (*release)(void *self, struct shard_call *call);
+    struct map *(*map_acquire)(void *self); /* newest known; map_unref it */
+    /* For /readyz and status: NULL or why not ready (static string). */
+    const char *(*not_ready)(void *self);
+};
+
+#endif

@@ -1,0 +1,154 @@
+/* OmenDB client library: the only installed header, and the only one that exports omen_* functions.
+ *
+ * A client holds a list of endpoints ("tcp://host:port,tcp://host2:port"), fails over between them, gives every write an
+ * op id and keeps it over retries, so that a retried write is applied once. Every function is thread-safe; results belong
+ * to the caller and are freed with the matching _free. Strings are UTF-8, NUL-terminated unless a length is given;
+ * payloads and filters are JSON text. Vectors are f32, row-major.
+ *
+ *   omen_client *db;
+ *   if (omen_open("tcp://127.0.0.1:7700", NULL, &db) != 0) { fprintf(stderr, "%s\n", omen_last_error()); ... }
+ *   omen_collection_create(db, "docs", &(omen_collection_options){ .dim = 128, .metric = "cosine" });
+ *   omen_upsert(db, "docs", ids, vectors, 128, payloads, count, NULL);
+ *   omen_results *r;
+ *   omen_search(db, "docs", query, 128, &(omen_search_options){ .k = 10, .filter = "{\"must\": [...]}" }, &r);
+ */
+#ifndef OMEN_H
+#define OMEN_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct omen_client omen_client;
+
+/* Codes are those of PROTOCOL.md: 0 ok, 1 invalid ... See omen_error_name(). */
+typedef int omen_code;
+
+/* A point's id: a number, or a UUID when `is_uuid`. */
+typedef struct { uint64_t number; uint8_t uuid[16]; bool is_uuid; } omen_id;
+
+typedef struct {
+    const char *api_key;         /* NULL = none */
+    uint32_t timeout_ms;         /* per request over all retries; 0 = 30 s */
+    uint32_t retries;            /* 0 = default 8; backoff with jitter, honours retry-after */
+    const char *client_name;     /* shown in server logs */
+} omen_options;
+
+omen_code omen_open(const char *endpoints, const omen_options *options, omen_client **client_out);
+void omen_close(omen_client *client);
+
+/* Of the calling thread's last failed call: sentence, field at fault ("" if none), code name. */
+const char *omen_last_error(void);
+const char *omen_last_error_field(void);
+const char *omen_error_name(omen_code code);
+
+/* ---- collections ---- */
+typedef struct { const char *name; uint32_t dim; const char *metric; } omen_vector_field;
+typedef struct {
+    uint32_t dim;                /* the one unnamed field; or give `fields` */
+    const char *metric;          /* "cosine" (default), "l2", "ip" */
+    const omen_vector_field *fields;
+    uint32_t field_count;
+    const char *shard_key;       /* payload path, NULL = none */
+    uint32_t shards;             /* 0 = 1 */
+    float recall_target;         /* 0 = 0.95 */
+} omen_collection_options;
+omen_code omen_collection_create(omen_client *client, const char *name, const omen_collection_options *options);
+omen_code omen_collection_drop(omen_client *client, const char *name);
+/* JSON documents (freed with omen_free): the list, one description, the server's status. */
+omen_code omen_collection_list(omen_client *client, char **json_out);
+omen_code omen_collection_describe(omen_client *client, const char *name, char **json_out);
+omen_code omen_status(omen_client *client, char **json_out);
+omen_code omen_alias_set(omen_client *client, const char *alias, const char *collection);
+omen_code omen_alias_drop(omen_client *client, const char *alias);
+void omen_free(void *ptr);
+
+/* ---- writes: durable and visible when they return OK; all points of a call or none ---- */
+typedef struct { uint32_t affected; bool duplicate; } omen_write_result;
+
+/* One column of vectors for a named field. */
+typedef struct { const char *field; const float *data; uint32_t dim; } omen_vectors;
+
+omen_code omen_upsert(omen_client *client, const char *collection, const omen_id *ids, const float *vectors,
+        uint32_t dim, const char *const *payloads_json, size_t count, omen_write_result *result_out);
+omen_code omen_upsert_fields(omen_client *client, const char *collection, const omen_id *ids,
+        const omen_vectors *columns, uint32_t column_count, const char *const *payloads_json, size_t count,
+        omen_write_result *result_out);
+/* `shard_keys_json`: [count] JSON values of the shard key, or NULL. */
+omen_code omen_delete(omen_client *client, const char *collection, const omen_id *ids,
+        const char *const *shard_keys_json, size_t count, omen_write_result *result_out);
+omen_code omen_set_payload(omen_client *client, const char *collection, const omen_id *ids,
+        const char *const *shard_keys_json, const char *const *payloads_json, size_t count, omen_write_result *result_out);
+omen_code omen_overwrite_payload(omen_client *client, const char *collection, const omen_id *ids,
+        const char *const *shard_keys_json, const char *const *payloads_json, size_t count, omen_write_result *result_out);
+omen_code omen_delete_payload(omen_client *client, const char *collection, const omen_id *ids,
+        const char *const *shard_keys_json, const char *const *paths, uint32_t path_count, size_t count,
+        omen_write_result *result_out);
+
+/* Pipelined upserts for loaders: up to `depth` requests in flight, submit blocks when full, errors surface at the next
+ * submit or at finish. Retries as above. */
+typedef struct omen_pipeline omen_pipeline;
+omen_code omen_pipeline_open(omen_client *client, const char *collection, uint32_t depth, omen_pipeline **pipeline_out);
+omen_code omen_pipeline_upsert(omen_pipeline *pipeline, const omen_id *ids, const float *vectors, uint32_t dim,
+        const char *const *payloads_json, size_t count);
+/* Called (from a library thread) each time a request of `count` points was acknowledged. */
+void omen_pipeline_on_ack(omen_pipeline *pipeline, void (*on_ack)(void *arg, size_t count), void *arg);
+omen_code omen_pipeline_finish(omen_pipeline *pipeline, uint64_t *acknowledged_out); /* waits, frees */
+
+/* ---- reads ---- */
+typedef struct {
+    omen_id id;
+    float score;                 /* searches only */
+    uint64_t version;
+    const char *shard_key_json;  /* NULL = none */
+    const char *payload_json;    /* NULL = not selected */
+    const omen_vectors *vectors; /* [vector_count] */
+    uint32_t vector_count;
+} omen_point;
+
+typedef struct {
+    omen_point *points;
+    size_t count;
+    const char *next_cursor;     /* scroll: NULL = end */
+    bool higher_is_nearer;       /* search: how to read scores */
+    uint64_t engine_ns;          /* time inside the storage engine */
+    uint32_t shards_asked, shards_total;
+} omen_results;
+void omen_results_free(omen_results *results); /* for arrays: the pointer that was returned */
+
+typedef struct {
+    bool with_payload, with_vectors;
+    const char *const *payload_include; /* paths, NULL-terminated, or NULL */
+    const char *const *payload_exclude;
+} omen_select;
+
+typedef struct {
+    const char *field;           /* NULL = unnamed */
+    uint32_t k, offset;          /* k 0 = 10 */
+    const char *filter;          /* JSON or NULL */
+    const float *score_threshold; /* NULL = none */
+    omen_select select;
+    const char *consistency;     /* "session" (default), "eventual", "linearizable" */
+    const omen_id *by_id;        /* search with the stored vector of this point instead of `query` */
+    const char *by_id_shard_key_json;
+} omen_search_options;
+
+omen_code omen_search(omen_client *client, const char *collection, const float *query, uint32_t dim,
+        const omen_search_options *options, omen_results **results_out);
+/* `results_out` [count]; queries [count][dim]. */
+omen_code omen_search_batch(omen_client *client, const char *collection, const float *queries, uint32_t dim,
+        size_t count, const omen_search_options *options, omen_results **results_out);
+omen_code omen_get(omen_client *client, const char *collection, const omen_id *ids, const char *const *shard_keys_json,
+        size_t count, const omen_select *select, omen_results **results_out);
+omen_code omen_scroll(omen_client *client, const char *collection, const char *cursor, uint32_t limit,
+        const char *filter, const omen_select *select, omen_results **results_out);
+omen_code omen_count(omen_client *client, const char *collection, const char *filter, uint64_t *count_out);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
