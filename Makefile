@@ -1,0 +1,275 @@
+# OmenDB: the one Makefile. Non-recursive: sources are found by wildcard, so adding a file needs no edit here.
+#
+# Everything lands in $(BUILD)/<flavour>/: release (default), asan (address + undefined), tsan, fuzz (clang, libFuzzer).
+#   <room>/*.c, <room>/*/*.c        -> lib<room>.a           (rooms: see ROOMS; */main.c is left to the binaries)
+#   tools/client/*.c                -> libomenclient.a       tools/omenctl/*.c -> omenctl    bench/*.c -> omen-bench
+#   node/main.c, router/main.c      -> omen-node, omen-router
+#   tests/support/*.c               -> libtestsupport.a
+#   tests/{unit,property,golden,fault}/test_*.c   -> one Check executable each, with its own main
+#   tests/fuzz/fuzz_*.c             -> one target each; tests/fuzz/driver.c replays the corpus, `make fuzz` explores
+# Variables: FLAVOUR= BUILD= CC= JOBS= V=1 (show commands) KINDS= ONLY= (which tests) CI=true (warnings are errors).
+# Libraries are named by hand, not asked of pkg-config: make reads this file before install-deps.sh has run.
+
+FLAVOUR ?= release
+BUILD   ?= build
+B       := $(BUILD)/$(FLAVOUR)
+PREFIX  ?= /usr/local
+JOBS    ?= $(shell nproc 2>/dev/null || echo 2)
+PYTHON  ?= /usr/bin/python3
+FUZZ_SECONDS ?= 60
+OMEN_FAULT_REPEATS ?= 20
+
+MAKEFLAGS += -rR --no-print-directory
+.SUFFIXES:
+.SECONDARY:
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := all
+
+ifeq ($(filter release asan tsan fuzz,$(FLAVOUR)),)
+$(error FLAVOUR must be release, asan, tsan or fuzz, not '$(FLAVOUR)')
+endif
+
+# ---- compiler ----------------------------------------------------------------------------------------------------
+
+ifeq ($(FLAVOUR),fuzz)
+CC := clang
+else ifneq ($(filter default undefined,$(origin CC)),)
+CC := gcc
+endif
+AR ?= ar
+ifneq ($(filter default undefined,$(origin AR)),)
+AR := ar
+endif
+IS_CLANG := $(findstring clang,$(CC))
+
+WARNINGS := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wold-style-definition -Wredundant-decls \
+        -Wpointer-arith -Wcast-qual -Wwrite-strings -Wundef -Wvla -Wformat=2 -Wimplicit-fallthrough -Wno-unused-parameter
+ifeq ($(IS_CLANG),)
+WARNINGS += -Wlogical-op -Wduplicated-cond -Wduplicated-branches
+endif
+
+# -ffp-contract=off: a*b+c is fused only where a kernel says so, so a sum has the same bits on every machine.
+CPPFLAGS_ALL := -I. -D_GNU_SOURCE
+CFLAGS_ALL   := -std=gnu11 -g -fno-omit-frame-pointer -ffp-contract=off -pthread $(WARNINGS)
+LDFLAGS_ALL  := -pthread -rdynamic -Wl,--as-needed
+
+ifeq ($(FLAVOUR),release)
+CPPFLAGS_ALL += -D_FORTIFY_SOURCE=2
+CFLAGS_ALL   += -O2 -fstack-protector-strong
+else ifeq ($(FLAVOUR),asan)
+CFLAGS_ALL   += -O1 -fsanitize=address,undefined -fno-sanitize-recover=all
+LDFLAGS_ALL  += -fsanitize=address,undefined
+else ifeq ($(FLAVOUR),tsan)
+CFLAGS_ALL   += -O1 -fsanitize=thread
+LDFLAGS_ALL  += -fsanitize=thread
+ifeq ($(IS_CLANG),)
+CFLAGS_ALL   += -Wno-tsan
+endif
+else ifeq ($(FLAVOUR),fuzz)
+CFLAGS_ALL   += -O1 -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all
+LDFLAGS_ALL  += -fsanitize=fuzzer,address,undefined
+endif
+ifeq ($(CI),true)
+WERROR := -Werror
+endif
+
+LIBS       := -lnng -llmdb -lmsgpackc -lyaml -ljansson -lxxhash -lpthread -lm
+LIBS_CHECK := -lcheck_pic -lsubunit -lrt
+
+# ---- sources -----------------------------------------------------------------------------------------------------
+
+ROOMS := common storage consensus router node
+objs   = $(patsubst %.c,$(B)/obj/%.o,$(1))
+
+define room
+SRCS_$(1) := $$(filter-out %/main.c,$$(wildcard $(1)/*.c $(1)/*/*.c))
+LIB_$(1)  := $$(if $$(SRCS_$(1)),$(B)/lib$(1).a)
+endef
+$(foreach r,$(ROOMS),$(eval $(call room,$(r))))
+
+SRCS_omenclient  := $(wildcard tools/client/*.c)
+SRCS_testsupport := $(wildcard tests/support/*.c)
+LIB_omenclient   := $(if $(SRCS_omenclient),$(B)/libomenclient.a)
+LIB_testsupport  := $(if $(SRCS_testsupport),$(B)/libtestsupport.a)
+
+SRCS_omenctl := $(wildcard tools/omenctl/*.c)
+SRCS_inspect := $(wildcard tools/inspect/*.c)
+SRCS_bench   := $(wildcard bench/*.c)
+SRCS_node_main   := $(wildcard node/main.c)
+SRCS_router_main := $(wildcard router/main.c)
+
+LIBS_BELOW_NODE := $(LIB_node) $(LIB_router) $(LIB_consensus) $(LIB_storage) $(LIB_common)
+ALL_LIBS        := $(LIB_testsupport) $(LIB_omenclient) $(LIBS_BELOW_NODE)
+
+BINS := $(if $(SRCS_node_main),$(B)/omen-node) $(if $(SRCS_router_main),$(B)/omen-router) \
+        $(if $(SRCS_omenctl),$(B)/omenctl) $(if $(SRCS_inspect),$(B)/omen-inspect) $(if $(SRCS_bench),$(B)/omen-bench)
+
+SRCS_checked := $(foreach k,unit property golden fault,$(wildcard tests/$(k)/test_*.c))
+SRCS_fuzz    := $(wildcard tests/fuzz/fuzz_*.c)
+FUZZ_DRIVER  := $(if $(filter fuzz,$(FLAVOUR)),,$(call objs,tests/fuzz/driver.c))
+TEST_BINS    := $(SRCS_checked:%.c=$(B)/%)
+FUZZ_BINS    := $(SRCS_fuzz:%.c=$(B)/%)
+
+ALL_SRCS := $(foreach r,$(ROOMS),$(SRCS_$(r))) $(SRCS_omenclient) $(SRCS_testsupport) $(SRCS_omenctl) $(SRCS_inspect) \
+        $(SRCS_bench) $(SRCS_node_main) $(SRCS_router_main) $(SRCS_checked) $(SRCS_fuzz) tests/fuzz/driver.c
+
+# ---- flags of single files ---------------------------------------------------------------------------------------
+
+# Kernels above the ABI floor, each file alone; common code must not be compiled with these flags.
+ifneq ($(filter x86_64%,$(shell $(CC) -dumpmachine 2>/dev/null || uname -m)),)
+$(B)/obj/storage/kernel/avx2.o:   FILE_FLAGS := -mavx2 -mfma -mf16c -mbmi2 -mpopcnt
+AVX512 := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma -mf16c -mbmi2 -mpopcnt
+$(B)/obj/storage/kernel/avx512.o: FILE_FLAGS := $(AVX512)
+$(B)/obj/storage/kernel/avx512_vnni.o: FILE_FLAGS := $(AVX512) -mavx512vnni -mavx512vpopcntdq
+endif
+
+# The commit is compiled into one file, so a commit rebuilds one file.
+COMMIT := $(or $(shell test -e .git && git rev-parse --short=12 HEAD 2>/dev/null),unknown)
+$(B)/obj/common/version.o: FILE_FLAGS := -DOMEN_COMMIT='"$(COMMIT)"'
+$(B)/obj/common/version.o: $(B)/stamp/commit
+
+# LLVMFuzzerTestOneInput has no header of ours.
+$(B)/obj/tests/fuzz/%.o: FILE_FLAGS := -Wno-missing-prototypes
+
+# ---- rules -------------------------------------------------------------------------------------------------------
+
+Q    := $(if $(V),,@)
+say   = $(if $(V),,@printf '  %-6s %s\n' $(1) $(2))
+
+# A stamp changes only when its text does: other flags or another set of sources rebuild what they touch.
+stamp = @mkdir -p $(@D); printf '%s\n' $(1) | cmp -s - $@ || printf '%s\n' $(1) > $@
+
+$(B)/stamp/flags: FORCE
+	$(call stamp,'$(CC) $(CPPFLAGS_ALL) $(CPPFLAGS) $(CFLAGS_ALL) $(CFLAGS)')
+$(B)/stamp/commit: FORCE
+	$(call stamp,'$(COMMIT)')
+$(B)/stamp/srcs_%: FORCE
+	$(call stamp,'$(SRCS_$*)')
+
+$(B)/obj/%.o: %.c $(B)/stamp/flags
+	$(call say,CC,$<)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CPPFLAGS_ALL) $(CPPFLAGS) $(CFLAGS_ALL) $(WERROR) $(CFLAGS) $(FILE_FLAGS) -MMD -MP -c -o $@ $<
+
+# Archives and links are written aside and moved into place: whoever runs the old file keeps it.
+define archive
+$(B)/lib$(1).a: $(call objs,$(SRCS_$(1))) $(B)/stamp/srcs_$(1)
+	$$(call say,AR,$$@)
+	$$(Q)rm -f $$@.new && $(AR) rcsD $$@.new $$(filter %.o,$$^) && mv -f $$@.new $$@
+endef
+$(foreach l,$(ROOMS) omenclient testsupport,$(if $(SRCS_$(l)),$(eval $(call archive,$(l)))))
+
+link = $(Q)mkdir -p $(@D) && $(CC) $(CFLAGS_ALL) $(CFLAGS) $(LDFLAGS_ALL) $(LDFLAGS) -o $@.new \
+        $(filter %.o,$^) $(filter %.a,$^) $(1) && mv -f $@.new $@
+
+$(B)/omen-node: $(call objs,$(SRCS_node_main)) $(LIBS_BELOW_NODE)
+	$(call say,LINK,$@)
+	$(call link,$(LIBS))
+$(B)/omen-router: $(call objs,$(SRCS_router_main)) $(LIB_router) $(LIB_common)
+	$(call say,LINK,$@)
+	$(call link,$(LIBS))
+$(B)/omenctl: $(call objs,$(SRCS_omenctl)) $(LIB_omenclient) $(LIB_common) $(B)/stamp/srcs_omenctl
+	$(call say,LINK,$@)
+	$(call link,$(LIBS))
+$(B)/omen-inspect: $(call objs,$(SRCS_inspect)) $(LIB_storage) $(LIB_common) $(B)/stamp/srcs_inspect
+	$(call say,LINK,$@)
+	$(call link,$(LIBS))
+$(B)/omen-bench: $(call objs,$(SRCS_bench)) $(LIB_omenclient) $(LIBS_BELOW_NODE) $(B)/stamp/srcs_bench
+	$(call say,LINK,$@)
+	$(call link,$(LIBS))
+
+$(TEST_BINS): $(B)/%: $(B)/obj/%.o $(ALL_LIBS)
+	$(call say,LINK,$@)
+	$(call link,$(LIBS_CHECK) $(LIBS))
+$(FUZZ_BINS): $(B)/%: $(B)/obj/%.o $(FUZZ_DRIVER) $(ALL_LIBS)
+	$(call say,LINK,$@)
+	$(call link,$(LIBS))
+
+-include $(patsubst %.o,%.d,$(call objs,$(ALL_SRCS)))
+
+# ---- targets -----------------------------------------------------------------------------------------------------
+
+# Sub-makes run with as many jobs as there are processors unless the caller chose (make -j sets a job server).
+SUBMAKE = +@$(MAKE) $(if $(findstring jobserver,$(MAKEFLAGS)),,-j$(JOBS)) BUILD=$(BUILD)
+
+.PHONY: FORCE all build build-tests build-fuzz deps help test test-run asan tsan fuzz fault bench check demo fmt install clean
+FORCE:
+
+all: ## build the binaries and libraries (FLAVOUR=release)
+	$(SUBMAKE) FLAVOUR=$(FLAVOUR) build
+
+build: $(BINS) $(ALL_LIBS)
+build-tests: $(BINS) $(TEST_BINS) $(FUZZ_BINS)
+build-fuzz: $(FUZZ_BINS)
+
+deps: ## install what is missing from Debian's packages
+	@sh deploy/install-deps.sh
+
+demo: deps ## install, build, load real data, search, break, show nothing was lost
+	$(SUBMAKE) FLAVOUR=release build
+	@OMEN_BUILD=$(BUILD)/release deploy/demo/run.sh
+
+RUN_TESTS = OMEN_BUILD=$(B) OMEN_FLAVOUR=$(FLAVOUR) $(PYTHON) tests/run.py --build $(B) --flavour $(FLAVOUR) \
+        $(if $(ONLY),--only '$(ONLY)')
+DEEP_KINDS := unit,property,golden,fuzz,integration
+
+# A build that fails counts as one failed test, so that the last line always has its form.
+test: deps ## install, build, run all tests but the long ones (KINDS=unit,... ONLY=pattern)
+	$(SUBMAKE) FLAVOUR=$(FLAVOUR) build-tests || { echo '0 passed, 1 failed'; exit 1; }
+	@$(RUN_TESTS) --kinds $(or $(KINDS),check,$(DEEP_KINDS))
+
+check: ## rooms, headers, formatting, sizes and scripts, without building
+	@$(RUN_TESTS) --kinds check
+
+asan: ## the tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	$(SUBMAKE) FLAVOUR=asan build-tests
+	+@$(MAKE) FLAVOUR=asan KINDS=$(or $(KINDS),$(DEEP_KINDS)) test-run
+
+tsan: ## the tests under ThreadSanitizer
+	$(SUBMAKE) FLAVOUR=tsan build-tests
+	+@$(MAKE) FLAVOUR=tsan KINDS=$(or $(KINDS),$(DEEP_KINDS)) test-run
+
+test-run:
+	@$(RUN_TESTS) --kinds $(KINDS)
+
+fault: ## failing allocations, writes, fsyncs and killed processes, OMEN_FAULT_REPEATS=20
+	$(SUBMAKE) FLAVOUR=$(FLAVOUR) build-tests
+	@OMEN_FAULT_REPEATS=$(OMEN_FAULT_REPEATS) $(RUN_TESTS) --kinds fault --timeout 3600
+
+fuzz: ## libFuzzer on each decoder for FUZZ_SECONDS=60, from its corpus (needs clang)
+	@command -v clang >/dev/null || { echo 'clang is missing: sh deploy/install-deps.sh dev'; exit 1; }
+	$(SUBMAKE) FLAVOUR=fuzz build-fuzz
+	@sh deploy/check/fuzz.sh $(BUILD)/fuzz $(FUZZ_SECONDS) '$(ONLY)'
+
+bench: ## the benchmark set, JSON lines under build/bench/ [bench/run.sh]
+	$(SUBMAKE) FLAVOUR=release build
+	@OMEN_BUILD=$(BUILD)/release bench/run.sh
+
+fmt: ## format the C sources (FILES=... for some of them)
+	@command -v clang-format >/dev/null || { echo 'clang-format is missing: sh deploy/install-deps.sh dev'; exit 1; }
+	@clang-format -i $(or $(FILES),$(wildcard $(foreach d,$(ROOMS) tools bench tests,$(d)/*.[ch] $(d)/*/*.[ch])))
+
+# The installed library is one object with only omen_* visible: what it takes from common/ stays inside.
+$(B)/sdk/libomenclient.a: $(LIB_omenclient) $(LIB_common)
+	@mkdir -p $(@D)
+	$(Q)ld -r -o $(@D)/omenclient.o --whole-archive $(LIB_omenclient) --no-whole-archive $(LIB_common)
+	$(Q)objcopy --wildcard --keep-global-symbol='omen_*' $(@D)/omenclient.o
+	$(Q)rm -f $@ && $(AR) rcsD $@ $(@D)/omenclient.o
+
+install: $(if $(LIB_omenclient),$(B)/sdk/libomenclient.a) ## binaries, omen.h and libomenclient.a under PREFIX=/usr/local (DESTDIR=)
+	$(SUBMAKE) FLAVOUR=$(FLAVOUR) build
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/include $(DESTDIR)$(PREFIX)/lib
+	install -m 755 $(filter-out %/omen-bench,$(BINS)) $(DESTDIR)$(PREFIX)/bin/
+ifneq ($(LIB_omenclient),)
+	install -m 644 tools/client/omen.h $(DESTDIR)$(PREFIX)/include/
+	install -m 644 $(B)/sdk/libomenclient.a $(DESTDIR)$(PREFIX)/lib/
+endif
+
+clean: ## remove build/
+	rm -rf $(BUILD)
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { t = $$1; d = $$2; \
+	  if (match(d, / \[[^]]*\]$$/)) { f = substr(d, RSTART + 2, RLENGTH - 3); d = substr(d, 1, RSTART - 1); \
+	    if ((getline line < f) < 0) next; close(f) } \
+	  printf "  make %-8s %s\n", t, d }' Makefile
