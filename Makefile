@@ -212,11 +212,12 @@ demo: deps ## install, build, load real data, search, break, show nothing was lo
 RUN_TESTS = OMEN_BUILD=$(B) OMEN_FLAVOUR=$(FLAVOUR) $(PYTHON) tests/run.py --build $(B) --flavour $(FLAVOUR) \
         $(if $(ONLY),--only '$(ONLY)')
 DEEP_KINDS := unit,property,golden,fuzz,integration
+TEST_KINDS := check,$(DEEP_KINDS)
 
 # A build that fails counts as one failed test, so that the last line always has its form.
 test: deps ## install, build, run all tests but the long ones (KINDS=unit,... ONLY=pattern)
 	$(SUBMAKE) FLAVOUR=$(FLAVOUR) build-tests || { echo '0 passed, 1 failed'; exit 1; }
-	@$(RUN_TESTS) --kinds $(or $(KINDS),check,$(DEEP_KINDS))
+	@$(RUN_TESTS) --kinds $(or $(KINDS),$(TEST_KINDS))
 
 check: ## rooms, headers, formatting, sizes and scripts, without building
 	@$(RUN_TESTS) --kinds check
@@ -239,7 +240,13 @@ fault: ## failing allocations, writes, fsyncs and killed processes, OMEN_FAULT_R
 fuzz: ## libFuzzer on each decoder for FUZZ_SECONDS=60, from its corpus (needs clang)
 	@command -v clang >/dev/null || { echo 'clang is missing: sh deploy/install-deps.sh dev'; exit 1; }
 	$(SUBMAKE) FLAVOUR=fuzz build-fuzz
-	@sh deploy/check/fuzz.sh $(BUILD)/fuzz $(FUZZ_SECONDS) '$(ONLY)'
+	@for exe in $(SRCS_fuzz:%.c=$(BUILD)/fuzz/%); do \
+	  name=$${exe##*/fuzz_}; case $$name in *$(ONLY)*) ;; *) continue ;; esac; found=$(BUILD)/fuzz/corpus/$$name; seeds=tests/fuzz/corpus/$$name; \
+	  mkdir -p $$found; test -d $$seeds || seeds=; \
+	  echo "== $$name, $(FUZZ_SECONDS) s; what it finds goes to $$found"; \
+	  $$exe -max_total_time=$(FUZZ_SECONDS) -timeout=20 -rss_limit_mb=2048 -print_final_stats=1 -verbosity=0 \
+	    -artifact_prefix=$(BUILD)/fuzz/$$name- $$found $$seeds || exit 1; \
+	done
 
 bench: ## the benchmark set, JSON lines under build/bench/ [bench/run.sh]
 	$(SUBMAKE) FLAVOUR=release build
