@@ -40,11 +40,14 @@ struct entry_builder *entry_builder_new(const struct collection_schema *schema);
 void entry_builder_free(struct entry_builder *b);
 void entry_builder_reset(struct entry_builder *b);
 void entry_builder_begin_request(struct entry_builder *b, struct op_id op_id);
-/* Copies key, payload and vectors. The op must have been validated against the schema (CHECKed here). */
+/* Copies key, payload and vectors. The op must have been validated against the schema (CHECKed here); in a builder
+ * without requests (for a derived entry) ops stand alone. OMEN_ETOOBIG past ENTRY_BYTES_MAX, OMEN_ENOMEM: nothing added. */
 OMEN_CHECKED enum omen_err entry_builder_add(struct entry_builder *b, const struct point_op *op);
 size_t entry_builder_bytes(const struct entry_builder *b);   /* what finish would give now */
 uint32_t entry_builder_op_count(const struct entry_builder *b);
-/* Lay out, stamp, checksum. The bytes are a fresh 64-byte aligned allocation owned by the caller (mem_free). */
+uint32_t entry_builder_request_count(const struct entry_builder *b); /* begin_request at ENTRY_REQUESTS_MAX is a bug */
+/* Lay out, stamp, checksum. The bytes are a fresh 64-byte aligned allocation owned by the caller (mem_free). The builder
+ * keeps its content until reset. A derived entry holds upserts only and may have no requests; others have at least one. */
 OMEN_CHECKED enum omen_err entry_builder_finish(struct entry_builder *b, uint64_t log_time_ms, uint64_t epoch,
         bool derived, uint8_t **entry_out, uint32_t *len_out);
 
@@ -72,9 +75,14 @@ struct entry_op {
 
 /* Check everything an untrusted entry could lie about: magic, version, sizes, every offset and count against the total,
  * alignment, op kinds, row tables, request ranges, and with `deep` the CRC, every doc and every float's finiteness.
- * `schema` gives field count and dims. OMEN_ECORRUPT with the reason. */
+ * `schema` gives field count and dims. OMEN_ECORRUPT with the reason and the offset.
+ * The layout is canonical: every offset follows from the counts, rows of a field are numbered in the order of their ops,
+ * the heap holds keys and docs in the order of their ops, all without gaps or overlap, so content has one encoding.
+ * `bytes` must be 8-byte aligned (CHECKed); `len` must be the entry's total. Cost: O(op_count); with `deep` one pass. */
 OMEN_CHECKED enum omen_err entry_parse(const void *bytes, size_t len, const struct collection_schema *schema,
         bool deep, struct entry *entry_out, struct err *err);
+/* The view over bytes that passed entry_parse before (deep when they came from outside) and have not changed. O(1). */
+void entry_attach(const void *bytes, const struct collection_schema *schema, struct entry *entry_out);
 void entry_request_at(const struct entry *e, uint32_t i, struct entry_request *request_out);
 void entry_op_at(const struct entry *e, uint32_t i, struct entry_op *op_out);
 static inline const float *entry_row(const struct entry *e, uint32_t field, uint32_t row, uint32_t dim)
