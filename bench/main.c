@@ -1,0 +1,31 @@
+/* omen-bench: one program, one subcommand per benchmark. */
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "bench/bench.h"
+
+static const struct { const char *name; int (*run)(int argc, char **argv); const char *help; } benches[] = {
+    { "stream", bench_stream, "append stream: vectors/s to the last durable checkpoint, then kill -9, reopen, check" },
+    { "scan", bench_scan, "exact scan of data larger than the caches, against streaming read bandwidth" },
+    { "wire", bench_wire, "a running server: durable upserts, group commit of many clients, small searches" },
+};
+
+static int usage(FILE *out)
+{
+    fprintf(out, "usage: omen-bench BENCH [options]\n\nPrints one JSON object per line. BENCH --help lists its options.\n\n");
+    for (size_t i = 0; i < sizeof benches / sizeof benches[0]; i++)
+        fprintf(out, "  %-8s %s\n", benches[i].name, benches[i].help);
+    return out == stdout ? 0 : 2;
+}
+
+int main(int argc, char **argv)
+{
+    signal(SIGPIPE, SIG_IGN);
+    if (argc < 2) return usage(stderr);
+    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "help") == 0) return usage(stdout);
+    for (size_t i = 0; i < sizeof benches / sizeof benches[0]; i++)
+        if (strcmp(argv[1], benches[i].name) == 0) return benches[i].run(argc - 1, argv + 1);
+    fprintf(stderr, "omen-bench: unknown benchmark '%s'\n", argv[1]);
+    return usage(stderr);
+}
