@@ -20,6 +20,7 @@
 #include "common/check.h"
 #include "common/json.h"
 #include "common/mem.h"
+#include "common/query/point.h"
 #include "common/vfs.h"
 #include "tools/client/omen.h"
 
