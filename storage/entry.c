@@ -6,7 +6,6 @@
 #include "common/bytes.h"
 #include "common/check.h"
 #include "common/crc32c.h"
-#include "common/utf8.h"
 #include "storage/entry.h"
 #include "storage/entry_layout.h"
 #include "storage/kernel/kernel.h"
@@ -197,15 +196,6 @@ static enum omen_err parse_ops(const struct entry *e, const struct collection_sc
             return bad(err, ENTRY_COLUMNS_OFF + 8 * f + 4, "row of no operation");
     }
     return OMEN_OK;
-}
-
-static bool utf8_valid(const uint8_t *p, size_t len)
-{
-    for (size_t at = 0, step; at < len; at += step) {
-        step = utf8_sequence_bytes(p + at, len - at);
-        if (step == 0) return false;
-    }
-    return true;
 }
 
 /* Canonical bytes as common/query/point.h says. */
