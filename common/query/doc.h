@@ -16,7 +16,7 @@
 #include "common/err.h"
 #include "common/mem.h"
 
-#define DOC_DEPTH_MAX 16            /* nested arrays and objects */
+#define DOC_DEPTH_MAX 32            /* nested arrays and objects; a filter of FILTER_DEPTH_MAX levels fits */
 #define DOC_BYTES_MAX (64 * 1024)   /* one point's payload */
 #define DOC_FILTER_BYTES_MAX (1024 * 1024) /* a filter given as a doc: has_id and any lists are long */
 #define DOC_KEY_BYTES_MAX 255
@@ -31,28 +31,104 @@ struct doc {
 };
 
 /* Check untrusted bytes once, where they enter: structure, lengths, depth, UTF-8, key order, finite numbers, no
- * trailing bytes, at most `limit_bytes`. Everything below trusts a doc that passed. */
+ * trailing bytes, at most `limit_bytes`. Everything below trusts a doc that passed. -0.0 stays as it is.
+ * Errors: OMEN_ETOOBIG (limit_bytes, depth, key length), else OMEN_EINVAL; the field is the path inside the doc, the
+ * sentence names the byte. Cost: one pass, no allocation. */
 OMEN_CHECKED enum omen_err doc_validate(struct bytes bytes, uint32_t limit_bytes, struct doc *doc_out, struct err *err);
 
-enum doc_type doc_type(struct doc doc);
-int64_t doc_i64(struct doc doc);              /* DOC_I64 */
-double doc_f64(struct doc doc);               /* DOC_F64, or DOC_I64 converted */
-bool doc_is_number(struct doc doc);
-struct bytes doc_string(struct doc doc);      /* DOC_STRING; not NUL-terminated */
-uint32_t doc_count(struct doc doc);           /* elements of an array, members of an object */
+/* Well-formed UTF-8 as RFC 3629 has it: no overlong forms, no surrogates, nothing above U+10FFFF. NUL is allowed. */
+bool utf8_valid(const void *data, size_t len);
+
+/* Readers of a validated doc. Small and inline: filters run them once per point and condition. */
+static inline enum doc_type doc_type(struct doc doc) { return (enum doc_type)doc.data[0]; }
+
+static inline int64_t doc_i64(struct doc doc) /* DOC_I64 */
+{
+    return (int64_t)load_u64(doc.data + 1);
+}
+
+static inline double doc_f64(struct doc doc) /* DOC_F64, or DOC_I64 converted */
+{
+    if (doc.data[0] == DOC_I64) return (double)doc_i64(doc);
+    double v;
+    memcpy(&v, doc.data + 1, sizeof v);
+    return v;
+}
+
+static inline bool doc_is_number(struct doc doc) { return doc.data[0] == DOC_I64 || doc.data[0] == DOC_F64; }
+
+static inline struct bytes doc_string(struct doc doc) /* DOC_STRING; not NUL-terminated */
+{
+    return (struct bytes){ doc.data + 5, load_u32(doc.data + 1) };
+}
+
+static inline uint32_t doc_count(struct doc doc) /* elements of an array, members of an object; else 0 */
+{
+    return doc.data[0] >= DOC_ARRAY ? load_u32(doc.data + 5) : 0;
+}
+
+/* Encoded length of the validated value at `data`. */
+static inline uint32_t doc_encoded_bytes(const uint8_t *data)
+{
+    switch (data[0]) {
+    case DOC_I64:
+    case DOC_F64: return 9;
+    case DOC_STRING: return 5 + load_u32(data + 1);
+    case DOC_ARRAY:
+    case DOC_OBJECT: return 9 + load_u32(data + 1);
+    default: return 1;
+    }
+}
 
 /* Iterate an array or object: struct doc_iter it = doc_iter(d); while (doc_next(&it, &key, &value)) ...
- * `key` is empty in arrays; `key_out` may be NULL. */
+ * `key` is empty in arrays; `key_out` may be NULL. Any other type (or an absent doc) has nothing to iterate. */
 struct doc_iter { const uint8_t *next; uint32_t left; bool object; };
-struct doc_iter doc_iter(struct doc doc);
-bool doc_next(struct doc_iter *it, struct bytes *key_out, struct doc *value_out);
 
-/* Member of an object by key; {NULL,0} when absent or not an object. */
+static inline struct doc_iter doc_iter(struct doc doc)
+{
+    if (doc.data == NULL || doc.data[0] < DOC_ARRAY) return (struct doc_iter){ NULL, 0, false };
+    return (struct doc_iter){ doc.data + 9, load_u32(doc.data + 5), doc.data[0] == DOC_OBJECT };
+}
+
+static inline bool doc_next(struct doc_iter *it, struct bytes *key_out, struct doc *value_out)
+{
+    if (it->left == 0) return false;
+    struct bytes key = { NULL, 0 };
+    const uint8_t *p = it->next;
+    if (it->object) {
+        key = (struct bytes){ p + 2, load_u16(p) };
+        p += 2 + key.len;
+    }
+    if (key_out != NULL) *key_out = key;
+    *value_out = (struct doc){ p, doc_encoded_bytes(p) };
+    it->next = p + value_out->len;
+    it->left--;
+    return true;
+}
+
+/* The order of keys in an object: by bytes, a prefix first. */
+static inline int doc_key_compare(struct bytes a, struct bytes b)
+{
+    size_t n = a.len < b.len ? a.len : b.len;
+    int order = n == 0 ? 0 : memcmp(a.data, b.data, n);
+    return order != 0 ? order : (a.len > b.len) - (a.len < b.len);
+}
+
+/* Member of an object by key; {NULL,0} when absent or not an object. Cost: the members before it. */
 struct doc doc_member(struct doc object, struct bytes key);
-bool doc_equal(struct doc a, struct doc b);  /* same type and value; 1 and 1.0 are equal numbers */
+/* Same type and value; 1 and 1.0 are equal numbers, compared exactly (2^53 + 1 is no double), and so are 0.0 and -0.0.
+ * Two absent docs are equal. */
+bool doc_equal(struct doc a, struct doc b);
+/* Order of the encoded bytes (shorter first when one begins the other): for sorted sets of values. Unlike doc_equal it
+ * tells 1 from 1.0. */
+int doc_compare_bytes(struct doc a, struct doc b);
+/* Levels of arrays and objects: 0 for a scalar. */
+uint32_t doc_depth(struct doc doc);
 
 /* Building. Objects may be fed in any key order: they are sorted when ended; a duplicate key is OMEN_EINVAL there.
- * Errors stick and are reported by doc_builder_finish. Threads: one. */
+ * Errors (the same as doc_validate's, and OMEN_ENOMEM) stick and are reported by doc_builder_finish; what is put after
+ * the first is ignored. Calls that do not nest (a value without its key, an end too many, a finish too early) are bugs
+ * and CHECKed. Memory: at most about 2 x limit_bytes and 8 bytes per open member. Threads: one. */
 struct doc_builder;
 struct doc_builder *doc_builder_new(uint32_t limit_bytes);
 void doc_builder_free(struct doc_builder *b);

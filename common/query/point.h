@@ -25,16 +25,20 @@ typedef struct {
     uint8_t kind;
 } point_id;
 
-#define POINT_ID_TEXT_BYTES 37
+#define POINT_ID_TEXT_BYTES 37 /* with the NUL */
 int point_id_compare(point_id a, point_id b);
 static inline bool point_id_equal(point_id a, point_id b) { return a.lo == b.lo && a.hi == b.hi && a.kind == b.kind; }
 void point_id_format(point_id id, char text_out[POINT_ID_TEXT_BYTES]); /* decimal, or 8-4-4-4-12 */
+/* A number without sign or leading zeros, or a UUID with or without its hyphens, in any case. OMEN_EINVAL on anything else,
+ * numbers past 2^64 - 1 included; `id_out` untouched then. */
 OMEN_CHECKED enum omen_err point_id_parse(const char *text, size_t len, point_id *id_out);
 
 /* Shard key in canonical bytes (CORRECTNESS I1): tag u8 then value. 1 string: UTF-8 bytes. 2 bool: 0/1.
- * 3 i64: 8 bytes big-endian two's complement. Empty = the collection has no shard key. */
+ * 3 i64: 8 bytes big-endian two's complement. Empty = the collection has no shard key. At most OMEN_SHARD_KEY_BYTES_MAX
+ * with the tag. Part of the protocol: tests/golden/shard_keys.txt. */
 struct shard_key { struct bytes canonical; };
-/* From a payload value; floats, arrays, objects, null are OMEN_EINVAL naming `path`. Bytes live in `arena`. */
+/* From a payload value; floats, arrays, objects, null and an absent value are OMEN_EINVAL naming `path`, a string that is
+ * too long OMEN_ETOOBIG. Bytes live in `arena`. */
 OMEN_CHECKED enum omen_err shard_key_from_doc(struct doc value, const char *path, struct arena *arena,
         struct shard_key *key_out, struct err *err);
 
@@ -47,10 +51,12 @@ struct point_key {
 };
 struct point_key point_key_make(point_id id, struct shard_key key);
 int point_key_compare(const struct point_key *a, const struct point_key *b);
-void point_key_encode(const struct point_key *key, uint8_t out[POINT_KEY_BYTES]); /* big-endian, memcmp order */
+/* kind u8 | id hi | id lo | key_hi | key_lo, all big-endian: memcmp order is point_key_compare order. */
+void point_key_encode(const struct point_key *key, uint8_t out[POINT_KEY_BYTES]);
 void point_key_decode(const uint8_t in[POINT_KEY_BYTES], struct point_key *key_out);
 
-/* Slot of a point, 0..4095: hash64(canonical shard key bytes, or without one: tag 'i' + encoded id) mod 4096. */
+/* Slot of a point, 0..4095: hash64(canonical shard key bytes, or without one: 'i' and the id as in point_key_encode, which
+ * is kind u8, hi, lo big-endian: 18 bytes) mod 4096. */
 #define OMEN_SLOT_COUNT 4096
 uint32_t point_slot(point_id id, struct shard_key key);
 
@@ -137,7 +143,8 @@ struct hit {
     struct point_view point;
 };
 
-/* Reported score of a ranking distance: l2 -> sqrt(distance); ip, cosine -> -distance. */
+/* Reported score of a ranking distance: l2 -> sqrt(distance), a distance that rounding made negative counting as 0;
+ * ip, cosine -> -distance, never -0. */
 float score_of_distance(enum metric metric, float distance);
 /* Order of hits everywhere: by distance, ties by id, then by key hash. */
 int hit_compare(const struct hit *a, const struct hit *b);
