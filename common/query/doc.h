@@ -146,26 +146,36 @@ void doc_end(struct doc_builder *b);
 /* The finished value, borrowed until the next reset or free. The error's field is the path of the offending value. */
 OMEN_CHECKED enum omen_err doc_builder_finish(struct doc_builder *b, struct doc *doc_out, struct err *err);
 
-/* A payload path as Qdrant's users write it: "section", "a.b", "tags[]" (every element), "items[].price",
- * "\"odd.key\".x". Parsed once, walked many times. */
+#define DOC_PATH_STEPS_MAX DOC_DEPTH_MAX /* a longer path could lead nowhere */
+
+/* A payload path as Qdrant's users write it: "section", "a.b", "tags[]" (every element), "tags[0]", "items[].price",
+ * "\"odd.key\".x". Parsed once, walked many times. Lives in `arena`, with a copy of the text.
+ * Errors: OMEN_ETOOBIG (DOC_PATH_BYTES_MAX, DOC_PATH_STEPS_MAX, DOC_KEY_BYTES_MAX), OMEN_EINVAL, OMEN_ENOMEM; the
+ * sentence quotes the path and names the byte, the field is left to the caller. */
 struct doc_path;
 OMEN_CHECKED enum omen_err doc_path_parse(const char *text, size_t len, struct arena *arena,
         const struct doc_path **path_out, struct err *err);
-struct bytes doc_path_text(const struct doc_path *path);
-/* Call `each` for every value at the path; arrays at the end of a path are also opened, as Qdrant does, when
- * `open_arrays`. Stops when it returns false; returns false when stopped. */
+struct bytes doc_path_text(const struct doc_path *path); /* as it was given; NUL-terminated */
+bool doc_path_has_arrays(const struct doc_path *path);   /* holds a [] or [n] */
+/* Call `each` for every value at the path; arrays at the end of a path are also opened (one level), as Qdrant does, when
+ * `open_arrays`: an empty one then gives no value. Stops when it returns false; returns false when stopped.
+ * An absent root has no values. */
 bool doc_path_each(const struct doc_path *path, struct doc root, bool open_arrays,
         bool (*each)(void *arg, struct doc value), void *arg);
 /* First value at the path, not opening arrays; {NULL,0} when absent. */
 struct doc doc_path_first(const struct doc_path *path, struct doc root);
 
-/* Payload operations, used by apply: deterministic, no clock, no locale. Results are appended to `out`.
- * merge: members of `patch` replace those of `base` (top level, as Qdrant's set_payload; `base` absent = {}).
- * remove: drop the members at `paths`. Result over DOC_BYTES_MAX is OMEN_ETOOBIG. */
+/* Payload operations, used by apply: deterministic, no clock, no locale. Results are appended to `out`, which is as
+ * before on an error. `base` absent = {}; a base or patch that is no object is OMEN_EINVAL.
+ * merge: members of `patch` replace those of `base` (top level, as Qdrant's set_payload; a null is stored as a null).
+ * remove: drop what is at `paths`; "tags[]" leaves an empty array, "tags[0]" and "tags[1]" together drop the first two.
+ * Result over DOC_BYTES_MAX is OMEN_ETOOBIG. */
 OMEN_CHECKED enum omen_err doc_merge(struct doc base, struct doc patch, struct buf *out, struct err *err);
 OMEN_CHECKED enum omen_err doc_remove(struct doc base, const struct doc_path *const *paths, uint32_t path_count,
         struct buf *out, struct err *err);
-/* Keep only (`include`) or all but (`exclude`) the given paths; for what a search returns. */
+/* Keep only (`include`) or all but (`exclude`) the given paths; for what a search returns. Arrays and objects on the way
+ * to an included path are kept, emptied of the rest, so that elements of different arrays stay aligned; scalars there
+ * are dropped. */
 OMEN_CHECKED enum omen_err doc_select(struct doc base, const struct doc_path *const *paths, uint32_t path_count,
         bool include, struct buf *out, struct err *err);
 

@@ -1,0 +1,197 @@
+/* Payload operations: merge, remove, select. Part of apply, so deterministic: the result depends on the two docs and
+ * the paths alone. One walk copies what stays; several paths are followed at once, each as a cursor at its next step.
+ * Threads: any, on different outputs. Recursion is bounded by DOC_PATH_STEPS_MAX.
+ * Cost: members visited x cursors that reach them. */
+#include "common/query/doc_path.h"
+
+#include "common/check.h"
+
+#define CONTAINER_HEADER_BYTES 9
+static const uint8_t empty_object[CONTAINER_HEADER_BYTES] = { DOC_OBJECT };
+
+static struct doc or_empty(struct doc d)
+{
+    return d.data != NULL ? d : (struct doc){ empty_object, sizeof empty_object };
+}
+
+/* A container being written: its sizes are filled in when it ends. */
+static size_t begin_container(struct buf *out, enum doc_type tag)
+{
+    size_t start = out->len;
+    uint8_t header[CONTAINER_HEADER_BYTES] = { (uint8_t)tag };
+    buf_append(out, header, sizeof header);
+    return start;
+}
+
+static void end_container(struct buf *out, size_t start, uint32_t count)
+{
+    if (out->failed) return;
+    store_u32(out->data + start + 1, (uint32_t)(out->len - start - CONTAINER_HEADER_BYTES));
+    store_u32(out->data + start + 5, count);
+}
+
+static void append_key(struct buf *out, struct bytes key)
+{
+    uint8_t len[2];
+    store_u16(len, (uint16_t)key.len);
+    buf_append(out, len, sizeof len);
+    buf_append(out, key.data, key.len);
+}
+
+static void append_member(struct buf *out, struct bytes key, struct doc value)
+{
+    append_key(out, key);
+    buf_append(out, value.data, value.len);
+}
+
+/* The end of each operation: `out` is as it was before unless the result is whole and within its limit. */
+static enum omen_err finish(struct buf *out, size_t start, bool no_memory, struct err *err)
+{
+    if (out->failed || no_memory) {
+        if (!out->failed) out->len = start;
+        return err_set(err, OMEN_ENOMEM, "payload", "out of memory");
+    }
+    size_t bytes = out->len - start;
+    if (bytes <= DOC_BYTES_MAX) return OMEN_OK;
+    out->len = start;
+    return err_set(err, OMEN_ETOOBIG, "payload", "payload would take %zu bytes, the limit is %d", bytes,
+            DOC_BYTES_MAX);
+}
+
+static enum omen_err check_object(struct doc d, struct err *err)
+{
+    if (doc_type(d) == DOC_OBJECT) return OMEN_OK;
+    return err_set(err, OMEN_EINVAL, "payload", "payload must be an object");
+}
+
+/* ---- merge ----------------------------------------------------------------------------------------------------- */
+
+enum omen_err doc_merge(struct doc base, struct doc patch, struct buf *out, struct err *err)
+{
+    base = or_empty(base);
+    patch = or_empty(patch);
+    enum omen_err rc = check_object(base, err);
+    if (rc == OMEN_OK) rc = check_object(patch, err);
+    if (rc != OMEN_OK) return rc;
+
+    size_t start = begin_container(out, DOC_OBJECT);
+    struct doc_iter base_it = doc_iter(base), patch_it = doc_iter(patch);
+    struct bytes base_key, patch_key;
+    struct doc base_value, patch_value;
+    bool have_base = doc_next(&base_it, &base_key, &base_value);
+    bool have_patch = doc_next(&patch_it, &patch_key, &patch_value);
+    uint32_t count = 0;
+    for (; have_base || have_patch; count++) {
+        int order = !have_base ? 1 : !have_patch ? -1 : doc_key_compare(base_key, patch_key);
+        if (order < 0)
+            append_member(out, base_key, base_value);
+        else
+            append_member(out, patch_key, patch_value);
+        if (order <= 0) have_base = doc_next(&base_it, &base_key, &base_value);
+        if (order >= 0) have_patch = doc_next(&patch_it, &patch_key, &patch_value);
+    }
+    end_container(out, start, count);
+    return finish(out, start, false, err);
+}
+
+/* ---- remove and select ----------------------------------------------------------------------------------------- */
+
+struct cursor {
+    const struct doc_path *path;
+    uint32_t step; /* the one that must lead on from here, < path->step_count */
+};
+
+struct edit {
+    struct buf *out;
+    bool include;           /* keep what the paths name; else drop it */
+    struct cursor *cursors; /* a stack: each level of the walk pushes those that reach it; owned */
+    uint32_t cursor_count, cursor_cap;
+    bool no_memory;
+};
+
+static void push_cursor(struct edit *e, struct cursor c)
+{
+    if (e->cursor_count == e->cursor_cap) {
+        uint32_t cap = e->cursor_cap == 0 ? 64 : 2 * e->cursor_cap;
+        struct cursor *grown = mem_realloc(e->cursors, cap * sizeof *grown);
+        if (grown == NULL) {
+            e->no_memory = true;
+            return;
+        }
+        e->cursors = grown;
+        e->cursor_cap = cap;
+    }
+    e->cursors[e->cursor_count++] = c;
+}
+
+/* Push the cursors of [first, end) that lead on to this child; true when one of them ends there. */
+static bool advance_cursors(struct edit *e, uint32_t first, uint32_t end, bool object, struct bytes key,
+        uint32_t slot)
+{
+    for (uint32_t i = first; i < end; i++) {
+        struct cursor c = e->cursors[i];
+        const struct doc_step *s = &c.path->steps[c.step];
+        bool leads_here;
+        if (s->kind == DOC_STEP_KEY)
+            leads_here = object && doc_key_compare(s->key, key) == 0;
+        else
+            leads_here = !object && (s->kind == DOC_STEP_ALL || s->slot == slot);
+        if (!leads_here) continue;
+        c.step++;
+        if (c.step == c.path->step_count) return true;
+        push_cursor(e, c);
+    }
+    return false;
+}
+
+/* Copy a container reached by the cursors [first, cursor_count) with what they name kept or dropped. */
+static void edit_container(struct edit *e, struct doc from, uint32_t first)
+{
+    const uint32_t end = e->cursor_count;
+    size_t start = begin_container(e->out, doc_type(from));
+    struct doc_iter it = doc_iter(from);
+    struct bytes key;
+    struct doc value;
+    uint32_t kept = 0;
+    for (uint32_t slot = 0; doc_next(&it, &key, &value); slot++) {
+        bool named = advance_cursors(e, first, end, it.object, key, slot);
+        bool descend = !named && e->cursor_count > end && doc_type(value) >= DOC_ARRAY;
+        bool whole = !descend && named == e->include;
+        if (whole || descend) {
+            if (it.object) append_key(e->out, key);
+            if (whole)
+                buf_append(e->out, value.data, value.len);
+            else
+                edit_container(e, value, end);
+            kept++;
+        }
+        e->cursor_count = end;
+    }
+    end_container(e->out, start, kept);
+}
+
+static enum omen_err edit_doc(struct doc base, const struct doc_path *const *paths, uint32_t path_count,
+        bool include, struct buf *out, struct err *err)
+{
+    base = or_empty(base);
+    enum omen_err rc = check_object(base, err);
+    if (rc != OMEN_OK) return rc;
+    struct edit e = { .out = out, .include = include };
+    for (uint32_t i = 0; i < path_count; i++) push_cursor(&e, (struct cursor){ paths[i], 0 });
+    size_t start = out->len;
+    edit_container(&e, base, 0);
+    mem_free(e.cursors);
+    return finish(out, start, e.no_memory, err);
+}
+
+enum omen_err doc_remove(struct doc base, const struct doc_path *const *paths, uint32_t path_count,
+        struct buf *out, struct err *err)
+{
+    return edit_doc(base, paths, path_count, false, out, err);
+}
+
+enum omen_err doc_select(struct doc base, const struct doc_path *const *paths, uint32_t path_count,
+        bool include, struct buf *out, struct err *err)
+{
+    return edit_doc(base, paths, path_count, include, out, err);
+}

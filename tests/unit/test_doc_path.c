@@ -1,0 +1,316 @@
+/* Payload paths and the payload operations of apply: parse, walk, merge, remove, select. */
+#include <check.h>
+
+#include "common/query/doc.h"
+#include "tests/support/doc_text.h"
+
+static struct arena arena;
+static struct err err;
+
+static void setup(void)
+{
+    arena_init(&arena, 1 << 16, 0);
+    err_clear(&err);
+}
+
+static void teardown(void) { arena_fini(&arena); }
+
+static enum omen_err parse(const char *text, const struct doc_path **path_out)
+{
+    return doc_path_parse(text, strlen(text), &arena, path_out, &err);
+}
+
+static const struct doc_path *path_of(const char *text)
+{
+    const struct doc_path *path;
+    ck_assert_msg(parse(text, &path) == OMEN_OK, "%s: %s", text, err.message);
+    return path;
+}
+
+static bool show_each(void *arg, struct doc value)
+{
+    buf_printf(arg, "%s ", doc_show(&arena, value));
+    return true;
+}
+
+static void assert_values(const char *path, const char *root, bool open_arrays, const char *want)
+{
+    struct buf got;
+    buf_init(&got);
+    ck_assert(doc_path_each(path_of(path), doc_of(&arena, root), open_arrays, show_each, &got));
+    buf_append_zero(&got, 1);
+    ck_assert_str_eq((const char *)got.data, want);
+    buf_fini(&got);
+}
+
+/* ---- parsing --------------------------------------------------------------------------------------------------- */
+
+START_TEST(path_reads_its_grammar)
+{
+    static const char *const good[] = { "a", "a.b", "tags[]", "tags[0]", "a[][3].b", "\"odd.key\".x",
+        "a.\"\"", "\"[]\"[]", "section name", "\xc3\xa9t\xc3\xa9", "a-b_c", "a[4294967295]" };
+    for (size_t i = 0; i < sizeof good / sizeof good[0]; i++) {
+        const struct doc_path *path = path_of(good[i]);
+        ck_assert_uint_eq(doc_path_text(path).len, strlen(good[i]));
+        ck_assert_str_eq((const char *)doc_path_text(path).data, good[i]);
+    }
+    ck_assert(!doc_path_has_arrays(path_of("a.\"[]\"")));
+    ck_assert(doc_path_has_arrays(path_of("a[]")));
+    ck_assert(doc_path_has_arrays(path_of("a[1].b")));
+}
+END_TEST
+
+START_TEST(path_refuses_what_is_none)
+{
+    static const char *const bad[] = { "", ".", ".a", "a.", "a..b", "[]", "a[", "a[x]", "a[-1]", "a[1", "a]",
+        "a[]b", "\"a", "\"a\"b", "a\"b\"", "a\nb", "a[4294967296]", "\xff" };
+    const struct doc_path *path;
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+        ck_assert_msg(parse(bad[i], &path) == OMEN_EINVAL, "%s", bad[i]);
+        ck_assert_ptr_null(path);
+    }
+    ck_assert_int_eq(parse("a..b", &path), OMEN_EINVAL);
+    ck_assert_str_eq(err.message, "path \"a..b\": a key is expected at byte 2");
+}
+END_TEST
+
+START_TEST(path_holds_its_limits)
+{
+    const struct doc_path *path;
+    char text[DOC_PATH_BYTES_MAX + 2];
+    for (size_t len = DOC_KEY_BYTES_MAX; len <= DOC_KEY_BYTES_MAX + 1; len++) {
+        memset(text, 'k', len);
+        enum omen_err want = len <= DOC_KEY_BYTES_MAX ? OMEN_OK : OMEN_ETOOBIG;
+        ck_assert_int_eq(doc_path_parse(text, len, &arena, &path, &err), want);
+    }
+    for (size_t i = 0; i < sizeof text; i++)
+        text[i] = i % 205 == 204 ? '.' : 'k'; /* 5 keys of 204 in 1024 bytes */
+    ck_assert_int_eq(doc_path_parse(text, DOC_PATH_BYTES_MAX, &arena, &path, &err), OMEN_OK);
+    text[DOC_PATH_BYTES_MAX] = 'k';
+    ck_assert_int_eq(doc_path_parse(text, DOC_PATH_BYTES_MAX + 1, &arena, &path, &err), OMEN_ETOOBIG);
+    for (size_t steps = DOC_PATH_STEPS_MAX; steps <= DOC_PATH_STEPS_MAX + 1; steps++) {
+        text[0] = 'a';
+        for (size_t i = 1; i < steps; i++) memcpy(text + 2 * i - 1, "[]", 2);
+        enum omen_err want = steps <= DOC_PATH_STEPS_MAX ? OMEN_OK : OMEN_ETOOBIG;
+        ck_assert_int_eq(doc_path_parse(text, 2 * steps - 1, &arena, &path, &err), want);
+    }
+    struct arena tiny;
+    arena_init(&tiny, 16, 16);
+    ck_assert_int_eq(doc_path_parse("a", 1, &tiny, &path, &err), OMEN_ENOMEM);
+    arena_fini(&tiny);
+}
+END_TEST
+
+START_TEST(path_owns_its_text)
+{
+    char text[] = "a.b";
+    const struct doc_path *path = path_of(text);
+    memset(text, 'x', 3);
+    ck_assert_int_eq(doc_i64(doc_path_first(path, doc_of(&arena, "{'a': {'b': 7}}"))), 7);
+}
+END_TEST
+
+/* ---- walking --------------------------------------------------------------------------------------------------- */
+
+START_TEST(path_leads_to_every_value)
+{
+    const char *root =
+            "{'a': {'b': 1, 'c': null}, 'tags': ['x', 'y', ['z']], 'odd.key': {'x': 2}, 'empty': [],"
+            " 'items': [{'price': 3}, 4, {'price': [5, 6]}, {'other': 7}], '': 8}";
+    assert_values("a.b", root, true, "1 ");
+    assert_values("a.c", root, true, "null ");
+    assert_values("a.d", root, true, "");
+    assert_values("a.b.c", root, true, "");
+    assert_values("a", root, true, "{'b':1,'c':null} ");
+    assert_values("tags", root, false, "['x','y',['z']] ");
+    assert_values("tags", root, true, "'x' 'y' ['z'] ");
+    assert_values("tags[]", root, false, "'x' 'y' ['z'] ");
+    assert_values("tags[]", root, true, "'x' 'y' 'z' ");
+    assert_values("tags[1]", root, true, "'y' ");
+    assert_values("tags[3]", root, true, "");
+    assert_values("a[]", root, true, "");
+    assert_values("empty", root, true, "");
+    assert_values("empty", root, false, "[] ");
+    assert_values("items[].price", root, false, "3 [5,6] ");
+    assert_values("items[].price", root, true, "3 5 6 ");
+    assert_values("items.price", root, true, "");
+    assert_values("\"odd.key\".x", root, true, "2 ");
+    assert_values("\"\"", root, true, "8 ");
+}
+END_TEST
+
+static bool stop_at_second(void *arg, struct doc value) { return ++*(int *)arg < 2; }
+
+START_TEST(walk_stops_when_told)
+{
+    int seen = 0;
+    struct doc root = doc_of(&arena, "{'a': [[1, 2, 3], [4]]}");
+    ck_assert(!doc_path_each(path_of("a[][]"), root, false, stop_at_second, &seen));
+    ck_assert_int_eq(seen, 2);
+    seen = 0;
+    ck_assert(!doc_path_each(path_of("a[0]"), root, true, stop_at_second, &seen));
+    ck_assert_int_eq(seen, 2);
+    ck_assert(doc_path_each(path_of("a"), (struct doc){ NULL, 0 }, true, stop_at_second, &seen));
+    ck_assert_int_eq(seen, 2);
+    ck_assert_str_eq(doc_show(&arena, doc_path_first(path_of("a[][]"), root)), "1");
+    ck_assert_str_eq(doc_show(&arena, doc_path_first(path_of("a"), root)), "[[1,2,3],[4]]");
+    ck_assert_ptr_null(doc_path_first(path_of("b"), root).data);
+}
+END_TEST
+
+/* ---- operations ------------------------------------------------------------------------------------------------ */
+
+static struct doc take(struct buf *out)
+{
+    struct doc d;
+    ck_assert_msg(doc_validate((struct bytes){ out->data, out->len }, DOC_BYTES_MAX, &d, &err) == OMEN_OK,
+            "%s: %s", err.field, err.message);
+    d.data = arena_copy(&arena, d.data, d.len);
+    buf_fini(out);
+    return d;
+}
+
+static void assert_merge(const char *base, const char *patch, const char *want)
+{
+    struct buf out;
+    buf_init(&out);
+    ck_assert_int_eq(doc_merge(doc_of(&arena, base), doc_of(&arena, patch), &out, &err), OMEN_OK);
+    ck_assert_str_eq(doc_show(&arena, take(&out)), want);
+}
+
+START_TEST(merge_replaces_members_of_the_top_level)
+{
+    assert_merge("{}", "{}", "{}");
+    assert_merge("{'a': 1, 'c': 3}", "{'b': 2}", "{'a':1,'b':2,'c':3}");
+    assert_merge("{'a': 1, 'b': {'x': 1}}", "{'b': {'y': 2}, 'z': 1}", "{'a':1,'b':{'y':2},'z':1}");
+    assert_merge("{'a': 1}", "{'a': null}", "{'a':null}");
+    struct buf out;
+    buf_init(&out);
+    ck_assert_int_eq(doc_merge((struct doc){ NULL, 0 }, doc_of(&arena, "{'a': 1}"), &out, &err), OMEN_OK);
+    ck_assert_str_eq(doc_show(&arena, take(&out)), "{'a':1}");
+    buf_init(&out);
+    ck_assert_int_eq(doc_merge(doc_of(&arena, "{}"), doc_of(&arena, "[]"), &out, &err), OMEN_EINVAL);
+    ck_assert_uint_eq(out.len, 0);
+}
+END_TEST
+
+/* {'<key>': '<len x>'} */
+static struct doc big_doc(const char *key, size_t len)
+{
+    struct doc_builder *b = doc_builder_new(DOC_BYTES_MAX);
+    char *text = arena_calloc(&arena, 1, len);
+    memset(text, 'x', len);
+    doc_begin_object(b);
+    doc_key(b, key, strlen(key));
+    doc_put_string(b, text, len);
+    doc_end(b);
+    struct doc d;
+    ck_assert_int_eq(doc_builder_finish(b, &d, NULL), OMEN_OK);
+    d.data = arena_copy(&arena, d.data, d.len);
+    doc_builder_free(b);
+    return d;
+}
+
+START_TEST(merge_holds_the_limit_and_leaves_out_alone)
+{
+    /* 9 + 2 * (2 + 1 + 5) bytes around the text */
+    const size_t text = DOC_BYTES_MAX - 9 - 2 * 8;
+    for (size_t over = 0; over <= 1; over++) {
+        struct buf out;
+        buf_init(&out);
+        buf_append(&out, "before", 6);
+        enum omen_err rc = doc_merge(big_doc("a", text / 2), big_doc("b", text - text / 2 + over), &out,
+                &err);
+        ck_assert_int_eq(rc, over == 0 ? OMEN_OK : OMEN_ETOOBIG);
+        ck_assert_uint_eq(out.len, 6 + (over == 0 ? DOC_BYTES_MAX : 0));
+        ck_assert_mem_eq(out.data, "before", 6);
+        buf_fini(&out);
+    }
+}
+END_TEST
+
+enum edit { REMOVE, INCLUDE, EXCLUDE };
+
+static void assert_edit(enum edit edit, const char *base, const char *const *texts, const char *want)
+{
+    const struct doc_path *paths[8];
+    uint32_t count = 0;
+    while (texts[count] != NULL) {
+        paths[count] = path_of(texts[count]);
+        count++;
+    }
+    struct buf out;
+    buf_init(&out);
+    struct doc d = doc_of(&arena, base);
+    enum omen_err rc = edit == REMOVE ? doc_remove(d, paths, count, &out, &err)
+                                      : doc_select(d, paths, count, edit == INCLUDE, &out, &err);
+    ck_assert_int_eq(rc, OMEN_OK);
+    ck_assert_str_eq(doc_show(&arena, take(&out)), want);
+}
+
+#define PATHS(...) ((const char *const[]){ __VA_ARGS__, NULL })
+#define BASE                                                                                                 \
+    "{'a': {'b': 1, 'c': {'d': 2}}, 'items': [{'n': 1, 'p': 2}, {'n': 3}, 4], 's': 'x', 't': ['u', 'v', 'w']}"
+
+START_TEST(remove_drops_what_the_paths_name)
+{
+    assert_edit(REMOVE, "{'a': 1, 'b': 2, 'c': 3}", PATHS("b"), "{'a':1,'c':3}");
+    assert_edit(REMOVE, "{'a': 1}", PATHS("a", "a", "z", "a.b"), "{}");
+    assert_edit(REMOVE, BASE, PATHS("a.c", "items", "t"), "{'a':{'b':1},'s':'x'}");
+    assert_edit(REMOVE, BASE, PATHS("a.c.d", "items[].n", "t[]", "s[]"),
+            "{'a':{'b':1,'c':{}},'items':[{'p':2},{},4],'s':'x','t':[]}");
+    assert_edit(REMOVE, BASE, PATHS("a", "items", "t[0]", "t[1]", "t[7]"), "{'s':'x','t':['w']}");
+    assert_edit(REMOVE, BASE, PATHS("items[0]", "items[].p", "a", "t"), "{'items':[{'n':3},4],'s':'x'}");
+}
+END_TEST
+
+START_TEST(select_keeps_or_leaves_out_the_paths)
+{
+    assert_edit(INCLUDE, BASE, PATHS("s", "a.b"), "{'a':{'b':1},'s':'x'}");
+    assert_edit(INCLUDE, BASE, PATHS("a.c", "a"), "{'a':{'b':1,'c':{'d':2}}}");
+    assert_edit(INCLUDE, BASE, PATHS("items[].p", "t[1]", "s.z", "nothing"),
+            "{'items':[{'p':2},{}],'t':['v']}");
+    assert_edit(INCLUDE, BASE, PATHS("nothing"), "{}");
+    assert_edit(EXCLUDE, BASE, PATHS("items", "a.c", "t[]"), "{'a':{'b':1},'s':'x','t':[]}");
+    assert_edit(EXCLUDE, "{'a': 1}", PATHS("b"), "{'a':1}");
+}
+END_TEST
+
+START_TEST(edits_of_an_absent_payload_give_an_empty_one)
+{
+    const struct doc_path *path = path_of("a");
+    for (int i = 0; i < 3; i++) {
+        struct buf out;
+        buf_init(&out);
+        struct doc absent = { NULL, 0 };
+        enum omen_err rc = i == 0 ? doc_remove(absent, &path, 1, &out, &err)
+                                  : doc_select(absent, &path, 1, i == 1, &out, &err);
+        ck_assert_int_eq(rc, OMEN_OK);
+        ck_assert_str_eq(doc_show(&arena, take(&out)), "{}");
+    }
+}
+END_TEST
+
+int main(void)
+{
+    Suite *suite = suite_create("doc_path");
+    TCase *tc = tcase_create("doc_path");
+    tcase_add_checked_fixture(tc, setup, teardown);
+    tcase_add_test(tc, path_reads_its_grammar);
+    tcase_add_test(tc, path_refuses_what_is_none);
+    tcase_add_test(tc, path_holds_its_limits);
+    tcase_add_test(tc, path_owns_its_text);
+    tcase_add_test(tc, path_leads_to_every_value);
+    tcase_add_test(tc, walk_stops_when_told);
+    tcase_add_test(tc, merge_replaces_members_of_the_top_level);
+    tcase_add_test(tc, merge_holds_the_limit_and_leaves_out_alone);
+    tcase_add_test(tc, remove_drops_what_the_paths_name);
+    tcase_add_test(tc, select_keeps_or_leaves_out_the_paths);
+    tcase_add_test(tc, edits_of_an_absent_payload_give_an_empty_one);
+    suite_add_tcase(suite, tc);
+    SRunner *runner = srunner_create(suite);
+    srunner_run_all(runner, CK_ENV);
+    int failures = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return failures;
+}
