@@ -80,6 +80,8 @@ struct shard_service {
     struct map *(*map_acquire)(void *self); /* newest known; map_unref it */
     /* For /readyz and status: NULL or why not ready (static string). */
     const char *(*not_ready)(void *self);
+    /* Members of an object begun by the caller: what a person wants to know of the node. May be NULL. */
+    void (*status)(void *self, struct doc_builder *b);
 };
 
 #endif

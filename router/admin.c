@@ -1,0 +1,211 @@
+/* What is not about points: hello, collections and aliases, list and describe, status. */
+#include "common/err.h"
+
+#include <string.h>
+
+#include "common/version.h"
+#include "router/request.h"
+
+#define STATUS_DOC_BYTES_MAX (1u << 20)
+
+static enum omen_err out_of_memory(struct err *err)
+{
+    return err_set(err, OMEN_ENOMEM, "", "the request needs too much memory");
+}
+
+void op_hello(struct request *r)
+{
+    uint32_t low = r->wire.hello.version_min, high = r->wire.hello.version_max;
+    if (low > WIRE_VERSION_MAX || high < WIRE_VERSION_MIN || low > high) {
+        request_finish(r, err_set(&r->reply.err, OMEN_EVERSION, "version_min", "the client speaks versions %u to %u, "
+                "this server %d to %d", low, high, WIRE_VERSION_MIN, WIRE_VERSION_MAX));
+        return;
+    }
+    r->reply.hello.version = high < WIRE_VERSION_MAX ? high : WIRE_VERSION_MAX;
+    r->reply.hello.server_version = OMEN_VERSION;
+    r->reply.hello.commit = version_commit();
+    request_finish(r, OMEN_OK);
+}
+
+/* ---- changes of the catalog: one call, to the node that owns it ---- */
+
+static void catalog_gathered(struct request *r)
+{
+    enum omen_err rc = scatter_error(r);
+    if (rc == OMEN_OK) r->reply.created.collection_id = r->calls[0].out.catalog.collection_id;
+    request_finish(r, rc);
+}
+
+static enum omen_err catalog_scatter(struct request *r, struct err *err)
+{
+    const struct shard_service *service = r->router->options.service;
+    r->map = service->map_acquire(service->self);
+    if (r->map == NULL) return err_set(err, OMEN_EUNAVAILABLE, "", "the node has not opened its collections yet");
+    if (r->wire.op == WIRE_COLLECTION_CREATE) {
+        enum omen_err rc = map_check_schema(&r->wire.catalog.schema, err);
+        if (rc != OMEN_OK) return rc;
+    }
+    enum omen_err rc = scatter_prepare(r, 1, err);
+    if (rc != OMEN_OK) return rc;
+    scatter_call_init(r, 0, CALL_CATALOG, 0);
+    r->calls[0].in.catalog = r->wire.catalog;
+    return OMEN_OK;
+}
+
+void op_catalog(struct request *r)
+{
+    enum omen_err rc = catalog_scatter(r, &r->reply.err);
+    if (rc != OMEN_OK) {
+        request_finish(r, rc);
+    } else {
+        scatter_go(r, catalog_gathered);
+    }
+}
+
+/* ---- list and describe: the map, and CALL_STATS of the shards ---- */
+
+static enum omen_err collections_fill(struct request *r, const struct map_collection *collections, uint32_t count,
+        bool with_shards)
+{
+    struct wire_collection_info *infos = arena_calloc(&r->arena, (size_t)count + 1, sizeof *infos);
+    if (infos == NULL) return out_of_memory(&r->reply.err);
+    for (uint32_t i = 0, c = 0; i < count; i++) {
+        struct wire_collection_info *info = &infos[i];
+        info->collection = &collections[i];
+        struct shard_stats *shards = arena_calloc(&r->arena, collections[i].shard_count, sizeof *shards);
+        if (shards == NULL) return out_of_memory(&r->reply.err);
+        for (uint32_t s = 0; s < collections[i].shard_count; s++, c++) {
+            const struct shard_call *call = &r->calls[c];
+            if (call->code != OMEN_OK) continue; /* being dropped: nothing to report of it */
+            shards[s] = call->out.stats;
+            info->points += shards[s].points;
+            info->stream_bytes += shards[s].stream_bytes;
+            info->meta_bytes += shards[s].meta_bytes;
+            info->unindexed += shards[s].unindexed;
+            info->applied_ops += shards[s].applied_ops;
+        }
+        if (with_shards) info->shards = shards;
+    }
+    r->reply.collections.items = infos;
+    r->reply.collections.count = count;
+    r->reply.collections.map = r->map;
+    return OMEN_OK;
+}
+
+static enum omen_err stats_scatter(struct request *r, const struct map_collection *collections, uint32_t count,
+        struct err *err)
+{
+    uint32_t calls = 0;
+    for (uint32_t i = 0; i < count; i++) calls += collections[i].shard_count;
+    enum omen_err rc = scatter_prepare(r, calls, err);
+    if (rc != OMEN_OK) return rc;
+    const struct map_collection *of_request = r->collection;
+    for (uint32_t i = 0, c = 0; i < count; i++) {
+        r->collection = &collections[i];
+        for (uint32_t s = 0; s < collections[i].shard_count; s++) scatter_call_init(r, c++, CALL_STATS, s);
+    }
+    r->collection = of_request;
+    return OMEN_OK;
+}
+
+static void list_gathered(struct request *r)
+{
+    request_finish(r, collections_fill(r, r->map->collections, r->map->collection_count, false));
+}
+
+void op_list(struct request *r)
+{
+    const struct shard_service *service = r->router->options.service;
+    struct err *err = &r->reply.err;
+    r->map = service->map_acquire(service->self);
+    enum omen_err rc = r->map != NULL ? OMEN_OK :
+            err_set(err, OMEN_EUNAVAILABLE, "", "the node has not opened its collections yet");
+    if (rc == OMEN_OK) rc = stats_scatter(r, r->map->collections, r->map->collection_count, err);
+    if (rc != OMEN_OK) {
+        request_finish(r, rc);
+    } else {
+        scatter_go(r, list_gathered);
+    }
+}
+
+static void describe_gathered(struct request *r)
+{
+    enum omen_err rc = scatter_error(r);
+    if (rc == OMEN_OK) rc = collections_fill(r, r->collection, 1, true);
+    request_finish(r, rc);
+}
+
+void op_describe(struct request *r)
+{
+    enum omen_err rc = resolve_collection(r, &r->reply.err);
+    if (rc == OMEN_OK) rc = stats_scatter(r, r->collection, 1, &r->reply.err);
+    if (rc != OMEN_OK) {
+        request_finish(r, rc);
+    } else {
+        scatter_go(r, describe_gathered);
+    }
+}
+
+/* ---- status ---- */
+
+static void put_text(struct doc_builder *b, const char *key, const char *text)
+{
+    doc_key(b, key, strlen(key));
+    doc_put_string(b, text, strlen(text));
+}
+
+static void put_number(struct doc_builder *b, const char *key, uint64_t v)
+{
+    doc_key(b, key, strlen(key));
+    doc_put_i64(b, (int64_t)(v & INT64_MAX)); /* incarnations use all 64 bits and are given as text */
+}
+
+static enum omen_err status_doc(struct request *r, struct doc_builder *b, struct doc *doc_out)
+{
+    struct router *router = r->router;
+    const struct shard_service *service = router->options.service;
+    uint64_t uptime_ns = clock_monotonic_ns(router->options.clock) - router->started_ns;
+    const char *why = service->not_ready(service->self);
+    doc_begin_object(b);
+    put_text(b, "version", OMEN_VERSION);
+    put_text(b, "commit", version_commit());
+    put_number(b, "started_ms", router->started_ms);
+    put_number(b, "uptime_s", uptime_ns / 1000000000ull);
+    doc_key(b, "ready", 5);
+    doc_put_bool(b, why == NULL);
+    if (why != NULL) put_text(b, "not_ready", why);
+    put_number(b, "requests_in_service", atomic_load(&router->in_service));
+    put_number(b, "requests_in_service_max", router->options.requests_max);
+    if (r->map != NULL) {
+        uint64_t shards = 0;
+        for (uint32_t i = 0; i < r->map->collection_count; i++) shards += r->map->collections[i].shard_count;
+        put_number(b, "epoch", r->map->epoch);
+        put_number(b, "collections", r->map->collection_count);
+        put_number(b, "aliases", r->map->alias_count);
+        put_number(b, "shards", shards);
+    }
+    if (service->status != NULL) {
+        doc_key(b, "node", 4);
+        doc_begin_object(b);
+        service->status(service->self, b);
+        doc_end(b);
+    }
+    doc_end(b);
+    return doc_builder_finish(b, doc_out, &r->reply.err);
+}
+
+void op_status(struct request *r)
+{
+    const struct shard_service *service = r->router->options.service;
+    r->map = service->map_acquire(service->self);
+    struct doc_builder *b = doc_builder_new(STATUS_DOC_BYTES_MAX);
+    struct doc doc = { NULL, 0 };
+    enum omen_err rc = b == NULL ? out_of_memory(&r->reply.err) : status_doc(r, b, &doc);
+    if (rc == OMEN_OK) {
+        r->reply.status.doc.data = arena_copy(&r->arena, doc.data, doc.len);
+        r->reply.status.doc.len = doc.len;
+        if (r->reply.status.doc.data == NULL) rc = out_of_memory(&r->reply.err);
+    }
+    if (b != NULL) doc_builder_free(b);
+    request_finish(r, rc);
+}
