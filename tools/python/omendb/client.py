@@ -1,0 +1,226 @@
+"""Client: endpoints, fail-over, op ids, retries, session tokens. What a request means is in collection.py."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import threading
+import time
+from concurrent.futures import TimeoutError as FutureTimeout
+from typing import Dict, List, Optional, Sequence, Union
+
+import msgpack
+
+from .collection import Collection, VectorField
+from .connection import Connection, connect_any, parse_endpoint
+from .errors import (RETRYABLE, AlreadyExists, DeadlineExceeded, OmenError, OutcomeUnknown, Unavailable,
+                     VersionMismatch, from_reply)
+
+PROTOCOL_VERSION = 1
+_TOKENS_MAX = 1024
+
+
+def connect(endpoints: Union[str, Sequence[str]] = "127.0.0.1:7700", *, api_key: Optional[str] = None,
+            timeout: float = 30.0, consistency: str = "session") -> "Client":
+    """A :class:`Client` of one or several endpoints; fails over between them. Use it as a context manager.
+
+    Args:
+        endpoints: ``"host:port"``, ``"tcp://host:port"``, several with commas, or a list.
+        api_key: sent with every request when the server asks for one.
+        timeout: seconds a call may take over all its retries.
+        consistency: of reads: ``"session"`` (you see what you wrote), ``"eventual"`` or ``"linearizable"``.
+
+    Raises:
+        Unavailable: no endpoint answers.
+    """
+    return Client(endpoints, api_key=api_key, timeout=timeout, consistency=consistency)
+
+
+class Client:
+    """A connection to a database. Thread-safe. See :func:`connect`."""
+
+    def __init__(self, endpoints, *, api_key=None, timeout=30.0, consistency="session"):
+        if isinstance(endpoints, str):
+            endpoints = endpoints.split(",")
+        self._endpoints = [e.strip() for e in endpoints]
+        for endpoint in self._endpoints:
+            parse_endpoint(endpoint)
+        if consistency not in ("session", "eventual", "linearizable"):
+            raise ValueError("consistency is session, eventual or linearizable")
+        self._api_key, self.timeout, self._consistency = api_key, timeout, consistency
+        self._lock = threading.Lock()
+        self._connection: Optional[Connection] = None
+        self._endpoint = 0
+        self._closed = False
+        self._client_id = int.from_bytes(os.urandom(8), "big") | 1
+        self._sequence = itertools.count(1)
+        self._incarnation: Optional[int] = None
+        self._tokens: Dict[int, int] = {}  # shard -> sequence
+        self.server: dict = {}
+        self._connected(time.monotonic() + timeout)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; outstanding writes end with :class:`OutcomeUnknown`."""
+        with self._lock:
+            self._closed = True
+            connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    # ---- collections ----
+
+    def create_collection(self, name: str, dim: Optional[int] = None, *, metric: str = "cosine",
+                          fields: Optional[Dict[str, VectorField]] = None, shard_key: Optional[str] = None,
+                          shards: int = 1, recall_target: float = 0.95, exist_ok: bool = False) -> Collection:
+        """Create a collection.
+
+        Args:
+            name: letters, digits, ``_ . -``; at most 128 bytes.
+            dim: components of the one unnamed vector field; or give ``fields``.
+            metric: ``"cosine"``, ``"l2"`` or ``"ip"``, of the unnamed field.
+            fields: several named vector fields: ``{"title": VectorField(384), "image": VectorField(512, "l2")}``.
+            shard_key: payload path whose value decides the shard.
+            shards: how many, 1..256.
+            exist_ok: return the existing collection instead of raising :class:`AlreadyExists`.
+        """
+        if (dim is None) == (fields is None):
+            raise ValueError("give dim or fields")
+        vectors = fields if fields is not None else {"": VectorField(dim, metric)}
+        request = {"op": "collection.create", "collection": name, "shards": shards, "recall_target": recall_target,
+                   "vectors": {n: {"dim": f.dim, "metric": f.metric} for n, f in vectors.items()}}
+        if shard_key is not None:
+            request["shard_key"] = shard_key
+        try:
+            self._call(request)
+        except AlreadyExists:
+            if not exist_ok:
+                raise
+        return self.collection(name)
+
+    def collection(self, name: str) -> Collection:
+        """A handle to a collection or alias; nothing is asked of the server yet."""
+        return Collection(self, name)
+
+    def collections(self) -> List[dict]:
+        """Descriptions of all collections."""
+        return self._call({"op": "collection.list"})["collections"]
+
+    def describe(self, name: str) -> dict:
+        """Schema, shards, points and sizes of one collection."""
+        return self._call({"op": "collection.describe", "collection": name})["collections"][0]
+
+    def drop_collection(self, name: str) -> None:
+        """Remove a collection and its data."""
+        self._call({"op": "collection.drop", "collection": name})
+
+    def set_alias(self, alias: str, collection: str) -> None:
+        """Point ``alias`` at a collection; replaces what it pointed at."""
+        self._call({"op": "alias.set", "alias": alias, "collection": collection})
+
+    def drop_alias(self, alias: str) -> None:
+        self._call({"op": "alias.drop", "alias": alias})
+
+    def status(self) -> dict:
+        """The server's own report: version, uptime, collections, log."""
+        return self._call({"op": "status"})["status"]
+
+    # ---- requests ----
+
+    def new_op_id(self) -> List[int]:
+        """[client, seq, issue time]: a write that carries it is applied once, however often it is sent."""
+        return [self._client_id, next(self._sequence), int(time.time() * 1000)]
+
+    def encode(self, request: dict, deadline: float) -> bytes:
+        """Envelope and msgpack; vectors and other buffers go out as they are."""
+        envelope = {"v": PROTOCOL_VERSION, **request,
+                    "deadline_ms": max(1, min(3_600_000, int((deadline - time.monotonic()) * 1000)))}
+        if self._api_key is not None:
+            envelope["key"] = self._api_key
+        if "collection" in request and request["op"].startswith("points."):
+            envelope["consistency"] = self._consistency
+            with self._lock:
+                tokens = [[self._incarnation, shard, seq] for shard, seq in self._tokens.items()]
+            if tokens and self._consistency == "session":
+                envelope["tokens"] = tokens
+        return msgpack.packb(envelope, use_bin_type=True)
+
+    def decode(self, body: bytes) -> dict:
+        """A reply's map; raises the typed error when it says so."""
+        reply = msgpack.unpackb(body, raw=False, strict_map_key=False)
+        if not reply.get("ok"):
+            raise from_reply(reply.get("error", {}))
+        self._remember(reply.get("tokens", ()))
+        return reply
+
+    def _remember(self, tokens) -> None:
+        """Keep the highest sequence per shard; tokens of another incarnation go (the cluster was restored)."""
+        with self._lock:
+            for incarnation, shard, sequence in tokens:
+                if incarnation != self._incarnation:
+                    self._incarnation, self._tokens = incarnation, {}
+                self._tokens[shard] = max(sequence, self._tokens.pop(shard, 0))  # last used goes last
+            while len(self._tokens) > _TOKENS_MAX:
+                self._tokens.pop(next(iter(self._tokens)))
+
+    def _connected(self, deadline: float) -> Connection:
+        """The living connection, made anew when it is lost."""
+        with self._lock:
+            if self._closed:
+                raise Unavailable("the client is closed")
+            if self._connection is not None and not self._connection.closed:
+                return self._connection
+            timeout = max(0.05, min(5.0, deadline - time.monotonic()))
+            connection, self._endpoint = connect_any(self._endpoints, self._endpoint, timeout)
+            self._connection = connection
+        hello = {"v": 1, "op": "hello", "versions": [1, PROTOCOL_VERSION], "client": "omendb-python/0.1.0"}
+        try:
+            reply = msgpack.unpackb(connection.send(msgpack.packb(hello)).result(timeout), raw=False)
+        except FutureTimeout:
+            connection.close()
+            raise Unavailable(f"{connection.endpoint} does not answer") from None
+        if not reply.get("ok"):
+            connection.close()
+            raise from_reply(reply.get("error", {}))
+        if reply["version"] != PROTOCOL_VERSION:
+            connection.close()
+            raise VersionMismatch(f"the server speaks version {reply['version']}")
+        self.server = reply
+        return connection
+
+    def _call(self, request: dict, timeout: Optional[float] = None) -> dict:
+        """Send, wait, retry what a retry can mend (with the same op id) until the timeout."""
+        deadline = time.monotonic() + (self.timeout if timeout is None else timeout)
+        for attempt in itertools.count():
+            try:
+                connection = self._connected(deadline)
+                future = connection.send(self.encode(request, deadline))
+                return self.decode(future.result(max(0.0, deadline - time.monotonic())))
+            except FutureTimeout:
+                cause = OutcomeUnknown if "op_id" in request else DeadlineExceeded
+                raise cause(f"{request['op']}: no answer within {self.timeout} s") from None
+            except OmenError as e:
+                if not should_retry(e):
+                    raise
+                pause = retry_pause(e, attempt)
+                if time.monotonic() + pause >= deadline:
+                    raise
+                time.sleep(pause)
+        raise AssertionError("unreachable")
+
+
+def should_retry(error: OmenError) -> bool:
+    """Lost connections and what the server calls retryable."""
+    return error.code in RETRYABLE or (error.code == 0 and isinstance(error, (Unavailable, OutcomeUnknown)))
+
+
+def retry_pause(error: OmenError, attempt: int) -> float:
+    """Seconds before the next try: what the server says, else exponential up to a second; jittered either way."""
+    base = error.retry_after or min(1.0, 0.01 * 2 ** min(attempt, 10))
+    return base * random.uniform(0.5, 1.0) if not error.retry_after else base * random.uniform(1.0, 1.3)

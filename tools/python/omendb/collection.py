@@ -1,0 +1,345 @@
+"""A collection: writes, reads and searches, numpy in and out."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Union
+
+import numpy as np
+
+PointId = Union[int, str, uuid.UUID]
+Vectors = Union[np.ndarray, Sequence[Sequence[float]], Dict[str, np.ndarray]]
+BATCH_POINTS = 1000
+BATCH_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class VectorField:
+    """A named vector field of a schema."""
+    dim: int
+    metric: str = "cosine"
+
+
+@dataclass
+class WriteResult:
+    """What a write did. ``sequence`` is the log position of the last shard touched; ``duplicate``: a retry whose first try
+    had been applied already."""
+    affected: int = 0
+    sequence: int = 0
+    duplicate: bool = False
+
+
+@dataclass
+class Point:
+    """A stored point, or one hit of a search (then with ``score``)."""
+    id: Union[int, uuid.UUID]
+    version: int = 0
+    payload: Optional[dict] = None
+    vectors: Optional[Dict[str, np.ndarray]] = None
+    shard_key: Any = None
+    score: Optional[float] = None
+
+    @property
+    def vector(self) -> Optional[np.ndarray]:
+        """The unnamed field's vector."""
+        return None if self.vectors is None else self.vectors.get("")
+
+
+class Hits:
+    """Result of one search: ``ids`` and ``scores`` as arrays, nearest first, or iterate over :class:`Point`.
+
+    Attributes:
+        higher_is_nearer: how to read scores (ip and cosine: yes; l2, a distance: no).
+        engine_us: microseconds spent inside the storage engine.
+    """
+
+    def __init__(self, points: List[Point], higher_is_nearer: bool, engine_us: int):
+        self._points = points
+        self.higher_is_nearer, self.engine_us = higher_is_nearer, engine_us
+
+    @property
+    def ids(self) -> np.ndarray:
+        ids = [p.id for p in self._points]
+        return np.array(ids, dtype=object if any(isinstance(i, uuid.UUID) for i in ids) else np.uint64)
+
+    @property
+    def scores(self) -> np.ndarray:
+        return np.array([p.score for p in self._points], dtype=np.float32)
+
+    def __len__(self):
+        return len(self._points)
+
+    def __iter__(self) -> Iterator[Point]:
+        return iter(self._points)
+
+    def __getitem__(self, i):
+        return self._points[i]
+
+    def __repr__(self):
+        return f"Hits({', '.join(f'{p.id}: {p.score:.4g}' for p in self._points[:5])}{', ...' if len(self) > 5 else ''})"
+
+
+# ---- to and from the wire ----
+
+def encode_ids(ids: Sequence[PointId]):
+    """Numbers as packed u64, anything with a UUID as an array."""
+    if isinstance(ids, np.ndarray) and ids.dtype.kind in "iu" or isinstance(ids, range):
+        array = np.asarray(ids)
+        if array.size and array.dtype.kind == "i" and array.min() < 0:
+            raise ValueError("ids are numbers from 0 to 2**64 - 1, or UUIDs")
+        return array.astype("<u8").tobytes()
+    ids = list(ids)
+    if all(isinstance(i, (int, np.integer)) and not isinstance(i, bool) for i in ids):
+        try:
+            return np.array(ids, dtype="<u8").tobytes()
+        except OverflowError:
+            raise ValueError("ids are numbers from 0 to 2**64 - 1, or UUIDs") from None
+    return [encode_id(i) for i in ids]
+
+
+def encode_id(i: PointId):
+    if isinstance(i, (int, np.integer)) and not isinstance(i, bool):
+        return int(i)
+    if isinstance(i, uuid.UUID):
+        return str(i)
+    if isinstance(i, str):
+        return str(uuid.UUID(i))
+    raise ValueError(f"an id is a number or a UUID, got {i!r}")
+
+
+def decode_ids(ids) -> list:
+    if isinstance(ids, bytes):
+        return np.frombuffer(ids, dtype="<u8").tolist()
+    return [uuid.UUID(i) if isinstance(i, str) else i for i in ids]
+
+
+def as_rows(vectors, count: int, what: str = "vectors") -> np.ndarray:
+    rows = np.ascontiguousarray(vectors, dtype="<f4")
+    if rows.ndim == 1 and count == 1:
+        rows = rows[None, :]
+    if rows.ndim != 2 or len(rows) != count:
+        raise ValueError(f"{what}: want {count} rows of components, got shape {rows.shape}")
+    return rows
+
+
+def decode_points(group: dict) -> List[Point]:
+    """A columnar group of points (PROTOCOL.md, "Points in replies")."""
+    ids = decode_ids(group["ids"])
+    points = [Point(i) for i in ids]
+    if "versions" in group:
+        for p, v in zip(points, np.frombuffer(group["versions"], dtype="<u8").tolist()):
+            p.version = v
+    if "scores" in group:
+        for p, s in zip(points, np.frombuffer(group["scores"], dtype="<f4").tolist()):
+            p.score = s
+    for p, payload in zip(points, group.get("payloads") or ()):
+        p.payload = payload
+    for p, key in zip(points, group.get("keys") or ()):
+        p.shard_key = key
+    for field, data in (group.get("vectors") or {}).items():
+        decode_column(points, field, data, (group.get("present") or {}).get(field))
+    return points
+
+
+def decode_column(points: List[Point], field: str, data: bytes, present: Optional[bytes]) -> None:
+    """Rows of one vector field; `present` says which points have one."""
+    having = points if present is None else [p for p, here in zip(points, present) if here]
+    if not having:
+        return
+    for p, row in zip(having, np.frombuffer(data, dtype="<f4").reshape(len(having), -1)):
+        if p.vectors is None:
+            p.vectors = {}
+        p.vectors[field] = row
+
+
+class Collection:
+    """A handle to one collection; obtained from :meth:`Client.collection`. Thread-safe."""
+
+    def __init__(self, client, name: str):
+        self.client, self.name = client, name
+
+    def __repr__(self):
+        return f"Collection({self.name!r})"
+
+    # ---- writes: durable and visible when they return; each batch whole or not at all ----
+
+    def upsert(self, ids: Sequence[PointId], vectors: Vectors, payloads: Optional[Sequence[Optional[dict]]] = None, *,
+               batch_points: int = BATCH_POINTS) -> WriteResult:
+        """Insert or replace points.
+
+        Args:
+            ids: [n] numbers (0..2**64-1) or UUIDs.
+            vectors: [n][dim] array for the unnamed field, or ``{field: [n][dim] array}``.
+            payloads: [n] dicts (or None each), JSON-shaped.
+            batch_points: larger calls are cut into requests of at most this many points (and about 4 MiB); each request is
+                atomic per shard, the call as a whole is not.
+
+        Returns:
+            the sum over the requests.
+        """
+        total = WriteResult()
+        for request in upsert_requests(self.name, ids, vectors, payloads, batch_points):
+            self._add(total, self._write(request))
+        return total
+
+    def delete(self, ids: Sequence[PointId], *, shard_keys: Optional[Sequence] = None) -> WriteResult:
+        """Delete points by id; ids that do not exist are no error."""
+        return self._by_ids("points.delete", ids, shard_keys)
+
+    def set_payload(self, ids: Sequence[PointId], payloads: Union[dict, Sequence[dict]], *,
+                    shard_keys: Optional[Sequence] = None) -> WriteResult:
+        """Merge members into the payloads of existing points; one dict for all, or one per point."""
+        return self._by_ids("points.set_payload", ids, shard_keys, payloads=payloads)
+
+    def overwrite_payload(self, ids: Sequence[PointId], payloads: Union[dict, Sequence[dict]], *,
+                          shard_keys: Optional[Sequence] = None) -> WriteResult:
+        """Replace the payloads of existing points."""
+        return self._by_ids("points.overwrite_payload", ids, shard_keys, payloads=payloads)
+
+    def delete_payload(self, ids: Sequence[PointId], paths: Sequence[str], *,
+                       shard_keys: Optional[Sequence] = None) -> WriteResult:
+        """Drop the members at ``paths`` from the payloads of existing points."""
+        return self._by_ids("points.delete_payload", ids, shard_keys, paths=list(paths))
+
+    def pipeline(self, *, in_flight: int = 64, on_ack=None):
+        """Upserts with many requests in flight; see :class:`omendb.Pipeline`."""
+        from .pipeline import Pipeline
+        return Pipeline(self, in_flight=in_flight, on_ack=on_ack)
+
+    # ---- reads ----
+
+    def search(self, vector=None, *, k: int = 10, filter: Optional[dict] = None, id: Optional[PointId] = None,
+               field: str = "", offset: int = 0, score_threshold: Optional[float] = None, with_payload=True,
+               with_vectors=False, shard_key: Any = None) -> Hits:
+        """The ``k`` nearest points to ``vector``, or to the stored point ``id`` (which is left out).
+
+        Args:
+            filter: conditions as in PROTOCOL.md: ``{"must": [{"key": "year", "range": {"gte": 1990}}]}``.
+            field: which vector field to search.
+            offset: leave out the first so many.
+            score_threshold: only scores at least (ip, cosine) or at most (l2) this.
+            with_payload: True, False, a list of paths to keep, or ``{"exclude": [...]}``.
+            with_vectors: True, False, or a list of field names.
+            shard_key: of the point ``id``, when the collection has one.
+        """
+        one = {"k": k, "field": field, "offset": offset, "filter": filter, "score_threshold": score_threshold,
+               "id": id, "key": shard_key}
+        return self._search([(vector, one)], with_payload, with_vectors)[0]
+
+    def search_batch(self, vectors, *, k: int = 10, filter: Optional[dict] = None, field: str = "", offset: int = 0,
+                     score_threshold: Optional[float] = None, with_payload=True, with_vectors=False) -> List[Hits]:
+        """One search per row of ``vectors`` in one request; they share the pass over the data."""
+        rows = np.ascontiguousarray(vectors, dtype="<f4")
+        if rows.ndim != 2:
+            raise ValueError("search_batch wants [n][dim]")
+        one = {"k": k, "field": field, "offset": offset, "filter": filter, "score_threshold": score_threshold}
+        return self._search([(row, one) for row in rows], with_payload, with_vectors)
+
+    def get(self, ids: Sequence[PointId], *, shard_keys: Optional[Sequence] = None, with_payload=True,
+            with_vectors=False) -> List[Point]:
+        """Points by id, in the order asked; missing ones are left out."""
+        request = {"op": "points.get", "collection": self.name, "ids": encode_ids(ids), "with_payload": with_payload,
+                   "with_vectors": with_vectors}
+        if shard_keys is not None:
+            request["keys"] = list(shard_keys)
+        return decode_points(self.client._call(request)["points"])
+
+    def scroll(self, *, filter: Optional[dict] = None, limit: Optional[int] = None, page: int = 1000, with_payload=True,
+               with_vectors=False) -> Iterator[Point]:
+        """Iterate over all matching points in order of id, page by page; a point that is there throughout comes once."""
+        cursor, left = None, limit
+        while left is None or left > 0:
+            request = {"op": "points.scroll", "collection": self.name, "limit": page if left is None else min(page, left),
+                       "with_payload": with_payload, "with_vectors": with_vectors}
+            if filter is not None:
+                request["filter"] = filter
+            if cursor is not None:
+                request["cursor"] = cursor
+            reply = self.client._call(request)
+            points = decode_points(reply["points"])
+            yield from points
+            left = None if left is None else left - len(points)
+            cursor = reply.get("cursor")
+            if not cursor:
+                return
+
+    def count(self, filter: Optional[dict] = None) -> int:
+        """Exact number of points, or of those that match."""
+        request = {"op": "points.count", "collection": self.name}
+        if filter is not None:
+            request["filter"] = filter
+        return self.client._call(request)["count"]
+
+    def describe(self) -> dict:
+        return self.client.describe(self.name)
+
+    def drop(self) -> None:
+        self.client.drop_collection(self.name)
+
+    # ---- plumbing ----
+
+    def _write(self, request: dict) -> WriteResult:
+        request["op_id"] = self.client.new_op_id()
+        return decode_write(self.client._call(request))
+
+    @staticmethod
+    def _add(total: WriteResult, one: WriteResult) -> None:
+        total.affected += one.affected
+        total.sequence = max(total.sequence, one.sequence)
+        total.duplicate = total.duplicate or one.duplicate
+
+    def _by_ids(self, op, ids, shard_keys, payloads=None, paths=None) -> WriteResult:
+        ids = list(ids)
+        if isinstance(payloads, dict):
+            payloads = [payloads] * len(ids)
+        total = WriteResult()
+        for first in range(0, len(ids), BATCH_POINTS):
+            part = slice(first, first + BATCH_POINTS)
+            request = {"op": op, "collection": self.name, "ids": encode_ids(ids[part])}
+            if shard_keys is not None:
+                request["keys"] = list(shard_keys[part])
+            if payloads is not None:
+                request["payloads"] = list(payloads[part])
+            if paths is not None:
+                request["paths"] = paths
+            self._add(total, self._write(request))
+        return total
+
+    def _search(self, searches, with_payload, with_vectors) -> List[Hits]:
+        encoded = []
+        for vector, one in searches:
+            search = {name: value for name, value in one.items() if value is not None and value != ""}
+            if "id" in search:
+                search["id"] = encode_id(search["id"])
+            elif vector is None:
+                raise ValueError("give a vector or an id")
+            else:
+                search["vector"] = np.ascontiguousarray(vector, dtype="<f4").tobytes()
+            search["with_payload"], search["with_vectors"] = with_payload, with_vectors
+            encoded.append(search)
+        reply = self.client._call({"op": "points.search", "collection": self.name, "searches": encoded})
+        return [Hits(decode_points(r), reply["higher_is_nearer"], reply.get("engine_us", 0)) for r in reply["results"]]
+
+
+def decode_write(reply: dict) -> WriteResult:
+    sequence = max((t[2] for t in reply.get("tokens", ())), default=0)
+    return WriteResult(reply.get("affected", 0), sequence, bool(reply.get("duplicate", False)))
+
+
+def upsert_requests(name: str, ids, vectors, payloads, batch_points: int) -> Iterator[dict]:
+    """Cut an upsert into requests of bounded size; op ids are added by the sender."""
+    ids = ids if isinstance(ids, (np.ndarray, range)) else list(ids)
+    columns = vectors if isinstance(vectors, dict) else {"": vectors}
+    columns = {field: as_rows(rows, len(ids), f"vectors[{field!r}]") for field, rows in columns.items()}
+    if payloads is not None and len(payloads) != len(ids):
+        raise ValueError(f"{len(ids)} ids but {len(payloads)} payloads")
+    row_bytes = sum(rows.shape[1] * 4 for rows in columns.values()) or 1
+    step = max(1, min(batch_points, BATCH_BYTES // row_bytes))
+    for first in range(0, len(ids), step):
+        part = slice(first, first + step)
+        request = {"op": "points.upsert", "collection": name, "ids": encode_ids(ids[part]),
+                   "vectors": {field: rows[part].tobytes() for field, rows in columns.items()}}
+        if payloads is not None:
+            request["payloads"] = [p for p in payloads[part]]
+        yield request
