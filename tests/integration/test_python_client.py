@@ -1,0 +1,198 @@
+"""The Python package against a real server: every operation, numpy in and out, typed errors."""
+import unittest
+import uuid
+
+import numpy as np
+
+import omendb
+from omen_server import Server
+
+DIM = 24
+
+
+class PythonClient(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.server = Server().start()
+        cls.db = omendb.connect(cls.server.address)
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.db.close()
+        cls.server.close()
+
+    def fresh(self, **options):
+        """A collection of this test's own."""
+        options.setdefault("dim", DIM)
+        return self.db.create_collection(f"c.{self._testMethodName}", **options)
+
+    def rows(self, n, seed=1, dim=DIM):
+        return np.random.default_rng(seed).standard_normal((n, dim), dtype=np.float32)
+
+    def test_search_finds_exactly_what_numpy_finds_in_every_metric(self):
+        x = self.rows(3000)
+        for metric in ("l2", "ip", "cosine"):
+            docs = self.db.create_collection(f"exact.{metric}", dim=DIM, metric=metric)
+            docs.upsert(np.arange(3000), x, [{"n": i} for i in range(3000)])
+            for q in self.rows(5, seed=2):
+                found = docs.search(q, k=20)
+                if metric == "l2":
+                    want = np.sqrt(((x - q) ** 2).sum(axis=1))
+                    order = np.argsort(want, kind="stable")[:20]
+                elif metric == "ip":
+                    want = x @ q
+                    order = np.argsort(-want, kind="stable")[:20]
+                else:
+                    want = x @ q / np.linalg.norm(x, axis=1) / np.linalg.norm(q)
+                    order = np.argsort(-want, kind="stable")[:20]
+                self.assertEqual(found.ids.tolist(), order.tolist())
+                np.testing.assert_allclose(found.scores, want[order], rtol=1e-4, atol=1e-5)
+                self.assertEqual(found.higher_is_nearer, metric != "l2")
+                self.assertEqual([h.payload["n"] for h in found], order.tolist())
+
+    def test_payload_round_trips_every_type(self):
+        docs = self.fresh()
+        payload = {"null": None, "true": True, "false": False, "int": -2**63, "big": 2**63 - 1, "float": 0.1, "one": 1.0,
+                   "text": "Grüße, 世界 \u0000 \"quoted\"", "empty": "", "list": [1, "a", [], {}], "map": {"a": {"b": {}}}}
+        docs.upsert([1], self.rows(1), [payload])
+        got = docs.get([1])[0].payload
+        self.assertEqual(got, payload)
+        self.assertIsInstance(got["one"], float)
+        self.assertIsInstance(got["int"], int)
+
+    def test_uuid_and_number_ids_live_together(self):
+        docs = self.fresh()
+        ids = [7, uuid.uuid4(), 2**64 - 1, str(uuid.uuid4())]
+        x = self.rows(4)
+        docs.upsert(ids, x)
+        self.assertEqual(docs.count(), 4)
+        want = [uuid.UUID(i) if isinstance(i, str) else i for i in ids]
+        got = docs.get(ids, with_vectors=True)
+        self.assertEqual([p.id for p in got], want)
+        unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+        np.testing.assert_allclose([p.vector for p in got], unit, atol=1e-6)
+        self.assertEqual(docs.search(x[1], k=1)[0].id, want[1])
+
+    def test_several_vector_fields_are_searched_apart(self):
+        docs = self.fresh(dim=None, fields={"title": omendb.VectorField(8, "l2"), "image": omendb.VectorField(16, "ip")})
+        title, image = self.rows(50, dim=8), self.rows(50, seed=3, dim=16)
+        docs.upsert(range(50), {"title": title, "image": image})
+        docs.upsert([100], {"title": title[:1] + 0.001})
+        self.assertEqual(docs.search(title[4], k=1, field="title")[0].id, 4)
+        self.assertEqual(docs.search(image[9] * 100, k=1, field="image")[0].id, int(np.argmax(image @ image[9])))
+        self.assertEqual(len(docs.search(image[0], k=100, field="image")), 50)
+        self.assertEqual(len(docs.search(title[0], k=100, field="title")), 51)
+        points = {p.id: p for p in docs.get([100, 5], with_vectors=True)}
+        self.assertEqual(set(points[100].vectors), {"title"})
+        np.testing.assert_array_equal(points[5].vectors["image"], image[5])
+
+    def test_search_by_id_leaves_the_point_out(self):
+        docs = self.fresh()
+        x = self.rows(30)
+        docs.upsert(range(30), x)
+        by_id = docs.search(id=3, k=5)
+        by_vector = docs.search(x[3], k=6)
+        self.assertEqual(by_vector.ids[0], 3)
+        self.assertEqual(by_id.ids.tolist(), by_vector.ids[1:].tolist())
+        with self.assertRaises(omendb.NotFound):
+            docs.search(id=999)
+
+    def test_offset_threshold_and_selection(self):
+        docs = self.fresh(metric="l2")
+        x = self.rows(100)
+        docs.upsert(range(100), x, [{"a": i, "b": {"c": i, "d": 1}, "e": "x"} for i in range(100)])
+        all_of_them = docs.search(x[0], k=100)
+        np.testing.assert_array_equal(docs.search(x[0], k=10, offset=20).ids, all_of_them.ids[20:30])
+        limit = float(all_of_them.scores[9])
+        self.assertEqual(len(docs.search(x[0], k=100, score_threshold=limit)), 10)
+        hit = docs.search(x[0], k=1, with_payload=["b.c"])[0]
+        self.assertEqual(hit.payload, {"b": {"c": 0}})
+        hit = docs.search(x[0], k=1, with_payload={"exclude": ["b.c", "e"]})[0]
+        self.assertEqual(hit.payload, {"a": 0, "b": {"d": 1}})
+        hit = docs.search(x[0], k=1, with_payload=False, with_vectors=True)[0]
+        self.assertIsNone(hit.payload)
+        np.testing.assert_array_equal(hit.vector, x[0])
+
+    def test_batch_of_searches_equals_single_searches(self):
+        docs = self.fresh()
+        x = self.rows(500)
+        docs.upsert(range(500), x, [{"even": i % 2 == 0} for i in range(500)])
+        queries = self.rows(40, seed=5)
+        condition = {"must": [{"key": "even", "match": {"value": True}}]}
+        for q, found in zip(queries, docs.search_batch(queries, k=7, filter=condition)):
+            alone = docs.search(q, k=7, filter=condition)
+            np.testing.assert_array_equal(found.ids, alone.ids)
+            np.testing.assert_array_equal(found.scores, alone.scores)
+
+    def test_scroll_pages_through_everything_once(self):
+        docs = self.fresh(shards=5)
+        docs.upsert(range(1000), self.rows(1000), [{"n": i} for i in range(1000)])
+        self.assertEqual([p.id for p in docs.scroll(page=37)], list(range(1000)))
+        some = [p.id for p in docs.scroll(page=10, filter={"must": [{"key": "n", "range": {"gte": 500, "lt": 600}}]})]
+        self.assertEqual(some, list(range(500, 600)))
+        self.assertEqual(len(list(docs.scroll(limit=5))), 5)
+
+    def test_payload_writes_and_deletes(self):
+        docs = self.fresh()
+        docs.upsert([1, 2], self.rows(2), [{"a": 1, "b": 2}, {"a": 1}])
+        docs.set_payload([1, 2], {"a": 9, "c": 3})
+        docs.overwrite_payload([2], [{"z": 0}])
+        docs.delete_payload([1], ["b"])
+        self.assertEqual([p.payload for p in docs.get([1, 2])], [{"a": 9, "c": 3}, {"z": 0}])
+        self.assertEqual(docs.delete([2, 77]).affected, 1)
+        self.assertEqual(docs.count(), 1)
+        self.assertEqual([p.id for p in docs.get([1, 2])], [1])
+
+    def test_shard_key_is_part_of_the_identity(self):
+        docs = self.fresh(shard_key="tenant", shards=8)
+        x = self.rows(3)
+        docs.upsert([1, 1, 2], x, [{"tenant": "a", "v": 1}, {"tenant": "b", "v": 2}, {"tenant": "a", "v": 3}])
+        self.assertEqual(docs.count(), 3)
+        self.assertEqual(sorted(p.payload["v"] for p in docs.get([1])), [1, 2])
+        self.assertEqual(docs.get([1], shard_keys=["b"])[0].payload["v"], 2)
+        docs.delete([1], shard_keys=["a"])
+        self.assertEqual([p.payload["v"] for p in docs.get([1])], [2])
+        condition = {"must": [{"key": "tenant", "match": {"value": "a"}}]}
+        reply = self.db._call({"op": "points.search", "collection": docs.name, "searches": [
+            {"vector": x[0].tobytes(), "filter": condition}]})
+        self.assertEqual((reply["shards_asked"], reply["shards_total"]), (1, 8))
+        with self.assertRaises(omendb.InvalidRequest) as caught:
+            docs.upsert([5], self.rows(1), [{"no": "key"}])
+        self.assertIn("tenant", caught.exception.field)
+        with self.assertRaises(omendb.InvalidRequest):
+            docs.set_payload([1], {"tenant": "c"}, shard_keys=["b"])
+
+    def test_pipeline_acknowledges_everything(self):
+        docs = self.fresh()
+        x = self.rows(2000)
+        seen = []
+        with docs.pipeline(in_flight=32, on_ack=lambda ids, result: seen.extend(ids)) as pipeline:
+            for i in range(0, 2000, 10):
+                pipeline.upsert(range(i, i + 10), x[i:i + 10])
+        self.assertEqual(sorted(seen), list(range(2000)))
+        self.assertEqual(docs.count(), 2000)
+
+    def test_aliases_and_descriptions(self):
+        docs = self.fresh(shards=3)
+        self.db.set_alias("nick", docs.name)
+        self.db.collection("nick").upsert([1], self.rows(1))
+        self.assertEqual(docs.count(), 1)
+        about = self.db.describe("nick")
+        self.assertEqual((about["name"], about["points"], about["shard_count"]), (docs.name, 1, 3))
+        self.assertIn(docs.name, [c["name"] for c in self.db.collections()])
+        self.db.drop_alias("nick")
+        with self.assertRaises(omendb.NotFound):
+            self.db.collection("nick").count()
+        with self.assertRaises(omendb.AlreadyExists):
+            self.db.create_collection(docs.name, dim=3)
+        docs.drop()
+        with self.assertRaises(omendb.NotFound):
+            docs.count()
+
+    def test_lost_server_is_a_typed_error(self):
+        with self.assertRaises(omendb.Unavailable):
+            omendb.connect("127.0.0.1:1", timeout=1)
+
+
+if __name__ == "__main__":
+    unittest.main()
