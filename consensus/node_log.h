@@ -3,7 +3,7 @@
  *
  * Directory of segments NNNNNNNNNNNNNNNN.log, allocated and zero-filled ahead, recycled when nothing in them is needed.
  * Segment: header 4096 B {magic "OMNL", version, node id, segment number, first batch number, previous segment number and
- * the offset at which it ended, crc}; then batches, each aligned to 512:
+ * the offset at which it ended, crc}; then batches, each aligned to 4096:
  *   batch header 64 B {magic, crc32c of header, crc32c of body, segment number, batch number, body bytes, record count}
  *   records: 48 B {group, replica, term, index, kind, len} + body padded to 8
  * Batch numbers rise by one without gap. Torn or corrupt (C3): a bad batch followed by any valid later batch is
@@ -54,7 +54,8 @@ void node_log_close(struct node_log *log);
 /* One asynchronous append; the caller owns the struct and everything it points to until `done`.
  * `done` runs on the log thread, in submission order per log: return quickly, never block.
  * result: OK when durable; OMEN_EFULL when no segment could be allocated (nothing was written: the caller may retry
- * later); anything else panicked. */
+ * later); anything else panicked. After an EFULL the entries of the group that follow the refused one get EFULL too, until
+ * that index, or a lower one, is appended again: entries already queued behind it leave no hole. */
 struct node_log_append {
     const struct node_log_record *records;
     uint32_t count;
@@ -66,6 +67,11 @@ void node_log_append(struct node_log *log, struct node_log_append *append); /* a
 
 /* Entries of the group up to `index` are not needed any more. Any thread. */
 void node_log_release(struct node_log *log, uint64_t group, uint64_t replica, uint64_t index);
+
+/* Calls `replay` for every durable record of the group, in log order, reading the segments again: for a replica opened a
+ * second time in one life of the process. Blocks on disk; appends go on, recycling waits. Any thread but the log's. */
+OMEN_CHECKED enum omen_err node_log_read_group(struct node_log *log, uint64_t group,
+        enum omen_err (*replay)(void *arg, const struct node_log_record *record), void *arg, struct err *err);
 
 struct node_log_stats {
     uint64_t bytes;             /* of all segments holding needed records */

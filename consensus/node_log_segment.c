@@ -1,0 +1,290 @@
+/* Segments of the node log on disk: prepared ahead, taken into use, recycled. See node_log_impl.h for threads and locks.
+ *
+ *   (no file) --allocate, zero, sync--> spare-N --header, sync, rename, sync dir--> N.log --rename, sync dir--> spare-N
+ *                                          ^--------------------------------------------------------------------'
+ * A file named N.log therefore always has a valid header with that number; a crash in between leaves a spare, which the
+ * next start removes. A recycled file still holds batches of its old life: they carry the old segment number.
+ *
+ * Zeroed ahead and not merely allocated: the first write into an allocated but unwritten extent changes the file's
+ * metadata, so each fdatasync would commit the file system's journal. Measured (ext4 on a virtual disk, p50 of 150 synced
+ * appends of 4 KB / 64 KB, us): sparse 203 / 418, allocated 187 / 239, zeroed 150 / 172, zeroed with O_DSYNC 179 / 172,
+ * zeroed with O_DIRECT and fdatasync 167 / 137; at 512 KB: 427, 400, 421, 364, 254. */
+#include "common/err.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "common/check.h"
+#include "common/log.h"
+#include "common/mem.h"
+#include "consensus/node_log_impl.h"
+
+#define ZERO_CHUNK_BYTES (256u << 10)
+#define ZERO_SYNC_BYTES (4u << 20) /* synced in pieces, so that appends wait for little of it */
+
+void log_segment_path(const struct node_log *log, uint64_t number, char out[LOG_PATH_BYTES])
+{
+    int n = snprintf(out, LOG_PATH_BYTES, "%s/%016" PRIx64 ".log", log->dir, number);
+    CHECK(n > 0 && n < (int)LOG_PATH_BYTES); /* the directory's length was checked at open */
+}
+
+void log_spare_path(const struct node_log *log, uint64_t name, char out[LOG_PATH_BYTES])
+{
+    int n = snprintf(out, LOG_PATH_BYTES, "%s/spare-%016" PRIx64, log->dir, name);
+    CHECK(n > 0 && n < (int)LOG_PATH_BYTES);
+}
+
+bool log_segment_name_parse(const char *name, uint64_t *number_out)
+{
+    uint64_t number = 0;
+    for (int i = 0; i < 16; i++) {
+        char c = name[i];
+        if (c >= '0' && c <= '9') number = number << 4 | (uint64_t)(c - '0');
+        else if (c >= 'a' && c <= 'f') number = number << 4 | (uint64_t)(c - 'a' + 10);
+        else return false;
+    }
+    *number_out = number;
+    return strcmp(name + 16, ".log") == 0;
+}
+
+bool log_spare_name_parse(const char *name) { return strncmp(name, "spare-", 6) == 0; }
+
+void log_segment_free(struct log_segment *segment)
+{
+    if (segment == NULL) return;
+    mem_free(segment->uses);
+    mem_free(segment);
+}
+
+struct log_segment *log_segment_add(struct node_log *log, const struct node_log_segment_header *header)
+{
+    struct log_segment *segment = mem_must_calloc(1, sizeof *segment);
+    segment->number = header->number;
+    segment->bytes = header->bytes;
+    segment->first_batch = header->first_batch;
+    segment->end = NODE_LOG_HEADER_BYTES;
+    if (log->segment_count == log->segment_cap) {
+        log->segment_cap = log->segment_cap == 0 ? 16 : log->segment_cap * 2;
+        log->segments = mem_must_realloc(log->segments, log->segment_cap * sizeof *log->segments);
+    }
+    log->segments[log->segment_count++] = segment;
+    return segment;
+}
+
+/* ---- preparing ---- */
+
+static enum omen_err zero_fill(struct vfs_file *file, uint64_t bytes, struct err *err)
+{
+    static const uint8_t zeros[ZERO_CHUNK_BYTES];
+    uint64_t unsynced = 0;
+    for (uint64_t at = 0; at < bytes;) {
+        uint64_t len = bytes - at < sizeof zeros ? bytes - at : sizeof zeros;
+        enum omen_err rc = vfs_pwrite(file, zeros, len, at, err);
+        if (rc != OMEN_OK) return rc;
+        at += len;
+        unsynced += len;
+        if (unsynced < ZERO_SYNC_BYTES && at < bytes) continue;
+        rc = vfs_datasync(file, err);
+        if (rc == OMEN_EFULL) panic("node log: sync failed: %s", err->message);
+        if (rc != OMEN_OK) return rc;
+        unsynced = 0;
+    }
+    return OMEN_OK;
+}
+
+/* A new spare of `bytes`. OMEN_EFULL leaves nothing behind; any other failure ends the process (C2). */
+static enum omen_err spare_prepare(struct node_log *log, uint64_t name, uint64_t bytes)
+{
+    char path[LOG_PATH_BYTES];
+    struct err err = { 0 };
+    struct vfs_file *file = NULL;
+    log_spare_path(log, name, path);
+    enum omen_err rc = vfs_open(log->options.vfs, path, VFS_READ | VFS_WRITE | VFS_CREATE, &file, &err);
+    if (rc == OMEN_EFULL) return rc;
+    if (rc != OMEN_OK) panic("node log: %s", err.message);
+    rc = vfs_allocate(file, bytes, &err);
+    if (rc == OMEN_OK) rc = zero_fill(file, bytes, &err);
+    vfs_close(file);
+    if (rc == OMEN_OK) return rc;
+    if (rc != OMEN_EFULL) panic("node log: %s", err.message);
+    rc = vfs_unlink(log->options.vfs, path, &err);
+    if (rc != OMEN_OK) panic("node log: %s", err.message);
+    return OMEN_EFULL;
+}
+
+/* ---- recycling ---- */
+
+static void dir_sync_or_panic(struct node_log *log)
+{
+    struct err err = { 0 };
+    if (vfs_sync_dir(log->options.vfs, log->dir, &err) != OMEN_OK) panic("node log: %s", err.message);
+}
+
+/* The old segment leaves the chain; true when it became a spare. Synced before the next one may leave, so that a crash
+ * cannot leave a gap. */
+static bool segment_retire(struct node_log *log, const struct log_segment *segment, bool keep, uint64_t spare_name)
+{
+    char path[LOG_PATH_BYTES], spare[LOG_PATH_BYTES];
+    struct err err = { 0 };
+    log_segment_path(log, segment->number, path);
+    log_spare_path(log, spare_name, spare);
+    enum omen_err rc = keep ? vfs_rename(log->options.vfs, path, spare, &err) : OMEN_EFULL;
+    if (rc == OMEN_EFULL) { /* not wanted, or no room for the directory to grow */
+        keep = false;
+        rc = vfs_unlink(log->options.vfs, path, &err);
+    }
+    if (rc != OMEN_OK) panic("node log: %s", err.message);
+    dir_sync_or_panic(log);
+    return keep;
+}
+
+static void helper_recycle(struct node_log *log)
+{
+    struct log_segment *segment = log->segments[0];
+    log->segment_count--;
+    memmove(log->segments, log->segments + 1, log->segment_count * sizeof *log->segments);
+    bool keep = segment->bytes == log->options.segment_bytes && log->spare_count < LOG_SPARES_MAX;
+    uint64_t name = log->spare_next++;
+    log->recycling = true;
+    pthread_mutex_unlock(&log->mutex);
+
+    keep = segment_retire(log, segment, keep, name);
+    LOG_DEBUG("node_log.recycle", "segment=%llu kept=%d", (unsigned long long)segment->number, keep);
+
+    pthread_mutex_lock(&log->mutex);
+    log->recycling = false;
+    if (keep) log->spares[log->spare_count++] = name;
+    pthread_cond_broadcast(&log->spare);
+    /* Groups point at segments by number only, and numbers are never used again. */
+    log_segment_free(segment);
+}
+
+static void helper_prepare(struct node_log *log)
+{
+    uint64_t name = log->spare_next++;
+    pthread_mutex_unlock(&log->mutex);
+    enum omen_err rc = spare_prepare(log, name, log->options.segment_bytes);
+    pthread_mutex_lock(&log->mutex);
+    log->spare_failed = rc != OMEN_OK;
+    if (rc == OMEN_OK) log->spares[log->spare_count++] = name;
+    pthread_cond_broadcast(&log->spare);
+}
+
+void *log_helper_main(void *arg)
+{
+    struct node_log *log = arg;
+    pthread_mutex_lock(&log->mutex);
+    while (!log->helper_stopping) {
+        bool may_prepare = log->spare_wanted || !log->spare_failed;
+        if (log_segment_recyclable(log)) {
+            helper_recycle(log);
+            log->spare_failed = false; /* there may be room now */
+        } else if (log->spare_count < LOG_SPARES_AHEAD && may_prepare) {
+            log->spare_wanted = false;
+            helper_prepare(log);
+        } else {
+            pthread_cond_wait(&log->chores, &log->mutex);
+        }
+    }
+    pthread_mutex_unlock(&log->mutex);
+    return NULL;
+}
+
+/* ---- taking a segment into use ---- */
+
+/* Waits for the helper's next spare; each call is one attempt at allocation when there is none. */
+static enum omen_err spare_take(struct node_log *log, uint64_t *name_out)
+{
+    pthread_mutex_lock(&log->mutex);
+    if (log->spare_count == 0) {
+        log->spare_failed = false;
+        log->spare_wanted = true;
+        pthread_cond_signal(&log->chores);
+        while (log->spare_count == 0 && !log->spare_failed) pthread_cond_wait(&log->spare, &log->mutex);
+        log->spare_wanted = false;
+    }
+    enum omen_err rc = log->spare_count > 0 ? OMEN_OK : OMEN_EFULL;
+    if (rc == OMEN_OK) *name_out = log->spares[--log->spare_count];
+    pthread_cond_signal(&log->chores);
+    pthread_mutex_unlock(&log->mutex);
+    return rc;
+}
+
+static void spare_give_back(struct node_log *log, uint64_t name, bool own_size)
+{
+    pthread_mutex_lock(&log->mutex);
+    bool keep = own_size && log->spare_count < LOG_SPARES_MAX;
+    if (keep) log->spares[log->spare_count++] = name;
+    pthread_mutex_unlock(&log->mutex);
+    if (keep) return;
+    char path[LOG_PATH_BYTES];
+    struct err err = { 0 };
+    log_spare_path(log, name, path);
+    if (vfs_unlink(log->options.vfs, path, &err) != OMEN_OK) panic("node log: %s", err.message);
+}
+
+/* The spare gets its header and its name. The old current segment stays current when the directory is full. */
+static enum omen_err segment_enter(struct node_log *log, uint64_t name, const struct node_log_segment_header *header)
+{
+    char spare[LOG_PATH_BYTES], path[LOG_PATH_BYTES];
+    struct err err = { 0 };
+    struct vfs_file *file = NULL;
+    uint8_t bytes[NODE_LOG_HEADER_BYTES];
+    log_spare_path(log, name, spare);
+    log_segment_path(log, header->number, path);
+    node_log_header_encode(header, bytes);
+    if (vfs_open(log->options.vfs, spare, VFS_READ | VFS_WRITE, &file, &err) != OMEN_OK)
+        panic("node log: %s", err.message);
+    if (vfs_pwrite(file, bytes, sizeof bytes, 0, &err) != OMEN_OK) panic("node log: %s", err.message);
+    if (vfs_datasync(file, &err) != OMEN_OK) panic("node log: %s", err.message);
+    enum omen_err rc = vfs_rename(log->options.vfs, spare, path, &err);
+    if (rc == OMEN_EFULL) {
+        vfs_close(file);
+        return rc;
+    }
+    if (rc != OMEN_OK) panic("node log: %s", err.message);
+    dir_sync_or_panic(log);
+    vfs_close(log->file);
+    log->file = file;
+    memcpy(log->path, path, sizeof log->path);
+    return OMEN_OK;
+}
+
+enum omen_err log_roll(struct node_log *log, uint64_t batch_bytes)
+{
+    uint64_t bytes = log->options.segment_bytes;
+    bool own_size = NODE_LOG_HEADER_BYTES + batch_bytes <= bytes;
+    uint64_t name = 0;
+    enum omen_err rc;
+    if (own_size) {
+        rc = spare_take(log, &name);
+    } else {
+        bytes = NODE_LOG_HEADER_BYTES + batch_bytes;
+        pthread_mutex_lock(&log->mutex);
+        name = log->spare_next++;
+        pthread_mutex_unlock(&log->mutex);
+        rc = spare_prepare(log, name, bytes);
+    }
+    if (rc != OMEN_OK) return rc;
+    struct node_log_segment_header header = {
+        .node_id = log->options.node_id,
+        .number = log->last_number + 1,
+        .first_batch = log->next_batch,
+        .previous = log->last_number,
+        .previous_end = log->last_end,
+        .bytes = bytes,
+    };
+    rc = segment_enter(log, name, &header);
+    if (rc != OMEN_OK) {
+        spare_give_back(log, name, own_size);
+        return rc;
+    }
+    pthread_mutex_lock(&log->mutex);
+    log->current = log_segment_add(log, &header);
+    pthread_mutex_unlock(&log->mutex);
+    log->last_number = header.number;
+    log->last_end = NODE_LOG_HEADER_BYTES;
+    log->carry_due = true;
+    return OMEN_OK;
+}
