@@ -16,7 +16,7 @@
 #include "common/err.h"
 #include "common/mem.h"
 
-#define DOC_DEPTH_MAX 32            /* nested arrays and objects; a filter of FILTER_DEPTH_MAX levels fits */
+#define DOC_DEPTH_MAX 32            /* nested arrays and objects; FILTER_DEPTH_MAX levels of must [..] fit */
 #define DOC_BYTES_MAX (64 * 1024)   /* one point's payload */
 #define DOC_FILTER_BYTES_MAX (1024 * 1024) /* a filter given as a doc: has_id and any lists are long */
 #define DOC_KEY_BYTES_MAX 255
