@@ -28,8 +28,8 @@
 #define ENTRY_REQUEST_BYTES 40
 #define ENTRY_ALIGN 64
 #define ENTRY_NO_ROW UINT32_MAX
-#define ENTRY_TARGET_BYTES (512u << 10)       /* coalescing stops here */
-#define ENTRY_BYTES_MAX (48u << 20)           /* hard: one request of OMEN_BATCH_BYTES_MAX and its tables fit */
+#define ENTRY_TARGET_BYTES (512u << 10) /* coalescing stops here */
+#define ENTRY_BYTES_MAX (48u << 20)     /* hard: one request of OMEN_BATCH_BYTES_MAX and its tables fit */
 #define ENTRY_REQUESTS_MAX 4096
 
 static inline uint32_t entry_row_stride(uint32_t dim) { return (dim + 15) & ~15u; } /* in floats */
@@ -43,9 +43,10 @@ void entry_builder_begin_request(struct entry_builder *b, struct op_id op_id);
 /* Copies key, payload and vectors. The op must have been validated against the schema (CHECKed here); in a builder
  * without requests (for a derived entry) ops stand alone. OMEN_ETOOBIG past ENTRY_BYTES_MAX, OMEN_ENOMEM: nothing added. */
 OMEN_CHECKED enum omen_err entry_builder_add(struct entry_builder *b, const struct point_op *op);
-size_t entry_builder_bytes(const struct entry_builder *b);   /* what finish would give now */
+size_t entry_builder_bytes(const struct entry_builder *b); /* what finish would give now */
 uint32_t entry_builder_op_count(const struct entry_builder *b);
-uint32_t entry_builder_request_count(const struct entry_builder *b); /* begin_request at ENTRY_REQUESTS_MAX is a bug */
+uint32_t entry_builder_request_count(
+        const struct entry_builder *b); /* begin_request at ENTRY_REQUESTS_MAX is a bug */
 /* Lay out, stamp, checksum. The bytes are a fresh 64-byte aligned allocation owned by the caller (mem_free). The builder
  * keeps its content until reset. A derived entry holds upserts only and may have no requests; others have at least one. */
 OMEN_CHECKED enum omen_err entry_builder_finish(struct entry_builder *b, uint64_t log_time_ms, uint64_t epoch,
@@ -63,14 +64,17 @@ struct entry {
     uint32_t row_count[OMEN_VECTOR_FIELDS_MAX];
 };
 
-struct entry_request { struct op_id op_id; uint32_t first_op, op_count; };
+struct entry_request {
+    struct op_id op_id;
+    uint32_t first_op, op_count;
+};
 struct entry_op {
     enum point_op_kind kind;
     bool any_key;
     struct point_key key;
     struct bytes shard_key;
-    struct doc payload;                     /* validated structurally by entry_parse(deep = true) */
-    uint32_t rows[OMEN_VECTOR_FIELDS_MAX];  /* ENTRY_NO_ROW = none; fields past field_count are ENTRY_NO_ROW */
+    struct doc payload;                    /* validated structurally by entry_parse(deep = true) */
+    uint32_t rows[OMEN_VECTOR_FIELDS_MAX]; /* ENTRY_NO_ROW = none; fields past field_count are ENTRY_NO_ROW */
 };
 
 /* Check everything an untrusted entry could lie about: magic, version, sizes, every offset and count against the total,

@@ -11,9 +11,10 @@
 #include "storage/kernel/kernel.h"
 #include "storage/payload/filter_eval.h"
 
-#define TILE_BYTES (64u << 10)     /* of rows whose distances are computed before they are looked at; stays in L2 */
+#define TILE_BYTES                                                                                           \
+    (64u << 10) /* of rows whose distances are computed before they are looked at; stays in L2 */
 #define TILE_ROWS_MIN 16
-#define QUERY_GROUP 64             /* queries that share one tile's buffer of distances (64 KiB) */
+#define QUERY_GROUP 64 /* queries that share one tile's buffer of distances (64 KiB) */
 
 float flat_distance_max(enum metric metric, float score_threshold)
 {
@@ -37,8 +38,8 @@ static void entry_point_at(const void *points, uint32_t op, struct flat_point *p
     point_out->payload = entry_op.payload;
 }
 
-void flat_block_of_entry(const struct entry *entry, uint32_t field, uint32_t dim, const _Atomic uint64_t *died,
-        uint64_t location, struct flat_block *block_out)
+void flat_block_of_entry(const struct entry *entry, uint32_t field, uint32_t dim,
+        const _Atomic uint64_t *died, uint64_t location, struct flat_block *block_out)
 {
     CHECK(field < entry->field_count);
     *block_out = (struct flat_block){
@@ -54,16 +55,20 @@ void flat_block_of_entry(const struct entry *entry, uint32_t field, uint32_t dim
 }
 
 enum omen_err flat_scan_init(struct flat_scan *scan, enum metric metric, uint32_t dim, uint64_t view_sequence,
-        struct flat_query *queries, uint32_t query_count, bool (*stop)(void *arg), void *stop_arg, struct arena *arena)
+        struct flat_query *queries, uint32_t query_count, bool (*stop)(void *arg), void *stop_arg,
+        struct arena *arena)
 {
-    if (query_count == 0 || query_count > OMEN_BATCH_SEARCHES_MAX || dim == 0 || dim > OMEN_DIM_MAX) return OMEN_EINVAL;
+    if (query_count == 0 || query_count > OMEN_BATCH_SEARCHES_MAX || dim == 0 || dim > OMEN_DIM_MAX)
+        return OMEN_EINVAL;
     size_t stride = entry_row_stride(dim);
     uint32_t group = query_count < QUERY_GROUP ? query_count : QUERY_GROUP;
     float *packed = arena_alloc_aligned(arena, ENTRY_ALIGN, query_count * stride * sizeof(float));
-    float *distances = arena_alloc_aligned(arena, ENTRY_ALIGN, (size_t)group * FLAT_TILE_ROWS * sizeof(float));
+    float *distances = arena_alloc_aligned(arena, ENTRY_ALIGN,
+            (size_t)group * FLAT_TILE_ROWS * sizeof(float));
     if (packed == NULL || distances == NULL) return OMEN_ENOMEM;
     memset(packed, 0, query_count * stride * sizeof(float));
-    for (uint32_t q = 0; q < query_count; q++) memcpy(packed + q * stride, queries[q].query, dim * sizeof(float));
+    for (uint32_t q = 0; q < query_count; q++)
+        memcpy(packed + q * stride, queries[q].query, dim * sizeof(float));
     *scan = (struct flat_scan){
         .kernel = kernel_get(),
         .metric = metric,
@@ -95,8 +100,8 @@ static bool op_is_live(const struct flat_block *block, uint32_t op, uint64_t vie
 }
 
 /* A row that is not above the bound: everything else about it. */
-static void consider(struct flat_scan *scan, const struct flat_block *block, struct flat_query *query, uint32_t row,
-        float distance)
+static void consider(struct flat_scan *scan, const struct flat_block *block, struct flat_query *query,
+        uint32_t row, float distance)
 {
     uint32_t op = block->row_ops != NULL ? block->row_ops[row] : row;
     if (!op_is_live(block, op, scan->view_sequence)) return;
@@ -127,7 +132,8 @@ static void offer_tile(struct flat_scan *scan, const struct flat_block *block, s
         uint32_t n = count - i < STEP ? count - i : STEP;
         uint32_t near = 0;
         if (n == STEP) {
-            for (uint32_t j = 0; j < STEP; j++) near += !(distances[i + j] > bound); /* vector code, no branch */
+            for (uint32_t j = 0; j < STEP; j++)
+                near += !(distances[i + j] > bound); /* vector code, no branch */
         } else {
             near = n;
         }
@@ -140,17 +146,18 @@ static void offer_tile(struct flat_scan *scan, const struct flat_block *block, s
     }
 }
 
-static void distances_of(struct flat_scan *scan, const float *rows, size_t stride, uint32_t count, uint32_t first_query,
-        uint32_t query_count)
+static void distances_of(struct flat_scan *scan, const float *rows, size_t stride, uint32_t count,
+        uint32_t first_query, uint32_t query_count)
 {
     const struct kernel *kernel = scan->kernel;
     const float *queries = scan->packed + first_query * scan->packed_stride;
     bool l2 = scan->metric == METRIC_L2;
     if (query_count == 1) {
-        (l2 ? kernel->l2sq_f32_rows : kernel->negdot_f32_rows)(queries, rows, stride, count, scan->dim, scan->distances);
+        (l2 ? kernel->l2sq_f32_rows : kernel->negdot_f32_rows)(queries, rows, stride, count, scan->dim,
+                scan->distances);
     } else {
-        (l2 ? kernel->l2sq_f32_block : kernel->negdot_f32_block)(queries, scan->packed_stride, query_count, rows, stride,
-                count, scan->dim, scan->distances);
+        (l2 ? kernel->l2sq_f32_block : kernel->negdot_f32_block)(queries, scan->packed_stride, query_count,
+                rows, stride, count, scan->dim, scan->distances);
     }
 }
 
@@ -183,10 +190,12 @@ enum omen_err flat_scan_block(struct flat_scan *scan, const struct flat_block *b
             uint32_t group = scan->query_count - q < QUERY_GROUP ? scan->query_count - q : QUERY_GROUP;
             distances_of(scan, rows, block->stride_floats, count, q, group);
             for (uint32_t i = 0; i < group; i++) {
-                offer_tile(scan, block, &scan->queries[q + i], first, count, scan->distances + (size_t)i * count);
+                offer_tile(scan, block, &scan->queries[q + i], first, count,
+                        scan->distances + (size_t)i * count);
             }
             scan->stats.distances_computed += (uint64_t)count * group;
-            if (must_stop(scan, bytes)) return OMEN_EDEADLINE; /* a group costs about one pass over the tile */
+            if (must_stop(scan, bytes))
+                return OMEN_EDEADLINE; /* a group costs about one pass over the tile */
         }
         scan->stats.rows_scanned += count;
         scan->stats.bytes_read += bytes;

@@ -19,20 +19,20 @@
 #include "storage/entry.h"
 #include "storage/index/topk.h"
 
-#define FLAT_TILE_ROWS 256               /* most rows whose distances are computed at a time */
-#define FLAT_POLL_BYTES (64u << 10)      /* of scanned rows between two polls of `stop` */
+#define FLAT_TILE_ROWS 256          /* most rows whose distances are computed at a time */
+#define FLAT_POLL_BYTES (64u << 10) /* of scanned rows between two polls of `stop` */
 
 /* Who a row is, asked only of rows that are near enough. */
 struct flat_point {
     struct point_key key;
-    struct doc payload;                  /* absent = {} */
+    struct doc payload; /* absent = {} */
 };
 
 struct flat_block {
-    const float *rows;                   /* [count] rows, stride_floats apart; at least 4-byte aligned */
-    size_t stride_floats;                /* >= dim */
+    const float *rows;    /* [count] rows, stride_floats apart; at least 4-byte aligned */
+    size_t stride_floats; /* >= dim */
     uint32_t count;
-    const uint32_t *row_ops;             /* [count] op of each row; NULL = row i is op i */
+    const uint32_t *row_ops; /* [count] op of each row; NULL = row i is op i */
     /* [ops] sequence of the entry that killed the op, 0 while it lives; a row is seen by a view at sequence s when its op
      * has died = 0 or died > s. An op that must never be seen (superseded inside its own entry, duplicate request) has
      * died = its own sequence from the start. NULL = all live. */
@@ -40,19 +40,19 @@ struct flat_block {
     /* Fills who `op` is. `arg` is the block's `points`. */
     void (*point_at)(const void *points, uint32_t op, struct flat_point *point_out);
     const void *points;
-    uint64_t location;                   /* caller's name for the block: candidates get location {this, op} */
+    uint64_t location; /* caller's name for the block: candidates get location {this, op} */
 };
 
 /* The block of one field of a parsed entry: `died` [op_count]. The caller skips entries born after its view.
  * Borrows entry and died. */
-void flat_block_of_entry(const struct entry *entry, uint32_t field, uint32_t dim, const _Atomic uint64_t *died,
-        uint64_t location, struct flat_block *block_out);
+void flat_block_of_entry(const struct entry *entry, uint32_t field, uint32_t dim,
+        const _Atomic uint64_t *died, uint64_t location, struct flat_block *block_out);
 
 struct flat_query {
-    const float *query;                  /* [dim], borrowed for the scan, 4-byte aligned */
-    struct topk *topk;                   /* borrowed; initialised */
-    const struct filter *filter;         /* NULL = all */
-    float distance_max;                  /* inclusive; INFINITY = no threshold; see flat_distance_max() */
+    const float *query;          /* [dim], borrowed for the scan, 4-byte aligned */
+    struct topk *topk;           /* borrowed; initialised */
+    const struct filter *filter; /* NULL = all */
+    float distance_max;          /* inclusive; INFINITY = no threshold; see flat_distance_max() */
 };
 
 /* Largest ranking distance whose reported score (score_of_distance) still passes `score_threshold`: exactly, to the
@@ -60,10 +60,10 @@ struct flat_query {
 float flat_distance_max(enum metric metric, float score_threshold);
 
 struct flat_stats {
-    uint64_t rows_scanned;               /* once per pass, however many queries share it */
+    uint64_t rows_scanned; /* once per pass, however many queries share it */
     uint64_t distances_computed;
     uint64_t filter_evaluated;
-    uint64_t bytes_read;                 /* of rows */
+    uint64_t bytes_read; /* of rows */
 };
 
 struct flat_scan {
@@ -71,12 +71,12 @@ struct flat_scan {
     enum metric metric;
     uint32_t dim;
     uint64_t view_sequence;
-    struct flat_query *queries;          /* [query_count], borrowed */
+    struct flat_query *queries; /* [query_count], borrowed */
     uint32_t query_count;
-    float *packed;                       /* [query_count][packed_stride] queries, padded, 64-byte aligned; arena */
+    float *packed; /* [query_count][packed_stride] queries, padded, 64-byte aligned; arena */
     size_t packed_stride;
-    float *distances;                    /* [min(query_count, group)][FLAT_TILE_ROWS]; arena */
-    bool (*stop)(void *arg);             /* NULL = never */
+    float *distances;        /* [min(query_count, group)][FLAT_TILE_ROWS]; arena */
+    bool (*stop)(void *arg); /* NULL = never */
     void *stop_arg;
     uint64_t bytes_until_poll;
     struct flat_stats stats;

@@ -22,7 +22,8 @@ int topk_compare(const struct topk_candidate *a, const struct topk_candidate *b)
 }
 
 /* Let `moved` sink from the hole at `hole` to its place among items[0..count). */
-static void sift_down(struct topk_candidate *items, uint32_t count, uint32_t hole, struct topk_candidate moved)
+static void sift_down(struct topk_candidate *items, uint32_t count, uint32_t hole,
+        struct topk_candidate moved)
 {
     for (;;) {
         uint32_t child = 2 * hole + 1;
@@ -55,8 +56,10 @@ bool topk_push(struct topk *t, const struct topk_candidate *candidate)
 {
     CHECK(candidate->distance == candidate->distance);
     if (!topk_accepts(t, candidate)) return false;
-    if (t->count < t->k) sift_up(t->items, t->count++, candidate);
-    else sift_down(t->items, t->count, 0, *candidate);
+    if (t->count < t->k)
+        sift_up(t->items, t->count++, candidate);
+    else
+        sift_down(t->items, t->count, 0, *candidate);
     return true;
 }
 

@@ -12,17 +12,17 @@
 
 /* One cache line. */
 struct topk_candidate {
-    float distance;          /* smaller is nearer; never NaN */
-    uint32_t row;            /* caller's: row in its block */
+    float distance; /* smaller is nearer; never NaN */
+    uint32_t row;   /* caller's: row in its block */
     struct point_key key;
-    uint64_t location[2];    /* caller's: where the point lies; not compared */
+    uint64_t location[2]; /* caller's: where the point lies; not compared */
 };
 static_assert(sizeof(struct topk_candidate) == 64, "a heap level should cost one cache line");
 
 struct topk {
     struct topk_candidate *items; /* [k], heap with the farthest first; borrowed from the arena */
     uint32_t k;
-    uint32_t count;               /* 0..k */
+    uint32_t count; /* 0..k */
 };
 
 /* Room for k candidates (64 B each) from `arena`. k is 1..OMEN_K_MAX: a caller that knows how many rows are live passes

@@ -24,7 +24,9 @@
 
 enum form { FORM_L2SQ, FORM_DOT };
 
-struct lanes { __m256 low, high; };
+struct lanes {
+    __m256 low, high;
+};
 
 ALWAYS_INLINE __m256 fuse(enum form form, __m256 acc, __m256 q, __m256 r)
 {
@@ -49,8 +51,8 @@ ALWAYS_INLINE float tree_sum(struct lanes acc)
 }
 
 /* Sums of `n` rows (a constant: 1 or ROWS_AT_ONCE). */
-ALWAYS_INLINE void some_rows(enum form form, const float *query, const float *rows, size_t stride, uint32_t dim, int n,
-        bool prefetch, float *sums_out)
+ALWAYS_INLINE void some_rows(enum form form, const float *query, const float *rows, size_t stride,
+        uint32_t dim, int n, bool prefetch, float *sums_out)
 {
     struct lanes acc[ROWS_AT_ONCE];
 #pragma GCC unroll 4
@@ -68,8 +70,10 @@ ALWAYS_INLINE void some_rows(enum form form, const float *query, const float *ro
     }
     if (i < dim) {
         uint32_t left = dim - i;
-        __m256i m_low = mask_first(left < HALF ? left : HALF), m_high = mask_first(left > HALF ? left - HALF : 0);
-        __m256 low = _mm256_maskload_ps(query + i, m_low), high = _mm256_maskload_ps(query + i + HALF, m_high);
+        __m256i m_low = mask_first(left < HALF ? left : HALF),
+                m_high = mask_first(left > HALF ? left - HALF : 0);
+        __m256 low = _mm256_maskload_ps(query + i, m_low),
+               high = _mm256_maskload_ps(query + i + HALF, m_high);
 #pragma GCC unroll 4
         for (int r = 0; r < n; r++) {
             const float *row = rows + (size_t)r * stride + i;
@@ -86,7 +90,8 @@ ALWAYS_INLINE void scan(enum form form, const float *query, const float *rows, s
 {
     uint32_t r = 0;
     for (; r + ROWS_AT_ONCE <= count; r += ROWS_AT_ONCE) {
-        some_rows(form, query, rows + (size_t)r * stride, stride, dim, ROWS_AT_ONCE, prefetch, distances_out + r);
+        some_rows(form, query, rows + (size_t)r * stride, stride, dim, ROWS_AT_ONCE, prefetch,
+                distances_out + r);
     }
     for (; r < count; r++) {
         some_rows(form, query, rows + (size_t)r * stride, stride, dim, 1, false, distances_out + r);
@@ -106,8 +111,10 @@ ALWAYS_INLINE void block(enum form form, const float *queries, size_t query_stri
         const float *part = rows + (size_t)from * stride;
         for (uint32_t q = 0; q < query_count; q++) {
             float *out = distances_out + (size_t)q * count + from;
-            if (q == 0) scan(form, queries, part, stride, n, dim, true, out);
-            else scan(form, queries + q * query_stride, part, stride, n, dim, false, out);
+            if (q == 0)
+                scan(form, queries, part, stride, n, dim, true, out);
+            else
+                scan(form, queries + q * query_stride, part, stride, n, dim, false, out);
         }
     }
 }
@@ -126,8 +133,8 @@ static float dot_f32_avx2(const float *a, const float *b, uint32_t dim)
     return sum;
 }
 
-static void l2sq_f32_rows_avx2(const float *query, const float *rows, size_t stride_floats, uint32_t count, uint32_t dim,
-        float *distances_out)
+static void l2sq_f32_rows_avx2(const float *query, const float *rows, size_t stride_floats, uint32_t count,
+        uint32_t dim, float *distances_out)
 {
     scan(FORM_L2SQ, query, rows, stride_floats, count, dim, true, distances_out);
 }
@@ -141,13 +148,15 @@ static void negdot_f32_rows_avx2(const float *query, const float *rows, size_t s
 static void l2sq_f32_block_avx2(const float *queries, size_t query_stride_floats, uint32_t query_count,
         const float *rows, size_t stride_floats, uint32_t count, uint32_t dim, float *distances_out)
 {
-    block(FORM_L2SQ, queries, query_stride_floats, query_count, rows, stride_floats, count, dim, distances_out);
+    block(FORM_L2SQ, queries, query_stride_floats, query_count, rows, stride_floats, count, dim,
+            distances_out);
 }
 
 static void negdot_f32_block_avx2(const float *queries, size_t query_stride_floats, uint32_t query_count,
         const float *rows, size_t stride_floats, uint32_t count, uint32_t dim, float *distances_out)
 {
-    block(FORM_DOT, queries, query_stride_floats, query_count, rows, stride_floats, count, dim, distances_out);
+    block(FORM_DOT, queries, query_stride_floats, query_count, rows, stride_floats, count, dim,
+            distances_out);
 }
 
 const struct kernel kernel_avx2 = {

@@ -86,8 +86,8 @@ ALWAYS_INLINE __m256 tree_sum_8(const __m512 acc[ROWS_PER_SUM])
 }
 
 /* ROWS_AT_ONCE rows into their accumulators, and the lines that the scan needs next on their way into L2. */
-ALWAYS_INLINE void add_rows(enum form form, const float *query, const float *rows, size_t stride, uint32_t dim,
-        bool prefetch, __m512 acc[ROWS_AT_ONCE])
+ALWAYS_INLINE void add_rows(enum form form, const float *query, const float *rows, size_t stride,
+        uint32_t dim, bool prefetch, __m512 acc[ROWS_AT_ONCE])
 {
     uint32_t i = 0;
 #pragma GCC unroll 8
@@ -139,14 +139,22 @@ ALWAYS_INLINE void block(enum form form, const float *queries, size_t query_stri
         const float *part = rows + (size_t)from * stride;
         for (uint32_t q = 0; q < query_count; q++) {
             float *out = distances_out + (size_t)q * count + from;
-            if (q == 0) scan(form, queries, part, stride, n, dim, true, out);
-            else scan(form, queries + q * query_stride, part, stride, n, dim, false, out);
+            if (q == 0)
+                scan(form, queries, part, stride, n, dim, true, out);
+            else
+                scan(form, queries + q * query_stride, part, stride, n, dim, false, out);
         }
     }
 }
 
-static float l2sq_f32_avx512(const float *a, const float *b, uint32_t dim) { return one_row(FORM_L2SQ, a, b, dim); }
-static float dot_f32_avx512(const float *a, const float *b, uint32_t dim) { return one_row(FORM_DOT, a, b, dim); }
+static float l2sq_f32_avx512(const float *a, const float *b, uint32_t dim)
+{
+    return one_row(FORM_L2SQ, a, b, dim);
+}
+static float dot_f32_avx512(const float *a, const float *b, uint32_t dim)
+{
+    return one_row(FORM_DOT, a, b, dim);
+}
 
 static void l2sq_f32_rows_avx512(const float *query, const float *rows, size_t stride_floats, uint32_t count,
         uint32_t dim, float *distances_out)
@@ -154,8 +162,8 @@ static void l2sq_f32_rows_avx512(const float *query, const float *rows, size_t s
     scan(FORM_L2SQ, query, rows, stride_floats, count, dim, true, distances_out);
 }
 
-static void negdot_f32_rows_avx512(const float *query, const float *rows, size_t stride_floats, uint32_t count,
-        uint32_t dim, float *distances_out)
+static void negdot_f32_rows_avx512(const float *query, const float *rows, size_t stride_floats,
+        uint32_t count, uint32_t dim, float *distances_out)
 {
     scan(FORM_DOT, query, rows, stride_floats, count, dim, true, distances_out);
 }
@@ -163,13 +171,15 @@ static void negdot_f32_rows_avx512(const float *query, const float *rows, size_t
 static void l2sq_f32_block_avx512(const float *queries, size_t query_stride_floats, uint32_t query_count,
         const float *rows, size_t stride_floats, uint32_t count, uint32_t dim, float *distances_out)
 {
-    block(FORM_L2SQ, queries, query_stride_floats, query_count, rows, stride_floats, count, dim, distances_out);
+    block(FORM_L2SQ, queries, query_stride_floats, query_count, rows, stride_floats, count, dim,
+            distances_out);
 }
 
 static void negdot_f32_block_avx512(const float *queries, size_t query_stride_floats, uint32_t query_count,
         const float *rows, size_t stride_floats, uint32_t count, uint32_t dim, float *distances_out)
 {
-    block(FORM_DOT, queries, query_stride_floats, query_count, rows, stride_floats, count, dim, distances_out);
+    block(FORM_DOT, queries, query_stride_floats, query_count, rows, stride_floats, count, dim,
+            distances_out);
 }
 
 const struct kernel kernel_avx512 = {

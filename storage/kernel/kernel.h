@@ -19,14 +19,14 @@ struct kernel {
     float (*dot_f32)(const float *a, const float *b, uint32_t dim);  /* sum a*b */
     /* One query against `count` rows that lie `stride_floats` apart, prefetched ahead: the flat scan.
      * distances_out[count]: squared l2, or -dot. */
-    void (*l2sq_f32_rows)(const float *query, const float *rows, size_t stride_floats, uint32_t count, uint32_t dim,
-            float *distances_out);
+    void (*l2sq_f32_rows)(const float *query, const float *rows, size_t stride_floats, uint32_t count,
+            uint32_t dim, float *distances_out);
     void (*negdot_f32_rows)(const float *query, const float *rows, size_t stride_floats, uint32_t count,
             uint32_t dim, float *distances_out);
     /* `query_count` queries (each `query_stride_floats` apart) against the same rows while they are in cache;
      * distances_out[query][row], row-major with `count` columns. Bit-equal to the single forms. */
-    void (*l2sq_f32_block)(const float *queries, size_t query_stride_floats, uint32_t query_count, const float *rows,
-            size_t stride_floats, uint32_t count, uint32_t dim, float *distances_out);
+    void (*l2sq_f32_block)(const float *queries, size_t query_stride_floats, uint32_t query_count,
+            const float *rows, size_t stride_floats, uint32_t count, uint32_t dim, float *distances_out);
     void (*negdot_f32_block)(const float *queries, size_t query_stride_floats, uint32_t query_count,
             const float *rows, size_t stride_floats, uint32_t count, uint32_t dim, float *distances_out);
 };

@@ -45,13 +45,15 @@ static float dot_f32_scalar(const float *a, const float *b, uint32_t dim)
 static void l2sq_f32_rows_scalar(const float *query, const float *rows, size_t stride_floats, uint32_t count,
         uint32_t dim, float *distances_out)
 {
-    for (uint32_t r = 0; r < count; r++) distances_out[r] = l2sq_f32_scalar(query, rows + r * stride_floats, dim);
+    for (uint32_t r = 0; r < count; r++)
+        distances_out[r] = l2sq_f32_scalar(query, rows + r * stride_floats, dim);
 }
 
-static void negdot_f32_rows_scalar(const float *query, const float *rows, size_t stride_floats, uint32_t count,
-        uint32_t dim, float *distances_out)
+static void negdot_f32_rows_scalar(const float *query, const float *rows, size_t stride_floats,
+        uint32_t count, uint32_t dim, float *distances_out)
 {
-    for (uint32_t r = 0; r < count; r++) distances_out[r] = -dot_f32_scalar(query, rows + r * stride_floats, dim);
+    for (uint32_t r = 0; r < count; r++)
+        distances_out[r] = -dot_f32_scalar(query, rows + r * stride_floats, dim);
 }
 
 static void l2sq_f32_block_scalar(const float *queries, size_t query_stride_floats, uint32_t query_count,

@@ -9,7 +9,7 @@
 
 struct point {
     point_id id;
-    struct doc payload;  /* the root of paths: the payload, or an element inside nested */
+    struct doc payload; /* the root of paths: the payload, or an element inside nested */
 };
 
 static bool holds(const struct filter *filter, const struct point *point);
@@ -27,8 +27,10 @@ static bool values_hold(const struct doc *values, uint32_t count, struct doc val
         uint32_t middle = low + (high - low) / 2;
         int order = doc_compare_bytes(values[middle], value);
         if (order == 0) return true;
-        if (order < 0) low = middle + 1;
-        else high = middle;
+        if (order < 0)
+            low = middle + 1;
+        else
+            high = middle;
     }
     return false;
 }
@@ -133,8 +135,10 @@ static bool has_id_holds(const struct filter *filter, const struct point *point)
         uint32_t middle = low + (high - low) / 2;
         int order = point_id_compare(filter->has_id.ids[middle], point->id);
         if (order == 0) return true;
-        if (order < 0) low = middle + 1;
-        else high = middle;
+        if (order < 0)
+            low = middle + 1;
+        else
+            high = middle;
     }
     return false;
 }
@@ -148,7 +152,8 @@ static bool bool_holds(const struct filter *filter, const struct point *point)
         if (holds(filter->all.must_not[i], point)) return false;
     }
     bool should = filter->all.should_count == 0;
-    for (uint32_t i = 0; !should && i < filter->all.should_count; i++) should = holds(filter->all.should[i], point);
+    for (uint32_t i = 0; !should && i < filter->all.should_count; i++)
+        should = holds(filter->all.should[i], point);
     if (!should) return false;
     uint32_t wanted = filter->all.min_count;
     for (uint32_t i = 0; wanted > 0 && i < filter->all.min_should_count; i++) {

@@ -77,7 +77,8 @@ static void compare_shape(const struct kernel *kernel, uint32_t dim, uint32_t mi
             ck_assert_msg(bits_of(kernel->l2sq_f32(query, row, dim)) == want_l2, "%s l2sq dim %u", isa, dim);
             ck_assert_msg(bits_of(kernel->dot_f32(query, row, dim)) == want_dot, "%s dot dim %u", isa, dim);
             ck_assert_msg(bits_of(l2_rows[r]) == want_l2, "%s l2sq rows dim %u row %u", isa, dim, r);
-            ck_assert_msg(bits_of(negdot_rows[r]) == want_negdot, "%s negdot rows dim %u row %u", isa, dim, r);
+            ck_assert_msg(bits_of(negdot_rows[r]) == want_negdot, "%s negdot rows dim %u row %u", isa, dim,
+                    r);
             ck_assert_msg(bits_of(l2[q * ROWS + r]) == want_l2, "%s l2sq block dim %u", isa, dim);
             ck_assert_msg(bits_of(negdot[q * ROWS + r]) == want_negdot, "%s negdot block dim %u", isa, dim);
         }
@@ -93,9 +94,11 @@ START_TEST(all_isas_give_the_same_bits)
     const struct kernel *kernel = kernel_for((enum kernel_isa)_i);
     if (kernel == NULL) return; /* not on this CPU */
     seed_rng(7 + (uint64_t)_i);
-    for (uint32_t dim = 1; dim <= 257; dim++) compare_shape(kernel, dim, dim % 16, (enum fill)(dim / 2 % FILL_COUNT));
+    for (uint32_t dim = 1; dim <= 257; dim++)
+        compare_shape(kernel, dim, dim % 16, (enum fill)(dim / 2 % FILL_COUNT));
     for (uint32_t dim = 1; dim <= 65; dim++) {
-        for (int fill = 0; fill < FILL_COUNT; fill++) compare_shape(kernel, dim, (uint32_t)rng() % 16, (enum fill)fill);
+        for (int fill = 0; fill < FILL_COUNT; fill++)
+            compare_shape(kernel, dim, (uint32_t)rng() % 16, (enum fill)fill);
     }
     for (size_t i = 0; i < sizeof large_dims / sizeof large_dims[0]; i++) {
         compare_shape(kernel, large_dims[i], (uint32_t)i, (enum fill)(i % FILL_COUNT));
