@@ -29,13 +29,17 @@ typedef struct omen_client omen_client;
 typedef int omen_code;
 
 /* A point's id: a number, or a UUID when `is_uuid`. */
-typedef struct { uint64_t number; uint8_t uuid[16]; bool is_uuid; } omen_id;
+typedef struct {
+    uint64_t number;
+    uint8_t uuid[16];
+    bool is_uuid;
+} omen_id;
 
 typedef struct {
-    const char *api_key;         /* NULL = none */
-    uint32_t timeout_ms;         /* per request over all retries; 0 = 30 s */
-    uint32_t retries;            /* 0 = default 8; backoff with jitter, honours retry-after */
-    const char *client_name;     /* shown in server logs */
+    const char *api_key;     /* NULL = none */
+    uint32_t timeout_ms;     /* per request over all retries; 0 = 30 s */
+    uint32_t retries;        /* 0 = default 8; backoff with jitter, honours retry-after */
+    const char *client_name; /* shown in server logs */
 } omen_options;
 
 omen_code omen_open(const char *endpoints, const omen_options *options, omen_client **client_out);
@@ -47,17 +51,22 @@ const char *omen_last_error_field(void);
 const char *omen_error_name(omen_code code);
 
 /* ---- collections ---- */
-typedef struct { const char *name; uint32_t dim; const char *metric; } omen_vector_field;
 typedef struct {
-    uint32_t dim;                /* the one unnamed field; or give `fields` */
-    const char *metric;          /* "cosine" (default), "l2", "ip" */
+    const char *name;
+    uint32_t dim;
+    const char *metric;
+} omen_vector_field;
+typedef struct {
+    uint32_t dim;       /* the one unnamed field; or give `fields` */
+    const char *metric; /* "cosine" (default), "l2", "ip" */
     const omen_vector_field *fields;
     uint32_t field_count;
-    const char *shard_key;       /* payload path, NULL = none */
-    uint32_t shards;             /* 0 = 1 */
-    float recall_target;         /* 0 = 0.95 */
+    const char *shard_key; /* payload path, NULL = none */
+    uint32_t shards;       /* 0 = 1 */
+    float recall_target;   /* 0 = 0.95 */
 } omen_collection_options;
-omen_code omen_collection_create(omen_client *client, const char *name, const omen_collection_options *options);
+omen_code omen_collection_create(omen_client *client, const char *name,
+        const omen_collection_options *options);
 omen_code omen_collection_drop(omen_client *client, const char *name);
 /* JSON documents (freed with omen_free): the list, one description, the server's status. */
 omen_code omen_collection_list(omen_client *client, char **json_out);
@@ -68,10 +77,17 @@ omen_code omen_alias_drop(omen_client *client, const char *alias);
 void omen_free(void *ptr);
 
 /* ---- writes: durable and visible when they return OK; all points of a call or none ---- */
-typedef struct { uint32_t affected; bool duplicate; } omen_write_result;
+typedef struct {
+    uint32_t affected;
+    bool duplicate;
+} omen_write_result;
 
 /* One column of vectors for a named field. */
-typedef struct { const char *field; const float *data; uint32_t dim; } omen_vectors;
+typedef struct {
+    const char *field;
+    const float *data;
+    uint32_t dim;
+} omen_vectors;
 
 omen_code omen_upsert(omen_client *client, const char *collection, const omen_id *ids, const float *vectors,
         uint32_t dim, const char *const *payloads_json, size_t count, omen_write_result *result_out);
@@ -82,19 +98,23 @@ omen_code omen_upsert_fields(omen_client *client, const char *collection, const 
 omen_code omen_delete(omen_client *client, const char *collection, const omen_id *ids,
         const char *const *shard_keys_json, size_t count, omen_write_result *result_out);
 omen_code omen_set_payload(omen_client *client, const char *collection, const omen_id *ids,
-        const char *const *shard_keys_json, const char *const *payloads_json, size_t count, omen_write_result *result_out);
+        const char *const *shard_keys_json, const char *const *payloads_json, size_t count,
+        omen_write_result *result_out);
 omen_code omen_overwrite_payload(omen_client *client, const char *collection, const omen_id *ids,
-        const char *const *shard_keys_json, const char *const *payloads_json, size_t count, omen_write_result *result_out);
+        const char *const *shard_keys_json, const char *const *payloads_json, size_t count,
+        omen_write_result *result_out);
 omen_code omen_delete_payload(omen_client *client, const char *collection, const omen_id *ids,
         const char *const *shard_keys_json, const char *const *paths, uint32_t path_count, size_t count,
         omen_write_result *result_out);
 
-/* Pipelined upserts for loaders: up to `depth` requests in flight, submit blocks when full, errors surface at the next
- * submit or at finish. Retries as above. */
+/* Pipelined upserts for loaders: up to `depth` (1..256) requests in flight, submit blocks when full. An error surfaces at
+ * the next submit or at finish; after it nothing more is sent, while requests in flight are still waited for. Requests in
+ * flight may be applied in any order: submit one id twice only when the first was acknowledged. */
 typedef struct omen_pipeline omen_pipeline;
-omen_code omen_pipeline_open(omen_client *client, const char *collection, uint32_t depth, omen_pipeline **pipeline_out);
-omen_code omen_pipeline_upsert(omen_pipeline *pipeline, const omen_id *ids, const float *vectors, uint32_t dim,
-        const char *const *payloads_json, size_t count);
+omen_code omen_pipeline_open(omen_client *client, const char *collection, uint32_t depth,
+        omen_pipeline **pipeline_out);
+omen_code omen_pipeline_upsert(omen_pipeline *pipeline, const omen_id *ids, const float *vectors,
+        uint32_t dim, const char *const *payloads_json, size_t count);
 /* Called (from a library thread) each time a request of `count` points was acknowledged. */
 void omen_pipeline_on_ack(omen_pipeline *pipeline, void (*on_ack)(void *arg, size_t count), void *arg);
 omen_code omen_pipeline_finish(omen_pipeline *pipeline, uint64_t *acknowledged_out); /* waits, frees */
@@ -102,7 +122,7 @@ omen_code omen_pipeline_finish(omen_pipeline *pipeline, uint64_t *acknowledged_o
 /* ---- reads ---- */
 typedef struct {
     omen_id id;
-    float score;                 /* searches only */
+    float score; /* searches only */
     uint64_t version;
     const char *shard_key_json;  /* NULL = none */
     const char *payload_json;    /* NULL = not selected */
@@ -113,10 +133,11 @@ typedef struct {
 typedef struct {
     omen_point *points;
     size_t count;
-    const char *next_cursor;     /* scroll: NULL = end */
-    bool higher_is_nearer;       /* search: how to read scores */
-    uint64_t engine_ns;          /* time inside the storage engine */
+    const char *next_cursor; /* scroll: NULL = end */
+    bool higher_is_nearer;   /* search: how to read scores */
+    uint64_t engine_ns;      /* time inside the storage engine */
     uint32_t shards_asked, shards_total;
+    uint64_t rows_scanned; /* search: points compared with a query, over all searches of the request */
 } omen_results;
 void omen_results_free(omen_results *results); /* for arrays: the pointer that was returned */
 
@@ -127,13 +148,13 @@ typedef struct {
 } omen_select;
 
 typedef struct {
-    const char *field;           /* NULL = unnamed */
-    uint32_t k, offset;          /* k 0 = 10 */
-    const char *filter;          /* JSON or NULL */
+    const char *field;            /* NULL = unnamed */
+    uint32_t k, offset;           /* k 0 = 10 */
+    const char *filter;           /* JSON or NULL */
     const float *score_threshold; /* NULL = none */
     omen_select select;
-    const char *consistency;     /* "session" (default), "eventual", "linearizable" */
-    const omen_id *by_id;        /* search with the stored vector of this point instead of `query` */
+    const char *consistency; /* "session" (default), "eventual", "linearizable" */
+    const omen_id *by_id;    /* search with the stored vector of this point instead of `query` */
     const char *by_id_shard_key_json;
 } omen_search_options;
 
@@ -142,8 +163,9 @@ omen_code omen_search(omen_client *client, const char *collection, const float *
 /* `results_out` [count]; queries [count][dim]. */
 omen_code omen_search_batch(omen_client *client, const char *collection, const float *queries, uint32_t dim,
         size_t count, const omen_search_options *options, omen_results **results_out);
-omen_code omen_get(omen_client *client, const char *collection, const omen_id *ids, const char *const *shard_keys_json,
-        size_t count, const omen_select *select, omen_results **results_out);
+omen_code omen_get(omen_client *client, const char *collection, const omen_id *ids,
+        const char *const *shard_keys_json, size_t count, const omen_select *select,
+        omen_results **results_out);
 omen_code omen_scroll(omen_client *client, const char *collection, const char *cursor, uint32_t limit,
         const char *filter, const omen_select *select, omen_results **results_out);
 omen_code omen_count(omen_client *client, const char *collection, const char *filter, uint64_t *count_out);
