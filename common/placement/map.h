@@ -44,19 +44,21 @@ struct map {
     _Atomic uint32_t refs;
 };
 
-struct map *map_ref(struct map *map);
-void map_unref(struct map *map);     /* frees at zero */
+struct map *map_ref(struct map *map); /* returns map */
+void map_unref(struct map *map);     /* frees at zero, with mem_free what the map owns; NULL is fine */
 struct map *map_clone(const struct map *map); /* deep, refs = 1, for the next epoch; NULL when out of memory */
 
-/* By name or alias; NULL when unknown. */
+/* By name or alias; NULL when unknown. Binary search; a name comes before an alias. */
 const struct map_collection *map_find(const struct map *map, const char *name, size_t len);
+/* NULL when unknown. Looks through all collections (they are sorted by name). */
 const struct map_collection *map_find_id(const struct map *map, uint64_t collection_id);
+/* `slot` < OMEN_SLOT_COUNT; the collection's shards cover every slot (CHECKed). */
 const struct map_shard *map_shard_of_slot(const struct map_collection *collection, uint32_t slot);
 /* Cut 4096 slots into `shard_count` nearly equal contiguous ranges: fills slot_first/slot_count. */
 void map_cut_slots(struct map_shard *shards, uint32_t shard_count);
-/* Name rules of OMEN_NAME_BYTES_MAX's comment; the error names `field`. */
+/* Name rules of OMEN_NAME_BYTES_MAX's comment; the error names `field`. OMEN_EINVAL, OMEN_ETOOBIG. */
 OMEN_CHECKED enum omen_err map_check_name(const char *name, size_t len, const char *field, struct err *err);
-/* dims, metrics, names, count, shard key path. */
+/* dims, metrics, names, count, shard key path; errors name "vectors", "vectors[1].dim" or "shard_key". */
 OMEN_CHECKED enum omen_err map_check_schema(const struct collection_schema *schema, struct err *err);
 
 #endif
