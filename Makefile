@@ -1,6 +1,7 @@
 # OmenDB: the one Makefile. Non-recursive: sources are found by wildcard, so adding a file needs no edit here.
 #
-# Everything lands in $(BUILD)/<flavour>/: release (default), asan (address + undefined), tsan, fuzz (clang, libFuzzer).
+# Everything lands in $(BUILD)/<flavour>/: release (default), asan (address + undefined), tsan, fuzz (clang, libFuzzer), and
+# mutant (release with the deliberate bugs that tests/fault must catch; never shipped).
 #   <room>/*.c, <room>/*/*.c        -> lib<room>.a           (rooms: see ROOMS; */main.c is left to the binaries)
 #   tools/client/*.c                -> libomenclient.a       tools/omenctl/*.c -> omenctl    bench/*.c -> omen-bench
 #   node/main.c, router/main.c      -> omen-node, omen-router
@@ -25,8 +26,8 @@ MAKEFLAGS += -rR --no-print-directory
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := all
 
-ifeq ($(filter release asan tsan fuzz,$(FLAVOUR)),)
-$(error FLAVOUR must be release, asan, tsan or fuzz, not '$(FLAVOUR)')
+ifeq ($(filter release asan tsan fuzz mutant,$(FLAVOUR)),)
+$(error FLAVOUR must be release, asan, tsan, fuzz or mutant, not '$(FLAVOUR)')
 endif
 
 # ---- compiler ----------------------------------------------------------------------------------------------------
@@ -54,8 +55,8 @@ CPPFLAGS_ALL := -I. -D_GNU_SOURCE
 CFLAGS_ALL   := -std=gnu11 -g -fno-omit-frame-pointer -ffp-contract=off -pthread $(WARNINGS)
 LDFLAGS_ALL  := -pthread -rdynamic -Wl,--as-needed
 
-ifeq ($(FLAVOUR),release)
-CPPFLAGS_ALL += -D_FORTIFY_SOURCE=2
+ifneq ($(filter release mutant,$(FLAVOUR)),)
+CPPFLAGS_ALL += -D_FORTIFY_SOURCE=2 $(if $(filter mutant,$(FLAVOUR)),-DOMEN_TEST_MUTATIONS)
 CFLAGS_ALL   += -O2 -fstack-protector-strong
 else ifeq ($(FLAVOUR),asan)
 CFLAGS_ALL   += -O1 -fsanitize=address,undefined -fno-sanitize-recover=all
@@ -236,6 +237,7 @@ test-run:
 
 fault: ## failing allocations, writes, fsyncs and killed processes, OMEN_FAULT_REPEATS=20
 	$(SUBMAKE) FLAVOUR=$(FLAVOUR) build-tests
+	$(SUBMAKE) FLAVOUR=mutant build
 	@OMEN_FAULT_REPEATS=$(OMEN_FAULT_REPEATS) $(RUN_TESTS) --kinds fault --timeout 3600
 
 fuzz: ## libFuzzer on each decoder for FUZZ_SECONDS=60, from its corpus (needs clang)
