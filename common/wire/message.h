@@ -18,6 +18,16 @@
 #define WIRE_VERSION_MAX 1
 #define WIRE_MESSAGE_BYTES_MAX (48u << 20) /* also nng's RECVMAXSZ */
 #define WIRE_API_KEY_BYTES_MAX 256
+#define WIRE_ELEMENTS_MAX 2000000      /* values in one message, map keys included */
+#define WIRE_DEPTH_MAX 32              /* nested arrays and maps, the outermost included; msgpack-c's own limit */
+#define WIRE_TOKENS_MAX 1024
+#define WIRE_PATHS_MAX 256             /* of one selection or delete_payload */
+#define WIRE_CURSOR_BYTES_MAX 1024
+#define WIRE_CLIENT_NAME_BYTES_MAX 128
+#define WIRE_DEADLINE_MS_MAX 3600000u
+#define WIRE_SCROLL_LIMIT_DEFAULT 100
+#define WIRE_K_DEFAULT 10
+#define WIRE_REPLICATION_MAX 7
 
 enum wire_op {
     WIRE_HELLO = 1,             /* versions, limits, server name and version; needs no key */
@@ -60,7 +70,8 @@ struct wire_search {
     uint32_t k, offset;
     bool has_score_threshold;
     float score_threshold;
-    const struct filter *filter;    /* parsed already */
+    const struct filter *filter;    /* parsed by decode */
+    struct doc filter_doc;          /* as given; encode writes this one, absent = none */
     struct wire_selection selection;
 };
 
@@ -88,8 +99,14 @@ struct wire_request {
             bool wait_accepted;              /* wait level: reply when durable is the default */
         } write;
         struct { const point_id *ids; const struct doc *keys; uint32_t count; struct wire_selection selection; } get;
-        struct { struct bytes cursor; uint32_t limit; const struct filter *filter; struct wire_selection selection; } scroll;
-        struct { const struct filter *filter; } count;
+        struct {
+            struct bytes cursor;
+            uint32_t limit;
+            const struct filter *filter; /* these two as in wire_search */
+            struct doc filter_doc;
+            struct wire_selection selection;
+        } scroll;
+        struct { const struct filter *filter; struct doc filter_doc; } count;
         struct { const struct wire_search *searches; uint32_t count; } search;
     };
 };
@@ -99,7 +116,8 @@ struct wire_request {
 OMEN_CHECKED enum omen_err message_decode_request(struct bytes message, struct arena *arena,
         struct wire_request *request_out, struct err *err);
 
-/* Client side: the same struct to bytes, appended to `out`. */
+/* Client side: the same struct to bytes, appended to `out`. Checks only what has no encoding; the server checks the rest.
+ * Filters are written from `filter_doc`. Errors: OMEN_EINVAL, OMEN_ENOMEM, OMEN_ETOOBIG (WIRE_MESSAGE_BYTES_MAX). */
 OMEN_CHECKED enum omen_err message_encode_request(const struct wire_request *request, struct buf *out, struct err *err);
 
 struct wire_collection_info {
@@ -108,13 +126,18 @@ struct wire_collection_info {
     const struct shard_stats *shards;   /* [collection->shard_count], or NULL when not asked (list) */
 };
 
-struct wire_search_result { const struct hit *hits; uint32_t count; };
+struct wire_search_result {
+    const struct hit *hits;
+    uint32_t count;
+    uint32_t field;                 /* schema position searched; encode takes the metric from there */
+    bool higher_is_nearer;          /* set by decode */
+};
 
 struct wire_shard_outcome { uint64_t shard; enum omen_err code; uint32_t count; };
 
 struct wire_reply {
     enum wire_op op;
-    enum omen_err code;             /* not OK: only `err` is encoded */
+    enum omen_err code;             /* not OK: only `err` is encoded (and the shards of a write) */
     struct err err;
     const struct collection_schema *schema; /* names of vector fields and metric for points and hits; may be NULL */
     const struct token *tokens;     /* of the shards touched */
@@ -124,6 +147,7 @@ struct wire_reply {
         struct { uint32_t version; const char *server_version, *commit; } hello;
         struct { const struct wire_collection_info *items; uint32_t count; const struct map *map; } collections; /* list, describe */
         struct { uint64_t collection_id; } created;
+        /* Encoded beside an error too: what became of each shard's part. */
         struct { uint32_t affected; bool duplicate; const struct wire_shard_outcome *shards; uint32_t shard_count; } write;
         struct { const struct point_view *points; uint32_t count; struct bytes cursor; } points; /* get, scroll; empty cursor = end */
         struct { uint64_t points; } count;
@@ -135,8 +159,9 @@ struct wire_reply {
 /* Server side. Shard keys are decoded from canonical bytes to msgpack values. */
 OMEN_CHECKED enum omen_err message_encode_reply(const struct wire_reply *reply, struct buf *out);
 
-/* Client side: replies decode to owned, aligned copies in `arena`; `collections` come back as a fresh `struct map` with
- * only what was asked. vectors in points are indexed by the reply's own field list, returned as `fields_out`. */
+/* Client side: replies decode to owned, aligned copies in `arena`, `schema` and `map` included (never map_unref that one).
+ * OMEN_OK also for a well-formed error reply: look at reply_out->code. `schema` holds the names and dims of the vector
+ * fields that came back and is what point_view.vectors is indexed by (its metrics are not known); NULL when none came. */
 OMEN_CHECKED enum omen_err message_decode_reply(struct bytes message, enum wire_op op, struct arena *arena,
         struct wire_reply *reply_out, struct err *err);
 

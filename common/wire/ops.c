@@ -1,0 +1,115 @@
+/* The catalogue: every operation with its name, the role it needs and the members it takes. */
+#include "common/wire/request.h"
+
+const char *const MEMBER_NAMES[M_COUNT] = {
+    [M_V] = "v",
+    [M_OP] = "op",
+    [M_COLLECTION] = "collection",
+    [M_KEY] = "key",
+    [M_DEADLINE_MS] = "deadline_ms",
+    [M_CONSISTENCY] = "consistency",
+    [M_TOKENS] = "tokens",
+    [M_VERSIONS] = "versions",
+    [M_CLIENT] = "client",
+    [M_VECTORS] = "vectors",
+    [M_SHARD_KEY] = "shard_key",
+    [M_SHARDS] = "shards",
+    [M_REPLICATION] = "replication",
+    [M_RECALL_TARGET] = "recall_target",
+    [M_ALIAS] = "alias",
+    [M_IDS] = "ids",
+    [M_PAYLOADS] = "payloads",
+    [M_KEYS] = "keys",
+    [M_PATHS] = "paths",
+    [M_OP_ID] = "op_id",
+    [M_WAIT] = "wait",
+    [M_CURSOR] = "cursor",
+    [M_LIMIT] = "limit",
+    [M_FILTER] = "filter",
+    [M_WITH_PAYLOAD] = "with_payload",
+    [M_WITH_VECTORS] = "with_vectors",
+    [M_SEARCHES] = "searches",
+};
+
+const char *const SEARCH_MEMBER_NAMES[S_COUNT] = {
+    [S_VECTOR] = "vector",
+    [S_FIELD] = "field",
+    [S_ID] = "id",
+    [S_KEY] = "key",
+    [S_K] = "k",
+    [S_OFFSET] = "offset",
+    [S_SCORE_THRESHOLD] = "score_threshold",
+    [S_FILTER] = "filter",
+    [S_WITH_PAYLOAD] = "with_payload",
+    [S_WITH_VECTORS] = "with_vectors",
+};
+
+const char *const CONSISTENCY_NAMES[3] = {
+    [CONSISTENCY_SESSION] = "session",
+    [CONSISTENCY_EVENTUAL] = "eventual",
+    [CONSISTENCY_LINEARIZABLE] = "linearizable",
+};
+
+struct op_info {
+    const char *name;
+    enum wire_role role;
+    bool collection; /* names one */
+    uint64_t members;
+};
+
+#define WRITE_MEMBERS (BIT(M_IDS) | BIT(M_OP_ID) | BIT(M_WAIT))
+#define SELECTION_MEMBERS (BIT(M_WITH_PAYLOAD) | BIT(M_WITH_VECTORS))
+
+static const struct op_info OPS[WIRE_OP_COUNT] = {
+    [WIRE_HELLO] = { "hello", WIRE_ROLE_NONE, false, BIT(M_VERSIONS) | BIT(M_CLIENT) },
+    [WIRE_COLLECTION_CREATE] = { "collection.create", WIRE_ROLE_ADMIN, true,
+        BIT(M_VECTORS) | BIT(M_SHARD_KEY) | BIT(M_SHARDS) | BIT(M_REPLICATION) | BIT(M_RECALL_TARGET) },
+    [WIRE_COLLECTION_LIST] = { "collection.list", WIRE_ROLE_READ, false, 0 },
+    [WIRE_COLLECTION_DESCRIBE] = { "collection.describe", WIRE_ROLE_READ, true, 0 },
+    [WIRE_COLLECTION_DROP] = { "collection.drop", WIRE_ROLE_ADMIN, true, 0 },
+    [WIRE_ALIAS_SET] = { "alias.set", WIRE_ROLE_ADMIN, true, BIT(M_ALIAS) },
+    [WIRE_ALIAS_DROP] = { "alias.drop", WIRE_ROLE_ADMIN, false, BIT(M_ALIAS) },
+    [WIRE_UPSERT] = { "points.upsert", WIRE_ROLE_WRITE, true, WRITE_MEMBERS | BIT(M_VECTORS) | BIT(M_PAYLOADS) },
+    [WIRE_DELETE] = { "points.delete", WIRE_ROLE_WRITE, true, WRITE_MEMBERS | BIT(M_KEYS) },
+    [WIRE_SET_PAYLOAD] = { "points.set_payload", WIRE_ROLE_WRITE, true,
+        WRITE_MEMBERS | BIT(M_KEYS) | BIT(M_PAYLOADS) },
+    [WIRE_OVERWRITE_PAYLOAD] = { "points.overwrite_payload", WIRE_ROLE_WRITE, true,
+        WRITE_MEMBERS | BIT(M_KEYS) | BIT(M_PAYLOADS) },
+    [WIRE_DELETE_PAYLOAD] = { "points.delete_payload", WIRE_ROLE_WRITE, true,
+        WRITE_MEMBERS | BIT(M_KEYS) | BIT(M_PATHS) },
+    [WIRE_GET] = { "points.get", WIRE_ROLE_READ, true, BIT(M_IDS) | BIT(M_KEYS) | SELECTION_MEMBERS },
+    [WIRE_SCROLL] = { "points.scroll", WIRE_ROLE_READ, true,
+        BIT(M_CURSOR) | BIT(M_LIMIT) | BIT(M_FILTER) | SELECTION_MEMBERS },
+    [WIRE_COUNT] = { "points.count", WIRE_ROLE_READ, true, BIT(M_FILTER) },
+    [WIRE_SEARCH] = { "points.search", WIRE_ROLE_READ, true, BIT(M_SEARCHES) },
+    [WIRE_STATUS] = { "status", WIRE_ROLE_READ, false, 0 },
+};
+
+static const struct op_info *op_info(enum wire_op op)
+{
+    static const struct op_info none = { "unknown", WIRE_ROLE_ADMIN, false, 0 };
+    return op > 0 && op < WIRE_OP_COUNT ? &OPS[op] : &none;
+}
+
+const char *wire_op_name(enum wire_op op) { return op_info(op)->name; }
+
+enum wire_role wire_op_role(enum wire_op op) { return op_info(op)->role; }
+
+bool op_takes_collection(enum wire_op op) { return op_info(op)->collection; }
+
+uint64_t op_members(enum wire_op op)
+{
+    uint64_t members = op_info(op)->members | BIT(M_V) | BIT(M_OP) | BIT(M_KEY) | BIT(M_DEADLINE_MS) |
+            BIT(M_CONSISTENCY) | BIT(M_TOKENS);
+    return op_info(op)->collection ? members | BIT(M_COLLECTION) : members;
+}
+
+bool op_parse(struct bytes name, enum wire_op *op_out)
+{
+    for (enum wire_op op = 1; op < WIRE_OP_COUNT; op++) {
+        if (!bytes_equal(name, OPS[op].name)) continue;
+        *op_out = op;
+        return true;
+    }
+    return false;
+}
