@@ -67,7 +67,7 @@ OMEN_CHECKED enum omen_err shard_store_checkpoint(struct shard_store *store, uin
 
 /* A fixed state to read. Cheap; any thread; hold it for one request. Everything a read returns borrows from the view
  * (or the arena) and dies with it. */
-struct store_view { struct shard_store *store; uint64_t sequence; };
+struct store_view { struct shard_store *store; uint64_t sequence; struct view_pin *pin; /* the room's own */ };
 void store_view_acquire(struct shard_store *store, struct store_view *view_out);
 void store_view_release(struct store_view *view);
 

@@ -1,0 +1,135 @@
+/* Search: the exact nearest points of a view, by one pass over its blocks per vector field, shared by all searches on
+ * that field.
+ *
+ * Glue between the stream's blocks (rows, liveness), storage/index/flat (distances, heaps, filters) and the reply. */
+#include "common/err.h"
+
+#include "storage/shard_store_impl.h"
+
+#include <math.h>
+#include <stdio.h>
+
+#include "common/mem.h"
+#include "storage/index/flat.h"
+
+static enum omen_err search_check(const struct shard_store *s, const struct search_params *p, uint32_t i,
+        struct err *err)
+{
+    char field[ERR_FIELD_BYTES];
+    const char *wrong = NULL;
+    if (p->field >= s->schema.field_count) wrong = "field";
+    else if (p->k == 0 || p->k > OMEN_K_MAX) wrong = "k";
+    else if (p->query == NULL) wrong = "query";
+    if (wrong == NULL) return OMEN_OK;
+    snprintf(field, sizeof field, "searches[%u].%s", i, wrong);
+    return err_set(err, OMEN_EINVAL, field, "out of range");
+}
+
+/* The searches on one field: their numbers, heaps and the pass over the data. */
+struct field_pass {
+    uint32_t *searches; /* [count] positions in the request */
+    struct flat_query *queries;
+    struct topk *topks;
+    uint32_t count;
+};
+
+static enum omen_err pass_prepare(const struct store_view *view, const struct search_params *searches, uint32_t count,
+        uint32_t field, struct arena *arena, struct field_pass *pass)
+{
+    const struct vector_field *f = &view->store->schema.fields[field];
+    uint64_t live = view->pin->points;
+    pass->count = 0;
+    pass->searches = arena_calloc(arena, count, sizeof *pass->searches);
+    pass->queries = arena_calloc(arena, count, sizeof *pass->queries);
+    pass->topks = arena_calloc(arena, count, sizeof *pass->topks);
+    if (pass->searches == NULL || pass->queries == NULL || pass->topks == NULL) return OMEN_ENOMEM;
+    for (uint32_t i = 0; i < count; i++) {
+        if (searches[i].field != field) continue;
+        uint32_t n = pass->count++;
+        uint32_t k = searches[i].k < live ? searches[i].k : live > 0 ? (uint32_t)live : 1;
+        enum omen_err rc = topk_init(&pass->topks[n], arena, k);
+        if (rc != OMEN_OK) return rc;
+        pass->searches[n] = i;
+        pass->queries[n] = (struct flat_query){ searches[i].query, &pass->topks[n], searches[i].filter,
+            searches[i].has_score_threshold ? flat_distance_max(f->metric, searches[i].score_threshold) : INFINITY };
+    }
+    return OMEN_OK;
+}
+
+static enum omen_err pass_scan(const struct store_view *view, struct field_pass *pass, uint32_t field,
+        const struct read_limit *limit, struct arena *arena, struct search_stats *stats)
+{
+    const struct shard_store *s = view->store;
+    const struct vector_field *f = &s->schema.fields[field];
+    struct flat_scan scan;
+    enum omen_err rc = flat_scan_init(&scan, f->metric, f->dim, view->sequence, pass->queries, pass->count,
+            limit != NULL ? limit->stop : NULL, limit != NULL ? limit->arg : NULL, arena);
+    if (rc != OMEN_OK) return rc;
+    for (uint32_t i = 0, n = blocks_count(s->blocks); i < n && rc == OMEN_OK; i++) {
+        const struct block *b = blocks_at(s->blocks, i);
+        if (b->sequence > view->sequence) break;
+        struct flat_block flat;
+        flat_block_of_entry(&b->entry, field, f->dim, b->died, i, &flat);
+        if (flat.count > 0) rc = flat_scan_block(&scan, &flat);
+    }
+    stats->rows_scanned += scan.stats.rows_scanned;
+    stats->distances_computed += scan.stats.distances_computed;
+    stats->filter_evaluated += scan.stats.filter_evaluated;
+    stats->bytes_read += scan.stats.bytes_read;
+    return rc;
+}
+
+static enum omen_err hits_make(const struct store_view *view, const struct search_params *p, struct topk *topk,
+        struct arena *arena, struct hit **hits_out, uint32_t *count_out, struct err *err)
+{
+    enum metric metric = view->store->schema.fields[p->field].metric;
+    topk_sort(topk);
+    struct hit *hits = arena_alloc(arena, (topk->count + 1) * sizeof *hits);
+    if (hits == NULL) return err_set(err, OMEN_ENOMEM, NULL, "hits of a search");
+    for (uint32_t i = 0; i < topk->count; i++) {
+        const struct topk_candidate *c = &topk->items[i];
+        struct row_ref row = { (uint32_t)c->location[0], (uint32_t)c->location[1] };
+        hits[i].distance = c->distance;
+        hits[i].score = score_of_distance(metric, c->distance);
+        enum omen_err rc = row_point_view(view->store, row, &p->selection, arena, &hits[i].point, err);
+        if (rc != OMEN_OK) return rc;
+    }
+    *hits_out = hits;
+    *count_out = topk->count;
+    return OMEN_OK;
+}
+
+static enum omen_err search_field(const struct store_view *view, const struct search_params *searches, uint32_t count,
+        uint32_t field, const struct read_limit *limit, struct arena *arena, struct hit **hits_out,
+        uint32_t *hit_counts_out, struct search_stats *stats, struct err *err)
+{
+    struct field_pass pass;
+    enum omen_err rc = pass_prepare(view, searches, count, field, arena, &pass);
+    if (rc == OMEN_OK) rc = pass_scan(view, &pass, field, limit, arena, stats);
+    if (rc != OMEN_OK) return err_set(err, rc, NULL, "search in %s", view->store->dir);
+    for (uint32_t n = 0; n < pass.count && rc == OMEN_OK; n++) {
+        uint32_t i = pass.searches[n];
+        rc = hits_make(view, &searches[i], &pass.topks[n], arena, &hits_out[i], &hit_counts_out[i], err);
+    }
+    return rc;
+}
+
+enum omen_err shard_store_search(const struct store_view *view, const struct search_params *searches, uint32_t count,
+        const struct read_limit *limit, struct arena *arena, struct hit **hits_out, uint32_t *hit_counts_out,
+        struct search_stats *stats_out, struct err *err)
+{
+    uint32_t fields = 0;
+    struct search_stats stats = { 0 };
+    for (uint32_t i = 0; i < count; i++) {
+        enum omen_err rc = search_check(view->store, &searches[i], i, err);
+        if (rc != OMEN_OK) return rc;
+        fields |= 1u << searches[i].field;
+    }
+    for (uint32_t f = 0; f < view->store->schema.field_count; f++) {
+        if ((fields >> f & 1) == 0) continue;
+        enum omen_err rc = search_field(view, searches, count, f, limit, arena, hits_out, hit_counts_out, &stats, err);
+        if (rc != OMEN_OK) return rc;
+    }
+    if (stats_out != NULL) *stats_out = stats;
+    return OMEN_OK;
+}

@@ -1,0 +1,157 @@
+/* Inside of the shard store: what its files share. Other rooms see storage/shard_store.h only.
+ *
+ *   shard_store.c             options, open, close, stats, scrub
+ *   shard_store_recover.c     the stream's scan and replay at open
+ *   shard_store_apply.c       one entry: append, plan, commit, publish
+ *   shard_store_plan.c        what the ops of an entry lead to, before anything is changed
+ *   shard_store_checkpoint.c  checkpoints and merges
+ *   shard_store_view.c        views, lookups and walks over deltas and LMDB
+ *   shard_store_read.c        get, scroll, count        shard_search.c   search
+ *
+ * Locks, in order: checkpoint_mutex, apply_mutex, version_mutex. Readers take version_mutex to acquire and release a
+ * view and nothing while they read. */
+#ifndef OMEN_STORAGE_SHARD_STORE_IMPL_H
+#define OMEN_STORAGE_SHARD_STORE_IMPL_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "storage/meta/delta.h"
+#include "storage/meta/meta.h"
+#include "storage/meta/op_table.h"
+#include "storage/shard_store.h"
+#include "storage/stream/blocks.h"
+#include "storage/stream/checkpoint_file.h"
+#include "storage/stream/stream.h"
+
+#define STORE_PATH_BYTES 4000
+#define STORE_VIEWS_MAX (META_READERS_MAX - 8) /* alive at once; store_view_acquire waits for one beyond */
+
+struct plan;
+
+/* One version to read: deltas and LMDB transaction that together hold the state at the view's sequence. */
+struct view_pin {
+    struct meta_txn *txn;         /* begun while the pin is in use */
+    enum omen_err meta_rc;        /* not OK: LMDB could not be read; lookups answer this */
+    struct delta *active, *frozen; /* referenced; frozen may be NULL */
+    uint64_t points;              /* live at the view's sequence */
+    struct view_pin *next;        /* in the free list */
+};
+
+struct shard_store {
+    struct vfs *vfs;
+    char dir[STORE_PATH_BYTES];
+    uint64_t shard_id, replica_id, base_sequence;
+    struct collection_schema schema;
+    uint64_t delta_bytes_max, op_retention_ms;
+    uint32_t op_table_max;
+    struct arena schema_arena;
+    const struct doc_path *shard_key_path;   /* NULL without shard key */
+
+    struct stream *stream;
+    struct meta *meta;
+    struct checkpoint_file *checkpoint_file;
+    struct blocks *blocks;
+
+    pthread_mutex_t apply_mutex;             /* held over one entry, and to capture a checkpoint */
+    struct op_table *ops;
+    uint64_t log_time_ms;                    /* of the last entry; monotone */
+    struct plan *plan;                       /* buffers kept from entry to entry */
+    struct view_pin apply_pin;
+    enum omen_err stopped;                   /* why apply stopped, or OMEN_OK; OMEN_EFULL and ENOMEM are retried */
+    struct err stopped_err;
+
+    pthread_mutex_t version_mutex;           /* what a view captures */
+    pthread_cond_t view_released;
+    _Atomic uint64_t applied;                /* written under version_mutex, read anywhere */
+    uint64_t points;
+    struct delta *active, *frozen;
+    struct view_pin *free_pins;
+    uint32_t pin_count, view_count;
+    _Atomic uint64_t op_count;               /* for stats */
+    _Atomic int stopped_stat;                /* copy of `stopped` */
+
+    pthread_mutex_t checkpoint_mutex;
+    struct checkpoint last, older;
+    _Atomic uint64_t durable, log_needed;
+    struct meta_state frozen_state;          /* what LMDB becomes when `frozen` is merged */
+    struct op_range frozen_ops;
+
+    _Atomic uint32_t scrub_next;             /* block */
+};
+
+/* ---- shard_store_view.c ---- */
+
+/* Fill a pin with the current version (version_mutex held); drop it again. */
+void view_pin_take(struct shard_store *s, struct view_pin *pin);
+void view_pin_drop(struct view_pin *pin);
+
+/* Row of `key` at `sequence`, ROW_NONE when there is no such point. */
+OMEN_CHECKED enum omen_err view_find(const struct shard_store *s, const struct view_pin *pin, uint64_t sequence,
+        const struct point_key *key, struct row_ref *row_out, struct err *err);
+
+/* Live points in order of key. */
+struct view_iter {
+    const struct shard_store *store;
+    struct delta_iter active, frozen;
+    bool has_frozen;
+    struct meta_cursor *cursor;
+    struct point_key meta_key;
+    struct meta_location meta_location;
+    bool meta_valid;
+};
+OMEN_CHECKED enum omen_err view_iter_open(const struct shard_store *s, const struct view_pin *pin, uint64_t sequence,
+        const struct point_key *from, struct view_iter *it_out, struct err *err);
+/* *found_out false at the end. */
+OMEN_CHECKED enum omen_err view_iter_next(struct view_iter *it, struct point_key *key_out, struct row_ref *row_out,
+        bool *found_out, struct err *err);
+void view_iter_close(struct view_iter *it);
+
+/* Row that LMDB says, checked against the stream. OMEN_ECORRUPT when there is no such row or it is another point's. */
+OMEN_CHECKED enum omen_err row_of_location(const struct shard_store *s, const struct point_key *key,
+        const struct meta_location *location, struct row_ref *row_out, struct err *err);
+
+static inline void row_op(const struct shard_store *s, struct row_ref row, struct entry_op *op_out)
+{
+    entry_op_at(&blocks_at(s->blocks, row.block)->entry, row.op, op_out);
+}
+
+/* ---- shard_store_read.c ---- */
+
+/* A row as a reply carries it. OMEN_ENOMEM when the arena is full. */
+OMEN_CHECKED enum omen_err row_point_view(const struct shard_store *s, struct row_ref row,
+        const struct point_selection *selection, struct arena *arena, struct point_view *point_out, struct err *err);
+
+/* ---- shard_store_plan.c ---- */
+
+struct plan *plan_new(const struct collection_schema *schema);
+void plan_free(struct plan *plan);
+
+/* Where derived points go: new units of the stream, or, in a replay, those that are there already. */
+struct plan_units {
+    const struct stream_unit *replay; /* [replay_count] derived units, or NULL to append new ones */
+    uint32_t replay_count;
+    uint32_t staged;                  /* blocks staged: the entry's, then one per derived unit */
+};
+
+/* Work out what entry `sequence` (block staged at position blocks_count) leads to: outcomes, records in the table of
+ * ops, derived units appended and staged. Points are not touched. On error the caller rewinds all of these. */
+OMEN_CHECKED enum omen_err plan_entry(struct plan *plan, struct shard_store *s, uint64_t sequence,
+        const struct entry *entry, struct plan_units *units, struct apply_outcome *outcomes, struct err *err);
+/* Make it so: rows live and die, the delta learns. Cannot fail. Returns the number of live points after it. */
+uint64_t plan_commit(struct plan *plan, struct shard_store *s, uint64_t points);
+
+/* ---- shard_store_apply.c ---- */
+
+/* The common part of apply and replay: plan, commit and publish a staged entry. On error nothing has changed. */
+OMEN_CHECKED enum omen_err apply_staged(struct shard_store *s, uint64_t sequence, const struct entry *entry,
+        struct plan_units *units, struct apply_outcome *outcomes, struct err *err);
+/* The store is over: apply and checkpoint answer this from now on. apply_mutex held. */
+enum omen_err store_stop(struct shard_store *s, enum omen_err rc, const struct err *err);
+
+/* ---- shard_store_recover.c ---- */
+
+OMEN_CHECKED enum omen_err store_recover(struct shard_store *s, const struct meta_state *state, uint64_t end_sequence,
+        struct err *err);
+
+#endif

@@ -1,0 +1,478 @@
+/* Chunk files of the append stream: open, append, sync. The contract and the reasons are in stream.h. */
+#include "common/err.h"
+
+#include "storage/stream/stream.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "common/bytes.h"
+#include "common/check.h"
+#include "common/crc32c.h"
+#include "common/log.h"
+#include "common/mem.h"
+#include "storage/stream/format.h"
+
+#define STREAM_PATH_BYTES 4096
+#define STREAM_WRITEBACK_BYTES (8u << 20) /* hand dirty pages to the kernel in such steps, so a checkpoint finds few */
+
+struct stream_chunk {
+    struct vfs_file *file;
+    const uint8_t *map; /* [file_bytes], read only */
+    uint32_t number, file_bytes;
+    bool dirty;       /* written since the last stream_sync_begin; appender's lock */
+    struct stream_chunk *retired_next;
+};
+
+struct stream {
+    struct vfs *vfs;
+    char *dir;
+    uint64_t shard_id, replica_id;
+    uint32_t chunk_bytes;
+    struct stream_end end;       /* appender's */
+    uint32_t written_back;       /* offset in the current chunk up to which writeback was started */
+    pthread_mutex_t mutex;       /* chunk table below */
+    struct stream_chunk **chunks; /* [chunk_cap], slot i = chunk i + 1 */
+    uint32_t chunk_count, chunk_cap; /* chunks past the current one are allocated ahead or left by a rewind */
+    uint32_t current;            /* copy of end.position.chunk for stream_prepare */
+    uint32_t current_used;       /* copy of end.position.offset */
+    uint64_t allocated_bytes;
+    struct stream_chunk *retired; /* replaced before they held a published unit; closed at the end */
+};
+
+static void chunk_path(const struct stream *s, uint32_t number, char out[STREAM_PATH_BYTES])
+{
+    snprintf(out, STREAM_PATH_BYTES, "%s/%016x.chunk", s->dir, (unsigned)number);
+}
+
+static void chunk_close(struct stream_chunk *c)
+{
+    if (c == NULL) return;
+    if (c->map != NULL) vfs_unmap(c->file, c->map, c->file_bytes);
+    vfs_close(c->file);
+    mem_free(c);
+}
+
+enum omen_err stream_corrupt(const struct stream *stream, struct stream_position position, const char *what,
+        struct err *err)
+{
+    char path[STREAM_PATH_BYTES];
+    chunk_path(stream, position.chunk, path);
+    return err_corrupt(err, path, position.offset, what);
+}
+
+/* ---- open ---- */
+
+/* What a listing found: the highest chunk, and names to remove. */
+struct listing {
+    uint32_t end_chunk;
+    struct buf doomed; /* NUL-terminated names */
+};
+
+/* Chunk number of a file name, 0 when it is none of ours. */
+static uint32_t chunk_number_of(const char *name)
+{
+    if (strlen(name) != 22 || strcmp(name + 16, ".chunk") != 0) return 0;
+    uint64_t v = 0;
+    for (int i = 0; i < 16; i++) {
+        char c = name[i];
+        int digit = c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+        if (digit < 0) return 0;
+        v = v << 4 | (uint64_t)digit;
+    }
+    return v <= STREAM_CHUNKS_MAX ? (uint32_t)v : 0;
+}
+
+static bool listing_each(void *arg, const char *name)
+{
+    struct listing *l = arg;
+    uint32_t number = chunk_number_of(name);
+    if (number == 0 || number > l->end_chunk) buf_append(&l->doomed, name, strlen(name) + 1);
+    return true;
+}
+
+/* Files past the checkpoint and files nobody knows go: their units would be re-delivered by the log. */
+static enum omen_err remove_strays(struct stream *s, struct err *err)
+{
+    struct listing l = { .end_chunk = s->end.position.chunk };
+    buf_init(&l.doomed);
+    enum omen_err rc = vfs_list(s->vfs, s->dir, listing_each, &l, err);
+    if (rc == OMEN_OK && l.doomed.failed) rc = err_set(err, OMEN_ENOMEM, NULL, "listing %s", s->dir);
+    for (size_t at = 0; rc == OMEN_OK && at < l.doomed.len;) {
+        const char *name = (const char *)l.doomed.data + at;
+        char path[STREAM_PATH_BYTES];
+        snprintf(path, sizeof path, "%s/%s", s->dir, name);
+        rc = vfs_unlink(s->vfs, path, err);
+        at += strlen(name) + 1;
+    }
+    if (rc == OMEN_OK && l.doomed.len > 0) rc = vfs_sync_dir(s->vfs, s->dir, err);
+    buf_fini(&l.doomed);
+    return rc;
+}
+
+static enum omen_err table_reserve(struct stream *s, uint32_t count)
+{
+    if (count <= s->chunk_cap) return OMEN_OK;
+    uint32_t cap = s->chunk_cap ? s->chunk_cap * 2 : 16;
+    while (cap < count) cap *= 2;
+    struct stream_chunk **grown = mem_realloc(s->chunks, cap * sizeof *grown);
+    if (grown == NULL) return OMEN_ENOMEM;
+    s->chunks = grown;
+    s->chunk_cap = cap;
+    return OMEN_OK;
+}
+
+static enum omen_err chunk_open_existing(struct stream *s, uint32_t number, struct err *err)
+{
+    char path[STREAM_PATH_BYTES];
+    chunk_path(s, number, path);
+    bool there = false;
+    enum omen_err rc = vfs_exists(s->vfs, path, &there, err);
+    if (rc != OMEN_OK) return rc;
+    if (!there) return err_corrupt(err, path, 0, "chunk is missing");
+    rc = table_reserve(s, number);
+    if (rc != OMEN_OK) return err_set(err, rc, NULL, "table of chunks");
+    struct stream_chunk *c = mem_must_calloc(1, sizeof *c);
+    c->number = number;
+    uint64_t size = 0;
+    rc = vfs_open(s->vfs, path, VFS_READ | VFS_WRITE, &c->file, err);
+    if (rc != OMEN_OK) goto err_chunk;
+    rc = vfs_size(c->file, &size, err);
+    if (rc != OMEN_OK) goto err_chunk;
+    if (size < STREAM_CHUNK_HEADER_BYTES || size > UINT32_MAX) {
+        rc = err_corrupt(err, path, 0, "size of the chunk file");
+        goto err_chunk;
+    }
+    c->file_bytes = (uint32_t)size;
+    rc = vfs_map(c->file, size, &c->map, err);
+    if (rc != OMEN_OK) goto err_chunk;
+    struct chunk_header h;
+    const char *wrong = chunk_header_decode(c->map, &h);
+    if (wrong == NULL && h.file_bytes != size) wrong = "size differs from the chunk header";
+    if (wrong == NULL && h.chunk != number) wrong = "header of another chunk";
+    if (wrong == NULL && (h.shard_id != s->shard_id || h.replica_id != s->replica_id))
+        wrong = "chunk of another replica";
+    if (wrong != NULL) {
+        rc = err_corrupt(err, path, 0, wrong);
+        goto err_chunk;
+    }
+    s->chunks[s->chunk_count++] = c;
+    s->allocated_bytes += size;
+    return OMEN_OK;
+err_chunk:
+    chunk_close(c);
+    return rc;
+}
+
+enum omen_err stream_open(const struct stream_options *options, struct stream_end end, struct stream **stream_out,
+        struct err *err)
+{
+    *stream_out = NULL;
+    if (options->chunk_bytes < STREAM_CHUNK_BYTES_MIN || options->chunk_bytes > STREAM_CHUNK_BYTES_MAX
+            || options->chunk_bytes % 4096 != 0)
+        return err_set(err, OMEN_EINVAL, "chunk_bytes", "must be a multiple of 4096 from %u to %u",
+                STREAM_CHUNK_BYTES_MIN, STREAM_CHUNK_BYTES_MAX);
+    struct stream *s = mem_must_calloc(1, sizeof *s);
+    s->vfs = options->vfs;
+    s->dir = mem_must_strdup(options->dir);
+    s->shard_id = options->shard_id;
+    s->replica_id = options->replica_id;
+    s->chunk_bytes = options->chunk_bytes;
+    s->end = end;
+    s->current = end.position.chunk;
+    s->current_used = end.position.offset;
+    s->written_back = end.position.offset;
+    pthread_mutex_init(&s->mutex, NULL);
+    enum omen_err rc = OMEN_OK;
+    for (uint32_t n = 1; n <= end.position.chunk && rc == OMEN_OK; n++) rc = chunk_open_existing(s, n, err);
+    if (rc == OMEN_OK && end.position.chunk > 0
+            && end.position.offset > s->chunks[end.position.chunk - 1]->file_bytes)
+        rc = stream_corrupt(s, end.position, "chunk ends before the checkpoint", err);
+    if (rc == OMEN_OK) rc = remove_strays(s, err);
+    if (rc != OMEN_OK) {
+        stream_close(s);
+        return rc;
+    }
+    *stream_out = s;
+    return OMEN_OK;
+}
+
+void stream_close(struct stream *stream)
+{
+    if (stream == NULL) return;
+    for (uint32_t i = 0; i < stream->chunk_count; i++) chunk_close(stream->chunks[i]);
+    while (stream->retired != NULL) {
+        struct stream_chunk *c = stream->retired;
+        stream->retired = c->retired_next;
+        chunk_close(c);
+    }
+    pthread_mutex_destroy(&stream->mutex);
+    mem_free(stream->chunks);
+    mem_free(stream->dir);
+    mem_free(stream);
+}
+
+/* ---- read ---- */
+
+static bool position_before(struct stream_position a, struct stream_position b)
+{
+    return stream_position_pack(a) < stream_position_pack(b);
+}
+
+enum omen_err stream_next(struct stream *stream, struct stream_end *at, struct stream_unit *unit_out, bool *end_out,
+        struct err *err)
+{
+    *end_out = false;
+    for (;;) {
+        struct stream_position end = stream->end.position, p = at->position;
+        if (stream_position_pack(p) == stream_position_pack(end)) {
+            if (at->chain != stream->end.chain) return stream_corrupt(stream, p, "chain ends differently", err);
+            *end_out = true;
+            return OMEN_OK;
+        }
+        uint32_t chunk_end = p.chunk == 0 ? 0 : stream->chunks[p.chunk - 1]->file_bytes;
+        if (chunk_end - p.offset < STREAM_UNIT_HEADER_BYTES) { /* no room was left even for an end mark */
+            p = (struct stream_position){ p.chunk + 1, STREAM_CHUNK_HEADER_BYTES };
+            if (p.chunk > end.chunk) return stream_corrupt(stream, at->position, "units end too early", err);
+            at->position = p;
+            continue;
+        }
+        const uint8_t *base = stream->chunks[p.chunk - 1]->map;
+        struct unit_header h;
+        const char *wrong = unit_header_decode(base + p.offset, &h);
+        if (wrong == NULL && stream_position_pack(h.position) != stream_position_pack(p)) wrong = "unit of another place";
+        if (wrong == NULL && h.chain != at->chain) wrong = "unit does not follow the one before";
+        if (wrong == NULL && !range_fits((uint64_t)p.offset + STREAM_UNIT_HEADER_BYTES, h.body_bytes, chunk_end))
+            wrong = "unit is longer than its chunk";
+        if (wrong == NULL && h.body_bytes > 0
+                && memcmp(base + p.offset + STREAM_UNIT_HEADER_BYTES, h.body_head, STREAM_BODY_HEAD_BYTES) != 0)
+            wrong = "head of the entry";
+        if (wrong != NULL) return stream_corrupt(stream, p, wrong, err);
+        struct stream_position after = { p.chunk, p.offset + STREAM_UNIT_HEADER_BYTES + h.body_bytes };
+        if (h.type == STREAM_UNIT_CHUNK_END) after = (struct stream_position){ p.chunk + 1, STREAM_CHUNK_HEADER_BYTES };
+        if (position_before(end, after)) return stream_corrupt(stream, p, "unit reaches past the checkpoint", err);
+        at->position = after;
+        at->chain = h.crc;
+        if (h.type == STREAM_UNIT_CHUNK_END) continue;
+        *unit_out = (struct stream_unit){ h.type, h.sequence, h.part, base + p.offset + STREAM_UNIT_HEADER_BYTES,
+            h.body_bytes, p };
+        return OMEN_OK;
+    }
+}
+
+enum omen_err stream_unit_check(const struct stream *stream, const struct stream_unit *unit, struct err *err)
+{
+    struct unit_header h;
+    const char *wrong = unit_header_decode(unit->body - STREAM_UNIT_HEADER_BYTES, &h);
+    if (wrong == NULL && (h.body_bytes != unit->body_bytes || h.sequence != unit->sequence)) wrong = "unit header changed";
+    if (wrong == NULL && memcmp(h.body_head, unit->body, STREAM_BODY_HEAD_BYTES) != 0) wrong = "head of the entry";
+    if (wrong == NULL
+            && crc32c(0, unit->body + STREAM_BODY_HEAD_BYTES, unit->body_bytes - STREAM_BODY_HEAD_BYTES)
+                    != load_u32(h.body_head + 12))
+        wrong = "entry checksum";
+    return wrong == NULL ? OMEN_OK : stream_corrupt(stream, unit->position, wrong, err);
+}
+
+/* ---- append ---- */
+
+/* Make chunk file `number` of `file_bytes`: allocated, headed, its name durable. The caller holds the mutex. */
+static enum omen_err chunk_create(struct stream *s, uint32_t number, uint32_t file_bytes,
+        struct stream_chunk **chunk_out, struct err *err)
+{
+    char path[STREAM_PATH_BYTES];
+    chunk_path(s, number, path);
+    struct stream_chunk *c = mem_must_calloc(1, sizeof *c);
+    uint8_t *header = mem_must_alloc(STREAM_CHUNK_HEADER_BYTES);
+    c->number = number;
+    c->file_bytes = file_bytes;
+    enum omen_err rc = vfs_open(s->vfs, path, VFS_READ | VFS_WRITE | VFS_CREATE, &c->file, err);
+    if (rc == OMEN_OK) rc = vfs_allocate(c->file, file_bytes, err);
+    if (rc == OMEN_OK) {
+        struct chunk_header h = { s->shard_id, s->replica_id, number, file_bytes };
+        chunk_header_encode(&h, header);
+        rc = vfs_pwrite(c->file, header, STREAM_CHUNK_HEADER_BYTES, 0, err);
+    }
+    if (rc == OMEN_OK) rc = vfs_sync_dir(s->vfs, s->dir, err);
+    if (rc == OMEN_OK) rc = vfs_map(c->file, file_bytes, &c->map, err);
+    mem_free(header);
+    if (rc != OMEN_OK) {
+        bool opened = c->file != NULL;
+        chunk_close(c);
+        struct err ignored; /* give the space back; if that fails too, the next open removes the file */
+        if (opened && vfs_unlink(s->vfs, path, &ignored) != OMEN_OK)
+            LOG_WARN("stream.unlink", "path=\"%s\"", path);
+        return rc;
+    }
+    s->allocated_bytes += file_bytes;
+    *chunk_out = c;
+    return OMEN_OK;
+}
+
+/* Give up chunks from `number` on, which hold nothing published (allocated ahead, or left by a rewind): too small for
+ * the unit at hand. Closed with the stream only, because a sync may be using them. */
+static enum omen_err chunks_retire(struct stream *s, uint32_t number, struct err *err)
+{
+    while (s->chunk_count >= number) {
+        struct stream_chunk *c = s->chunks[s->chunk_count - 1];
+        char path[STREAM_PATH_BYTES];
+        chunk_path(s, c->number, path);
+        enum omen_err rc = vfs_unlink(s->vfs, path, err);
+        if (rc != OMEN_OK) return rc;
+        s->chunk_count--;
+        s->allocated_bytes -= c->file_bytes;
+        c->retired_next = s->retired;
+        s->retired = c;
+    }
+    return OMEN_OK;
+}
+
+/* Have chunk `number` in the table with room for a unit of `unit_bytes`. */
+static enum omen_err chunk_ensure(struct stream *s, uint32_t number, uint64_t unit_bytes, struct err *err)
+{
+    uint64_t need = align_up(STREAM_CHUNK_HEADER_BYTES + unit_bytes, 4096);
+    if (need < s->chunk_bytes) need = s->chunk_bytes;
+    if (number > STREAM_CHUNKS_MAX || need > UINT32_MAX) return err_set(err, OMEN_EFULL, NULL, "too many chunks in %s", s->dir);
+    if (number <= s->chunk_count) {
+        if (s->chunks[number - 1]->file_bytes >= need) return OMEN_OK;
+        enum omen_err rc = chunks_retire(s, number, err);
+        if (rc != OMEN_OK) return rc;
+    }
+    enum omen_err rc = table_reserve(s, number);
+    if (rc != OMEN_OK) return err_set(err, rc, NULL, "table of chunks");
+    struct stream_chunk *c;
+    rc = chunk_create(s, number, (uint32_t)need, &c, err);
+    if (rc != OMEN_OK) return rc;
+    CHECK(number == s->chunk_count + 1);
+    s->chunks[s->chunk_count++] = c;
+    return OMEN_OK;
+}
+
+static enum omen_err unit_write(struct stream *s, struct unit_header *h, const void *body, struct err *err)
+{
+    struct stream_chunk *c = s->chunks[h->position.chunk - 1];
+    uint8_t header[STREAM_UNIT_HEADER_BYTES];
+    unit_header_encode(h, header);
+    struct iovec iov[2] = { { header, sizeof header }, { NULL, h->body_bytes } };
+    memcpy(&iov[1].iov_base, &body, sizeof body); /* iovec is not const-correct */
+    CHECK(range_fits(h->position.offset, sizeof header + (uint64_t)h->body_bytes, c->file_bytes));
+    c->dirty = true;
+    return vfs_pwritev(c->file, iov, h->body_bytes > 0 ? 2 : 1, h->position.offset, err);
+}
+
+/* Move to the next chunk when a unit of `unit_bytes` does not fit the current one. */
+static enum omen_err chunk_roll(struct stream *s, uint64_t sequence, uint64_t unit_bytes, struct err *err)
+{
+    struct stream_end at = s->end;
+    uint32_t left = at.position.chunk == 0 ? 0 : s->chunks[at.position.chunk - 1]->file_bytes - at.position.offset;
+    if (at.position.chunk > 0 && unit_bytes <= left) return OMEN_OK;
+    pthread_mutex_lock(&s->mutex);
+    enum omen_err rc = chunk_ensure(s, at.position.chunk + 1, unit_bytes, err);
+    pthread_mutex_unlock(&s->mutex);
+    if (rc != OMEN_OK) return rc;
+    struct unit_header h = { .type = STREAM_UNIT_CHUNK_END, .sequence = sequence, .chain = at.chain, .position = at.position };
+    if (left >= STREAM_UNIT_HEADER_BYTES) {
+        rc = unit_write(s, &h, NULL, err);
+        if (rc != OMEN_OK) return rc;
+        at.chain = h.crc;
+    }
+    if (at.position.chunk > 0)
+        vfs_writeback_hint(s->chunks[at.position.chunk - 1]->file, s->written_back, at.position.offset - s->written_back);
+    s->written_back = STREAM_CHUNK_HEADER_BYTES;
+    at.position = (struct stream_position){ at.position.chunk + 1, STREAM_CHUNK_HEADER_BYTES };
+    s->end = at;
+    return OMEN_OK;
+}
+
+static void end_publish(struct stream *s)
+{
+    pthread_mutex_lock(&s->mutex);
+    s->current = s->end.position.chunk;
+    s->current_used = s->end.position.offset;
+    pthread_mutex_unlock(&s->mutex);
+}
+
+enum omen_err stream_append(struct stream *stream, enum stream_unit_type type, uint64_t sequence, uint32_t part,
+        const void *body, uint32_t body_bytes, struct stream_unit *unit_out, struct err *err)
+{
+    CHECK(body_bytes >= 64 && body_bytes % 64 == 0);
+    struct stream_end before = stream->end;
+    uint64_t unit_bytes = STREAM_UNIT_HEADER_BYTES + (uint64_t)body_bytes;
+    enum omen_err rc = chunk_roll(stream, sequence, unit_bytes, err);
+    struct unit_header h = { type, sequence, body_bytes, part, stream->end.chain, { 0 }, stream->end.position, 0 };
+    memcpy(h.body_head, body, STREAM_BODY_HEAD_BYTES);
+    if (rc == OMEN_OK) rc = unit_write(stream, &h, body, err);
+    if (rc != OMEN_OK) {
+        stream_rewind(stream, before);
+        return rc;
+    }
+    struct stream_chunk *c = stream->chunks[h.position.chunk - 1];
+    *unit_out = (struct stream_unit){ type, sequence, part, c->map + h.position.offset + STREAM_UNIT_HEADER_BYTES,
+        body_bytes, h.position };
+    stream->end.position.offset += (uint32_t)unit_bytes;
+    stream->end.chain = h.crc;
+    uint32_t dirty = stream->end.position.offset - stream->written_back;
+    if (dirty >= STREAM_WRITEBACK_BYTES) {
+        vfs_writeback_hint(c->file, stream->written_back, dirty);
+        stream->written_back = stream->end.position.offset;
+    }
+    end_publish(stream);
+    return OMEN_OK;
+}
+
+struct stream_end stream_end(const struct stream *stream) { return stream->end; }
+
+void stream_rewind(struct stream *stream, struct stream_end end)
+{
+    CHECK(!position_before(stream->end.position, end.position));
+    stream->end = end;
+    stream->written_back = end.position.offset;
+    end_publish(stream);
+}
+
+/* ---- sync ---- */
+
+enum omen_err stream_sync_begin(struct stream *stream, struct stream_sync *sync_out)
+{
+    uint32_t count = 0;
+    *sync_out = (struct stream_sync){ 0 };
+    pthread_mutex_lock(&stream->mutex);
+    for (uint32_t i = 0; i < stream->chunk_count; i++) count += stream->chunks[i]->dirty;
+    sync_out->chunks = mem_alloc((count + 1) * sizeof *sync_out->chunks);
+    for (uint32_t i = 0; i < stream->chunk_count && sync_out->chunks != NULL; i++) {
+        if (!stream->chunks[i]->dirty) continue;
+        stream->chunks[i]->dirty = false;
+        sync_out->chunks[sync_out->count++] = stream->chunks[i];
+    }
+    pthread_mutex_unlock(&stream->mutex);
+    return sync_out->chunks == NULL ? OMEN_ENOMEM : OMEN_OK;
+}
+
+enum omen_err stream_sync_run(struct stream_sync *sync, struct err *err)
+{
+    enum omen_err rc = OMEN_OK;
+    for (uint32_t i = 0; i < sync->count && rc == OMEN_OK; i++) rc = vfs_datasync(sync->chunks[i]->file, err);
+    mem_free(sync->chunks);
+    *sync = (struct stream_sync){ 0 };
+    return rc;
+}
+
+void stream_prepare(struct stream *stream)
+{
+    struct err err;
+    pthread_mutex_lock(&stream->mutex);
+    bool due = stream->current > 0 && stream->chunk_count == stream->current
+            && stream->current_used > stream->chunks[stream->current - 1]->file_bytes / 2;
+    if (due && chunk_ensure(stream, stream->current + 1, 0, &err) != OMEN_OK)
+        LOG_WARN("stream.prepare", "error=\"%s\"", err.message);
+    pthread_mutex_unlock(&stream->mutex);
+}
+
+void stream_usage(struct stream *stream, uint64_t *bytes_out, uint64_t *chunks_out)
+{
+    pthread_mutex_lock(&stream->mutex);
+    *bytes_out = stream->allocated_bytes;
+    *chunks_out = stream->chunk_count;
+    pthread_mutex_unlock(&stream->mutex);
+}

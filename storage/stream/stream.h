@@ -1,0 +1,91 @@
+/* The append stream of one replica: chunk files of units, each unit one log entry or one derived entry, searched in
+ * place through a read-only map.
+ *
+ *   chunk:  header 4096 B, then units back to back, each at a multiple of 64 (formats: storage/FORMAT.md)
+ *   unit:   header 64 B {type, sequence, part, previous header's crc, its own place, crc} + body (an entry)
+ *
+ * Written by pwritev and read through the map: a full disk or an I/O error is a return code and never SIGBUS, and a
+ * stray pointer cannot damage data. Chunks are preallocated and their directory synced before use (CORRECTNESS D1).
+ *
+ * What is valid is decided from outside: the end position and chain of a checkpoint. Units chain by the crc of the
+ * header before them and name their own place, so a stale unit of an earlier life of the file, or one that was written
+ * to the wrong place, is never taken for one of ours even inside the checkpointed range.
+ *
+ * Threads: one appender; stream_sync_* and stream_prepare by one checkpointer beside it; bodies by any reader.
+ * Determinism: positions depend on chunk_bytes and on the entries only; nothing in results depends on positions. */
+#ifndef OMEN_STORAGE_STREAM_H
+#define OMEN_STORAGE_STREAM_H
+
+#include "common/vfs.h"
+
+#define STREAM_CHUNK_HEADER_BYTES 4096u
+#define STREAM_UNIT_HEADER_BYTES 64u
+#define STREAM_CHUNK_BYTES_MIN 16384u
+#define STREAM_CHUNK_BYTES_MAX (1u << 30)
+#define STREAM_CHUNKS_MAX (1u << 20) /* files of one replica */
+
+enum stream_unit_type { STREAM_UNIT_ENTRY = 1, STREAM_UNIT_DERIVED = 2, STREAM_UNIT_CHUNK_END = 3 };
+
+/* Where a unit's header begins, or where the next one would: chunk 1.. and byte in its file. {0, 0} = before the first.
+ * The logical order is (chunk, offset). */
+struct stream_position { uint32_t chunk, offset; };
+
+static inline uint64_t stream_position_pack(struct stream_position p) { return (uint64_t)p.chunk << 32 | p.offset; }
+
+/* An end and the crc of the unit header that ends there: what a checkpoint stores. */
+struct stream_end { struct stream_position position; uint32_t chain; };
+
+struct stream_unit {
+    enum stream_unit_type type;
+    uint64_t sequence;
+    uint32_t part;                   /* 0 for the entry, 1.. for the derived units of its sequence */
+    const uint8_t *body;             /* in the map: 64-byte aligned, lives until stream_close */
+    uint32_t body_bytes;
+    struct stream_position position; /* of the header */
+};
+
+struct stream_options {
+    struct vfs *vfs; /* borrowed */
+    const char *dir; /* ".../stream"; copied */
+    uint64_t shard_id, replica_id;
+    uint32_t chunk_bytes; /* size of a chunk file; a larger unit gets a larger file */
+};
+
+struct stream;
+
+/* Map the chunks up to `end`, remove files past it and files of unknown names. OMEN_ECORRUPT names a chunk that is
+ * missing, too short or has a bad header. Units are not looked at: read them with stream_next. */
+OMEN_CHECKED enum omen_err stream_open(const struct stream_options *options, struct stream_end end,
+        struct stream **stream_out, struct err *err);
+void stream_close(struct stream *stream);
+
+/* Walk the units up to the end in order, verifying headers and chain; bodies with stream_unit_check. `*at` starts as
+ * {{0,0},0}. `*end_out` true: there is none left, and the chain agreed with the end's. */
+OMEN_CHECKED enum omen_err stream_next(struct stream *stream, struct stream_end *at, struct stream_unit *unit_out,
+        bool *end_out, struct err *err);
+/* Header and body of a unit against their checksums. OMEN_ECORRUPT with file and offset. Any thread. */
+OMEN_CHECKED enum omen_err stream_unit_check(const struct stream *stream, const struct stream_unit *unit,
+        struct err *err);
+/* OMEN_ECORRUPT naming the file and offset of `position`. */
+enum omen_err stream_corrupt(const struct stream *stream, struct stream_position position, const char *what,
+        struct err *err);
+
+/* Append one unit. `body` is an entry (its bytes 12..15 are the crc32c of 16..len; len a multiple of 64). On failure
+ * nothing is appended: OMEN_EFULL when no chunk could be allocated, OMEN_EIO. */
+OMEN_CHECKED enum omen_err stream_append(struct stream *stream, enum stream_unit_type type, uint64_t sequence,
+        uint32_t part, const void *body, uint32_t body_bytes, struct stream_unit *unit_out, struct err *err);
+struct stream_end stream_end(const struct stream *stream);           /* appender's thread */
+void stream_rewind(struct stream *stream, struct stream_end end);    /* forget units appended after `end` was taken */
+
+/* Chunks written since the last call are collected by _begin (appender stopped, i.e. under its lock) and synced by
+ * _run (appender going on). A failed sync is final for the store. */
+struct stream_sync { struct stream_chunk **chunks; uint32_t count; };
+OMEN_CHECKED enum omen_err stream_sync_begin(struct stream *stream, struct stream_sync *sync_out);
+OMEN_CHECKED enum omen_err stream_sync_run(struct stream_sync *sync, struct err *err); /* frees what _begin took */
+
+/* Allocate the next chunk ahead once the current one is half full. Failure is no error: the appender will meet it. */
+void stream_prepare(struct stream *stream);
+
+void stream_usage(struct stream *stream, uint64_t *bytes_out, uint64_t *chunks_out); /* any thread; allocated */
+
+#endif
