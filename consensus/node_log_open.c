@@ -238,10 +238,25 @@ enum omen_err node_log_read_group(struct node_log *log, uint64_t group, node_log
 
 /* ---- start ---- */
 
+/* The directory's own name must be durable before the first record is; whether an earlier life came so far is not known. */
+static enum omen_err directory_make(struct node_log *log, struct err *err)
+{
+    char parent[LOG_PATH_BYTES];
+    enum omen_err rc = vfs_mkdir(log->options.vfs, log->dir, err);
+    if (rc != OMEN_OK) return rc;
+    size_t len = strlen(log->dir);
+    while (len > 1 && log->dir[len - 1] == '/') len--;
+    while (len > 0 && log->dir[len - 1] != '/') len--;
+    while (len > 1 && log->dir[len - 1] == '/') len--;
+    memcpy(parent, log->dir, len);
+    parent[len] = '\0';
+    return vfs_sync_dir(log->options.vfs, len > 0 ? parent : ".", err);
+}
+
 enum omen_err log_recover(struct node_log *log, node_log_replay replay, void *arg, struct err *err)
 {
     struct names names = { 0 };
-    enum omen_err rc = vfs_mkdir(log->options.vfs, log->dir, err);
+    enum omen_err rc = directory_make(log, err);
     if (rc == OMEN_OK) rc = vfs_list(log->options.vfs, log->dir, name_add, &names, err);
     if (rc == OMEN_OK && names.too_many)
         rc = err_set(err, OMEN_ETOOBIG, NULL, "%s: more than %u segments", log->dir, DIRECTORY_NAMES_MAX);
