@@ -3,7 +3,7 @@
  * Nearly every row is refused by one comparison with the heap's bound, so that comparison is all that a row costs beside
  * its distance; liveness, identity and filter are looked at in that order, each dearer than the one before. A row that
  * only ties with the bound goes on, as its id may be lower.
- * NaN: finite vectors whose products overflow can sum to inf - inf in a dot product. Such a row counts as +inf, the
+ * NaN: finite vectors can fill one lane with inf and another with -inf in a dot product. Such a row counts as +inf, the
  * farthest, on every ISA alike; hence "not above the bound" below rather than "below or equal". */
 #include "common/err.h"
 #include "common/check.h"
