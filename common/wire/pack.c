@@ -31,8 +31,10 @@ void pack_bin(msgpack_packer *pk, const void *data, size_t len)
 
 void pack_bool(msgpack_packer *pk, bool v)
 {
-    if (v) msgpack_pack_true(pk);
-    else msgpack_pack_false(pk);
+    if (v)
+        msgpack_pack_true(pk);
+    else
+        msgpack_pack_false(pk);
 }
 
 void pack_doc(msgpack_packer *pk, struct doc doc)
@@ -45,22 +47,12 @@ void pack_doc(msgpack_packer *pk, struct doc doc)
     struct bytes key;
     struct doc value;
     switch (doc_type(doc)) {
-    case DOC_NULL:
-        msgpack_pack_nil(pk);
-        return;
+    case DOC_NULL: msgpack_pack_nil(pk); return;
     case DOC_FALSE:
-    case DOC_TRUE:
-        pack_bool(pk, doc_type(doc) == DOC_TRUE);
-        return;
-    case DOC_I64:
-        msgpack_pack_int64(pk, doc_i64(doc));
-        return;
-    case DOC_F64:
-        msgpack_pack_double(pk, doc_f64(doc));
-        return;
-    case DOC_STRING:
-        pack_bytes_str(pk, doc_string(doc));
-        return;
+    case DOC_TRUE: pack_bool(pk, doc_type(doc) == DOC_TRUE); return;
+    case DOC_I64: msgpack_pack_int64(pk, doc_i64(doc)); return;
+    case DOC_F64: msgpack_pack_double(pk, doc_f64(doc)); return;
+    case DOC_STRING: pack_bytes_str(pk, doc_string(doc)); return;
     case DOC_ARRAY:
         msgpack_pack_array(pk, doc_count(doc));
         for (it = doc_iter(doc); doc_next(&it, NULL, &value);) pack_doc(pk, value);
@@ -95,9 +87,7 @@ void pack_shard_key(msgpack_packer *pk, struct shard_key key)
         return;
     }
     switch (c.data[0]) {
-    case 1:
-        pack_bytes_str(pk, (struct bytes){ c.data + 1, c.len - 1 });
-        return;
+    case 1: pack_bytes_str(pk, (struct bytes){ c.data + 1, c.len - 1 }); return;
     case 2:
         CHECK(c.len == 2);
         pack_bool(pk, c.data[1] != 0);
@@ -106,8 +96,7 @@ void pack_shard_key(msgpack_packer *pk, struct shard_key key)
         CHECK(c.len == 9);
         msgpack_pack_int64(pk, (int64_t)load_u64_be(c.data + 1));
         return;
-    default:
-        CHECK(!"a canonical shard key has an unknown tag");
+    default: CHECK(!"a canonical shard key has an unknown tag");
     }
 }
 

@@ -21,10 +21,10 @@ static const struct point_view *row(const struct rows *rows, uint32_t i)
 
 /* Which columns the rows need. */
 struct columns {
-    bool numbers;            /* every id is a number */
+    bool numbers; /* every id is a number */
     bool keys, payloads;
-    uint32_t vectors;        /* bit per schema field that some row has */
-    uint32_t gaps;           /* of those: bit per field that some row lacks */
+    uint32_t vectors; /* bit per schema field that some row has */
+    uint32_t gaps;    /* of those: bit per field that some row lacks */
 };
 
 static struct columns columns_of(const struct rows *rows, uint32_t field_count)
@@ -37,8 +37,10 @@ static struct columns columns_of(const struct rows *rows, uint32_t field_count)
         c.keys = c.keys || p->key.canonical.len > 0;
         c.payloads = c.payloads || p->payload.data != NULL;
         for (uint32_t f = 0; f < field_count; f++) {
-            if (p->vectors[f] != NULL) c.vectors |= 1u << f;
-            else lacking |= 1u << f;
+            if (p->vectors[f] != NULL)
+                c.vectors |= 1u << f;
+            else
+                lacking |= 1u << f;
         }
     }
     c.gaps = c.vectors & lacking;
@@ -51,8 +53,8 @@ static uint32_t optional_columns(const struct columns *c)
     return (uint32_t)c->keys + (uint32_t)c->payloads + (c->vectors != 0) + (c->gaps != 0);
 }
 
-static void pack_vectors(msgpack_packer *pk, struct buf *out, const struct rows *rows, const struct columns *c,
-        const struct collection_schema *schema)
+static void pack_vectors(msgpack_packer *pk, struct buf *out, const struct rows *rows,
+        const struct columns *c, const struct collection_schema *schema)
 {
     pack_str(pk, "vectors");
     msgpack_pack_map(pk, (size_t)__builtin_popcount(c->vectors));
@@ -86,11 +88,15 @@ static void pack_rows(msgpack_packer *pk, struct buf *out, const struct rows *ro
         const struct collection_schema *schema)
 {
     pack_str(pk, "ids");
-    if (c->numbers) msgpack_pack_bin(pk, 8ull * rows->count);
-    else msgpack_pack_array(pk, rows->count);
+    if (c->numbers)
+        msgpack_pack_bin(pk, 8ull * rows->count);
+    else
+        msgpack_pack_array(pk, rows->count);
     for (uint32_t i = 0; i < rows->count; i++) {
-        if (c->numbers) buf_append(out, &row(rows, i)->id.lo, 8);
-        else pack_id(pk, row(rows, i)->id);
+        if (c->numbers)
+            buf_append(out, &row(rows, i)->id.lo, 8);
+        else
+            pack_id(pk, row(rows, i)->id);
     }
     pack_str(pk, "versions");
     msgpack_pack_bin(pk, 8ull * rows->count);
@@ -117,15 +123,18 @@ static uint32_t field_count(const struct wire_reply *reply)
 
 static void pack_points(msgpack_packer *pk, struct buf *out, const struct wire_reply *reply)
 {
-    struct rows rows = { (const uint8_t *)reply->points.points, sizeof *reply->points.points, reply->points.count };
+    struct rows rows = { (const uint8_t *)reply->points.points, sizeof *reply->points.points,
+        reply->points.count };
     struct columns columns = columns_of(&rows, field_count(reply));
     pack_str(pk, "points");
     msgpack_pack_map(pk, 2 + optional_columns(&columns));
     pack_rows(pk, out, &rows, &columns, reply->schema);
     if (reply->op != WIRE_SCROLL) return;
     pack_str(pk, "cursor");
-    if (reply->points.cursor.len == 0) msgpack_pack_nil(pk);
-    else pack_bin(pk, reply->points.cursor.data, reply->points.cursor.len);
+    if (reply->points.cursor.len == 0)
+        msgpack_pack_nil(pk);
+    else
+        pack_bin(pk, reply->points.cursor.data, reply->points.cursor.len);
 }
 
 static bool result_higher_is_nearer(const struct wire_reply *reply, const struct wire_search_result *result)
@@ -206,8 +215,10 @@ static void pack_collection(msgpack_packer *pk, const struct wire_collection_inf
         pack_str(pk, metric_name(c->schema.fields[i].metric));
     }
     pack_str(pk, "shard_key");
-    if (c->schema.shard_key[0] == '\0') msgpack_pack_nil(pk);
-    else pack_str(pk, c->schema.shard_key);
+    if (c->schema.shard_key[0] == '\0')
+        msgpack_pack_nil(pk);
+    else
+        pack_str(pk, c->schema.shard_key);
     pack_number(pk, "shard_count", c->shard_count);
     pack_number(pk, "replication", c->replication);
     pack_str(pk, "recall_target");
@@ -256,12 +267,22 @@ static void pack_versions(msgpack_packer *pk)
 
 static void pack_hello(msgpack_packer *pk, const struct wire_reply *reply)
 {
-    static const struct { const char *name; uint64_t value; } limits[] = {
-        { "message_bytes", WIRE_MESSAGE_BYTES_MAX }, { "elements", WIRE_ELEMENTS_MAX }, { "depth", WIRE_DEPTH_MAX },
-        { "batch_points", OMEN_BATCH_POINTS_MAX }, { "batch_bytes", OMEN_BATCH_BYTES_MAX },
-        { "batch_searches", OMEN_BATCH_SEARCHES_MAX }, { "dim", OMEN_DIM_MAX }, { "k", OMEN_K_MAX },
-        { "payload_bytes", DOC_BYTES_MAX }, { "scroll_limit", OMEN_SCROLL_LIMIT_MAX },
-        { "vector_fields", OMEN_VECTOR_FIELDS_MAX }, { "name_bytes", OMEN_NAME_BYTES_MAX },
+    static const struct {
+        const char *name;
+        uint64_t value;
+    } limits[] = {
+        { "message_bytes", WIRE_MESSAGE_BYTES_MAX },
+        { "elements", WIRE_ELEMENTS_MAX },
+        { "depth", WIRE_DEPTH_MAX },
+        { "batch_points", OMEN_BATCH_POINTS_MAX },
+        { "batch_bytes", OMEN_BATCH_BYTES_MAX },
+        { "batch_searches", OMEN_BATCH_SEARCHES_MAX },
+        { "dim", OMEN_DIM_MAX },
+        { "k", OMEN_K_MAX },
+        { "payload_bytes", DOC_BYTES_MAX },
+        { "scroll_limit", OMEN_SCROLL_LIMIT_MAX },
+        { "vector_fields", OMEN_VECTOR_FIELDS_MAX },
+        { "name_bytes", OMEN_NAME_BYTES_MAX },
     };
     const size_t limit_count = sizeof limits / sizeof limits[0];
     pack_number(pk, "version", reply->hello.version);
@@ -323,26 +344,14 @@ static uint32_t reply_members(enum wire_op op)
 static void pack_operation(msgpack_packer *pk, struct buf *out, const struct wire_reply *reply)
 {
     switch (reply->op) {
-    case WIRE_HELLO:
-        pack_hello(pk, reply);
-        return;
+    case WIRE_HELLO: pack_hello(pk, reply); return;
     case WIRE_COLLECTION_LIST:
-    case WIRE_COLLECTION_DESCRIBE:
-        pack_collections(pk, reply);
-        return;
-    case WIRE_COLLECTION_CREATE:
-        pack_number(pk, "collection_id", reply->created.collection_id);
-        return;
+    case WIRE_COLLECTION_DESCRIBE: pack_collections(pk, reply); return;
+    case WIRE_COLLECTION_CREATE: pack_number(pk, "collection_id", reply->created.collection_id); return;
     case WIRE_GET:
-    case WIRE_SCROLL:
-        pack_points(pk, out, reply);
-        return;
-    case WIRE_COUNT:
-        pack_number(pk, "count", reply->count.points);
-        return;
-    case WIRE_SEARCH:
-        pack_search(pk, out, reply);
-        return;
+    case WIRE_SCROLL: pack_points(pk, out, reply); return;
+    case WIRE_COUNT: pack_number(pk, "count", reply->count.points); return;
+    case WIRE_SEARCH: pack_search(pk, out, reply); return;
     case WIRE_STATUS:
         pack_str(pk, "status");
         pack_doc(pk, reply->status.doc);

@@ -6,12 +6,33 @@
 
 /* Members of a request map, in the order of MEMBER_NAMES. */
 enum member {
-    M_V, M_OP, M_COLLECTION, M_KEY, M_DEADLINE_MS, M_CONSISTENCY, M_TOKENS, /* every op */
-    M_VERSIONS, M_CLIENT,                                                  /* hello */
-    M_VECTORS, M_SHARD_KEY, M_SHARDS, M_REPLICATION, M_RECALL_TARGET,      /* create; vectors also upsert */
+    M_V,
+    M_OP,
+    M_COLLECTION,
+    M_KEY,
+    M_DEADLINE_MS,
+    M_CONSISTENCY,
+    M_TOKENS, /* every op */
+    M_VERSIONS,
+    M_CLIENT, /* hello */
+    M_VECTORS,
+    M_SHARD_KEY,
+    M_SHARDS,
+    M_REPLICATION,
+    M_RECALL_TARGET, /* create; vectors also upsert */
     M_ALIAS,
-    M_IDS, M_PAYLOADS, M_KEYS, M_PATHS, M_OP_ID, M_WAIT,                   /* writes, get */
-    M_CURSOR, M_LIMIT, M_FILTER, M_WITH_PAYLOAD, M_WITH_VECTORS, M_SEARCHES, /* reads */
+    M_IDS,
+    M_PAYLOADS,
+    M_KEYS,
+    M_PATHS,
+    M_OP_ID,
+    M_WAIT, /* writes, get */
+    M_CURSOR,
+    M_LIMIT,
+    M_FILTER,
+    M_WITH_PAYLOAD,
+    M_WITH_VECTORS,
+    M_SEARCHES, /* reads */
     M_COUNT
 };
 extern const char *const MEMBER_NAMES[M_COUNT];
@@ -19,7 +40,17 @@ extern const char *const MEMBER_NAMES[M_COUNT];
 
 /* Members of one search. */
 enum search_member {
-    S_VECTOR, S_FIELD, S_ID, S_KEY, S_K, S_OFFSET, S_SCORE_THRESHOLD, S_FILTER, S_WITH_PAYLOAD, S_WITH_VECTORS, S_COUNT
+    S_VECTOR,
+    S_FIELD,
+    S_ID,
+    S_KEY,
+    S_K,
+    S_OFFSET,
+    S_SCORE_THRESHOLD,
+    S_FILTER,
+    S_WITH_PAYLOAD,
+    S_WITH_VECTORS,
+    S_COUNT
 };
 extern const char *const SEARCH_MEMBER_NAMES[S_COUNT];
 

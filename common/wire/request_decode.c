@@ -42,7 +42,8 @@ static enum omen_err decode_version_and_op(struct request_reader *q)
     if (rc != OMEN_OK) return rc;
     bool known = op_parse(name, &q->out->op);
     const msgpack_object *v = peek_member(map, "v");
-    if (v == NULL) return err_set(r->err, OMEN_EPROTO, "v", "is missing (protocol version, %d)", WIRE_VERSION_MAX);
+    if (v == NULL)
+        return err_set(r->err, OMEN_EPROTO, "v", "is missing (protocol version, %d)", WIRE_VERSION_MAX);
     uint64_t version = 0;
     rc = in_member(q, M_V, read_u64(r, v, 0, UINT64_MAX, &version));
     if (rc != OMEN_OK) return rc;
@@ -92,8 +93,8 @@ static enum omen_err decode_envelope(struct request_reader *q)
         rc = in_member(q, M_KEY, read_str(r, q->members[M_KEY], WIRE_API_KEY_BYTES_MAX, &out->api_key));
     }
     if (rc == OMEN_OK && q->members[M_DEADLINE_MS] != NULL) {
-        rc = in_member(
-                q, M_DEADLINE_MS, read_u32(r, q->members[M_DEADLINE_MS], 0, WIRE_DEADLINE_MS_MAX, &out->deadline_ms));
+        rc = in_member(q, M_DEADLINE_MS,
+                read_u32(r, q->members[M_DEADLINE_MS], 0, WIRE_DEADLINE_MS_MAX, &out->deadline_ms));
     }
     if (rc == OMEN_OK) rc = in_member(q, M_CONSISTENCY, decode_consistency(q));
     if (rc == OMEN_OK && q->members[M_TOKENS] != NULL) {
@@ -116,13 +117,15 @@ static enum omen_err decode_hello(struct request_reader *q)
             rc = read_u32(r, &array.ptr[i], 1, UINT32_MAX, &range[i]);
             if (rc != OMEN_OK) prefix_slot(r->err, "", i);
         }
-        if (rc == OMEN_OK && range[0] > range[1]) rc = err_set(r->err, OMEN_EINVAL, NULL, "must be [min, max]");
+        if (rc == OMEN_OK && range[0] > range[1])
+            rc = err_set(r->err, OMEN_EINVAL, NULL, "must be [min, max]");
         rc = in_member(q, M_VERSIONS, rc);
     }
     if (rc != OMEN_OK) return rc;
     if (range[1] < WIRE_VERSION_MIN || range[0] > WIRE_VERSION_MAX) {
-        return err_set(r->err, OMEN_EVERSION, "versions", "no version in common: %u to %u asked, %d to %d spoken here",
-                range[0], range[1], WIRE_VERSION_MIN, WIRE_VERSION_MAX);
+        return err_set(r->err, OMEN_EVERSION, "versions",
+                "no version in common: %u to %u asked, %d to %d spoken here", range[0], range[1],
+                WIRE_VERSION_MIN, WIRE_VERSION_MAX);
     }
     q->out->hello.version_min = range[0];
     q->out->hello.version_max = range[1];
@@ -133,7 +136,8 @@ static enum omen_err decode_hello(struct request_reader *q)
 
 /* ---- catalog --------------------------------------------------------------------------------------------------- */
 
-static enum omen_err decode_vector_field(struct request_reader *q, const msgpack_object *v, struct vector_field *field)
+static enum omen_err decode_vector_field(struct request_reader *q, const msgpack_object *v,
+        struct vector_field *field)
 {
     static const char *const names[] = { "dim", "metric" };
     const msgpack_object *slots[2];
@@ -179,8 +183,8 @@ static enum omen_err decode_schema_fields(struct request_reader *q, struct colle
     const msgpack_object *v = q->members[M_VECTORS];
     if (v->type != MSGPACK_OBJECT_MAP) return read_expected(&q->r, v, "map");
     if (v->via.map.size == 0 || v->via.map.size > OMEN_VECTOR_FIELDS_MAX) {
-        return err_set(q->r.err, v->via.map.size == 0 ? OMEN_EINVAL : OMEN_ETOOBIG, NULL, "%u fields, 1 to %d are allowed",
-                v->via.map.size, OMEN_VECTOR_FIELDS_MAX);
+        return err_set(q->r.err, v->via.map.size == 0 ? OMEN_EINVAL : OMEN_ETOOBIG, NULL,
+                "%u fields, 1 to %d are allowed", v->via.map.size, OMEN_VECTOR_FIELDS_MAX);
     }
     for (uint32_t i = 0; i < v->via.map.size; i++) {
         struct vector_field *field = &schema->fields[i];
@@ -208,7 +212,8 @@ static enum omen_err decode_recall_target(struct request_reader *q, float *out)
     double target = 0;
     enum omen_err rc = read_f64(&q->r, q->members[M_RECALL_TARGET], &target);
     if (rc != OMEN_OK) return rc;
-    if (!(target > 0 && target <= 1)) return err_set(q->r.err, OMEN_EINVAL, NULL, "must be above 0 and at most 1");
+    if (!(target > 0 && target <= 1))
+        return err_set(q->r.err, OMEN_EINVAL, NULL, "must be above 0 and at most 1");
     *out = (float)target;
     return OMEN_OK;
 }
@@ -230,7 +235,8 @@ static enum omen_err decode_create(struct request_reader *q)
         if (rc == OMEN_OK) memcpy(change->schema.shard_key, path.data, path.len);
     }
     if (rc == OMEN_OK && q->members[M_SHARDS] != NULL) {
-        rc = in_member(q, M_SHARDS, read_u32(r, q->members[M_SHARDS], 1, OMEN_SHARDS_MAX, &change->shard_count));
+        rc = in_member(q, M_SHARDS,
+                read_u32(r, q->members[M_SHARDS], 1, OMEN_SHARDS_MAX, &change->shard_count));
     }
     if (rc == OMEN_OK && q->members[M_REPLICATION] != NULL) {
         rc = in_member(q, M_REPLICATION,
@@ -251,9 +257,7 @@ static enum omen_err decode_catalog(struct request_reader *q)
         out->catalog.kind = CATALOG_CREATE;
         rc = decode_create(q);
         break;
-    case WIRE_COLLECTION_DROP:
-        out->catalog.kind = CATALOG_DROP;
-        break;
+    case WIRE_COLLECTION_DROP: out->catalog.kind = CATALOG_DROP; break;
     case WIRE_ALIAS_SET:
         out->catalog.kind = CATALOG_ALIAS_SET;
         memcpy(out->catalog.target, out->collection.data, out->collection.len);
@@ -291,8 +295,8 @@ static enum omen_err decode_operation(struct request_reader *q)
     }
 }
 
-enum omen_err message_decode_request(struct bytes message, struct arena *arena, struct wire_request *request_out,
-        struct err *err)
+enum omen_err message_decode_request(struct bytes message, struct arena *arena,
+        struct wire_request *request_out, struct err *err)
 {
     memset(request_out, 0, sizeof *request_out);
     if (message.len > WIRE_MESSAGE_BYTES_MAX) {
@@ -303,7 +307,8 @@ enum omen_err message_decode_request(struct bytes message, struct arena *arena, 
     enum omen_err rc = reader_init(&q.r, message, arena, err);
     if (rc == OMEN_OK) rc = decode_version_and_op(&q);
     if (rc == OMEN_OK) {
-        rc = map_collect(&q.r, &q.r.unpacked.data, MEMBER_NAMES, M_COUNT, op_members(request_out->op), q.members);
+        rc = map_collect(&q.r, &q.r.unpacked.data, MEMBER_NAMES, M_COUNT, op_members(request_out->op),
+                q.members);
     }
     if (rc == OMEN_OK) rc = decode_envelope(&q);
     if (rc == OMEN_OK) rc = decode_operation(&q);

@@ -69,7 +69,8 @@ static void put_docs(struct writer *w, enum member member, const struct doc *doc
 static void put_paths(struct writer *w, const struct wire_selection *s)
 {
     msgpack_pack_array(&w->pk, s->payload_path_count);
-    for (uint32_t i = 0; i < s->payload_path_count; i++) pack_bytes_str(&w->pk, doc_path_text(s->payload_paths[i]));
+    for (uint32_t i = 0; i < s->payload_path_count; i++)
+        pack_bytes_str(&w->pk, doc_path_text(s->payload_paths[i]));
 }
 
 static void put_selection(struct writer *w, const struct wire_selection *s, bool payload_default)
@@ -183,7 +184,8 @@ static void put_write(struct writer *w, const struct wire_request *q)
     }
     if (q->write.op_id.client != 0) {
         put_name(w, MEMBER_NAMES[M_OP_ID]);
-        pack_token(&w->pk, &(struct token){ q->write.op_id.client, q->write.op_id.seq, q->write.op_id.issue_ms });
+        pack_token(&w->pk,
+                &(struct token){ q->write.op_id.client, q->write.op_id.seq, q->write.op_id.issue_ms });
     }
     if (q->write.wait_accepted) {
         put_name(w, MEMBER_NAMES[M_WAIT]);
@@ -202,7 +204,10 @@ static void put_scroll(struct writer *w, const struct wire_request *q)
     put_selection(w, &q->scroll.selection, true);
 }
 
-static void put_search_name(struct writer *w, enum search_member member) { put_name(w, SEARCH_MEMBER_NAMES[member]); }
+static void put_search_name(struct writer *w, enum search_member member)
+{
+    put_name(w, SEARCH_MEMBER_NAMES[member]);
+}
 
 static void put_search(struct writer *w, const struct wire_search *s)
 {
@@ -251,12 +256,8 @@ static void put_searches(struct writer *w, const struct wire_request *q)
 static void put_operation(struct writer *w, const struct wire_request *q)
 {
     switch (q->op) {
-    case WIRE_HELLO:
-        put_hello(w, q);
-        return;
-    case WIRE_COLLECTION_CREATE:
-        put_create(w, &q->catalog);
-        return;
+    case WIRE_HELLO: put_hello(w, q); return;
+    case WIRE_COLLECTION_CREATE: put_create(w, &q->catalog); return;
     case WIRE_ALIAS_SET:
     case WIRE_ALIAS_DROP:
         put_name(w, MEMBER_NAMES[M_ALIAS]);
@@ -266,25 +267,16 @@ static void put_operation(struct writer *w, const struct wire_request *q)
     case WIRE_DELETE:
     case WIRE_SET_PAYLOAD:
     case WIRE_OVERWRITE_PAYLOAD:
-    case WIRE_DELETE_PAYLOAD:
-        put_write(w, q);
-        return;
+    case WIRE_DELETE_PAYLOAD: put_write(w, q); return;
     case WIRE_GET:
         put_ids(w, q->get.ids, q->get.count);
         put_docs(w, M_KEYS, q->get.keys, q->get.count);
         put_selection(w, &q->get.selection, true);
         return;
-    case WIRE_SCROLL:
-        put_scroll(w, q);
-        return;
-    case WIRE_COUNT:
-        put_filter(w, q->count.filter_doc);
-        return;
-    case WIRE_SEARCH:
-        put_searches(w, q);
-        return;
-    default: /* drop, list, describe, status: the envelope says it all */
-        return;
+    case WIRE_SCROLL: put_scroll(w, q); return;
+    case WIRE_COUNT: put_filter(w, q->count.filter_doc); return;
+    case WIRE_SEARCH: put_searches(w, q); return;
+    default: /* drop, list, describe, status: the envelope says it all */ return;
     }
 }
 

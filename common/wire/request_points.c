@@ -10,7 +10,8 @@ static enum omen_err decode_column(struct request_reader *q, struct bytes field,
     enum omen_err rc = read_bin(&q->r, v, OMEN_BATCH_BYTES_MAX, &data);
     if (rc != OMEN_OK) return rc;
     if (data.len == 0 || data.len % (4ull * count) != 0) {
-        return err_set(q->r.err, OMEN_EINVAL, NULL, "%zu bytes are not %u rows of equally many f32", data.len, count);
+        return err_set(q->r.err, OMEN_EINVAL, NULL, "%zu bytes are not %u rows of equally many f32", data.len,
+                count);
     }
     *column = (struct wire_vector_column){ .field = field, .data = data.data, .bytes = data.len };
     return OMEN_OK;
@@ -26,13 +27,15 @@ static enum omen_err decode_columns_map(struct request_reader *q, const msgpack_
         if (rc != OMEN_OK) return rc;
         rc = decode_column(q, field, &kv->val, &columns[i]);
         for (uint32_t j = 0; rc == OMEN_OK && j < i; j++) {
-            if (columns[j].field.len == field.len && memcmp(columns[j].field.data, field.data, field.len) == 0) {
+            if (columns[j].field.len == field.len &&
+                    memcmp(columns[j].field.data, field.data, field.len) == 0) {
                 rc = err_set(q->r.err, OMEN_EINVAL, NULL, "given twice");
             }
         }
         if (rc != OMEN_OK) {
             char name[ERR_FIELD_BYTES];
-            snprintf(name, sizeof name, "%.*s", field.len < 80 ? (int)field.len : 80, (const char *)field.data);
+            snprintf(name, sizeof name, "%.*s", field.len < 80 ? (int)field.len : 80,
+                    (const char *)field.data);
             err_prefix(q->r.err, field.len == 0 ? "\"\"" : name);
             return rc;
         }
@@ -45,11 +48,12 @@ static enum omen_err decode_columns(struct request_reader *q)
 {
     const msgpack_object *v = q->members[M_VECTORS];
     bool map = v->type == MSGPACK_OBJECT_MAP;
-    if (!map && v->type != MSGPACK_OBJECT_BIN) return read_expected(&q->r, v, "bin, or map of field name to bin");
+    if (!map && v->type != MSGPACK_OBJECT_BIN)
+        return read_expected(&q->r, v, "bin, or map of field name to bin");
     uint32_t fields = map ? v->via.map.size : 1;
     if (fields == 0 || fields > OMEN_VECTOR_FIELDS_MAX) {
-        return err_set(q->r.err, fields == 0 ? OMEN_EINVAL : OMEN_ETOOBIG, NULL, "%u fields, 1 to %d are allowed", fields,
-                OMEN_VECTOR_FIELDS_MAX);
+        return err_set(q->r.err, fields == 0 ? OMEN_EINVAL : OMEN_ETOOBIG, NULL,
+                "%u fields, 1 to %d are allowed", fields, OMEN_VECTOR_FIELDS_MAX);
     }
     struct wire_vector_column *columns = NULL;
     enum omen_err rc = read_alloc(&q->r, fields, sizeof *columns, &columns);
@@ -96,7 +100,8 @@ static enum omen_err decode_paths(struct request_reader *q)
         struct bytes text;
         const struct doc_path *path;
         rc = read_str(&q->r, &array.ptr[i], DOC_PATH_BYTES_MAX, &text);
-        if (rc == OMEN_OK) rc = doc_path_parse((const char *)text.data, text.len, q->r.arena, &path, q->r.err);
+        if (rc == OMEN_OK)
+            rc = doc_path_parse((const char *)text.data, text.len, q->r.arena, &path, q->r.err);
         if (rc != OMEN_OK) prefix_slot(q->r.err, "", i);
     }
     if (rc == OMEN_OK) rc = read_doc(&q->r, q->members[M_PATHS], DOC_BYTES_MAX, &q->out->write.payload_paths);
@@ -133,7 +138,8 @@ static enum omen_err check_batch_bytes(struct request_reader *q)
     }
     if (vectors + payloads <= OMEN_BATCH_BYTES_MAX) return OMEN_OK;
     return err_set(q->r.err, OMEN_ETOOBIG, vectors >= payloads ? "vectors" : "payloads",
-            "batch of %llu bytes, the limit is %u", (unsigned long long)(vectors + payloads), OMEN_BATCH_BYTES_MAX);
+            "batch of %llu bytes, the limit is %u", (unsigned long long)(vectors + payloads),
+            OMEN_BATCH_BYTES_MAX);
 }
 
 enum omen_err decode_write(struct request_reader *q)
@@ -162,7 +168,8 @@ enum omen_err decode_get_ids(struct request_reader *q)
     enum omen_err rc = need_member(q, M_IDS);
     if (rc == OMEN_OK) {
         rc = in_member(q, M_IDS,
-                read_ids(&q->r, q->members[M_IDS], 1, OMEN_BATCH_POINTS_MAX, &q->out->get.ids, &q->out->get.count));
+                read_ids(&q->r, q->members[M_IDS], 1, OMEN_BATCH_POINTS_MAX, &q->out->get.ids,
+                        &q->out->get.count));
     }
     return rc == OMEN_OK ? decode_keys(q, q->out->get.count, &q->out->get.keys) : rc;
 }

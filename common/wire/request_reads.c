@@ -15,7 +15,8 @@ static enum omen_err read_paths(struct reader *r, const msgpack_object *v, struc
     for (uint32_t i = 0; rc == OMEN_OK && i < array.size; i++) {
         struct bytes text;
         rc = read_str(r, &array.ptr[i], DOC_PATH_BYTES_MAX, &text);
-        if (rc == OMEN_OK) rc = doc_path_parse((const char *)text.data, text.len, r->arena, &paths[i], r->err);
+        if (rc == OMEN_OK)
+            rc = doc_path_parse((const char *)text.data, text.len, r->arena, &paths[i], r->err);
         if (rc != OMEN_OK) prefix_slot(r->err, "", i);
     }
     if (rc != OMEN_OK) return rc;
@@ -31,9 +32,7 @@ static enum omen_err read_with_payload(struct reader *r, const msgpack_object *v
     const msgpack_object *exclude;
     enum omen_err rc;
     switch (v->type) {
-    case MSGPACK_OBJECT_BOOLEAN:
-        out->with_payload = v->via.boolean;
-        return OMEN_OK;
+    case MSGPACK_OBJECT_BOOLEAN: out->with_payload = v->via.boolean; return OMEN_OK;
     case MSGPACK_OBJECT_ARRAY:
         out->with_payload = v->via.array.size > 0; /* no path means no payload, not all of it */
         out->payload_include = true;
@@ -46,8 +45,7 @@ static enum omen_err read_with_payload(struct reader *r, const msgpack_object *v
         rc = read_paths(r, exclude, out);
         if (rc != OMEN_OK) err_prefix(r->err, "exclude");
         return rc;
-    default:
-        return read_expected(r, v, "bool, array of paths or map with exclude");
+    default: return read_expected(r, v, "bool, array of paths or map with exclude");
     }
 }
 
@@ -115,7 +113,8 @@ enum omen_err decode_get(struct request_reader *q)
 {
     enum omen_err rc = decode_get_ids(q);
     if (rc != OMEN_OK) return rc;
-    return read_selection(&q->r, q->members[M_WITH_PAYLOAD], q->members[M_WITH_VECTORS], true, &q->out->get.selection);
+    return read_selection(&q->r, q->members[M_WITH_PAYLOAD], q->members[M_WITH_VECTORS], true,
+            &q->out->get.selection);
 }
 
 enum omen_err decode_scroll(struct request_reader *q)
@@ -130,11 +129,14 @@ enum omen_err decode_scroll(struct request_reader *q)
     }
     q->out->scroll.limit = WIRE_SCROLL_LIMIT_DEFAULT;
     if (rc == OMEN_OK && q->members[M_LIMIT] != NULL) {
-        rc = in_member(q, M_LIMIT, read_u32(r, q->members[M_LIMIT], 1, OMEN_SCROLL_LIMIT_MAX, &q->out->scroll.limit));
+        rc = in_member(q, M_LIMIT,
+                read_u32(r, q->members[M_LIMIT], 1, OMEN_SCROLL_LIMIT_MAX, &q->out->scroll.limit));
     }
-    if (rc == OMEN_OK) rc = read_filter(r, q->members[M_FILTER], &q->out->scroll.filter, &q->out->scroll.filter_doc);
+    if (rc == OMEN_OK)
+        rc = read_filter(r, q->members[M_FILTER], &q->out->scroll.filter, &q->out->scroll.filter_doc);
     if (rc != OMEN_OK) return rc;
-    return read_selection(r, q->members[M_WITH_PAYLOAD], q->members[M_WITH_VECTORS], true, &q->out->scroll.selection);
+    return read_selection(r, q->members[M_WITH_PAYLOAD], q->members[M_WITH_VECTORS], true,
+            &q->out->scroll.selection);
 }
 
 enum omen_err decode_count(struct request_reader *q)
@@ -156,7 +158,8 @@ static enum omen_err read_query_numbers(struct reader *r, const msgpack_object *
         double component = 0;
         rc = read_f64(r, &array.ptr[i], &component);
         query[i] = (float)component;
-        if (rc == OMEN_OK && !isfinite(query[i])) rc = err_set(r->err, OMEN_EINVAL, NULL, "number is not a finite f32");
+        if (rc == OMEN_OK && !isfinite(query[i]))
+            rc = err_set(r->err, OMEN_EINVAL, NULL, "number is not a finite f32");
         if (rc != OMEN_OK) prefix_slot(r->err, "", i);
     }
     if (rc == OMEN_OK) *out = (struct bytes){ (const uint8_t *)query, sizeof *query * array.size };
@@ -209,8 +212,8 @@ static enum omen_err decode_search_range(struct reader *r, const msgpack_object 
     if (rc == OMEN_OK && m[S_OFFSET] != NULL) {
         rc = read_u32(r, m[S_OFFSET], 0, OMEN_K_MAX, &out->offset);
         if (rc == OMEN_OK && out->k + out->offset > OMEN_K_MAX) {
-            rc = err_set(r->err, OMEN_ETOOBIG, NULL, "k + offset is %u, the limit is %d", out->k + out->offset,
-                    OMEN_K_MAX);
+            rc = err_set(r->err, OMEN_ETOOBIG, NULL, "k + offset is %u, the limit is %d",
+                    out->k + out->offset, OMEN_K_MAX);
         }
         if (rc != OMEN_OK) err_prefix(r->err, "offset");
     }
@@ -249,7 +252,8 @@ enum omen_err decode_search(struct request_reader *q)
     enum omen_err rc = need_member(q, M_SEARCHES);
     if (rc != OMEN_OK) return rc;
     msgpack_object_array array;
-    rc = in_member(q, M_SEARCHES, read_array(&q->r, q->members[M_SEARCHES], 1, OMEN_BATCH_SEARCHES_MAX, &array));
+    rc = in_member(q, M_SEARCHES,
+            read_array(&q->r, q->members[M_SEARCHES], 1, OMEN_BATCH_SEARCHES_MAX, &array));
     if (rc != OMEN_OK) return rc;
     struct wire_search *searches = NULL;
     rc = read_alloc(&q->r, array.size, sizeof *searches, &searches);

@@ -34,30 +34,26 @@ static struct item item_at(const uint8_t *p, size_t left)
     if (b < 0x80 || b >= 0xe0) return (struct item){ .kind = ITEM_SKIP, .header_bytes = 1 };
     if (b < 0x90) return (struct item){ .kind = ITEM_MAP, .header_bytes = 1, .count = b & 0x0f };
     if (b < 0xa0) return (struct item){ .kind = ITEM_ARRAY, .header_bytes = 1, .count = b & 0x0f };
-    if (b < 0xc0) return (struct item){ .kind = ITEM_SKIP, .header_bytes = 1, .count = b & 0x1f, .str = true };
+    if (b < 0xc0)
+        return (struct item){ .kind = ITEM_SKIP, .header_bytes = 1, .count = b & 0x1f, .str = true };
     struct item item;
     switch (b) {
     case 0xc0: /* nil, false, true */
     case 0xc2:
-    case 0xc3:
-        return (struct item){ .kind = ITEM_SKIP, .header_bytes = 1 };
+    case 0xc3: return (struct item){ .kind = ITEM_SKIP, .header_bytes = 1 };
     case 0xc4: /* bin 8, 16, 32 */
     case 0xc5:
-    case 0xc6:
-        return counted(p, left, ITEM_SKIP, (size_t)1 << (b - 0xc4));
+    case 0xc6: return counted(p, left, ITEM_SKIP, (size_t)1 << (b - 0xc4));
     case 0xca: /* float 32, 64 */
-    case 0xcb:
-        return (struct item){ .kind = ITEM_SKIP, .header_bytes = 1, .count = 4u << (b - 0xca) };
+    case 0xcb: return (struct item){ .kind = ITEM_SKIP, .header_bytes = 1, .count = 4u << (b - 0xca) };
     case 0xcc: /* uint 8 .. 64 */
     case 0xcd:
     case 0xce:
-    case 0xcf:
-        return (struct item){ .kind = ITEM_SKIP, .header_bytes = 1, .count = 1u << (b - 0xcc) };
+    case 0xcf: return (struct item){ .kind = ITEM_SKIP, .header_bytes = 1, .count = 1u << (b - 0xcc) };
     case 0xd0: /* int 8 .. 64 */
     case 0xd1:
     case 0xd2:
-    case 0xd3:
-        return (struct item){ .kind = ITEM_SKIP, .header_bytes = 1, .count = 1u << (b - 0xd0) };
+    case 0xd3: return (struct item){ .kind = ITEM_SKIP, .header_bytes = 1, .count = 1u << (b - 0xd0) };
     case 0xd9: /* str 8, 16, 32 */
     case 0xda:
     case 0xdb:
@@ -65,15 +61,11 @@ static struct item item_at(const uint8_t *p, size_t left)
         item.str = true;
         return item;
     case 0xdc: /* array 16, 32 */
-    case 0xdd:
-        return counted(p, left, ITEM_ARRAY, (size_t)2 << (b - 0xdc));
+    case 0xdd: return counted(p, left, ITEM_ARRAY, (size_t)2 << (b - 0xdc));
     case 0xde: /* map 16, 32 */
-    case 0xdf:
-        return counted(p, left, ITEM_MAP, (size_t)2 << (b - 0xde));
-    case 0xc1:
-        return (struct item){ .kind = ITEM_BAD };
-    default: /* c7..c9, d4..d8 */
-        return (struct item){ .kind = ITEM_EXTENSION };
+    case 0xdf: return counted(p, left, ITEM_MAP, (size_t)2 << (b - 0xde));
+    case 0xc1: return (struct item){ .kind = ITEM_BAD };
+    default: /* c7..c9, d4..d8 */ return (struct item){ .kind = ITEM_EXTENSION };
     }
 }
 
@@ -83,7 +75,7 @@ struct scan {
     uint64_t elements;
     uint64_t left[WIRE_DEPTH_MAX]; /* elements still to come, by depth; a pair is two */
     uint32_t depth;
-    struct bytes member;           /* key of the top-level member we are in */
+    struct bytes member; /* key of the top-level member we are in */
     struct err *err;
 };
 
@@ -100,7 +92,8 @@ static enum omen_err scan_enter(struct scan *s, const struct item *item)
 {
     size_t left_bytes = s->message.len - s->at - item->header_bytes;
     uint64_t elements = item->kind == ITEM_MAP ? 2 * item->count : item->count;
-    if (elements > left_bytes) return scan_failed(s, OMEN_EPROTO, "array or map announces more elements than bytes left");
+    if (elements > left_bytes)
+        return scan_failed(s, OMEN_EPROTO, "array or map announces more elements than bytes left");
     s->elements += elements;
     if (s->elements > WIRE_ELEMENTS_MAX) {
         return err_set(s->err, OMEN_ETOOBIG, NULL, "message has more than %d elements: use bin columns",
@@ -120,7 +113,8 @@ static enum omen_err scan_skip(struct scan *s, const struct item *item)
     bool key = s->depth == 1 && s->left[0] % 2 == 1; /* counted down already: a key leaves its value */
     if (key) {
         s->member = (struct bytes){ (const uint8_t *)"", 0 };
-        if (item->str) s->member = (struct bytes){ s->message.data + s->at + item->header_bytes, item->count };
+        if (item->str)
+            s->member = (struct bytes){ s->message.data + s->at + item->header_bytes, item->count };
     }
     s->at += item->header_bytes + item->count;
     return OMEN_OK;
@@ -135,19 +129,12 @@ enum omen_err wire_scan(struct bytes message, struct err *err)
         struct item item = item_at(message.data + s.at, message.len - s.at);
         enum omen_err rc = OMEN_OK;
         switch (item.kind) {
-        case ITEM_SKIP:
-            rc = scan_skip(&s, &item);
-            break;
+        case ITEM_SKIP: rc = scan_skip(&s, &item); break;
         case ITEM_ARRAY:
-        case ITEM_MAP:
-            rc = scan_enter(&s, &item);
-            break;
-        case ITEM_BAD:
-            return scan_failed(&s, OMEN_EPROTO, "byte c1 begins no msgpack value");
-        case ITEM_EXTENSION:
-            return scan_failed(&s, OMEN_EPROTO, "msgpack extension types are not accepted");
-        case ITEM_CUT:
-            return scan_failed(&s, OMEN_EPROTO, "message ends inside a value");
+        case ITEM_MAP: rc = scan_enter(&s, &item); break;
+        case ITEM_BAD: return scan_failed(&s, OMEN_EPROTO, "byte c1 begins no msgpack value");
+        case ITEM_EXTENSION: return scan_failed(&s, OMEN_EPROTO, "msgpack extension types are not accepted");
+        case ITEM_CUT: return scan_failed(&s, OMEN_EPROTO, "message ends inside a value");
         }
         if (rc != OMEN_OK) return rc;
         while (s.depth > 0 && s.left[s.depth - 1] == 0) s.depth--;

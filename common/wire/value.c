@@ -12,12 +12,15 @@ enum omen_err reader_init(struct reader *r, struct bytes message, struct arena *
     enum omen_err rc = wire_scan(message, err);
     if (rc != OMEN_OK) return rc;
     size_t offset = 0;
-    msgpack_unpack_return rv = msgpack_unpack_next(&r->unpacked, (const char *)message.data, message.len, &offset);
-    if (rv == MSGPACK_UNPACK_NOMEM_ERROR) return err_set(err, OMEN_ENOMEM, NULL, "no memory to decode the message");
+    msgpack_unpack_return rv = msgpack_unpack_next(&r->unpacked, (const char *)message.data, message.len,
+            &offset);
+    if (rv == MSGPACK_UNPACK_NOMEM_ERROR)
+        return err_set(err, OMEN_ENOMEM, NULL, "no memory to decode the message");
     if ((rv != MSGPACK_UNPACK_SUCCESS && rv != MSGPACK_UNPACK_EXTRA_BYTES) || offset != message.len) {
         return err_set(err, OMEN_EPROTO, NULL, "malformed msgpack");
     }
-    if (r->unpacked.data.type != MSGPACK_OBJECT_MAP) return err_set(err, OMEN_EPROTO, NULL, "message is not a map");
+    if (r->unpacked.data.type != MSGPACK_OBJECT_MAP)
+        return err_set(err, OMEN_EPROTO, NULL, "message is not a map");
     return OMEN_OK;
 }
 
@@ -108,17 +111,10 @@ enum omen_err read_f64(struct reader *r, const msgpack_object *v, double *out)
 {
     switch (v->type) {
     case MSGPACK_OBJECT_FLOAT32:
-    case MSGPACK_OBJECT_FLOAT64:
-        *out = v->via.f64;
-        return OMEN_OK;
-    case MSGPACK_OBJECT_POSITIVE_INTEGER:
-        *out = (double)v->via.u64;
-        return OMEN_OK;
-    case MSGPACK_OBJECT_NEGATIVE_INTEGER:
-        *out = (double)v->via.i64;
-        return OMEN_OK;
-    default:
-        return read_expected(r, v, "number");
+    case MSGPACK_OBJECT_FLOAT64: *out = v->via.f64; return OMEN_OK;
+    case MSGPACK_OBJECT_POSITIVE_INTEGER: *out = (double)v->via.u64; return OMEN_OK;
+    case MSGPACK_OBJECT_NEGATIVE_INTEGER: *out = (double)v->via.i64; return OMEN_OK;
+    default: return read_expected(r, v, "number");
     }
 }
 
@@ -154,14 +150,15 @@ enum omen_err read_array(struct reader *r, const msgpack_object *v, uint32_t min
 {
     if (v->type != MSGPACK_OBJECT_ARRAY) return read_expected(r, v, "array");
     uint32_t size = v->via.array.size;
-    if (size < min) return err_set(r->err, OMEN_EINVAL, NULL, "%u elements, at least %u are needed", size, min);
+    if (size < min)
+        return err_set(r->err, OMEN_EINVAL, NULL, "%u elements, at least %u are needed", size, min);
     if (size > max) return err_set(r->err, OMEN_ETOOBIG, NULL, "%u elements, the limit is %u", size, max);
     *out = v->via.array;
     return OMEN_OK;
 }
 
-enum omen_err map_collect(struct reader *r, const msgpack_object *map, const char *const *names, uint32_t count,
-        uint64_t allowed, const msgpack_object **slots)
+enum omen_err map_collect(struct reader *r, const msgpack_object *map, const char *const *names,
+        uint32_t count, uint64_t allowed, const msgpack_object **slots)
 {
     if (map->type != MSGPACK_OBJECT_MAP) return read_expected(r, map, "map");
     uint64_t seen = 0;
@@ -208,7 +205,8 @@ static enum omen_err read_ids_bin(struct reader *r, const msgpack_object *v, uin
 {
     size_t len = v->via.bin.size;
     if (len % 8 != 0) return err_set(r->err, OMEN_EINVAL, NULL, "%zu bytes are not a multiple of 8", len);
-    if (len / 8 < min) return err_set(r->err, OMEN_EINVAL, NULL, "%zu ids, at least %u are needed", len / 8, min);
+    if (len / 8 < min)
+        return err_set(r->err, OMEN_EINVAL, NULL, "%zu ids, at least %u are needed", len / 8, min);
     if (len / 8 > max) return err_set(r->err, OMEN_ETOOBIG, NULL, "%zu ids, the limit is %u", len / 8, max);
     uint32_t count = (uint32_t)(len / 8);
     point_id *ids = NULL;
@@ -254,8 +252,8 @@ enum omen_err read_token(struct reader *r, const msgpack_object *v, struct token
     return rc;
 }
 
-enum omen_err read_tokens(struct reader *r, const msgpack_object *v, uint32_t max, const struct token **tokens_out,
-        uint32_t *count_out)
+enum omen_err read_tokens(struct reader *r, const msgpack_object *v, uint32_t max,
+        const struct token **tokens_out, uint32_t *count_out)
 {
     msgpack_object_array array;
     enum omen_err rc = read_array(r, v, 0, max, &array);
@@ -317,12 +315,8 @@ static enum omen_err put_array(struct reader *r, const msgpack_object *v)
 static enum omen_err put_value(struct reader *r, const msgpack_object *v)
 {
     switch (v->type) {
-    case MSGPACK_OBJECT_NIL:
-        doc_put_null(r->builder);
-        return OMEN_OK;
-    case MSGPACK_OBJECT_BOOLEAN:
-        doc_put_bool(r->builder, v->via.boolean);
-        return OMEN_OK;
+    case MSGPACK_OBJECT_NIL: doc_put_null(r->builder); return OMEN_OK;
+    case MSGPACK_OBJECT_BOOLEAN: doc_put_bool(r->builder, v->via.boolean); return OMEN_OK;
     case MSGPACK_OBJECT_POSITIVE_INTEGER:
         if (v->via.u64 > INT64_MAX) {
             return err_set(r->err, OMEN_EINVAL, NULL, "integer %llu is above 2^63 - 1",
@@ -330,23 +324,14 @@ static enum omen_err put_value(struct reader *r, const msgpack_object *v)
         }
         doc_put_i64(r->builder, (int64_t)v->via.u64);
         return OMEN_OK;
-    case MSGPACK_OBJECT_NEGATIVE_INTEGER:
-        doc_put_i64(r->builder, v->via.i64);
-        return OMEN_OK;
+    case MSGPACK_OBJECT_NEGATIVE_INTEGER: doc_put_i64(r->builder, v->via.i64); return OMEN_OK;
     case MSGPACK_OBJECT_FLOAT32:
-    case MSGPACK_OBJECT_FLOAT64:
-        doc_put_f64(r->builder, v->via.f64);
-        return OMEN_OK;
-    case MSGPACK_OBJECT_STR:
-        doc_put_string(r->builder, v->via.str.ptr, v->via.str.size);
-        return OMEN_OK;
-    case MSGPACK_OBJECT_ARRAY:
-        return put_array(r, v);
-    case MSGPACK_OBJECT_MAP:
-        return put_map(r, v);
+    case MSGPACK_OBJECT_FLOAT64: doc_put_f64(r->builder, v->via.f64); return OMEN_OK;
+    case MSGPACK_OBJECT_STR: doc_put_string(r->builder, v->via.str.ptr, v->via.str.size); return OMEN_OK;
+    case MSGPACK_OBJECT_ARRAY: return put_array(r, v);
+    case MSGPACK_OBJECT_MAP: return put_map(r, v);
     case MSGPACK_OBJECT_BIN:
-    case MSGPACK_OBJECT_EXT:
-        break;
+    case MSGPACK_OBJECT_EXT: break;
     }
     return read_expected(r, v, "nil, bool, number, str, array or map");
 }
@@ -373,7 +358,8 @@ enum omen_err read_docs(struct reader *r, const msgpack_object *v, uint32_t coun
 {
     if (v->type != MSGPACK_OBJECT_ARRAY) return read_expected(r, v, "array");
     if (v->via.array.size != count) {
-        return err_set(r->err, OMEN_EINVAL, NULL, "%u elements, but there are %u points", v->via.array.size, count);
+        return err_set(r->err, OMEN_EINVAL, NULL, "%u elements, but there are %u points", v->via.array.size,
+                count);
     }
     struct doc *docs = NULL;
     enum omen_err rc = read_alloc(r, count, sizeof *docs, &docs);
@@ -381,8 +367,10 @@ enum omen_err read_docs(struct reader *r, const msgpack_object *v, uint32_t coun
         const msgpack_object *item = &v->via.array.ptr[i];
         docs[i] = (struct doc){ NULL, 0 };
         if (item->type == MSGPACK_OBJECT_NIL) continue;
-        if (objects && item->type != MSGPACK_OBJECT_MAP) rc = read_expected(r, item, "map or nil");
-        else rc = read_doc(r, item, DOC_BYTES_MAX, &docs[i]);
+        if (objects && item->type != MSGPACK_OBJECT_MAP)
+            rc = read_expected(r, item, "map or nil");
+        else
+            rc = read_doc(r, item, DOC_BYTES_MAX, &docs[i]);
         if (rc != OMEN_OK) prefix_slot(r->err, "", i);
     }
     if (rc == OMEN_OK) *docs_out = docs;

@@ -21,7 +21,8 @@ struct reader {
 };
 
 /* Scan, unpack and check that `message` is one map. Pair with reader_fini, also after an error. */
-OMEN_CHECKED enum omen_err reader_init(struct reader *r, struct bytes message, struct arena *arena, struct err *err);
+OMEN_CHECKED enum omen_err reader_init(struct reader *r, struct bytes message, struct arena *arena,
+        struct err *err);
 void reader_fini(struct reader *r);
 
 /* Structural pass over untrusted bytes, before anything is allocated for them: one value and nothing after it, every
@@ -42,8 +43,10 @@ OMEN_CHECKED enum omen_err read_bool(struct reader *r, const msgpack_object *v, 
 /* Float or integer. */
 OMEN_CHECKED enum omen_err read_f64(struct reader *r, const msgpack_object *v, double *out);
 /* Valid UTF-8 of at most `bytes_max`. */
-OMEN_CHECKED enum omen_err read_str(struct reader *r, const msgpack_object *v, size_t bytes_max, struct bytes *out);
-OMEN_CHECKED enum omen_err read_bin(struct reader *r, const msgpack_object *v, size_t bytes_max, struct bytes *out);
+OMEN_CHECKED enum omen_err read_str(struct reader *r, const msgpack_object *v, size_t bytes_max,
+        struct bytes *out);
+OMEN_CHECKED enum omen_err read_bin(struct reader *r, const msgpack_object *v, size_t bytes_max,
+        struct bytes *out);
 OMEN_CHECKED enum omen_err read_array(struct reader *r, const msgpack_object *v, uint32_t min, uint32_t max,
         msgpack_object_array *out);
 OMEN_CHECKED enum omen_err read_id(struct reader *r, const msgpack_object *v, point_id *out);
