@@ -17,7 +17,7 @@ void op_hello(struct request *r)
 {
     uint32_t low = r->wire.hello.version_min, high = r->wire.hello.version_max;
     if (low > WIRE_VERSION_MAX || high < WIRE_VERSION_MIN || low > high) {
-        request_finish(r, err_set(&r->reply.err, OMEN_EVERSION, "version_min", "the client speaks versions %u to %u, "
+        request_finish(r, err_set(&r->reply.err, OMEN_EVERSION, "versions", "the client speaks versions %u to %u, "
                 "this server %d to %d", low, high, WIRE_VERSION_MIN, WIRE_VERSION_MAX));
         return;
     }

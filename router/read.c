@@ -113,7 +113,7 @@ static enum omen_err get_scatter(struct request *r, struct err *err)
 {
     uint32_t count = r->wire.get.count, shard_count = r->collection->shard_count, asked = 0;
     struct point_selection selection;
-    enum omen_err rc = resolve_selection(&r->collection->schema, &r->wire.get.selection, "vectors", &selection, err);
+    enum omen_err rc = resolve_selection(&r->collection->schema, &r->wire.get.selection, "with_vectors", &selection, err);
     if (rc != OMEN_OK) return rc;
     struct call_get *items = arena_calloc(&r->arena, (size_t)count + 1, sizeof *items);
     uint32_t *positions = arena_alloc(&r->arena, sizeof *positions * ((size_t)count + 1));
@@ -123,7 +123,7 @@ static enum omen_err get_scatter(struct request *r, struct err *err)
     for (uint32_t i = 0; i < count; i++) {
         struct doc key = r->wire.get.keys == NULL ? (struct doc){ NULL, 0 } : r->wire.get.keys[i];
         items[i].id = r->wire.get.ids[i];
-        rc = resolve_key(r, key, "keys", i, &items[i].key, &items[i].any_key, err);
+        rc = resolve_key(r, key, "keys", NULL, i, &items[i].key, &items[i].any_key, err);
         if (rc != OMEN_OK) return rc;
         if (items[i].any_key) {
             for (uint32_t s = 0; s < shard_count; s++) counts[s]++;
@@ -200,7 +200,7 @@ static enum omen_err scroll_scatter(struct request *r, struct err *err)
         return err_set(err, OMEN_EINVAL, "limit", "must be 1 to %d", OMEN_SCROLL_LIMIT_MAX);
     }
     struct point_selection selection;
-    enum omen_err rc = resolve_selection(&r->collection->schema, &r->wire.scroll.selection, "vectors", &selection, err);
+    enum omen_err rc = resolve_selection(&r->collection->schema, &r->wire.scroll.selection, "with_vectors", &selection, err);
     if (rc != OMEN_OK) return rc;
     struct point_key *after = NULL;
     if (r->wire.scroll.cursor.len > 0) {

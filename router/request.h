@@ -105,9 +105,10 @@ OMEN_CHECKED enum omen_err resolve_selection(const struct collection_schema *sch
 /* Tokens of another incarnation are errors; the highest sequence the client holds for `shard_id`, or 0. */
 OMEN_CHECKED enum omen_err resolve_tokens(const struct request *r, struct err *err);
 uint64_t token_sequence_of(const struct request *r, uint64_t shard_id);
-/* Key of a by-id item: from its `key` value, or any_key when none was given although the collection has one. */
-OMEN_CHECKED enum omen_err resolve_key(struct request *r, struct doc key, const char *where, uint32_t row,
-        struct shard_key *key_out, bool *any_key_out, struct err *err);
+/* Key of a by-id item: from its `key` value, or any_key when none was given although the collection has one. Errors name
+ * `list[row]`, or `list[row].member`. */
+OMEN_CHECKED enum omen_err resolve_key(struct request *r, struct doc key, const char *list, const char *member,
+        uint32_t row, struct shard_key *key_out, bool *any_key_out, struct err *err);
 /* Marks the shards that can hold a match of `filter`: shards_out [shard_count] of 0/1. */
 OMEN_CHECKED enum omen_err resolve_filter_shards(struct request *r, const struct filter *filter, uint8_t **shards_out,
         struct err *err);

@@ -79,6 +79,7 @@ enum omen_err resolve_selection(const struct collection_schema *schema, const st
 
 enum omen_err resolve_tokens(const struct request *r, struct err *err)
 {
+    if (r->wire.consistency == CONSISTENCY_EVENTUAL) return OMEN_OK;
     for (uint32_t i = 0; i < r->wire.token_count; i++) {
         if (r->wire.tokens[i].incarnation == r->map->incarnation) continue;
         char where[ERR_FIELD_BYTES];
@@ -99,25 +100,20 @@ uint64_t token_sequence_of(const struct request *r, uint64_t shard_id)
     return sequence;
 }
 
-enum omen_err resolve_key(struct request *r, struct doc key, const char *where, uint32_t row,
+enum omen_err resolve_key(struct request *r, struct doc key, const char *list, const char *member, uint32_t row,
         struct shard_key *key_out, bool *any_key_out, struct err *err)
 {
     *key_out = (struct shard_key){ { NULL, 0 } };
     *any_key_out = false;
     bool given = key.data != NULL && doc_type(key) != DOC_NULL;
-    if (r->shard_key_path == NULL) {
-        if (!given) return OMEN_OK;
-        char field[ERR_FIELD_BYTES];
-        snprintf(field, sizeof field, "%.60s[%u]", where, row);
-        return err_set(err, OMEN_EINVAL, field, "the collection has no shard key");
-    }
     if (!given) {
-        *any_key_out = true;
+        *any_key_out = r->shard_key_path != NULL;
         return OMEN_OK;
     }
-    char field[ERR_FIELD_BYTES];
-    snprintf(field, sizeof field, "%.60s[%u]", where, row);
-    return shard_key_from_doc(key, field, &r->arena, key_out, err);
+    char where[ERR_FIELD_BYTES];
+    snprintf(where, sizeof where, "%s[%u]%s%s", list, row, member == NULL ? "" : ".", member == NULL ? "" : member);
+    if (r->shard_key_path == NULL) return err_set(err, OMEN_EINVAL, where, "the collection has no shard key");
+    return shard_key_from_doc(key, where, &r->arena, key_out, err);
 }
 
 enum omen_err resolve_filter_shards(struct request *r, const struct filter *filter, uint8_t **shards_out,

@@ -20,7 +20,7 @@ static enum omen_err plan_query(struct request *r, const struct wire_search *wir
         struct search_plan *plan, struct err *err)
 {
     char where[ERR_FIELD_BYTES];
-    snprintf(where, sizeof where, "searches[%u].query", i);
+    snprintf(where, sizeof where, "searches[%u].vector", i);
     uint32_t dim = r->collection->schema.fields[plan->params.field].dim;
     if (wire->query.len != 4ull * dim) {
         return err_set(err, OMEN_EINVAL, where, "expected %u x 4 bytes, got %zu", dim, wire->query.len);
@@ -42,7 +42,7 @@ static enum omen_err plan_search(struct request *r, uint32_t i, struct err *err)
     snprintf(where, sizeof where, "searches[%u].field", i);
     enum omen_err rc = resolve_field(schema, wire->field, where, &plan->params.field, err);
     if (rc != OMEN_OK) return rc;
-    snprintf(where, sizeof where, "searches[%u].vectors", i);
+    snprintf(where, sizeof where, "searches[%u].with_vectors", i);
     rc = resolve_selection(schema, &wire->selection, where, &plan->params.selection, err);
     if (rc != OMEN_OK) return rc;
     uint64_t k = (uint64_t)wire->k + wire->offset + (wire->by_id ? 1 : 0);
@@ -186,7 +186,7 @@ static enum omen_err by_id_take(struct request *r, uint32_t i, struct err *err)
     point_id_format(wire->query_id, id);
     struct shard_key key;
     bool any_key;
-    enum omen_err rc = resolve_key(r, wire->query_key, "searches.key", i, &key, &any_key, err);
+    enum omen_err rc = resolve_key(r, wire->query_key, "searches", "key", i, &key, &any_key, err);
     if (rc != OMEN_OK) return rc;
     struct point_key wanted = point_key_make(wire->query_id, key);
     const struct point_view *found = NULL;
@@ -241,7 +241,7 @@ static enum omen_err by_id_scatter(struct request *r, struct err *err)
         if (!wire->by_id) continue;
         struct call_get *item = &items[count++];
         item->id = wire->query_id;
-        enum omen_err rc = resolve_key(r, wire->query_key, "searches.key", i, &item->key, &item->any_key, err);
+        enum omen_err rc = resolve_key(r, wire->query_key, "searches", "key", i, &item->key, &item->any_key, err);
         if (rc != OMEN_OK) return rc;
         vector_mask |= 1u << r->plans[i].params.field;
         if (item->any_key) {

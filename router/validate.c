@@ -142,7 +142,7 @@ static enum omen_err row_key(struct request *r, uint32_t i, struct point_op *op,
 {
     struct doc key = { NULL, 0 };
     if (r->wire.write.keys != NULL) key = r->wire.write.keys[i];
-    return resolve_key(r, key, "keys", i, &op->key, &op->any_key, err);
+    return resolve_key(r, key, "keys", NULL, i, &op->key, &op->any_key, err);
 }
 
 /* A patch replaces whole top-level members, so it may not hold the one that the shard key lives in. */

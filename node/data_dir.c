@@ -1,0 +1,203 @@
+/* Lock and identity of a data directory.
+ *
+ * NODE v1, 64 bytes, little-endian: 0 magic "OMND" | 4 u16 version | 6 u16 zero | 8 u32 crc32c of bytes 12..64 |
+ *   12 u32 zero | 16 u64 node id | 24 u64 incarnation | 32 u64 created_ms | 40 zero [24], checked */
+#include "common/err.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "common/bytes.h"
+#include "common/crc32c.h"
+#include "common/mem.h"
+#include "node/data_dir.h"
+
+#define NODE_MAGIC 0x444e4d4fu /* "OMND" */
+#define NODE_FORMAT_VERSION 1
+#define PATH_ROOM 128 /* what names inside the directory may add */
+
+void data_dir_path(const struct data_dir *dir, const char *name, char *out)
+{
+    snprintf(out, NODE_PATH_BYTES_MAX, "%.*s/%s", NODE_PATH_BYTES_MAX - PATH_ROOM, dir->path, name);
+}
+
+void data_dir_shard_path(const struct data_dir *dir, uint64_t group, uint64_t replica_id, char *out)
+{
+    char name[64];
+    snprintf(name, sizeof name, "shards/%llu-%llu", (unsigned long long)group, (unsigned long long)replica_id);
+    data_dir_path(dir, name, out);
+}
+
+bool data_dir_parse_shard_name(const char *name, uint64_t *group_out, uint64_t *replica_id_out)
+{
+    char *end;
+    if (name[0] < '0' || name[0] > '9') return false;
+    errno = 0;
+    *group_out = strtoull(name, &end, 10);
+    if (errno != 0 || *end != '-' || end[1] < '0' || end[1] > '9') return false;
+    *replica_id_out = strtoull(end + 1, &end, 10);
+    return errno == 0 && *end == '\0';
+}
+
+static enum omen_err lock_take(struct data_dir *dir, struct err *err)
+{
+    char path[NODE_PATH_BYTES_MAX];
+    data_dir_path(dir, "LOCK", path);
+    dir->lock_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    if (dir->lock_fd < 0) return err_os(err, errno, "open", path);
+    if (flock(dir->lock_fd, LOCK_EX | LOCK_NB) == 0) {
+        char text[32];
+        int len = snprintf(text, sizeof text, "%ld\n", (long)getpid());
+        /* Only for people who look into the file: the lock is the flock. */
+        if (ftruncate(dir->lock_fd, 0) != 0 || pwrite(dir->lock_fd, text, (size_t)len, 0) != len) errno = 0;
+        return OMEN_OK;
+    }
+    int why = errno;
+    char owner[32] = "";
+    ssize_t n = pread(dir->lock_fd, owner, sizeof owner - 1, 0);
+    if (n > 0) owner[strcspn(owner, "\n")] = '\0';
+    close(dir->lock_fd);
+    dir->lock_fd = -1;
+    if (why != EWOULDBLOCK) return err_os(err, why, "lock", path);
+    return err_set(err, OMEN_EBUSY, "data_dir", "%s is in use by another process (%s)", dir->path,
+            owner[0] == '\0' ? "unknown" : owner);
+}
+
+static bool any_entry(void *arg, const char *name)
+{
+    *(bool *)arg = true;
+    return false;
+}
+
+/* A directory that holds data but no identity has lost a file: making a new identity would hide that. */
+static enum omen_err refuse_orphaned(struct data_dir *dir, const char *node_path, struct err *err)
+{
+    static const char *const holders[] = { "log", "shards", "catalog" };
+    for (size_t i = 0; i < sizeof holders / sizeof *holders; i++) {
+        char path[NODE_PATH_BYTES_MAX];
+        data_dir_path(dir, holders[i], path);
+        bool there = false, found = false;
+        enum omen_err rc = vfs_exists(dir->vfs, path, &there, err);
+        if (rc == OMEN_OK && there) rc = vfs_list(dir->vfs, path, any_entry, &found, err);
+        if (rc != OMEN_OK) return rc;
+        if (found) return err_corrupt(err, node_path, 0, "the identity file is missing although there are data");
+    }
+    return OMEN_OK;
+}
+
+static uint64_t random_id(void)
+{
+    uint64_t v = 0;
+    while (v == 0) {
+        if (getrandom(&v, sizeof v, 0) != (ssize_t)sizeof v) v = 0;
+        v &= INT64_MAX; /* so that it is a positive integer in every client's language */
+    }
+    return v;
+}
+
+static enum omen_err identity_create(struct data_dir *dir, const char *path, struct clock *clock, struct err *err)
+{
+    enum omen_err rc = refuse_orphaned(dir, path, err);
+    if (rc != OMEN_OK) return rc;
+    dir->identity = (struct node_identity){
+        .node_id = (random_id() & UINT32_MAX) | 1, /* placements name nodes by u32; never 0 */
+        .incarnation = random_id(),
+        .created_ms = clock_wall_ms(clock),
+    };
+    uint8_t raw[NODE_FILE_BYTES] = { 0 };
+    store_u32(raw, NODE_MAGIC);
+    store_u16(raw + 4, NODE_FORMAT_VERSION);
+    store_u64(raw + 16, dir->identity.node_id);
+    store_u64(raw + 24, dir->identity.incarnation);
+    store_u64(raw + 32, dir->identity.created_ms);
+    store_u32(raw + 8, crc32c(0, raw + 12, sizeof raw - 12));
+    return vfs_replace_file(dir->vfs, path, raw, sizeof raw, err);
+}
+
+static enum omen_err identity_parse(struct data_dir *dir, const char *path, const uint8_t *raw, size_t len,
+        struct err *err)
+{
+    if (len != NODE_FILE_BYTES) return err_corrupt(err, path, 0, "wrong length");
+    if (load_u32(raw) != NODE_MAGIC) return err_corrupt(err, path, 0, "wrong magic");
+    if (load_u16(raw + 4) != NODE_FORMAT_VERSION) {
+        return err_set(err, OMEN_EVERSION, "", "%s: format version %u, this program knows %d", path, load_u16(raw + 4),
+                NODE_FORMAT_VERSION);
+    }
+    if (load_u32(raw + 8) != crc32c(0, raw + 12, NODE_FILE_BYTES - 12)) return err_corrupt(err, path, 8, "wrong checksum");
+    dir->identity.node_id = load_u64(raw + 16);
+    dir->identity.incarnation = load_u64(raw + 24);
+    dir->identity.created_ms = load_u64(raw + 32);
+    for (size_t i = 40; i < NODE_FILE_BYTES; i++) {
+        if (raw[i] != 0) return err_corrupt(err, path, i, "not zero");
+    }
+    if (dir->identity.node_id == 0 || dir->identity.node_id > UINT32_MAX) return err_corrupt(err, path, 16, "no node id");
+    return OMEN_OK;
+}
+
+static enum omen_err identity_open(struct data_dir *dir, struct clock *clock, struct err *err)
+{
+    char path[NODE_PATH_BYTES_MAX];
+    data_dir_path(dir, "NODE", path);
+    bool there;
+    enum omen_err rc = vfs_exists(dir->vfs, path, &there, err);
+    if (rc != OMEN_OK) return rc;
+    if (!there) return identity_create(dir, path, clock, err);
+    uint8_t *raw;
+    size_t len;
+    rc = vfs_read_file(dir->vfs, path, 4096, &raw, &len, err);
+    if (rc != OMEN_OK) return rc;
+    rc = identity_parse(dir, path, raw, len, err);
+    mem_free(raw);
+    return rc;
+}
+
+/* Like mkdir -p, so that --data may name a directory that is not there yet. */
+static enum omen_err make_parents(const char *path, struct err *err)
+{
+    char part[NODE_PATH_BYTES_MAX];
+    snprintf(part, sizeof part, "%s", path);
+    for (char *s = part + 1; *s != '\0'; s++) {
+        if (*s != '/') continue;
+        *s = '\0';
+        if (mkdir(part, 0755) != 0 && errno != EEXIST) return err_os(err, errno, "create directory", part);
+        *s = '/';
+    }
+    return OMEN_OK;
+}
+
+enum omen_err data_dir_open(struct data_dir *dir, struct vfs *vfs, const char *path, struct clock *clock,
+        struct err *err)
+{
+    *dir = (struct data_dir){ .vfs = vfs, .lock_fd = -1 };
+    if (path[0] == '\0' || strlen(path) >= NODE_PATH_BYTES_MAX - PATH_ROOM) {
+        return err_set(err, OMEN_EINVAL, "data_dir", "must be 1 to %d bytes long", NODE_PATH_BYTES_MAX - PATH_ROOM - 1);
+    }
+    snprintf(dir->path, sizeof dir->path, "%s", path);
+    enum omen_err rc = make_parents(path, err);
+    if (rc == OMEN_OK) rc = vfs_mkdir(vfs, path, err);
+    if (rc == OMEN_OK) rc = lock_take(dir, err);
+    if (rc != OMEN_OK) return rc;
+    rc = identity_open(dir, clock, err);
+    static const char *const parts[] = { "log", "catalog", "shards" };
+    for (size_t i = 0; rc == OMEN_OK && i < sizeof parts / sizeof *parts; i++) {
+        char part[NODE_PATH_BYTES_MAX];
+        data_dir_path(dir, parts[i], part);
+        rc = vfs_mkdir(vfs, part, err);
+    }
+    if (rc == OMEN_OK) rc = vfs_sync_dir(vfs, path, err);
+    if (rc != OMEN_OK) data_dir_close(dir);
+    return rc;
+}
+
+void data_dir_close(struct data_dir *dir)
+{
+    if (dir->lock_fd >= 0) close(dir->lock_fd); /* drops the flock */
+    dir->lock_fd = -1;
+}

@@ -1,0 +1,95 @@
+/* What node.c, node_catalog.c and node_watch.c share. */
+#ifndef OMEN_NODE_NODE_IMPL_H
+#define OMEN_NODE_NODE_IMPL_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "node/catalog/catalog.h"
+#include "node/data_dir.h"
+#include "node/node.h"
+#include "node/shard_host.h"
+
+#define NODE_CATALOG_CALLS_MAX 64u     /* catalog changes waiting; OMEN_EBUSY above */
+#define NODE_SWEEP_MS 100u             /* how often deadlines are looked at */
+#define NODE_DISK_CHECK_NS 1000000000ull
+#define NODE_SHARDS_MAX CATALOG_SHARDS_MAX
+
+/* One open shard's gauges; made and dropped with it. */
+struct shard_gauges {
+    struct metric_gauge *points, *applied, *durable, *unindexed, *stream_bytes, *meta_bytes, *delta_bytes, *applied_ops,
+            *inflight_bytes, *stopped;
+};
+
+struct shard_slot {
+    uint64_t shard_id;
+    struct shard_host *shard;
+    struct shard_gauges gauges;
+};
+
+struct node_gauges {
+    struct metric_gauge *disk_free, *disk_total, *disk_full, *queue_depth, *log_bytes, *collections, *shards, *inflight,
+            *resident, *uptime;
+    struct metric_counter *log_syncs, *log_appends, *log_written;
+};
+
+struct node {
+    struct node_options options;
+    struct data_dir dir;
+    struct shard_env env;
+    struct shard_service service;
+    struct replica_host *replica_host;
+    struct catalog *catalog;
+    struct replica *catalog_replica;
+    uint64_t opened_ns;
+    _Atomic bool stopping;
+    _Atomic bool shard_stopped;         /* one cannot apply any more */
+
+    pthread_rwlock_t table_lock;        /* guards the table and `map` */
+    struct shard_slot *slots;           /* [slot_count] ascending by shard_id */
+    uint32_t slot_count;
+    struct map *map;                    /* published: every shard it names is open */
+
+    pthread_mutex_t catalog_lock;       /* guards the queue and the outcome of the proposal in flight */
+    pthread_cond_t catalog_wake;
+    struct catalog_call *catalog_head, **catalog_tail;
+    uint32_t catalog_queued;
+    bool catalog_stop;
+    pthread_t catalog_thread;
+    bool catalog_started;
+
+    pthread_mutex_t watch_lock;
+    pthread_cond_t watch_wake;          /* monotonic clock */
+    bool watch_stop;
+    pthread_t watch_thread;
+    bool watch_started;
+    uint64_t disk_checked_ns;
+
+    struct node_gauges gauges;
+    _Atomic uint64_t disk_free, disk_total;
+};
+
+/* node.c */
+OMEN_CHECKED enum omen_err node_shard_open(struct node *node, const struct map_collection *collection,
+        const struct map_shard *shard, struct err *err);
+/* Takes the shard out of the table; NULL when it is not there. */
+struct shard_host *node_shard_take(struct node *node, uint64_t shard_id);
+void node_map_publish(struct node *node, struct map *map); /* takes over one reference */
+
+/* node_catalog.c: changes of the catalog, one after the other, on a thread of their own. */
+OMEN_CHECKED enum omen_err node_catalog_start(struct node *node, struct err *err);
+void node_catalog_stop(struct node *node);
+void node_catalog_submit(struct node *node, struct shard_call *call);
+/* At start: remove directories of shards that the catalog dropped, open all that it names. */
+OMEN_CHECKED enum omen_err node_catalog_heal(struct node *node, struct err *err);
+
+/* node_watch.c: deadlines, disk headroom, metrics. */
+OMEN_CHECKED enum omen_err node_watch_start(struct node *node, struct err *err);
+void node_watch_stop(struct node *node);
+void node_watch_disk(struct node *node);
+void node_metrics_register(struct node *node);
+void node_metrics_collect(struct node *node); /* from now on a render reads the node */
+void node_metrics_shard(struct node *node, struct shard_slot *slot, const char *collection);
+void node_metrics_shard_drop(struct node *node, uint64_t shard_id);
+
+#endif

@@ -1,0 +1,231 @@
+/* The watch thread: deadlines of calls, headroom of the disk. And the node's metrics, refreshed when they are read. */
+#include "common/err.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "common/log.h"
+#include "common/version.h"
+#include "node/node_impl.h"
+#include "storage/kernel/kernel.h"
+
+/* ---- disk ---- */
+
+void node_watch_disk(struct node *node)
+{
+    uint64_t free_bytes, total_bytes;
+    struct err err;
+    if (vfs_free_space(node->options.vfs, node->dir.path, &free_bytes, &total_bytes, &err) != OMEN_OK) {
+        LOG_WARN("disk.check", "error=\"%s\"", err.message);
+        return;
+    }
+    atomic_store(&node->disk_free, free_bytes);
+    atomic_store(&node->disk_total, total_bytes);
+    double percent = total_bytes == 0 ? 100 : 100.0 * (double)free_bytes / (double)total_bytes;
+    bool full = percent < node->options.disk_min_free_percent;
+    if (full) {
+        pthread_mutex_lock(&node->env.disk_lock);
+        snprintf(node->env.disk_text, sizeof node->env.disk_text, "the disk has %.1f %% free, below "
+                "disk.min_free_percent %.1f: reads and deletes are served, other writes are not", percent,
+                node->options.disk_min_free_percent);
+        pthread_mutex_unlock(&node->env.disk_lock);
+    }
+    bool was = atomic_exchange(&node->env.disk_full, full);
+    if (full && !was) LOG_WARN("disk.full", "free_percent=%.1f free_bytes=%llu", percent, (unsigned long long)free_bytes);
+    if (!full && was) LOG_INFO("disk.room", "free_percent=%.1f free_bytes=%llu", percent, (unsigned long long)free_bytes);
+}
+
+/* ---- thread ---- */
+
+static void sweep_shards(struct node *node)
+{
+    bool stopped = false;
+    uint64_t after = 0;
+    for (;;) { /* one at a time: a sweep answers calls, which must not happen under the table's lock */
+        struct shard_host *shard = NULL;
+        pthread_rwlock_rdlock(&node->table_lock);
+        for (uint32_t i = 0; i < node->slot_count && shard == NULL; i++) {
+            if (node->slots[i].shard_id > after) shard = node->slots[i].shard;
+        }
+        if (shard != NULL) shard_host_hold(shard);
+        pthread_rwlock_unlock(&node->table_lock);
+        if (shard == NULL) break;
+        after = shard_host_id(shard);
+        shard_host_sweep(shard);
+        struct shard_store_stats store;
+        struct replica_status replica;
+        shard_host_stats(shard, &store, &replica);
+        /* A full disk is no damage: it goes on when there is room (CORRECTNESS D2). */
+        stopped |= (store.stopped != OMEN_OK && store.stopped != OMEN_EFULL) || replica.stopped != OMEN_OK;
+        shard_host_unhold(shard);
+    }
+    atomic_store(&node->shard_stopped, stopped);
+}
+
+static void *watch_main(void *arg)
+{
+    struct node *node = arg;
+    pthread_setname_np(pthread_self(), "omen-watch");
+    pthread_mutex_lock(&node->watch_lock);
+    while (!node->watch_stop) {
+        struct timespec until;
+        clock_gettime(CLOCK_MONOTONIC, &until);
+        until.tv_nsec += NODE_SWEEP_MS * 1000000L;
+        if (until.tv_nsec >= 1000000000L) {
+            until.tv_nsec -= 1000000000L;
+            until.tv_sec++;
+        }
+        pthread_cond_timedwait(&node->watch_wake, &node->watch_lock, &until);
+        if (node->watch_stop) break;
+        pthread_mutex_unlock(&node->watch_lock);
+        sweep_shards(node);
+        uint64_t now_ns = clock_monotonic_ns(node->options.clock);
+        if (now_ns - node->disk_checked_ns >= NODE_DISK_CHECK_NS) {
+            node->disk_checked_ns = now_ns;
+            node_watch_disk(node);
+        }
+        pthread_mutex_lock(&node->watch_lock);
+    }
+    pthread_mutex_unlock(&node->watch_lock);
+    return NULL;
+}
+
+enum omen_err node_watch_start(struct node *node, struct err *err)
+{
+    int rc = pthread_create(&node->watch_thread, NULL, watch_main, node);
+    if (rc != 0) return err_os(err, rc, "start a thread for", "the watch");
+    node->watch_started = true;
+    return OMEN_OK;
+}
+
+void node_watch_stop(struct node *node)
+{
+    if (!node->watch_started) return;
+    pthread_mutex_lock(&node->watch_lock);
+    node->watch_stop = true;
+    pthread_cond_signal(&node->watch_wake);
+    pthread_mutex_unlock(&node->watch_lock);
+    pthread_join(node->watch_thread, NULL);
+    node->watch_started = false;
+}
+
+/* ---- metrics ---- */
+
+static uint64_t resident_bytes(void)
+{
+    FILE *f = fopen("/proc/self/statm", "re");
+    if (f == NULL) return 0;
+    unsigned long long size = 0, resident = 0;
+    int n = fscanf(f, "%llu %llu", &size, &resident);
+    fclose(f);
+    return n == 2 ? resident * (uint64_t)sysconf(_SC_PAGESIZE) : 0;
+}
+
+static void collect_shard(const struct shard_slot *slot)
+{
+    struct shard_store_stats store;
+    struct replica_status replica;
+    shard_host_stats(slot->shard, &store, &replica);
+    const struct shard_gauges *g = &slot->gauges;
+    metric_set(g->points, (int64_t)store.points);
+    metric_set(g->applied, (int64_t)store.applied);
+    metric_set(g->durable, (int64_t)store.durable);
+    metric_set(g->unindexed, (int64_t)store.points);
+    metric_set(g->stream_bytes, (int64_t)store.stream_bytes);
+    metric_set(g->meta_bytes, (int64_t)store.meta_bytes);
+    metric_set(g->delta_bytes, (int64_t)store.delta_bytes);
+    metric_set(g->applied_ops, (int64_t)store.applied_ops);
+    metric_set(g->inflight_bytes, (int64_t)replica.inflight_bytes);
+    metric_set(g->stopped, store.stopped != OMEN_OK || replica.stopped != OMEN_OK);
+}
+
+/* A counter that is kept elsewhere: brought up to its value. */
+static void counter_follow(struct metric_counter *counter, uint64_t value)
+{
+    atomic_store_explicit(&counter->value, value, memory_order_relaxed);
+}
+
+static void node_collect(void *arg)
+{
+    struct node *node = arg;
+    const struct node_gauges *g = &node->gauges;
+    struct node_log_stats log;
+    replica_host_log_stats(node->replica_host, &log);
+    counter_follow(g->log_syncs, log.syncs);
+    counter_follow(g->log_appends, log.appends);
+    counter_follow(g->log_written, log.bytes_written);
+    metric_set(g->log_bytes, (int64_t)log.bytes);
+    metric_set(g->disk_free, (int64_t)atomic_load(&node->disk_free));
+    metric_set(g->disk_total, (int64_t)atomic_load(&node->disk_total));
+    metric_set(g->disk_full, atomic_load(&node->env.disk_full));
+    metric_set(g->queue_depth, search_pool_depth(node->env.pool));
+    metric_set(g->inflight, (int64_t)atomic_load(&node->env.inflight_bytes));
+    metric_set(g->resident, (int64_t)resident_bytes());
+    metric_set(g->uptime, (int64_t)((clock_monotonic_ns(node->options.clock) - node->opened_ns) / 1000000000ull));
+    pthread_rwlock_rdlock(&node->table_lock);
+    metric_set(g->shards, node->slot_count);
+    metric_set(g->collections, node->map == NULL ? 0 : node->map->collection_count);
+    for (uint32_t i = 0; i < node->slot_count; i++) collect_shard(&node->slots[i]);
+    pthread_rwlock_unlock(&node->table_lock);
+}
+
+void node_metrics_register(struct node *node)
+{
+    struct metrics *m = node->options.metrics;
+    struct node_gauges *g = &node->gauges;
+    g->disk_free = metrics_gauge(m, "omendb_node_disk_free_bytes", "Free bytes of the data directory's disk", NULL);
+    g->disk_total = metrics_gauge(m, "omendb_node_disk_total_bytes", "Size of the data directory's disk", NULL);
+    g->disk_full = metrics_gauge(m, "omendb_node_disk_full", "1 while writes are refused for want of disk", NULL);
+    g->queue_depth = metrics_gauge(m, "omendb_node_search_queue_depth", "Reads waiting for a search thread", NULL);
+    g->log_bytes = metrics_gauge(m, "omendb_node_log_bytes", "Bytes of the write-ahead log still needed", NULL);
+    g->collections = metrics_gauge(m, "omendb_node_collections", "Collections", NULL);
+    g->shards = metrics_gauge(m, "omendb_node_shards", "Shards open", NULL);
+    g->inflight = metrics_gauge(m, "omendb_node_write_inflight_bytes", "Bytes of writes queued or proposed", NULL);
+    g->resident = metrics_gauge(m, "omendb_process_resident_bytes", "Resident memory, mapped files included", NULL);
+    g->uptime = metrics_gauge(m, "omendb_node_uptime_seconds", "Seconds since the node was opened", NULL);
+    g->log_syncs = metrics_counter(m, "omendb_node_log_syncs_total", "Syncs of the write-ahead log", NULL);
+    g->log_appends = metrics_counter(m, "omendb_node_log_appends_total", "Appends to the write-ahead log", NULL);
+    g->log_written = metrics_counter(m, "omendb_node_log_written_bytes_total", "Bytes written to the log", NULL);
+    struct shard_env *env = &node->env;
+    env->refused_busy = metrics_counter(m, "omendb_node_refused_total", "Calls refused at admission", "reason=\"busy\"");
+    env->refused_full = metrics_counter(m, "omendb_node_refused_total", "Calls refused at admission", "reason=\"full\"");
+    env->entries = metrics_counter(m, "omendb_node_entries_total", "Log entries proposed by writes", NULL);
+    env->entry_requests = metrics_counter(m, "omendb_node_entry_requests_total", "Write requests in those entries", NULL);
+    env->engine_seconds = metrics_histogram(m, "omendb_node_search_engine_seconds",
+            "Time of one search call inside storage", NULL);
+    char labels[256];
+    snprintf(labels, sizeof labels, "version=\"%s\",commit=\"%s\",isa=\"%s\"", OMEN_VERSION, version_commit(),
+            kernel_isa_name(kernel_get()->isa));
+    metric_set(metrics_gauge(m, "omendb_build_info", "Always 1; labels say what runs", labels), 1);
+}
+
+void node_metrics_collect(struct node *node) { metrics_add_collector(node->options.metrics, node_collect, node); }
+
+void node_metrics_shard(struct node *node, struct shard_slot *slot, const char *collection)
+{
+    struct metrics *m = node->options.metrics;
+    if (m == NULL) return;
+    char labels[OMEN_NAME_BYTES_MAX + 64];
+    snprintf(labels, sizeof labels, "collection=\"%s\",shard=\"%llu\"", collection, (unsigned long long)slot->shard_id);
+    struct shard_gauges *g = &slot->gauges;
+    g->points = metrics_gauge(m, "omendb_node_points", "Live points", labels);
+    g->applied = metrics_gauge(m, "omendb_node_applied_sequence", "Last sequence applied", labels);
+    g->durable = metrics_gauge(m, "omendb_node_durable_sequence", "Sequence of the last checkpoint", labels);
+    g->unindexed = metrics_gauge(m, "omendb_node_unindexed_points", "Live points not in an index yet", labels);
+    g->stream_bytes = metrics_gauge(m, "omendb_node_stream_bytes", "Bytes of the append stream", labels);
+    g->meta_bytes = metrics_gauge(m, "omendb_node_meta_bytes", "Bytes of the metadata store", labels);
+    g->delta_bytes = metrics_gauge(m, "omendb_node_delta_bytes", "Memory of metadata not yet merged", labels);
+    g->applied_ops = metrics_gauge(m, "omendb_node_applied_ops", "Op ids remembered", labels);
+    g->inflight_bytes = metrics_gauge(m, "omendb_node_shard_inflight_bytes", "Bytes proposed, not yet applied", labels);
+    g->stopped = metrics_gauge(m, "omendb_node_shard_stopped", "1 when the shard cannot apply any more", labels);
+}
+
+void node_metrics_shard_drop(struct node *node, uint64_t shard_id)
+{
+    if (node->options.metrics == NULL) return;
+    char label[64];
+    snprintf(label, sizeof label, "shard=\"%llu\"", (unsigned long long)shard_id);
+    metrics_drop(node->options.metrics, label);
+}

@@ -1,0 +1,96 @@
+/* What shard_host.c, shard_write.c and shard_read.c share. */
+#ifndef OMEN_NODE_SHARD_HOST_IMPL_H
+#define OMEN_NODE_SHARD_HOST_IMPL_H
+
+#include "node/shard_host.h"
+
+/* First member of what call->service_data points to. */
+struct call_state {
+    struct shard_host *shard;
+    bool is_read;
+};
+
+/* A write request from submit to release. Between submit and done it is in exactly one of: the queue, an entry being built,
+ * a batch in flight. */
+struct shard_write {
+    struct call_state state;
+    struct shard_call *call;
+    uint64_t bytes;                 /* what it adds to an entry, about */
+    struct shard_write *next;       /* in the queue */
+};
+
+/* One proposed entry and the requests in it. */
+struct write_batch {
+    struct shard_host *shard;
+    struct write_batch *next, **link; /* in shard->flying; guarded by write_lock */
+    uint64_t bytes;                 /* sum over writes, for admission */
+    uint32_t count;
+    struct apply_outcome *outcomes; /* [count] the proposal's arg for shard_store_apply */
+    struct shard_write *writes[];   /* [count]; NULL: its deadline passed and it was answered */
+};
+
+/* A read from submit to release. */
+struct shard_read {
+    struct call_state state;
+    struct search_task task;
+    struct shard_call *call;
+    struct arena arena;
+    struct store_view view;
+    bool view_held;
+    uint64_t wanted_sequence;       /* waiting until this is applied; 0 = for the barrier */
+    struct barrier_wait *barrier;   /* while one is outstanding; guarded by read_lock */
+    struct shard_read *next, **link; /* in shard->waiting, or in env->reads */
+};
+
+struct shard_host {
+    struct shard_env *env;
+    uint64_t shard_id, replica_id, collection_id;
+    struct collection_schema schema;
+    char collection_name[OMEN_NAME_BYTES_MAX + 1];
+    struct shard_store *store;
+    struct replica *replica;
+
+    pthread_mutex_t call_lock;
+    pthread_cond_t calls_idle;      /* calls == 0 */
+    uint64_t calls;                 /* submitted and not yet released, and holds; guarded by call_lock */
+    enum omen_err refuse;           /* not OK: retired; guarded by call_lock */
+    _Atomic bool stopping;          /* searches give up */
+
+    pthread_mutex_t write_lock;     /* guards the members down to log_time_ms */
+    struct shard_write *queue_head, **queue_tail;
+    uint32_t queued;
+    bool building;                  /* one thread is making entries; others leave their requests to it */
+    uint32_t proposals;             /* in flight */
+    uint64_t proposal_bytes;
+    struct write_batch *flying;
+    _Atomic uint64_t inflight_bytes; /* queued and in flight */
+    struct entry_builder *builder;  /* of the thread that set `building` */
+    float *row;                     /* [sum of dims] of the same: a point's vectors on their way into the entry */
+    uint64_t log_time_ms;           /* of the last entry; monotone */
+
+    pthread_mutex_t read_lock;      /* guards the members below */
+    struct shard_read *waiting;
+    uint32_t waiting_count;
+    _Atomic uint32_t token_waits;   /* waiting for a sequence: apply looks at it without the lock */
+};
+
+/* shard_host.c: takes a reference for `call`, or answers it with the reason why not. */
+bool shard_call_begin(struct shard_host *shard, struct shard_call *call, struct call_state *state);
+void shard_call_end(struct shard_host *shard);
+/* Set the error's code and sentence and call done. */
+void shard_call_fail(struct shard_call *call, enum omen_err code, const char *fmt, ...) OMEN_PRINTF(3, 4);
+bool shard_call_late(const struct shard_host *shard, const struct shard_call *call);
+
+/* shard_write.c */
+void shard_write_submit(struct shard_host *shard, struct shard_call *call);
+void shard_write_release(struct shard_write *write);
+void shard_write_sweep(struct shard_host *shard);
+
+/* shard_read.c */
+void shard_read_submit(struct shard_host *shard, struct shard_call *call);
+void shard_read_release(struct shard_read *read);
+void shard_read_sweep(struct shard_host *shard);
+void shard_read_applied(struct shard_host *shard, uint64_t sequence); /* apply worker, after each entry */
+void shard_read_free_kept(struct shard_env *env);
+
+#endif

@@ -1,0 +1,343 @@
+/* Writes: many waiting requests become one log entry, so that they share one sync.
+ *
+ * A request that finds no proposal in flight goes out at once, alone. Those that arrive while SHARD_PROPOSALS_MAX entries are
+ * in flight wait, and the next entry takes as many of them as fit ENTRY_TARGET_BYTES; a larger request gets an entry of its
+ * own. One thread at a time builds (`building`), so entries get monotone log times in the order of their proposal; it is the
+ * submitter's thread, or the apply worker's when a proposal ends.
+ * Lock: write_lock, never held over propose, done, or a copy of vectors. */
+#include "common/err.h"
+
+#include <string.h>
+
+#include "common/check.h"
+#include "node/shard_host_impl.h"
+#include "storage/kernel/kernel.h"
+
+#define OP_BYTES_ABOUT 112u          /* tables of an entry per op: op record, row numbers, alignment */
+#define REQUEST_BYTES_ABOUT 128u
+#define RETRY_BYTES_PER_MS (64u << 10) /* how fast a shard is taken to drain when a refused client is told when to retry */
+#define RETRY_AFTER_MS_MIN 10u
+#define RETRY_AFTER_MS_MAX 1000u
+
+/* ---- admission ---- */
+
+static uint64_t write_bytes(const struct shard_host *shard, const struct shard_call *call)
+{
+    uint64_t bytes = REQUEST_BYTES_ABOUT;
+    for (uint32_t i = 0; i < call->in.write.count; i++) {
+        const struct point_op *op = &call->in.write.ops[i];
+        bytes += OP_BYTES_ABOUT + op->key.canonical.len + op->payload.len;
+        for (uint32_t f = 0; f < shard->schema.field_count; f++) {
+            if (op->vectors[f] != NULL) bytes += 4ull * entry_row_stride(shard->schema.fields[f].dim);
+        }
+    }
+    return bytes;
+}
+
+static bool only_deletes(const struct shard_call *call)
+{
+    for (uint32_t i = 0; i < call->in.write.count; i++) {
+        if (call->in.write.ops[i].kind != POINT_DELETE) return false;
+    }
+    return true;
+}
+
+static void write_busy(struct shard_host *shard, struct shard_call *call, uint64_t ahead_bytes, const char *why)
+{
+    if (shard->env->refused_busy != NULL) metric_add(shard->env->refused_busy, 1);
+    uint64_t after_ms = ahead_bytes / RETRY_BYTES_PER_MS;
+    if (after_ms < RETRY_AFTER_MS_MIN) after_ms = RETRY_AFTER_MS_MIN;
+    if (after_ms > RETRY_AFTER_MS_MAX) after_ms = RETRY_AFTER_MS_MAX;
+    call->code = err_set(&call->err, OMEN_EBUSY, "", "shard %llu: %s", (unsigned long long)shard->shard_id, why);
+    call->err.retry_after_ms = (uint32_t)after_ms;
+}
+
+/* Sets the refusal in `call` and returns false, or counts its bytes in. */
+static bool write_admit(struct shard_host *shard, struct shard_call *call, uint64_t bytes)
+{
+    struct shard_env *env = shard->env;
+    if (bytes > ENTRY_BYTES_MAX) {
+        call->code = err_set(&call->err, OMEN_ETOOBIG, "", "the batch needs %llu bytes of log, the limit is %u: split it",
+                (unsigned long long)bytes, ENTRY_BYTES_MAX);
+        return false;
+    }
+    if (shard_call_late(shard, call)) {
+        call->code = err_set(&call->err, OMEN_EDEADLINE, "", "the deadline passed before the write was begun");
+        return false;
+    }
+    if (atomic_load(&env->disk_full) && !only_deletes(call)) {
+        if (env->refused_full != NULL) metric_add(env->refused_full, 1);
+        pthread_mutex_lock(&env->disk_lock);
+        call->code = err_set(&call->err, OMEN_EFULL, "", "%s", env->disk_text);
+        pthread_mutex_unlock(&env->disk_lock);
+        return false;
+    }
+    /* Counted first and taken back when refused, so that two requests cannot both take the last room. One request is let in
+     * whatever its size when nothing else is: refusing it for ever would help nobody. */
+    uint64_t ours = atomic_fetch_add(&shard->inflight_bytes, bytes);
+    uint64_t all = atomic_fetch_add(&env->inflight_bytes, bytes);
+    bool shard_over = ours > 0 && ours + bytes > env->shard_inflight_bytes_max;
+    bool node_over = all > 0 && all + bytes > env->node_inflight_bytes_max;
+    if (!shard_over && !node_over) return true;
+    atomic_fetch_sub(&shard->inflight_bytes, bytes);
+    atomic_fetch_sub(&env->inflight_bytes, bytes);
+    write_busy(shard, call, shard_over ? ours : all, shard_over ? "too many bytes of writes are in flight" :
+            "too many bytes of writes are in flight on this node");
+    return false;
+}
+
+static void bytes_done(struct shard_host *shard, uint64_t bytes)
+{
+    atomic_fetch_sub(&shard->inflight_bytes, bytes);
+    atomic_fetch_sub(&shard->env->inflight_bytes, bytes);
+}
+
+/* ---- building ---- */
+
+/* Detach the next entry's requests; needs write_lock and a non-empty queue. */
+static struct write_batch *batch_take(struct shard_host *shard)
+{
+    uint32_t count = 0;
+    uint64_t bytes = 0;
+    for (struct shard_write *w = shard->queue_head; w != NULL; w = w->next) {
+        if (count > 0 && (bytes + w->bytes > ENTRY_TARGET_BYTES || count == ENTRY_REQUESTS_MAX)) break;
+        bytes += w->bytes;
+        count++;
+    }
+    struct write_batch *batch = mem_must_calloc(1, sizeof *batch + count * sizeof batch->writes[0]);
+    batch->shard = shard;
+    batch->bytes = bytes;
+    batch->count = count;
+    batch->outcomes = mem_must_calloc(count, sizeof *batch->outcomes);
+    for (uint32_t i = 0; i < count; i++) {
+        batch->writes[i] = shard->queue_head;
+        shard->queue_head = shard->queue_head->next;
+    }
+    if (shard->queue_head == NULL) shard->queue_tail = &shard->queue_head;
+    shard->queued -= count;
+    return batch;
+}
+
+static void batch_free(struct write_batch *batch)
+{
+    mem_free(batch->outcomes);
+    mem_free(batch);
+}
+
+/* Cosine vectors are normalised here, in a row that stays in cache, on their one way into the entry. */
+static enum omen_err build_op(struct shard_host *shard, const struct point_op *op)
+{
+    struct point_op normalised = *op;
+    float *row = shard->row;
+    for (uint32_t f = 0; f < shard->schema.field_count; f++) {
+        const struct vector_field *field = &shard->schema.fields[f];
+        if (op->vectors[f] == NULL || field->metric != METRIC_COSINE) continue;
+        memcpy(row, (const void *)op->vectors[f], 4 * (size_t)field->dim);
+        vector_normalise(row, field->dim);
+        normalised.vectors[f] = row;
+        row += field->dim;
+    }
+    return entry_builder_add(shard->builder, &normalised);
+}
+
+static enum omen_err batch_build(struct write_batch *batch, uint8_t **entry_out, uint32_t *len_out)
+{
+    struct shard_host *shard = batch->shard;
+    entry_builder_reset(shard->builder);
+    uint64_t epoch = 0;
+    for (uint32_t i = 0; i < batch->count; i++) {
+        const struct shard_call *call = batch->writes[i]->call;
+        if (call->epoch > epoch) epoch = call->epoch;
+        entry_builder_begin_request(shard->builder, call->in.write.op_id);
+        for (uint32_t j = 0; j < call->in.write.count; j++) {
+            enum omen_err rc = build_op(shard, &call->in.write.ops[j]);
+            if (rc != OMEN_OK) return rc;
+        }
+    }
+    uint64_t now_ms = clock_wall_ms(shard->env->clock);
+    if (now_ms > shard->log_time_ms) shard->log_time_ms = now_ms;
+    return entry_builder_finish(shard->builder, shard->log_time_ms, epoch, false, entry_out, len_out);
+}
+
+/* ---- completion ---- */
+
+static void batch_answer(struct write_batch *batch, enum omen_err result, uint64_t sequence, const struct err *err)
+{
+    for (uint32_t i = 0; i < batch->count; i++) {
+        if (batch->writes[i] == NULL) continue; /* answered when its deadline passed */
+        struct shard_call *call = batch->writes[i]->call;
+        const struct apply_outcome *outcome = &batch->outcomes[i];
+        call->code = result;
+        if (result != OMEN_OK) {
+            if (err != NULL) call->err = *err;
+            if (call->err.code != result) err_set(&call->err, result, "", "the write failed: %s", err_name(result));
+        } else {
+            call->code = outcome->code;
+            call->sequence = outcome->sequence != 0 ? outcome->sequence : sequence;
+            call->out.write.affected = outcome->affected;
+            call->out.write.duplicate = outcome->duplicate;
+            if (outcome->code != OMEN_OK) {
+                err_set(&call->err, outcome->code, "", outcome->code == OMEN_EOPEXPIRED ?
+                        "the op id is too old to know whether it was applied" : outcome->code == OMEN_ETOOBIG ?
+                        "a payload would grow past the limit of %u bytes" : "refused by the shard", DOC_BYTES_MAX);
+            }
+        }
+        call->done(call); /* may release and free the write */
+    }
+    batch_free(batch);
+}
+
+static void write_pump(struct shard_host *shard);
+
+/* Apply worker, or the proposer's thread when refused at once. */
+static void batch_done(void *arg, enum omen_err result, uint64_t sequence, const struct err *err)
+{
+    struct write_batch *batch = arg;
+    struct shard_host *shard = batch->shard;
+    pthread_mutex_lock(&shard->write_lock);
+    *batch->link = batch->next;
+    if (batch->next != NULL) batch->next->link = batch->link;
+    shard->proposals--;
+    shard->proposal_bytes -= batch->bytes;
+    pthread_mutex_unlock(&shard->write_lock);
+    bytes_done(shard, batch->bytes);
+    write_pump(shard); /* before the answers: the log should not idle while they are written */
+    batch_answer(batch, result, sequence, err);
+}
+
+static void batch_propose(struct write_batch *batch)
+{
+    struct shard_host *shard = batch->shard;
+    uint8_t *entry;
+    uint32_t len;
+    enum omen_err rc = batch_build(batch, &entry, &len);
+    pthread_mutex_lock(&shard->write_lock);
+    shard->proposals++;
+    shard->proposal_bytes += batch->bytes;
+    batch->next = shard->flying;
+    batch->link = &shard->flying;
+    if (batch->next != NULL) batch->next->link = &batch->next;
+    shard->flying = batch;
+    pthread_mutex_unlock(&shard->write_lock);
+    if (rc != OMEN_OK) {
+        struct err err;
+        err_set(&err, rc, "", "the log entry could not be built");
+        batch_done(batch, rc, 0, &err);
+        return;
+    }
+    struct shard_env *env = shard->env;
+    if (env->entries != NULL) {
+        metric_add(env->entries, 1);
+        metric_add(env->entry_requests, batch->count);
+    }
+    replica_propose(shard->replica, entry, len, batch, batch_done, batch);
+}
+
+/* Make entries while there are requests and room in flight. Whoever comes while another builds leaves it to that one,
+ * which looks again before it stops. */
+static void write_pump(struct shard_host *shard)
+{
+    pthread_mutex_lock(&shard->write_lock);
+    if (shard->building) {
+        pthread_mutex_unlock(&shard->write_lock);
+        return;
+    }
+    shard->building = true;
+    while (shard->queue_head != NULL && shard->proposals < SHARD_PROPOSALS_MAX &&
+            (shard->proposals == 0 ||
+                    shard->proposal_bytes + shard->queue_head->bytes <= shard->env->shard_inflight_bytes_max)) {
+        struct write_batch *batch = batch_take(shard);
+        pthread_mutex_unlock(&shard->write_lock);
+        batch_propose(batch);
+        pthread_mutex_lock(&shard->write_lock);
+    }
+    shard->building = false;
+    pthread_mutex_unlock(&shard->write_lock);
+}
+
+void shard_write_submit(struct shard_host *shard, struct shard_call *call)
+{
+    struct shard_write *write = mem_must_calloc(1, sizeof *write);
+    write->call = call;
+    write->bytes = write_bytes(shard, call);
+    if (!shard_call_begin(shard, call, &write->state)) {
+        mem_free(write);
+        call->done(call);
+        return;
+    }
+    if (!write_admit(shard, call, write->bytes)) {
+        call->done(call);
+        return;
+    }
+    struct shard_store_stats stats;
+    if (call->in.write.op_id.client != 0) {
+        shard_store_stats(shard->store, &stats);
+        if (stats.op_table_full) {
+            bytes_done(shard, write->bytes);
+            write_busy(shard, call, UINT64_MAX, "the table of applied ops is full");
+            call->done(call);
+            return;
+        }
+    }
+    pthread_mutex_lock(&shard->write_lock);
+    bool room = shard->queued < SHARD_WRITES_QUEUED_MAX;
+    if (room) {
+        *shard->queue_tail = write;
+        shard->queue_tail = &write->next;
+        shard->queued++;
+    }
+    pthread_mutex_unlock(&shard->write_lock);
+    if (!room) {
+        bytes_done(shard, write->bytes);
+        write_busy(shard, call, atomic_load(&shard->inflight_bytes), "too many writes are waiting");
+        call->done(call);
+        return;
+    }
+    write_pump(shard);
+}
+
+void shard_write_release(struct shard_write *write) { mem_free(write); }
+
+/* ---- deadlines ---- */
+
+/* Requests still waiting were never begun; those in flight may yet be applied. */
+void shard_write_sweep(struct shard_host *shard)
+{
+    struct shard_write *never = NULL, *unknown = NULL;
+    uint64_t bytes = 0;
+    pthread_mutex_lock(&shard->write_lock);
+    shard->queue_tail = &shard->queue_head;
+    while (*shard->queue_tail != NULL) {
+        struct shard_write *w = *shard->queue_tail;
+        if (!shard_call_late(shard, w->call)) {
+            shard->queue_tail = &w->next;
+            continue;
+        }
+        *shard->queue_tail = w->next;
+        shard->queued--;
+        bytes += w->bytes;
+        w->next = never;
+        never = w;
+    }
+    for (struct write_batch *batch = shard->flying; batch != NULL; batch = batch->next) {
+        for (uint32_t i = 0; i < batch->count; i++) {
+            struct shard_write *w = batch->writes[i];
+            if (w == NULL || !shard_call_late(shard, w->call)) continue;
+            batch->writes[i] = NULL;
+            w->next = unknown;
+            unknown = w;
+        }
+    }
+    pthread_mutex_unlock(&shard->write_lock);
+    bytes_done(shard, bytes);
+    while (never != NULL) {
+        struct shard_call *call = never->call;
+        never = never->next;
+        shard_call_fail(call, OMEN_EDEADLINE, "the deadline passed while the write waited; it was not begun");
+    }
+    while (unknown != NULL) {
+        struct shard_call *call = unknown->call;
+        unknown = unknown->next;
+        shard_call_fail(call, OMEN_EUNKNOWN, "the deadline passed before the write was durable; it may yet be applied");
+    }
+}

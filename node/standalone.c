@@ -1,0 +1,138 @@
+/* Puts node, router and pages together in one process. The only file of node/ that knows the router. */
+#include "common/err.h"
+
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/check.h"
+#include "common/log.h"
+#include "common/version.h"
+#include "node/http.h"
+#include "node/standalone.h"
+
+struct standalone {
+    struct metrics *metrics;
+    struct http_pages *pages;
+    struct node *node;
+    struct router *router;
+    pthread_rwlock_t lock;      /* guards `ready` and `node` against the pages' threads */
+    bool ready, stopping;
+    char url[STANDALONE_URL_BYTES_MAX], http_url[STANDALONE_URL_BYTES_MAX];
+};
+
+static const char *standalone_not_ready(void *arg)
+{
+    struct standalone *s = arg;
+    pthread_rwlock_rdlock(&s->lock);
+    const char *why = NULL;
+    if (s->stopping) {
+        why = "stopping";
+    } else if (!s->ready) {
+        why = "opening";
+    } else {
+        const struct shard_service *service = node_service(s->node);
+        why = service->not_ready(service->self);
+    }
+    pthread_rwlock_unlock(&s->lock);
+    return why;
+}
+
+/* "tcp://127.0.0.1:0" and 7712 -> "tcp://127.0.0.1:7712". URLs without a port are left alone. */
+static void url_with_port(const char *url, uint16_t port, char out[STANDALONE_URL_BYTES_MAX])
+{
+    const char *colon = strrchr(url, ':');
+    snprintf(out, STANDALONE_URL_BYTES_MAX, "%s", url);
+    if (port == 0 || colon == NULL || colon[1] < '0' || colon[1] > '9') return;
+    snprintf(out, STANDALONE_URL_BYTES_MAX, "%.*s:%u", (int)(colon - url), url, port);
+}
+
+/* Only where binaries are built to be broken on purpose: the fault tests must see that a node which acknowledges too early
+ * is caught. */
+static void test_mutations(struct node_options *options)
+{
+#ifdef OMEN_TEST_MUTATIONS
+    const char *name = getenv("OMENDB_TEST_MUTATION");
+    if (name == NULL || name[0] == '\0') return;
+    if (strcmp(name, "ack-before-sync") != 0) panic("OMENDB_TEST_MUTATION=%s is not known", name);
+    options->host.log.test_ack_before_sync = true;
+    LOG_WARN("test.mutation", "name=%s", name);
+#endif
+}
+
+static bool listens_beyond_loopback(const char *url)
+{
+    return strncmp(url, "tcp://", 6) == 0 && strncmp(url, "tcp://127.", 10) != 0 &&
+            strncmp(url, "tcp://localhost", 15) != 0 && strncmp(url, "tcp://[::1]", 11) != 0;
+}
+
+static enum omen_err router_open(struct standalone *s, const struct node_config *config, struct err *err)
+{
+    struct router_api_key *keys = mem_must_calloc(NODE_API_KEYS_MAX, sizeof *keys);
+    struct router_options options;
+    router_options_default(&options);
+    node_config_router(config, &options);
+    options.service = node_service(s->node);
+    options.clock = clock_system();
+    options.metrics = s->metrics;
+    options.api_keys = keys;
+    enum omen_err rc = node_config_api_keys(config, vfs_posix(), keys, &options.api_key_count, err);
+    if (rc == OMEN_OK) rc = router_start(&options, &s->router, err);
+    if (rc == OMEN_OK && options.api_key_count == 0 && listens_beyond_loopback(config->listen)) {
+        LOG_WARN("auth.open", "listen=%s reason=\"no auth.keys: whoever reaches this address may do everything\"",
+                config->listen);
+    }
+    explicit_bzero(keys, NODE_API_KEYS_MAX * sizeof *keys);
+    mem_free(keys);
+    return rc;
+}
+
+enum omen_err standalone_start(const struct node_config *config, struct standalone **standalone_out, struct err *err)
+{
+    *standalone_out = NULL;
+    struct standalone *s = mem_must_calloc(1, sizeof *s);
+    pthread_rwlock_init(&s->lock, NULL);
+    s->metrics = metrics_new();
+    struct http_pages_options pages = {
+        .url = config->http_listen,
+        .metrics = s->metrics,
+        .not_ready = standalone_not_ready,
+        .arg = s,
+    };
+    struct node_options options;
+    node_options_default(&options);
+    node_config_node(config, &options);
+    options.metrics = s->metrics;
+    test_mutations(&options);
+    enum omen_err rc = http_pages_start(&pages, &s->pages, err);
+    if (rc == OMEN_OK) rc = node_open(&options, &s->node, err);
+    if (rc == OMEN_OK) rc = router_open(s, config, err);
+    if (rc != OMEN_OK) {
+        standalone_stop(s);
+        return rc;
+    }
+    url_with_port(config->listen, router_port(s->router), s->url);
+    url_with_port(config->http_listen, http_pages_port(s->pages), s->http_url);
+    pthread_rwlock_wrlock(&s->lock);
+    s->ready = true;
+    pthread_rwlock_unlock(&s->lock);
+    *standalone_out = s;
+    return OMEN_OK;
+}
+
+void standalone_stop(struct standalone *s)
+{
+    pthread_rwlock_wrlock(&s->lock);
+    s->stopping = true;
+    pthread_rwlock_unlock(&s->lock);
+    if (s->router != NULL) router_stop(s->router);
+    if (s->pages != NULL) http_pages_stop(s->pages); /* before the node: pages read it */
+    if (s->node != NULL) node_close(s->node);
+    metrics_free(s->metrics);
+    pthread_rwlock_destroy(&s->lock);
+    mem_free(s);
+}
+
+const char *standalone_url(const struct standalone *s) { return s->url; }
+const char *standalone_http_url(const struct standalone *s) { return s->http_url; }

@@ -1,0 +1,22 @@
+/* Router and node in one process over one data directory, with the HTTP pages beside them: the embedded default. */
+#ifndef OMEN_NODE_STANDALONE_H
+#define OMEN_NODE_STANDALONE_H
+
+#include "node/config.h"
+
+#define STANDALONE_URL_BYTES_MAX 256
+
+struct standalone;
+
+/*  OPENING --node, router--> READY --standalone_stop--> STOPPING --> (gone)
+ * The HTTP pages are there from OPENING on: /readyz answers 503 with the reason until READY. */
+OMEN_CHECKED enum omen_err standalone_start(const struct node_config *config, struct standalone **standalone_out,
+        struct err *err);
+/* Refuses new requests, finishes those in service, checkpoints every shard. */
+void standalone_stop(struct standalone *standalone);
+
+/* The real addresses, with the port that ":0" became. */
+const char *standalone_url(const struct standalone *standalone);
+const char *standalone_http_url(const struct standalone *standalone);
+
+#endif
