@@ -65,7 +65,8 @@ static const struct row rows[] = {
     { KEY("price", "'range': {'gt': 5, 'lt': 6}"), "{'price': [5, 6]}", false },
     { KEY("price", "'range': {'gt': 6, 'lt': 5}"), "{'price': 5.5}", false },
     { KEY("price", "'range': {'gt': 100}"), "{}", false },
-    { KEY("price", "'range': {'gte': 9007199254740993}"), "{'price': 9007199254740992}", true }, /* as doubles */
+    { KEY("price", "'range': {'gte': 9007199254740993}"), "{'price': 9007199254740992}",
+            true }, /* as doubles */
     /* datetime */
     { KEY("at", "'range': {'gt': '2023-02-08T10:49:00Z', 'lte': '2024-01-31T10:14:31Z'}"),
             "{'at': '2023-02-08T10:49:00Z'}", false },
@@ -105,8 +106,10 @@ static const struct row rows[] = {
     /* paths: objects, arrays of objects */
     { KEY("country.name", "'match': {'value': 'Germany'}"), "{'country': {'name': 'Germany'}}", true },
     { KEY("country.name", "'match': {'value': 'Germany'}"), "{'country': [{'name': 'Germany'}]}", false },
-    { KEY("cities[].population", "'range': {'gte': 9.0}"), "{'cities': [{'population': 3.7}, {'population': 9.1}]}", true },
-    { KEY("cities[].population", "'range': {'gte': 9.0}"), "{'cities': [{'population': 3.7}, {'name': 9.1}]}", false },
+    { KEY("cities[].population", "'range': {'gte': 9.0}"),
+            "{'cities': [{'population': 3.7}, {'population': 9.1}]}", true },
+    { KEY("cities[].population", "'range': {'gte': 9.0}"), "{'cities': [{'population': 3.7}, {'name': 9.1}]}",
+            false },
     { KEY("cities[].sights", "'match': {'value': 'Osaka Castle'}"),
             "{'cities': [{'sights': []}, {'sights': ['Kyoto', 'Osaka Castle']}]}", true },
     { KEY("tags[]", "'match': {'value': 'x'}"), "{'tags': ['y', 'x']}", true },
@@ -120,21 +123,31 @@ static const struct row rows[] = {
     { "{'must': [{'has_id': []}]}", "{}", false },
     /* must, should, must_not, min_should */
     { "{}", "{}", true },
-    { "{'must': [{'key': 'a', 'match': {'value': 1}}, {'key': 'b', 'match': {'value': 2}}]}", "{'a': 1, 'b': 2}", true },
-    { "{'must': [{'key': 'a', 'match': {'value': 1}}, {'key': 'b', 'match': {'value': 2}}]}", "{'a': 1, 'b': 3}", false },
-    { "{'should': [{'key': 'a', 'match': {'value': 1}}, {'key': 'b', 'match': {'value': 2}}]}", "{'b': 2}", true },
-    { "{'should': [{'key': 'a', 'match': {'value': 1}}, {'key': 'b', 'match': {'value': 2}}]}", "{'b': 1}", false },
-    { "{'must_not': [{'key': 'a', 'match': {'value': 1}}, {'key': 'b', 'match': {'value': 2}}]}", "{'a': 2}", true },
-    { "{'must_not': [{'key': 'a', 'match': {'value': 1}}, {'key': 'b', 'match': {'value': 2}}]}", "{'b': 2}", false },
-    { "{'must': [{'key': 'a', 'match': {'value': 1}}], 'should': [{'key': 'b', 'match': {'value': 2}}]}", "{'a': 1}", false },
+    { "{'must': [{'key': 'a', 'match': {'value': 1}}, {'key': 'b', 'match': {'value': 2}}]}",
+            "{'a': 1, 'b': 2}", true },
+    { "{'must': [{'key': 'a', 'match': {'value': 1}}, {'key': 'b', 'match': {'value': 2}}]}",
+            "{'a': 1, 'b': 3}", false },
+    { "{'should': [{'key': 'a', 'match': {'value': 1}}, {'key': 'b', 'match': {'value': 2}}]}", "{'b': 2}",
+            true },
+    { "{'should': [{'key': 'a', 'match': {'value': 1}}, {'key': 'b', 'match': {'value': 2}}]}", "{'b': 1}",
+            false },
+    { "{'must_not': [{'key': 'a', 'match': {'value': 1}}, {'key': 'b', 'match': {'value': 2}}]}", "{'a': 2}",
+            true },
+    { "{'must_not': [{'key': 'a', 'match': {'value': 1}}, {'key': 'b', 'match': {'value': 2}}]}", "{'b': 2}",
+            false },
+    { "{'must': [{'key': 'a', 'match': {'value': 1}}], 'should': [{'key': 'b', 'match': {'value': 2}}]}",
+            "{'a': 1}", false },
     { "{'must': [{'key': 'a', 'match': {'value': 1}}], 'should': []}", "{'a': 1}", true },
     { "{'must': [{'key': 'a', 'match': {'value': 1}}], 'must_not': [{'key': 'b', 'match': {'value': 2}}]}",
             "{'a': 1, 'b': 2}", false },
     { "{'min_should': {'conditions': [{'key': 'a', 'match': {'value': 1}}, {'key': 'b', 'match': {'value': 2}}, "
-      "{'key': 'c', 'match': {'value': 3}}], 'min_count': 2}}", "{'a': 1, 'c': 3}", true },
+      "{'key': 'c', 'match': {'value': 3}}], 'min_count': 2}}",
+            "{'a': 1, 'c': 3}", true },
     { "{'min_should': {'conditions': [{'key': 'a', 'match': {'value': 1}}, {'key': 'b', 'match': {'value': 2}}, "
-      "{'key': 'c', 'match': {'value': 3}}], 'min_count': 2}}", "{'a': 1}", false },
-    { "{'min_should': {'conditions': [{'key': 'a', 'match': {'value': 1}}], 'min_count': 2}}", "{'a': 1}", false },
+      "{'key': 'c', 'match': {'value': 3}}], 'min_count': 2}}",
+            "{'a': 1}", false },
+    { "{'min_should': {'conditions': [{'key': 'a', 'match': {'value': 1}}], 'min_count': 2}}", "{'a': 1}",
+            false },
     { "{'min_should': {'conditions': [{'key': 'a', 'match': {'value': 1}}], 'min_count': 0}}", "{}", true },
     { "{'must_not': [{'must': [{'key': 'city', 'match': {'value': 'London'}}, {'key': 'color', 'match': {'value': 'red'}}]}]}",
             "{'city': 'London', 'color': 'green'}", true },
@@ -173,8 +186,8 @@ START_TEST(evaluator_answers_as_documented)
     enum omen_err rc = filter_parse(filter_doc, &arena, &filter, &err);
     ck_assert_msg(rc == OMEN_OK, "%s: %s: %s", row->filter, err.field, err.message);
     point_id id = { 0, 42, POINT_ID_U64 };
-    ck_assert_msg(filter_match(filter, id, payload) == row->matches, "%s on %s is not %d", row->filter, row->payload,
-            row->matches);
+    ck_assert_msg(filter_match(filter, id, payload) == row->matches, "%s on %s is not %d", row->filter,
+            row->payload, row->matches);
     if (strcmp(row->payload, "{}") == 0) { /* an absent payload is an empty one */
         ck_assert(filter_match(filter, id, (struct doc){ NULL, 0 }) == row->matches);
     }
