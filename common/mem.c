@@ -48,8 +48,9 @@ void *mem_alloc(size_t bytes) { return must_fail() ? NULL : malloc(bytes == 0 ? 
 
 void *mem_calloc(size_t count, size_t bytes)
 {
-    if (must_fail()) return NULL;
-    return count == 0 || bytes == 0 ? calloc(1, 1) : calloc(count, bytes);
+    size_t total;
+    if (must_fail() || __builtin_mul_overflow(count, bytes, &total)) return NULL;
+    return calloc(1, total == 0 ? 1 : total);
 }
 
 void *mem_realloc(void *ptr, size_t bytes)
