@@ -142,12 +142,12 @@ void net_reply(struct net_request *request, struct bytes reply)
     nng_ctx_send(request->ctx, request->aio);
 }
 
-/* Before a connection is added: refuse those over the limit. */
+/* Before a connection is added: refuse those over the limit, and all while stopping. */
 static void peer_added(nng_pipe pipe, nng_pipe_ev event, void *arg)
 {
     struct net_server *server = arg;
     pthread_mutex_lock(&server->lock);
-    bool refuse = ++server->peers > NET_PEERS_MAX;
+    bool refuse = ++server->peers > NET_PEERS_MAX || server->stopping;
     pthread_mutex_unlock(&server->lock);
     if (refuse) (void)nng_pipe_close(pipe);
 }
@@ -241,7 +241,7 @@ uint16_t net_server_port(const struct net_server *server) { return server->port;
 
 void net_server_stop(struct net_server *server)
 {
-    (void)nng_listener_close(server->listener);
+    /* The listener stays open until the end: closing it would close its connections, and with them the replies. */
     pthread_mutex_lock(&server->lock);
     server->stopping = true;
     while (server->idle < server->contexts) {

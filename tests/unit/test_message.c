@@ -1,0 +1,989 @@
+/* The client protocol's codec: every op survives the round trip, every kind of bad input is an error that names its field. */
+#include <check.h>
+#include <math.h>
+#include <msgpack.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <time.h>
+
+#include "common/json.h"
+#include "common/wire/message.h"
+
+#define STR(text) ((struct bytes){ (const uint8_t *)(text), strlen(text) })
+
+static struct arena arena;
+static struct buf message;
+static struct doc_builder *builder;
+static struct err err;
+
+static void setup(void)
+{
+    arena_init(&arena, 4096, 256u << 20);
+    buf_init(&message);
+    builder = doc_builder_new(DOC_BYTES_MAX);
+    err_clear(&err);
+}
+
+static void teardown(void)
+{
+    doc_builder_free(builder);
+    buf_fini(&message);
+    arena_fini(&arena);
+}
+
+static struct bytes message_bytes(void) { return (struct bytes){ message.data, message.len }; }
+
+/* ---- hand-made messages: {"v":1,"op":op,"collection":"c", ...} ---- */
+
+static int append(void *out, const char *data, size_t len)
+{
+    buf_append(out, data, len);
+    return 0;
+}
+
+static msgpack_packer pk;
+
+static void put(const char *text)
+{
+    msgpack_pack_str(&pk, strlen(text));
+    msgpack_pack_str_body(&pk, text, strlen(text));
+}
+
+static void put_bin(const char *name, const void *data, size_t len)
+{
+    put(name);
+    msgpack_pack_bin(&pk, len);
+    msgpack_pack_bin_body(&pk, data, len);
+}
+
+static void put_int(const char *name, int64_t v)
+{
+    put(name);
+    msgpack_pack_int64(&pk, v);
+}
+
+/* Begins a request of `op` with `more` members to follow. */
+static void begin(const char *op, size_t more)
+{
+    buf_clear(&message);
+    msgpack_packer_init(&pk, &message, append);
+    msgpack_pack_map(&pk, 3 + more);
+    put_int("v", 1);
+    put("op");
+    put(op);
+    put("collection");
+    put("c");
+}
+
+/* A search request whose one search has `more` members to follow, the vector given already. */
+static void begin_search(size_t more)
+{
+    static const float zero[2];
+    begin("points.search", 1);
+    put("searches");
+    msgpack_pack_array(&pk, 1);
+    msgpack_pack_map(&pk, 1 + more);
+    put_bin("vector", zero, sizeof zero);
+}
+
+/* An upsert of one point whose payload follows. */
+static void begin_payload(void)
+{
+    static const uint64_t id = 1;
+    static const float zero[2];
+    begin("points.upsert", 3);
+    put_bin("ids", &id, sizeof id);
+    put_bin("vectors", zero, sizeof zero);
+    put("payloads");
+    msgpack_pack_array(&pk, 1);
+}
+
+static enum omen_err decode(struct wire_request *out)
+{
+    arena_reset(&arena);
+    err_clear(&err);
+    /* An exact copy on the heap, so that a read past the end is seen by the sanitizer. */
+    uint8_t *copy = mem_alloc(message.len == 0 ? 1 : message.len);
+    if (message.len > 0) memcpy(copy, message.data, message.len);
+    enum omen_err rc = message_decode_request((struct bytes){ copy, message.len }, &arena, out, &err);
+    mem_free(copy);
+    return rc;
+}
+
+static void expect_error(enum omen_err code, const char *field)
+{
+    struct wire_request out;
+    enum omen_err rc = decode(&out);
+    ck_assert_msg(rc == code, "expected %s, got %s (%s: %s)", err_name(code), err_name(rc), err.field,
+            err.message);
+    ck_assert_str_eq(err.field, field);
+    ck_assert_int_ne(err.message[0], '\0');
+}
+
+static struct doc json(const char *text)
+{
+    struct doc doc;
+    doc_builder_reset(builder, DOC_BYTES_MAX);
+    ck_assert_msg(json_parse(text, strlen(text), builder, &doc, &err) == OMEN_OK, "%s: %s", text,
+            err.message);
+    return (struct doc){ arena_copy(&arena, doc.data, doc.len), doc.len };
+}
+
+/* Encode, decode, encode again: the same bytes. Returns the decoded request. */
+static struct wire_request round_trip(const struct wire_request *request)
+{
+    struct wire_request out;
+    struct buf again;
+    buf_init(&again);
+    buf_clear(&message);
+    ck_assert_msg(message_encode_request(request, &message, &err) == OMEN_OK, "%s", err.message);
+    enum omen_err rc = message_decode_request(message_bytes(), &arena, &out, &err);
+    ck_assert_msg(rc == OMEN_OK, "%s: %s: %s", wire_op_name(request->op), err.field, err.message);
+    ck_assert_int_eq(out.op, request->op);
+    ck_assert_int_eq(message_encode_request(&out, &again, &err), OMEN_OK);
+    ck_assert_uint_eq(again.len, message.len);
+    ck_assert_mem_eq(again.data, message.data, again.len);
+    buf_fini(&again);
+    return out;
+}
+
+/* ---- round trips of requests ---- */
+
+START_TEST(envelope_and_hello_survive)
+{
+    struct token tokens[2] = { { 1, 2, 3 }, { UINT64_MAX, 5, 6 } };
+    struct wire_request q = { .op = WIRE_HELLO,
+        .api_key = STR("secret"),
+        .deadline_ms = 1234,
+        .consistency = CONSISTENCY_LINEARIZABLE,
+        .tokens = tokens,
+        .token_count = 2 };
+    q.hello.version_min = 1;
+    q.hello.version_max = 7;
+    q.hello.client_name = STR("test");
+    struct wire_request out = round_trip(&q);
+    ck_assert_uint_eq(out.version, 1);
+    ck_assert_uint_eq(out.deadline_ms, 1234);
+    ck_assert_int_eq(out.consistency, CONSISTENCY_LINEARIZABLE);
+    ck_assert_uint_eq(out.token_count, 2);
+    ck_assert_mem_eq(out.tokens, tokens, sizeof tokens);
+    ck_assert_uint_eq(out.hello.version_max, 7);
+    ck_assert_uint_eq(out.api_key.len, 6);
+}
+END_TEST
+
+START_TEST(catalog_ops_survive)
+{
+    struct wire_request q = { .op = WIRE_COLLECTION_CREATE };
+    strcpy(q.catalog.name, "docs");
+    strcpy(q.catalog.schema.fields[0].name, "");
+    q.catalog.schema.fields[0].dim = 128;
+    q.catalog.schema.fields[0].metric = METRIC_L2;
+    strcpy(q.catalog.schema.fields[1].name, "title");
+    q.catalog.schema.fields[1].dim = OMEN_DIM_MAX;
+    q.catalog.schema.fields[1].metric = METRIC_COSINE;
+    q.catalog.schema.field_count = 2;
+    strcpy(q.catalog.schema.shard_key, "tenant.id");
+    q.catalog.shard_count = 4;
+    q.catalog.replication = 3;
+    q.catalog.recall_target = 0.99f;
+    struct wire_request out = round_trip(&q);
+    ck_assert_int_eq(out.catalog.kind, CATALOG_CREATE);
+    ck_assert_str_eq(out.catalog.name, "docs");
+    ck_assert_mem_eq(&out.catalog.schema, &q.catalog.schema, sizeof q.catalog.schema);
+    ck_assert(out.catalog.recall_target == 0.99f);
+
+    struct wire_request set = { .op = WIRE_ALIAS_SET };
+    strcpy(set.catalog.name, "current");
+    strcpy(set.catalog.target, "docs");
+    out = round_trip(&set);
+    ck_assert_str_eq(out.catalog.name, "current");
+    ck_assert_str_eq(out.catalog.target, "docs");
+
+    struct wire_request drop = { .op = WIRE_ALIAS_DROP };
+    strcpy(drop.catalog.name, "current");
+    ck_assert_str_eq(round_trip(&drop).catalog.name, "current");
+    struct wire_request gone = { .op = WIRE_COLLECTION_DROP };
+    strcpy(gone.catalog.name, "docs");
+    ck_assert_int_eq(round_trip(&gone).catalog.kind, CATALOG_DROP);
+    round_trip(&(struct wire_request){ .op = WIRE_COLLECTION_LIST });
+    round_trip(&(struct wire_request){ .op = WIRE_COLLECTION_DESCRIBE, .collection = STR("docs") });
+    round_trip(&(struct wire_request){ .op = WIRE_STATUS });
+}
+END_TEST
+
+START_TEST(writes_survive)
+{
+    float rows[2][3] = { { 1, 2, 3 }, { 4, 5, 6 } };
+    point_id ids[2] = { { .lo = UINT64_MAX }, { .lo = 7 } };
+    struct doc payloads[2] = { json("{\"a\":[1,2.5,null,true,{\"b\":\"\xc3\xa9\"}],\"n\":-9}"), { NULL, 0 } };
+    struct doc keys[2] = { json("\"tenant\""), json("-3") };
+    struct wire_vector_column columns[2] = { { STR(""), (uint8_t *)rows, sizeof rows },
+        { STR("title"), (uint8_t *)rows, 16 } };
+    struct wire_request q = { .op = WIRE_UPSERT, .collection = STR("docs") };
+    q.write.op_id = (struct op_id){ 11, 12, 13 };
+    q.write.count = 2;
+    q.write.ids = ids;
+    q.write.payloads = payloads;
+    q.write.columns = columns;
+    q.write.column_count = 2;
+    q.write.wait_accepted = true;
+    struct wire_request out = round_trip(&q);
+    ck_assert_uint_eq(out.write.count, 2);
+    ck_assert(point_id_equal(out.write.ids[0], ids[0]));
+    ck_assert_uint_eq(out.write.op_id.issue_ms, 13);
+    ck_assert(out.write.wait_accepted);
+    ck_assert_uint_eq(out.write.columns[0].bytes, sizeof rows);
+    ck_assert_mem_eq(out.write.columns[0].data, rows, sizeof rows);
+    ck_assert(doc_equal(out.write.payloads[0], payloads[0]));
+    ck_assert_ptr_null(out.write.payloads[1].data);
+
+    ids[1] = (point_id){ .hi = 1, .lo = 2, .kind = POINT_ID_UUID };
+    struct wire_request del = { .op = WIRE_DELETE, .collection = STR("docs") };
+    del.write.count = 2;
+    del.write.ids = ids;
+    del.write.keys = keys;
+    out = round_trip(&del);
+    ck_assert(point_id_equal(out.write.ids[1], ids[1]));
+    ck_assert(doc_equal(out.write.keys[1], keys[1]));
+
+    struct wire_request set = { .op = WIRE_SET_PAYLOAD, .collection = STR("docs") };
+    set.write.count = 1;
+    set.write.ids = ids;
+    set.write.payloads = payloads;
+    round_trip(&set);
+    set.op = WIRE_OVERWRITE_PAYLOAD;
+    round_trip(&set);
+    struct wire_request cut = { .op = WIRE_DELETE_PAYLOAD, .collection = STR("docs") };
+    cut.write.count = 1;
+    cut.write.ids = ids;
+    cut.write.payload_paths = json("[\"a.b\",\"tags\"]");
+    out = round_trip(&cut);
+    ck_assert_uint_eq(doc_count(out.write.payload_paths), 2);
+}
+END_TEST
+
+START_TEST(reads_survive)
+{
+    float query[4] = { 1, -1, 0.5f, 0 };
+    const struct doc_path *path;
+    ck_assert_int_eq(doc_path_parse("a.b", 3, &arena, &path, &err), OMEN_OK);
+    struct bytes fields[1] = { STR("title") };
+    struct wire_search searches[2] = {
+        { .field = STR("title"),
+                .query = { (uint8_t *)query, sizeof query },
+                .k = 10,
+                .offset = 5,
+                .has_score_threshold = true,
+                .score_threshold = 0.5f,
+                .filter_doc = json("{\"must\":[{\"key\":\"a\",\"match\":{\"value\":1}}]}") },
+        { .by_id = true, .query_id = { .lo = 9 }, .query_key = json("true"), .k = OMEN_K_MAX }
+    };
+    searches[0].selection = (struct wire_selection){ .with_payload = true,
+        .payload_include = true,
+        .payload_paths = &path,
+        .payload_path_count = 1,
+        .vector_fields = fields,
+        .vector_field_count = 1 };
+    searches[1].selection = (struct wire_selection){ .with_payload = true,
+        .payload_paths = &path,
+        .payload_path_count = 1,
+        .with_all_vectors = true };
+    struct wire_request q = { .op = WIRE_SEARCH, .collection = STR("docs") };
+    q.search.searches = searches;
+    q.search.count = 2;
+    struct wire_request out = round_trip(&q);
+    ck_assert_uint_eq(out.search.count, 2);
+    const struct wire_search *s = out.search.searches;
+    ck_assert_mem_eq(s[0].query.data, query, sizeof query);
+    ck_assert_ptr_nonnull(s[0].filter);
+    ck_assert(s[0].selection.payload_include);
+    ck_assert(!s[1].selection.payload_include && s[1].selection.with_all_vectors);
+    ck_assert(s[1].by_id && s[1].query_id.lo == 9 && doc_type(s[1].query_key) == DOC_TRUE);
+
+    point_id ids[1] = { { .lo = 1 } };
+    struct wire_request get = { .op = WIRE_GET, .collection = STR("docs") };
+    get.get.ids = ids;
+    get.get.count = 1;
+    get.get.selection.with_payload = true;
+    round_trip(&get);
+    struct wire_request scroll = { .op = WIRE_SCROLL, .collection = STR("docs") };
+    scroll.scroll.cursor = STR("opaque");
+    scroll.scroll.limit = 17;
+    scroll.scroll.filter_doc = json("{\"must\":[{\"has_id\":[1,2]}]}");
+    out = round_trip(&scroll);
+    ck_assert_uint_eq(out.scroll.limit, 17);
+    ck_assert_ptr_nonnull(out.scroll.filter);
+    ck_assert(!out.scroll.selection.with_payload);
+    struct wire_request count = { .op = WIRE_COUNT, .collection = STR("docs") };
+    count.count.filter_doc = json("{\"must_not\":[{\"is_null\":{\"key\":\"a\"}}]}");
+    ck_assert_ptr_nonnull(round_trip(&count).count.filter);
+}
+END_TEST
+
+START_TEST(defaults_are_those_of_the_page)
+{
+    struct wire_request out;
+    begin_search(0);
+    ck_assert_int_eq(decode(&out), OMEN_OK);
+    ck_assert_uint_eq(out.search.searches[0].k, 10);
+    ck_assert(!out.search.searches[0].selection.with_payload);
+    begin("points.scroll", 0);
+    ck_assert_int_eq(decode(&out), OMEN_OK);
+    ck_assert_uint_eq(out.scroll.limit, 100);
+    ck_assert(out.scroll.selection.with_payload);
+    ck_assert_int_eq(out.consistency, CONSISTENCY_SESSION);
+    begin("collection.create", 1);
+    put("vectors");
+    msgpack_pack_map(&pk, 1);
+    put("");
+    msgpack_pack_map(&pk, 1);
+    put_int("dim", 3);
+    ck_assert_msg(decode(&out) == OMEN_OK, "%s %s", err.field, err.message);
+    ck_assert_int_eq(out.catalog.schema.fields[0].metric, METRIC_COSINE);
+    ck_assert_uint_eq(out.catalog.shard_count, 1);
+    ck_assert(out.catalog.recall_target == 0.95f);
+}
+END_TEST
+
+START_TEST(query_may_be_an_array_of_numbers)
+{
+    struct wire_request out;
+    begin("points.search", 1);
+    put("searches");
+    msgpack_pack_array(&pk, 1);
+    msgpack_pack_map(&pk, 1);
+    put("vector");
+    msgpack_pack_array(&pk, 3);
+    msgpack_pack_float(&pk, 0.5f);
+    msgpack_pack_int64(&pk, -2);
+    msgpack_pack_double(&pk, 1e-3);
+    ck_assert_int_eq(decode(&out), OMEN_OK);
+    float want[3] = { 0.5f, -2, 1e-3f };
+    ck_assert_uint_eq(out.search.searches[0].query.len, sizeof want);
+    ck_assert_mem_eq(out.search.searches[0].query.data, want, sizeof want);
+}
+END_TEST
+
+/* ---- bad input ---- */
+
+START_TEST(malformed_bytes_are_protocol_errors)
+{
+    static const struct {
+        const char *bytes;
+        size_t len;
+    } bad[] = {
+        { "", 0 },
+        { "\xc1", 1 },
+        { "\x81", 1 },
+        { "\xdf\xff\xff\xff\xff", 5 },
+        { "\xdd\xff\xff\xff\xff", 5 },
+        { "\x80\x80", 2 },
+        { "\x01", 1 },
+        { "\x81\xa1v\xc7\x01\x01\x00", 7 },
+        { "\xdb\xff\xff\xff\xff"
+          "abc",
+                8 },
+        { "\xc6\x00\x00\x00", 4 },
+        { "\xcf\x00", 2 },
+    };
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+        struct wire_request out;
+        buf_clear(&message);
+        buf_append(&message, bad[i].bytes, bad[i].len);
+        ck_assert_msg(decode(&out) == OMEN_EPROTO, "case %zu: %s", i, err.message);
+    }
+}
+END_TEST
+
+START_TEST(every_truncation_is_an_error)
+{
+    begin_payload();
+    msgpack_pack_map(&pk, 1);
+    put("a");
+    put("some text");
+    struct wire_request out;
+    ck_assert_int_eq(decode(&out), OMEN_OK);
+    size_t whole = message.len;
+    for (size_t len = 0; len < whole; len++) {
+        message.len = len;
+        ck_assert_int_ne(decode(&out), OMEN_OK);
+    }
+    message.len = whole;
+}
+END_TEST
+
+START_TEST(huge_counts_are_refused_before_allocation)
+{
+    begin_payload();
+    message.data[message.len - 1] = 0xdd; /* array 32 in place of the array of one */
+    buf_append(&message, "\x7f\xff\xff\xff", 4);
+    expect_error(OMEN_EPROTO, "payloads");
+    ck_assert_uint_lt(arena.reserved_bytes, 1u << 20);
+
+    begin("points.upsert", 1); /* really there, but more than the limit */
+    put("payloads");
+    msgpack_pack_array(&pk, WIRE_ELEMENTS_MAX + 1);
+    buf_append_zero(&message, WIRE_ELEMENTS_MAX + 1);
+    expect_error(OMEN_ETOOBIG, "");
+}
+END_TEST
+
+START_TEST(deep_nesting_is_refused_by_name)
+{
+    begin_payload();
+    for (int i = 0; i < 100000; i++) buf_append(&message, "\x91", 1);
+    buf_append(&message, "\xc0", 1);
+    expect_error(OMEN_ETOOBIG, "payloads");
+
+    /* Exactly the limit: the outermost map, payloads, the payload's map, and 29 arrays. */
+    struct wire_request out;
+    begin_payload();
+    msgpack_pack_map(&pk, 1);
+    put("a");
+    for (int i = 0; i < WIRE_DEPTH_MAX - 3; i++) buf_append(&message, "\x91", 1);
+    buf_append(&message, "\xc0", 1);
+    ck_assert_msg(decode(&out) == OMEN_OK, "%s %s", err.field, err.message);
+    begin_payload();
+    msgpack_pack_map(&pk, 1);
+    put("a");
+    for (int i = 0; i < WIRE_DEPTH_MAX - 2; i++) buf_append(&message, "\x91", 1);
+    buf_append(&message, "\xc0", 1);
+    expect_error(OMEN_ETOOBIG, "payloads");
+}
+END_TEST
+
+START_TEST(envelope_errors_name_the_member)
+{
+    begin("no.such.op", 0);
+    expect_error(OMEN_EPROTO, "op");
+    begin("points.count", 1);
+    put_int("colection", 1);
+    expect_error(OMEN_EINVAL, "colection");
+    begin("points.count", 1);
+    put_int("searches", 1); /* a member, but of another op */
+    expect_error(OMEN_EINVAL, "searches");
+    begin("points.count", 1);
+    put_int("v", 1);
+    expect_error(OMEN_EINVAL, "v");
+    begin("points.count", 1);
+    put_int("deadline_ms", -1);
+    expect_error(OMEN_EINVAL, "deadline_ms");
+    begin("points.count", 1);
+    put_int("deadline_ms", 3600001);
+    expect_error(OMEN_ETOOBIG, "deadline_ms");
+    begin("points.count", 1);
+    put("consistency");
+    put("strong");
+    expect_error(OMEN_EINVAL, "consistency");
+    begin("points.count", 1);
+    put("tokens");
+    msgpack_pack_array(&pk, 1);
+    msgpack_pack_array(&pk, 2);
+    msgpack_pack_int(&pk, 1);
+    msgpack_pack_int(&pk, 1);
+    expect_error(OMEN_EINVAL, "tokens[0]");
+    begin("points.count", 1);
+    put_bin("key", "k", 1);
+    expect_error(OMEN_EINVAL, "key");
+    begin("points.count", 1);
+    put_int("filter", 3);
+    expect_error(OMEN_EINVAL, "filter");
+    begin("alias.set", 0);
+    expect_error(OMEN_EINVAL, "alias");
+}
+END_TEST
+
+START_TEST(versions_are_negotiated)
+{
+    struct wire_request out;
+    begin("points.count", 0);
+    message.data[3] = 2; /* 83 a1 'v' 01 */
+    ck_assert_int_eq(decode(&out), OMEN_EVERSION);
+    ck_assert_str_eq(err.field, "v");
+    ck_assert_int_eq(out.op, WIRE_COUNT);
+    buf_clear(&message);
+    msgpack_packer_init(&pk, &message, append);
+    msgpack_pack_map(&pk, 3);
+    put_int("v", 1);
+    put("op");
+    put("hello");
+    put("versions");
+    msgpack_pack_array(&pk, 2);
+    msgpack_pack_int(&pk, 2);
+    msgpack_pack_int(&pk, 9);
+    expect_error(OMEN_EVERSION, "versions");
+}
+END_TEST
+
+START_TEST(columns_must_agree)
+{
+    static const uint64_t ids[2] = { 1, 2 };
+    static const float rows[6];
+    begin("points.upsert", 2);
+    put_bin("ids", ids, 0);
+    put_bin("vectors", rows, 8);
+    expect_error(OMEN_EINVAL, "ids");
+    begin("points.upsert", 2);
+    put_bin("ids", ids, 15);
+    put_bin("vectors", rows, 8);
+    expect_error(OMEN_EINVAL, "ids");
+    begin("points.upsert", 1);
+    put_bin("ids", ids, 16);
+    expect_error(OMEN_EINVAL, "vectors");
+    begin("points.upsert", 2);
+    put_bin("ids", ids, 16);
+    put_bin("vectors", rows, 20);
+    expect_error(OMEN_EINVAL, "vectors");
+    begin("points.upsert", 2);
+    put_bin("ids", ids, 16);
+    put("vectors");
+    msgpack_pack_map(&pk, 1);
+    put_bin("title", rows, 12);
+    expect_error(OMEN_EINVAL, "vectors.title");
+    begin("points.upsert", 3);
+    put_bin("ids", ids, 16);
+    put_bin("vectors", rows, 16);
+    put("payloads");
+    msgpack_pack_array(&pk, 1);
+    msgpack_pack_nil(&pk);
+    expect_error(OMEN_EINVAL, "payloads");
+    begin("points.upsert", 3);
+    put_bin("ids", ids, 16);
+    put_bin("vectors", rows, 16);
+    put("payloads");
+    msgpack_pack_array(&pk, 2);
+    msgpack_pack_nil(&pk);
+    msgpack_pack_int(&pk, 1);
+    expect_error(OMEN_EINVAL, "payloads[1]");
+}
+END_TEST
+
+START_TEST(batches_at_and_over_the_limit)
+{
+    struct wire_request out;
+    uint64_t *ids = calloc(OMEN_BATCH_POINTS_MAX + 1, 8);
+    begin("points.delete", 1);
+    put_bin("ids", ids, 8 * OMEN_BATCH_POINTS_MAX);
+    ck_assert_int_eq(decode(&out), OMEN_OK);
+    ck_assert_uint_eq(out.write.count, OMEN_BATCH_POINTS_MAX);
+    begin("points.delete", 1);
+    put_bin("ids", ids, 8 * (OMEN_BATCH_POINTS_MAX + 1));
+    expect_error(OMEN_ETOOBIG, "ids");
+    free(ids);
+    float *rows = calloc(1, OMEN_BATCH_BYTES_MAX + 4);
+    begin("points.upsert", 2);
+    put_bin("ids", "\1\0\0\0\0\0\0\0", 8);
+    put_bin("vectors", rows, OMEN_BATCH_BYTES_MAX);
+    ck_assert_int_eq(decode(&out), OMEN_OK);
+    begin("points.upsert", 2);
+    put_bin("ids", "\1\0\0\0\0\0\0\0", 8);
+    put_bin("vectors", rows, OMEN_BATCH_BYTES_MAX + 4);
+    expect_error(OMEN_ETOOBIG, "vectors");
+    free(rows);
+}
+END_TEST
+
+START_TEST(payload_errors_name_their_path)
+{
+    begin_payload();
+    msgpack_pack_map(&pk, 1);
+    put("a");
+    msgpack_pack_map(&pk, 1);
+    put("b");
+    msgpack_pack_uint64(&pk, (uint64_t)INT64_MAX + 1);
+    expect_error(OMEN_EINVAL, "payloads[0].a.b");
+    begin_payload();
+    msgpack_pack_map(&pk, 1);
+    put("a");
+    msgpack_pack_array(&pk, 2);
+    msgpack_pack_nil(&pk);
+    msgpack_pack_double(&pk, NAN);
+    expect_error(OMEN_EINVAL, "payloads[0].a[1]");
+    begin_payload();
+    msgpack_pack_map(&pk, 1);
+    put("a");
+    put("\xff\xfe");
+    expect_error(OMEN_EINVAL, "payloads[0].a");
+    begin_payload();
+    msgpack_pack_map(&pk, 2);
+    put_int("a", 1);
+    put_int("a", 2);
+    expect_error(OMEN_EINVAL, "payloads[0].a");
+    begin_payload();
+    msgpack_pack_map(&pk, 1);
+    put_bin("blob", "x", 1);
+    expect_error(OMEN_EINVAL, "payloads[0].blob");
+    begin_payload();
+    msgpack_pack_map(&pk, 1);
+    msgpack_pack_int(&pk, 1);
+    msgpack_pack_int(&pk, 1);
+    expect_error(OMEN_EINVAL, "payloads[0]");
+    char *text = calloc(1, DOC_BYTES_MAX + 1);
+    memset(text, 'x', DOC_BYTES_MAX);
+    begin_payload();
+    msgpack_pack_map(&pk, 1);
+    put("a");
+    put(text);
+    struct wire_request out;
+    ck_assert_int_eq(decode(&out), OMEN_ETOOBIG);
+    ck_assert_msg(strncmp(err.field, "payloads[0]", 11) == 0, "%s", err.field);
+    free(text);
+}
+END_TEST
+
+START_TEST(search_errors_name_the_search)
+{
+    struct wire_request out;
+    begin_search(1);
+    put_int("k", 0);
+    expect_error(OMEN_EINVAL, "searches[0].k");
+    begin_search(1);
+    put_int("k", OMEN_K_MAX + 1);
+    expect_error(OMEN_ETOOBIG, "searches[0].k");
+    begin_search(1);
+    put_int("k", OMEN_K_MAX);
+    ck_assert_int_eq(decode(&out), OMEN_OK);
+    begin_search(2);
+    put_int("k", OMEN_K_MAX);
+    put_int("offset", 1);
+    expect_error(OMEN_ETOOBIG, "searches[0].offset");
+    begin_search(1);
+    put_int("id", 1);
+    expect_error(OMEN_EINVAL, "searches[0].vector");
+    begin_search(1);
+    put_int("ef", 1);
+    expect_error(OMEN_EINVAL, "searches[0].ef");
+    begin_search(1);
+    put("score_threshold");
+    msgpack_pack_double(&pk, INFINITY);
+    expect_error(OMEN_EINVAL, "searches[0].score_threshold");
+    begin_search(1);
+    put("with_payload");
+    msgpack_pack_map(&pk, 1);
+    put_int("exclude", 1);
+    expect_error(OMEN_EINVAL, "searches[0].with_payload.exclude");
+    begin_search(1);
+    put("with_vectors");
+    msgpack_pack_array(&pk, 1);
+    msgpack_pack_int(&pk, 1);
+    expect_error(OMEN_EINVAL, "searches[0].with_vectors[0]");
+    begin_search(1);
+    put("filter");
+    msgpack_pack_map(&pk, 1);
+    put("must");
+    msgpack_pack_array(&pk, 1);
+    msgpack_pack_map(&pk, 1);
+    put_int("rnage", 1);
+    ck_assert_int_ne(decode(&out), OMEN_OK);
+    ck_assert_msg(strncmp(err.field, "searches[0].filter.must[0]", 26) == 0, "%s", err.field);
+    begin("points.search", 1);
+    put("searches");
+    msgpack_pack_array(&pk, 0);
+    expect_error(OMEN_EINVAL, "searches");
+    begin("points.search", 1);
+    put("searches");
+    msgpack_pack_array(&pk, OMEN_BATCH_SEARCHES_MAX + 1);
+    buf_append_zero(&message, OMEN_BATCH_SEARCHES_MAX + 1);
+    expect_error(OMEN_ETOOBIG, "searches");
+    begin("points.search", 1);
+    put("searches");
+    msgpack_pack_array(&pk, 1);
+    msgpack_pack_map(&pk, 1);
+    put_bin("vector", "abc", 3);
+    expect_error(OMEN_EINVAL, "searches[0].vector");
+}
+END_TEST
+
+START_TEST(catalog_errors_name_the_member)
+{
+    begin("collection.create", 0);
+    expect_error(OMEN_EINVAL, "vectors");
+    begin("collection.create", 1);
+    put("vectors");
+    msgpack_pack_map(&pk, 1);
+    put("title");
+    msgpack_pack_map(&pk, 1);
+    put_int("dim", OMEN_DIM_MAX + 1);
+    expect_error(OMEN_ETOOBIG, "vectors.title.dim");
+    begin("collection.create", 1);
+    put("vectors");
+    msgpack_pack_map(&pk, 1);
+    put("title");
+    msgpack_pack_map(&pk, 2);
+    put_int("dim", 3);
+    put("metric");
+    put("hamming");
+    expect_error(OMEN_EINVAL, "vectors.title.metric");
+    begin("collection.create", 2);
+    put("vectors");
+    msgpack_pack_map(&pk, 1);
+    put("");
+    msgpack_pack_map(&pk, 1);
+    put_int("dim", 3);
+    put_int("recall_target", 2);
+    expect_error(OMEN_EINVAL, "recall_target");
+}
+END_TEST
+
+START_TEST(random_damage_never_breaks_the_decoder)
+{
+    unsigned seed = (unsigned)time(NULL);
+    printf("seed %u\n", seed);
+    srand(seed);
+    begin_payload();
+    msgpack_pack_map(&pk, 2);
+    put_int("n", 3);
+    put("tags");
+    msgpack_pack_array(&pk, 2);
+    put("x");
+    put("y");
+    struct buf good;
+    buf_init(&good);
+    buf_append(&good, message.data, message.len);
+    for (int round = 0; round < 20000; round++) {
+        struct wire_request out;
+        buf_clear(&message);
+        buf_append(&message, good.data, good.len);
+        for (int i = 0; i <= rand() % 4; i++) message.data[(size_t)rand() % message.len] = (uint8_t)rand();
+        if (decode(&out) != OMEN_OK) ck_assert_int_ne(err.message[0], '\0');
+    }
+    buf_fini(&good);
+}
+END_TEST
+
+/* ---- replies ---- */
+
+static struct wire_reply reply_trip(const struct wire_reply *reply)
+{
+    struct wire_reply out;
+    buf_clear(&message);
+    ck_assert_int_eq(message_encode_reply(reply, &message), OMEN_OK);
+    enum omen_err rc = message_decode_reply(message_bytes(), reply->op, &arena, &out, &err);
+    ck_assert_msg(rc == OMEN_OK, "%s: %s: %s", wire_op_name(reply->op), err.field, err.message);
+    return out;
+}
+
+START_TEST(hits_survive_with_every_column)
+{
+    struct collection_schema schema = { .field_count = 2 };
+    schema.fields[0] = (struct vector_field){ .name = "", .dim = 2, .metric = METRIC_COSINE };
+    schema.fields[1] = (struct vector_field){ .name = "title", .dim = 3, .metric = METRIC_L2 };
+    float a[2] = { 1, 2 }, b[3] = { 3, 4, 5 };
+    static const uint8_t key_text[] = { 1, 'x' }, key_bool[] = { 2, 1 };
+    static const uint8_t key_int[] = { 3, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xfe };
+    struct hit hits[3] = {
+        { .score = 0.9f,
+                .point = { .id = { .lo = 5 },
+                        .key = { { key_text, 2 } },
+                        .version = 77,
+                        .payload = json("{\"a\":1}"),
+                        .vectors = { a, b } } },
+        { .score = 0.8f,
+                .point = { .id = { .hi = 1, .lo = 2, .kind = POINT_ID_UUID },
+                        .key = { { key_bool, 2 } },
+                        .vectors = { a, NULL } } },
+        { .score = 0.7f,
+                .point = { .id = { .lo = UINT64_MAX }, .key = { { key_int, 9 } }, .version = UINT64_MAX } },
+    };
+    struct wire_search_result results[2] = { { .hits = hits, .count = 3 }, { .count = 0, .field = 1 } };
+    struct token tokens[1] = { { 1, 2, 3 } };
+    struct wire_reply reply = { .op = WIRE_SEARCH,
+        .schema = &schema,
+        .tokens = tokens,
+        .token_count = 1,
+        .engine_ns = 5000 };
+    reply.search.results = results;
+    reply.search.count = 2;
+    reply.search.shards_asked = 1;
+    reply.search.shards_total = 4;
+    reply.search.rows_scanned = 1000;
+    struct wire_reply out = reply_trip(&reply);
+    ck_assert_uint_eq(out.search.count, 2);
+    ck_assert(out.search.results[0].higher_is_nearer && !out.search.results[1].higher_is_nearer);
+    const struct hit *got = out.search.results[0].hits;
+    ck_assert_uint_eq(out.search.results[0].count, 3);
+    ck_assert_uint_eq(out.search.results[1].count, 0);
+    for (int i = 0; i < 3; i++) {
+        ck_assert(got[i].score == hits[i].score);
+        ck_assert(point_id_equal(got[i].point.id, hits[i].point.id));
+        ck_assert_uint_eq(got[i].point.version, hits[i].point.version);
+        ck_assert_uint_eq(got[i].point.key.canonical.len, hits[i].point.key.canonical.len);
+        ck_assert_mem_eq(got[i].point.key.canonical.data, hits[i].point.key.canonical.data,
+                got[i].point.key.canonical.len);
+    }
+    ck_assert(doc_equal(got[0].point.payload, hits[0].point.payload));
+    ck_assert_ptr_null(got[1].point.payload.data);
+    ck_assert_uint_eq(out.schema->field_count, 2);
+    ck_assert_str_eq(out.schema->fields[1].name, "title");
+    ck_assert_uint_eq(out.schema->fields[1].dim, 3);
+    ck_assert_mem_eq(got[0].point.vectors[1], b, sizeof b);
+    ck_assert_mem_eq(got[1].point.vectors[0], a, sizeof a);
+    ck_assert_ptr_null(got[1].point.vectors[1]);
+    ck_assert_ptr_null(got[2].point.vectors[0]);
+    ck_assert_uint_eq(out.token_count, 1);
+    ck_assert_uint_eq(out.engine_ns, 5000);
+    ck_assert_uint_eq(out.search.rows_scanned, 1000);
+}
+END_TEST
+
+START_TEST(points_and_cursor_survive)
+{
+    struct point_view points[2] = { { .id = { .lo = 1 }, .version = 1 },
+        { .id = { .lo = 2 }, .version = 2 } };
+    struct wire_reply reply = { .op = WIRE_SCROLL };
+    reply.points.points = points;
+    reply.points.count = 2;
+    reply.points.cursor = STR("next");
+    struct wire_reply out = reply_trip(&reply);
+    ck_assert_uint_eq(out.points.count, 2);
+    ck_assert_uint_eq(out.points.points[1].id.lo, 2);
+    ck_assert_uint_eq(out.points.cursor.len, 4);
+    reply.points.cursor.len = 0;
+    reply.points.count = 0;
+    reply.points.points = NULL;
+    out = reply_trip(&reply);
+    ck_assert_uint_eq(out.points.count, 0);
+    ck_assert_uint_eq(out.points.cursor.len, 0);
+}
+END_TEST
+
+START_TEST(collections_survive)
+{
+    struct map_shard shards[2] = { { .shard_id = 5, .slot_first = 0, .slot_count = 2048 },
+        { .shard_id = 6, .slot_first = 2048, .slot_count = 2048 } };
+    struct map_collection c = { .id = 9,
+        .name = "docs",
+        .recall_target = 0.9f,
+        .replication = 1,
+        .created_ms = 123,
+        .shards = shards,
+        .shard_count = 2 };
+    c.schema.field_count = 1;
+    c.schema.fields[0] = (struct vector_field){ .name = "", .dim = 4, .metric = METRIC_IP };
+    strcpy(c.schema.shard_key, "tenant");
+    struct map_alias alias = { .name = "now", .collection_id = 9 };
+    struct map map = { .collections = &c, .collection_count = 1, .aliases = &alias, .alias_count = 1 };
+    struct shard_stats stats[2] = { { .points = 10, .applied = 4 }, { .points = 20, .durable = 3 } };
+    struct wire_collection_info info = { .collection = &c, .points = 30, .stream_bytes = 5, .shards = stats };
+    struct wire_reply reply = { .op = WIRE_COLLECTION_DESCRIBE };
+    reply.collections.items = &info;
+    reply.collections.count = 1;
+    reply.collections.map = &map;
+    struct wire_reply out = reply_trip(&reply);
+    ck_assert_uint_eq(out.collections.count, 1);
+    const struct wire_collection_info *got = out.collections.items;
+    ck_assert_str_eq(got->collection->name, "docs");
+    ck_assert_uint_eq(got->points, 30);
+    ck_assert_uint_eq(got->shards[1].points, 20);
+    ck_assert_uint_eq(got->collection->shards[1].slot_first, 2048);
+    ck_assert_mem_eq(&got->collection->schema, &c.schema, sizeof c.schema);
+    ck_assert_str_eq(out.collections.map->aliases[0].name, "now");
+}
+END_TEST
+
+START_TEST(small_replies_survive)
+{
+    struct wire_reply hello = { .op = WIRE_HELLO };
+    hello.hello.version = 1;
+    hello.hello.server_version = "0.1.0";
+    hello.hello.commit = "abc";
+    ck_assert_str_eq(reply_trip(&hello).hello.commit, "abc");
+    struct wire_reply created = { .op = WIRE_COLLECTION_CREATE };
+    created.created.collection_id = 12;
+    ck_assert_uint_eq(reply_trip(&created).created.collection_id, 12);
+    struct wire_reply count = { .op = WIRE_COUNT };
+    count.count.points = UINT64_MAX;
+    ck_assert_uint_eq(reply_trip(&count).count.points, UINT64_MAX);
+    struct wire_reply status = { .op = WIRE_STATUS };
+    status.status.doc = json("{\"ready\":true}");
+    ck_assert(doc_equal(reply_trip(&status).status.doc, status.status.doc));
+    reply_trip(&(struct wire_reply){ .op = WIRE_ALIAS_SET });
+    struct wire_shard_outcome shards[2] = { { 7, OMEN_OK, 3 }, { 8, OMEN_EUNKNOWN, 0 } };
+    struct wire_reply write = { .op = WIRE_UPSERT };
+    write.write.affected = 3;
+    write.write.duplicate = true;
+    write.write.shards = shards;
+    write.write.shard_count = 2;
+    struct wire_reply out = reply_trip(&write);
+    ck_assert(out.write.duplicate && out.write.affected == 3);
+    ck_assert_int_eq(out.write.shards[1].code, OMEN_EUNKNOWN);
+}
+END_TEST
+
+START_TEST(errors_survive_with_the_shards_of_a_write)
+{
+    struct wire_shard_outcome shards[1] = { { 7, OMEN_EUNKNOWN, 0 } };
+    struct wire_reply reply = { .op = WIRE_DELETE, .code = OMEN_EBUSY };
+    err_set(&reply.err, OMEN_EBUSY, "ids", "too much at once");
+    reply.err.retry_after_ms = 50;
+    reply.write.shards = shards;
+    reply.write.shard_count = 1;
+    struct wire_reply out = reply_trip(&reply);
+    ck_assert_int_eq(out.code, OMEN_EBUSY);
+    ck_assert_str_eq(out.err.field, "ids");
+    ck_assert_str_eq(out.err.message, "too much at once");
+    ck_assert_uint_eq(out.err.retry_after_ms, 50);
+    ck_assert_uint_eq(out.write.shard_count, 1);
+    ck_assert_uint_eq(out.write.shards[0].shard, 7);
+}
+END_TEST
+
+START_TEST(damaged_replies_are_protocol_errors)
+{
+    struct hit hits[2] = { { .point = { .id = { .lo = 5 }, .payload = json("{\"a\":1}") } },
+        { .point = { .id = { .lo = 6 } } } };
+    struct wire_search_result result = { .hits = hits, .count = 2 };
+    struct wire_reply reply = { .op = WIRE_SEARCH }, out;
+    reply.search.results = &result;
+    reply.search.count = 1;
+    ck_assert_int_eq(message_encode_reply(&reply, &message), OMEN_OK);
+    for (size_t len = 0; len < message.len; len++) {
+        enum omen_err rc = message_decode_reply((struct bytes){ message.data, len }, WIRE_SEARCH, &arena,
+                &out, &err);
+        ck_assert_int_eq(rc, OMEN_EPROTO);
+    }
+}
+END_TEST
+
+int main(void)
+{
+    Suite *suite = suite_create("message");
+    TCase *requests = tcase_create("requests"), *bad = tcase_create("bad input"),
+          *replies = tcase_create("replies");
+    TCase *cases[3] = { requests, bad, replies };
+    for (int i = 0; i < 3; i++) {
+        tcase_add_checked_fixture(cases[i], setup, teardown);
+        tcase_set_timeout(cases[i], 60);
+        suite_add_tcase(suite, cases[i]);
+    }
+    tcase_add_test(requests, envelope_and_hello_survive);
+    tcase_add_test(requests, catalog_ops_survive);
+    tcase_add_test(requests, writes_survive);
+    tcase_add_test(requests, reads_survive);
+    tcase_add_test(requests, defaults_are_those_of_the_page);
+    tcase_add_test(requests, query_may_be_an_array_of_numbers);
+    tcase_add_test(bad, malformed_bytes_are_protocol_errors);
+    tcase_add_test(bad, every_truncation_is_an_error);
+    tcase_add_test(bad, huge_counts_are_refused_before_allocation);
+    tcase_add_test(bad, deep_nesting_is_refused_by_name);
+    tcase_add_test(bad, envelope_errors_name_the_member);
+    tcase_add_test(bad, versions_are_negotiated);
+    tcase_add_test(bad, columns_must_agree);
+    tcase_add_test(bad, batches_at_and_over_the_limit);
+    tcase_add_test(bad, payload_errors_name_their_path);
+    tcase_add_test(bad, search_errors_name_the_search);
+    tcase_add_test(bad, catalog_errors_name_the_member);
+    tcase_add_test(bad, random_damage_never_breaks_the_decoder);
+    tcase_add_test(replies, hits_survive_with_every_column);
+    tcase_add_test(replies, points_and_cursor_survive);
+    tcase_add_test(replies, collections_survive);
+    tcase_add_test(replies, small_replies_survive);
+    tcase_add_test(replies, errors_survive_with_the_shards_of_a_write);
+    tcase_add_test(replies, damaged_replies_are_protocol_errors);
+    SRunner *runner = srunner_create(suite);
+    srunner_run_all(runner, CK_ENV);
+    int failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return failed;
+}

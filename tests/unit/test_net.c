@@ -1,0 +1,477 @@
+/* Requests and replies over real sockets on loopback: what a handler gets, what a caller learns when things go wrong. */
+#include <arpa/inet.h>
+#include <check.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "common/check.h"
+#include "common/net/net.h"
+
+#define MESSAGE_MAX (1u << 20)
+
+static struct err err;
+
+static struct bytes text(const char *s) { return (struct bytes){ (const uint8_t *)s, strlen(s) }; }
+
+static void sleep_ms(long ms) { nanosleep(&(struct timespec){ ms / 1000, ms % 1000 * 1000000 }, NULL); }
+
+/* ---- handlers ---- */
+
+static void echo(void *arg, struct net_request *request, struct bytes message)
+{
+    net_reply(request, message);
+}
+
+/* Keeps requests until the test releases them, newest first. */
+struct holder {
+    pthread_mutex_t lock;
+    struct net_request *held[256];
+    struct bytes messages[256];
+    uint32_t count;
+    bool drop; /* reply at once instead */
+};
+
+static void hold(void *arg, struct net_request *request, struct bytes message)
+{
+    struct holder *h = arg;
+    pthread_mutex_lock(&h->lock);
+    bool keep = !h->drop;
+    if (keep) {
+        CHECK(h->count < 256);
+        h->messages[h->count] = message;
+        h->held[h->count++] = request;
+    }
+    pthread_mutex_unlock(&h->lock);
+    if (!keep) net_reply(request, message);
+}
+
+static uint32_t held(struct holder *h)
+{
+    pthread_mutex_lock(&h->lock);
+    uint32_t count = h->count;
+    pthread_mutex_unlock(&h->lock);
+    return count;
+}
+
+static void wait_held(struct holder *h, uint32_t count)
+{
+    for (int i = 0; i < 1000 && held(h) < count; i++) sleep_ms(10);
+    ck_assert_uint_eq(held(h), count);
+}
+
+static void release(struct holder *h)
+{
+    pthread_mutex_lock(&h->lock);
+    while (h->count > 0) {
+        h->count--;
+        net_reply(h->held[h->count], h->messages[h->count]);
+    }
+    pthread_mutex_unlock(&h->lock);
+}
+
+static struct net_server *serve(const char *url, uint32_t contexts, void *handle, void *arg)
+{
+    struct net_server_options options = { .url = url,
+        .contexts = contexts,
+        .message_bytes_max = MESSAGE_MAX,
+        .arg = arg };
+    memcpy(&options.handle, &handle, sizeof handle);
+    struct net_server *server = NULL;
+    ck_assert_msg(net_server_start(&options, &server, &err) == OMEN_OK, "%s", err.message);
+    return server;
+}
+
+static struct net_client *client_of(uint16_t port)
+{
+    char url[64];
+    struct net_client *client = NULL;
+    snprintf(url, sizeof url, "tcp://127.0.0.1:%u", port);
+    ck_assert_msg(net_client_open(url, MESSAGE_MAX, &client, &err) == OMEN_OK, "%s", err.message);
+    return client;
+}
+
+/* ---- asynchronous calls ---- */
+
+struct results {
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    uint32_t count, by_code[OMEN_ERR_COUNT];
+};
+
+#define RESULTS                                                                                              \
+    {                                                                                                        \
+        .lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER                               \
+    }
+
+static void collect(void *arg, enum omen_err result, struct bytes reply)
+{
+    struct results *r = arg;
+    pthread_mutex_lock(&r->lock);
+    r->count++;
+    r->by_code[result]++;
+    pthread_cond_signal(&r->changed);
+    pthread_mutex_unlock(&r->lock);
+}
+
+static void wait_results(struct results *r, uint32_t count)
+{
+    pthread_mutex_lock(&r->lock);
+    while (r->count < count) pthread_cond_wait(&r->changed, &r->lock);
+    pthread_mutex_unlock(&r->lock);
+}
+
+/* ---- promises ---- */
+
+START_TEST(replies_reach_their_callers)
+{
+    struct net_server *server = serve("tcp://127.0.0.1:0", 8, (void *)(uintptr_t)echo, NULL);
+    struct net_client *client = client_of(net_server_port(server));
+    uint8_t *big = calloc(1, MESSAGE_MAX);
+    for (uint32_t i = 0; i < 200; i++) {
+        struct buf reply;
+        buf_init(&reply);
+        size_t len = i < 190 ? i * 37 : MESSAGE_MAX;
+        big[0] = (uint8_t)i;
+        ck_assert_msg(net_call(client, (struct bytes){ big, len }, 10000, &reply, &err) == OMEN_OK, "%s",
+                err.message);
+        ck_assert_uint_eq(reply.len, len);
+        ck_assert_mem_eq(reply.data, big, len);
+        buf_fini(&reply);
+    }
+    free(big);
+    net_client_close(client);
+    net_server_stop(server);
+}
+END_TEST
+
+START_TEST(many_calls_are_outstanding_at_once)
+{
+    struct holder h = { .lock = PTHREAD_MUTEX_INITIALIZER };
+    struct results r = RESULTS;
+    struct net_server *server = serve("tcp://127.0.0.1:0", 128, (void *)(uintptr_t)hold, &h);
+    struct net_client *client = client_of(net_server_port(server));
+    for (int i = 0; i < 100; i++) {
+        ck_assert_int_eq(net_call_start(client, text("x"), 20000, collect, &r, &err), OMEN_OK);
+    }
+    wait_held(&h, 100);
+    release(&h);
+    wait_results(&r, 100);
+    ck_assert_uint_eq(r.by_code[OMEN_OK], 100);
+    net_client_close(client);
+    net_server_stop(server);
+}
+END_TEST
+
+/* More requests than contexts wait in the connection and are served later: none is lost. */
+START_TEST(requests_beyond_the_contexts_wait)
+{
+    struct holder h = { .lock = PTHREAD_MUTEX_INITIALIZER };
+    struct results r = RESULTS;
+    struct net_server *server = serve("tcp://127.0.0.1:0", 4, (void *)(uintptr_t)hold, &h);
+    struct net_client *client = client_of(net_server_port(server));
+    for (int i = 0; i < 20; i++) {
+        ck_assert_int_eq(net_call_start(client, text("x"), 20000, collect, &r, &err), OMEN_OK);
+    }
+    wait_held(&h, 4);
+    sleep_ms(50);
+    ck_assert_uint_eq(held(&h), 4);
+    pthread_mutex_lock(&h.lock);
+    h.drop = true;
+    pthread_mutex_unlock(&h.lock);
+    release(&h);
+    wait_results(&r, 20);
+    ck_assert_uint_eq(r.by_code[OMEN_OK], 20);
+    net_client_close(client);
+    net_server_stop(server);
+}
+END_TEST
+
+START_TEST(deadline_after_sending_is_unknown)
+{
+    struct holder h = { .lock = PTHREAD_MUTEX_INITIALIZER };
+    struct net_server *server = serve("tcp://127.0.0.1:0", 4, (void *)(uintptr_t)hold, &h);
+    struct net_client *client = client_of(net_server_port(server));
+    struct buf reply;
+    buf_init(&reply);
+    ck_assert_int_eq(net_call(client, text("x"), 300, &reply, &err), OMEN_EUNKNOWN);
+    ck_assert_uint_eq(held(&h), 1);
+    release(&h); /* its late reply must not answer the next call */
+    pthread_mutex_lock(&h.lock);
+    h.drop = true;
+    pthread_mutex_unlock(&h.lock);
+    ck_assert_int_eq(net_call(client, text("y"), 5000, &reply, &err), OMEN_OK);
+    ck_assert_mem_eq(reply.data, "y", 1);
+    buf_fini(&reply);
+    net_client_close(client);
+    net_server_stop(server);
+}
+END_TEST
+
+START_TEST(nobody_listening_is_unavailable_long_before_the_deadline)
+{
+    struct net_server *server = serve("tcp://127.0.0.1:0", 1, (void *)(uintptr_t)echo, NULL);
+    uint16_t port = net_server_port(server);
+    net_server_stop(server);
+    struct net_client *client = client_of(port);
+    struct results r = RESULTS;
+    struct buf reply;
+    buf_init(&reply);
+    /* With a deadline of an hour the test's own time limit is the measure. */
+    ck_assert_int_eq(net_call_start(client, text("x"), 3600000, collect, &r, &err), OMEN_OK);
+    ck_assert_int_eq(net_call(client, text("x"), 3600000, &reply, &err), OMEN_EUNAVAILABLE);
+    wait_results(&r, 1);
+    ck_assert_uint_eq(r.by_code[OMEN_EUNAVAILABLE], 1);
+    ck_assert_int_eq(net_call_start(client, text("x"), 3600000, collect, &r, &err), OMEN_EUNAVAILABLE);
+    buf_fini(&reply);
+    net_client_close(client);
+}
+END_TEST
+
+START_TEST(client_returns_to_a_restarted_server)
+{
+    struct net_server *server = serve("tcp://127.0.0.1:0", 4, (void *)(uintptr_t)echo, NULL);
+    char url[64];
+    snprintf(url, sizeof url, "tcp://127.0.0.1:%u", net_server_port(server));
+    struct net_client *client = client_of(net_server_port(server));
+    struct buf reply;
+    buf_init(&reply);
+    for (int round = 0; round < 3; round++) {
+        enum omen_err rc = OMEN_EUNAVAILABLE;
+        for (int i = 0; i < 500 && rc == OMEN_EUNAVAILABLE; i++) {
+            rc = net_call(client, text("x"), 5000, &reply, &err);
+            if (rc != OMEN_OK) sleep_ms(10);
+        }
+        ck_assert_msg(rc == OMEN_OK, "%s", err.message);
+        net_server_stop(server);
+        for (int i = 0; i < 500 && rc != OMEN_EUNAVAILABLE; i++)
+            rc = net_call(client, text("x"), 5000, &reply, &err);
+        ck_assert_int_eq(rc, OMEN_EUNAVAILABLE);
+        server = serve(url, 4, (void *)(uintptr_t)echo, NULL);
+    }
+    buf_fini(&reply);
+    net_client_close(client);
+    net_server_stop(server);
+}
+END_TEST
+
+/* A client's own limit is an error before anything is sent; a server's cuts the connection of who ignores it. */
+START_TEST(oversize_messages_are_refused)
+{
+    struct net_server *server = serve("tcp://127.0.0.1:0", 4, (void *)(uintptr_t)echo, NULL);
+    char url[64];
+    snprintf(url, sizeof url, "tcp://127.0.0.1:%u", net_server_port(server));
+    struct net_client *careful = client_of(net_server_port(server)), *careless = NULL;
+    ck_assert_int_eq(net_client_open(url, 4 * MESSAGE_MAX, &careless, &err), OMEN_OK);
+    uint8_t *big = calloc(1, 2 * MESSAGE_MAX);
+    struct buf reply;
+    buf_init(&reply);
+    ck_assert_int_eq(net_call(careful, (struct bytes){ big, MESSAGE_MAX + 1 }, 5000, &reply, &err),
+            OMEN_ETOOBIG);
+    ck_assert_int_eq(net_call(careless, (struct bytes){ big, MESSAGE_MAX + 1 }, 60000, &reply, &err),
+            OMEN_EUNKNOWN);
+    ck_assert_int_eq(net_call(careful, (struct bytes){ big, MESSAGE_MAX }, 60000, &reply, &err), OMEN_OK);
+    ck_assert_uint_eq(reply.len, MESSAGE_MAX);
+    free(big);
+    buf_fini(&reply);
+    net_client_close(careful);
+    net_client_close(careless);
+    net_server_stop(server);
+}
+END_TEST
+
+static void *release_later(void *arg)
+{
+    sleep_ms(200);
+    release(arg);
+    return NULL;
+}
+
+START_TEST(stop_waits_for_the_handlers_and_sends_their_replies)
+{
+    struct holder h = { .lock = PTHREAD_MUTEX_INITIALIZER };
+    struct results r = RESULTS;
+    struct net_server *server = serve("tcp://127.0.0.1:0", 64, (void *)(uintptr_t)hold, &h);
+    struct net_client *client = client_of(net_server_port(server));
+    for (int i = 0; i < 32; i++) {
+        ck_assert_int_eq(net_call_start(client, text("x"), 20000, collect, &r, &err), OMEN_OK);
+    }
+    wait_held(&h, 32);
+    pthread_t thread;
+    pthread_create(&thread, NULL, release_later, &h);
+    net_server_stop(server);
+    pthread_join(thread, NULL);
+    wait_results(&r, 32);
+    ck_assert_uint_eq(r.by_code[OMEN_OK], 32);
+    net_client_close(client);
+}
+END_TEST
+
+START_TEST(closing_a_client_cancels_its_calls)
+{
+    struct holder h = { .lock = PTHREAD_MUTEX_INITIALIZER };
+    struct results r = RESULTS;
+    struct net_server *server = serve("tcp://127.0.0.1:0", 64, (void *)(uintptr_t)hold, &h);
+    struct net_client *client = client_of(net_server_port(server));
+    for (int i = 0; i < 16; i++) {
+        ck_assert_int_eq(net_call_start(client, text("x"), 60000, collect, &r, &err), OMEN_OK);
+    }
+    wait_held(&h, 16);
+    net_client_close(client);
+    ck_assert_uint_eq(r.count, 16);
+    ck_assert_uint_eq(r.by_code[OMEN_ECANCELED], 16);
+    release(&h); /* to a peer that is gone */
+    net_server_stop(server);
+}
+END_TEST
+
+/* A peer that sends garbage, announces 8 EB or hangs up in the middle hurts nobody else. */
+START_TEST(hostile_peers_are_cut_off)
+{
+    struct net_server *server = serve("tcp://127.0.0.1:0", 2, (void *)(uintptr_t)echo, NULL);
+    static const struct {
+        const char *bytes;
+        size_t len;
+    } peers[] = {
+        { "GET / HTTP/1.1\r\n\r\n", 18 },
+        { "\0SP\0\0\x30\0\0\x7f\xff\xff\xff\xff\xff\xff\xff", 16 },
+        { "\0SP\0\0\x30\0\0\0\0\0\0\0\0\0\2ab", 18 },
+        { "\0SP\0\0\x30\0\0\0\0\0\0\0\0\0\x10\x80\0", 18 },
+        { "\0SP\0\0\x10\0\0", 8 },
+    };
+    struct sockaddr_in address = { .sin_family = AF_INET,
+        .sin_port = htons(net_server_port(server)),
+        .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+    for (size_t i = 0; i < sizeof peers / sizeof peers[0]; i++) {
+        int fd = socket(AF_INET, SOCK_STREAM, 0);
+        ck_assert_int_eq(connect(fd, (struct sockaddr *)&address, sizeof address), 0);
+        ck_assert_int_eq(write(fd, peers[i].bytes, peers[i].len), (ssize_t)peers[i].len);
+        sleep_ms(20);
+        close(fd);
+    }
+    struct net_client *client = client_of(net_server_port(server));
+    struct buf reply;
+    buf_init(&reply);
+    ck_assert_int_eq(net_call(client, text("still here"), 5000, &reply, &err), OMEN_OK);
+    buf_fini(&reply);
+    net_client_close(client);
+    net_server_stop(server);
+}
+END_TEST
+
+START_TEST(ipc_serves_too)
+{
+    char dir[] = "/tmp/omen-XXXXXX", url[64];
+    ck_assert_ptr_nonnull(mkdtemp(dir));
+    snprintf(url, sizeof url, "ipc://%s/s", dir);
+    struct net_server *server = serve(url, 2, (void *)(uintptr_t)echo, NULL);
+    struct net_client *client = NULL;
+    struct buf reply;
+    buf_init(&reply);
+    ck_assert_int_eq(net_client_open(url, MESSAGE_MAX, &client, &err), OMEN_OK);
+    ck_assert_int_eq(net_call(client, text("x"), 5000, &reply, &err), OMEN_OK);
+    buf_fini(&reply);
+    net_client_close(client);
+    net_server_stop(server);
+    ck_assert_int_eq(rmdir(dir), 0);
+}
+END_TEST
+
+START_TEST(bad_addresses_are_errors)
+{
+    struct net_client *client = NULL;
+    struct net_server *server = NULL;
+    struct net_server_options options = { .url = "tcp://127.0.0.1:0",
+        .contexts = 1,
+        .message_bytes_max = 10,
+        .handle = echo };
+    ck_assert_int_ne(net_client_open("nonsense", 10, &client, &err), OMEN_OK);
+    options.contexts = 100000;
+    ck_assert_int_eq(net_server_start(&options, &server, &err), OMEN_EINVAL);
+    ck_assert_str_eq(err.field, "contexts");
+    options.contexts = 1;
+    ck_assert_int_eq(net_server_start(&options, &server, &err), OMEN_OK);
+    char url[64];
+    snprintf(url, sizeof url, "tcp://127.0.0.1:%u", net_server_port(server));
+    options.url = url;
+    struct net_server *second = NULL;
+    ck_assert_int_eq(net_server_start(&options, &second, &err), OMEN_EIO); /* taken */
+    net_server_stop(server);
+}
+END_TEST
+
+/* ---- http ---- */
+
+static int page(void *arg, struct buf *body, const char **content_type_out)
+{
+    *content_type_out = "application/json";
+    buf_printf(body, "{\"n\":%d}", *(int *)arg);
+    return 200;
+}
+
+/* One request, the whole answer. */
+static void http(uint16_t port, const char *request, char *out, size_t cap)
+{
+    struct sockaddr_in address = { .sin_family = AF_INET,
+        .sin_port = htons(port),
+        .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+    ck_assert_int_eq(connect(fd, (struct sockaddr *)&address, sizeof address), 0);
+    ck_assert_int_eq(write(fd, request, strlen(request)), (ssize_t)strlen(request));
+    size_t len = 0;
+    ssize_t n;
+    while (len + 1 < cap && (n = read(fd, out + len, cap - 1 - len)) > 0) len += (size_t)n;
+    out[len] = '\0';
+    close(fd);
+}
+
+START_TEST(pages_are_served_and_nothing_else)
+{
+    int n = 7;
+    char answer[4096], url[] = "http://127.0.0.1:0";
+    struct net_http_page pages[] = { { "/metrics", page, &n }, { "/readyz", page, &n } };
+    struct net_http *server = NULL;
+    ck_assert_msg(net_http_start(url, pages, 2, &server, &err) == OMEN_OK, "%s", err.message);
+    uint16_t port = net_http_port(server);
+    ck_assert_uint_ne(port, 0);
+    http(port, "GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", answer, sizeof answer);
+    ck_assert_msg(strstr(answer, " 200 ") && strstr(answer, "{\"n\":7}") &&
+                    strstr(answer, "application/json"),
+            "%s", answer);
+    http(port, "GET /other HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", answer, sizeof answer);
+    ck_assert_msg(strstr(answer, " 404 ") != NULL, "%s", answer);
+    http(port, "DELETE /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", answer, sizeof answer);
+    ck_assert_msg(strstr(answer, " 405 ") != NULL, "%s", answer);
+    net_http_stop(server);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *suite = suite_create("net");
+    TCase *calls = tcase_create("calls"), *pages = tcase_create("pages");
+    tcase_set_timeout(calls, 60);
+    tcase_set_timeout(pages, 60);
+    suite_add_tcase(suite, calls);
+    suite_add_tcase(suite, pages);
+    tcase_add_test(calls, replies_reach_their_callers);
+    tcase_add_test(calls, many_calls_are_outstanding_at_once);
+    tcase_add_test(calls, requests_beyond_the_contexts_wait);
+    tcase_add_test(calls, deadline_after_sending_is_unknown);
+    tcase_add_test(calls, nobody_listening_is_unavailable_long_before_the_deadline);
+    tcase_add_test(calls, client_returns_to_a_restarted_server);
+    tcase_add_test(calls, oversize_messages_are_refused);
+    tcase_add_test(calls, stop_waits_for_the_handlers_and_sends_their_replies);
+    tcase_add_test(calls, closing_a_client_cancels_its_calls);
+    tcase_add_test(calls, hostile_peers_are_cut_off);
+    tcase_add_test(calls, ipc_serves_too);
+    tcase_add_test(calls, bad_addresses_are_errors);
+    tcase_add_test(pages, pages_are_served_and_nothing_else);
+    SRunner *runner = srunner_create(suite);
+    srunner_run_all(runner, CK_ENV);
+    int failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return failed;
+}
