@@ -21,9 +21,9 @@ struct replica;
 /* A state machine. All functions but applied/durable may block on disk. */
 struct replica_fsm {
     void *self;
-    /* Apply worker thread. `proposal_arg` is what was given to replica_propose when this process proposed the entry,
-     * NULL on replay: the place for per-request outcomes. OMEN_EFULL: the host waits and retries the same entry
-     * (D2). Any other error stops the replica: later proposals answer that error. */
+    /* Apply worker thread. `entry` is 16-byte aligned at least. `proposal_arg` is what was given to replica_propose when
+     * this process proposed the entry, NULL on replay: the place for per-request outcomes. OMEN_EFULL: the host waits and
+     * retries the same entry (D2). Any other error stops the replica: later proposals answer that error. */
     enum omen_err (*apply)(void *self, uint64_t sequence, const void *entry, uint32_t len, void *proposal_arg,
             struct err *err);
     uint64_t (*applied)(void *self);            /* last applied sequence */

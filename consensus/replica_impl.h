@@ -95,7 +95,7 @@ struct replica {
 struct pending_entry {
     uint64_t index;
     uint32_t len;
-    uint8_t body[];
+    _Alignas(16) uint8_t body[]; /* as aligned as a proposal's memory: machines read it in place */
 };
 
 /* What the log holds of one replica: filled at start, or when a replica is opened again. */
