@@ -126,10 +126,10 @@ static enum omen_err parse_requests(const struct entry *e, struct err *err)
         uint64_t at = (uint64_t)(r - e->base);
         if (load_u32(r + 24) != next_op) return bad(err, at + 24, "request's operations do not follow on");
         next_op += load_u32(r + 28);
-        if (next_op > e->op_count) return bad(err, at + 28, "request has more operations than the entry");
         if (load_u64(r + 32) != 0) return bad(err, at + 32, "request's reserved bytes are used");
     }
-    if (e->request_count > 0 && next_op != e->op_count) return bad(err, 36, "operations without a request");
+    if (e->request_count > 0 && next_op != e->op_count)
+        return bad(err, 36, "requests do not add up to the operations");
     return OMEN_OK;
 }
 

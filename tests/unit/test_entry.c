@@ -254,6 +254,41 @@ START_TEST(components_and_padding_are_checked)
 }
 END_TEST
 
+/* Lies that need more than one change, each told consistently. */
+START_TEST(swapped_rows_are_found)
+{
+    struct entry e;
+    uint8_t *row_ops = sample + load_u32(sample + 52), *ops = sample + load_u32(sample + 48);
+    uint32_t stride = load_u16(sample + 42);
+    store_u32(row_ops, 2); /* ops 0 and 2 have rows 0 and 1 of field 0 */
+    store_u32(row_ops + 4, 0);
+    store_u32(ops + 60, 1);
+    store_u32(ops + 2 * stride + 60, 0);
+    fix_checksum(sample, sample_len);
+    ck_assert_int_eq(entry_parse(sample, sample_len, &schema, true, &e, NULL), OMEN_ECORRUPT);
+}
+END_TEST
+
+START_TEST(shard_key_that_is_not_canonical_is_found)
+{
+    struct entry e;
+    static const uint8_t lies[][sizeof string_key] = { { 4, 'a', 'c', 'm', 'e' }, { 2, 1, 0, 0, 0 },
+        { 3, 0, 0, 0, 1 }, { 1, 'a', 0xff, 'm', 'e' } };
+    uint8_t *op = sample + load_u32(sample + 48), *heap = sample + load_u32(sample + 56);
+    for (size_t i = 0; i < sizeof lies / sizeof lies[0]; i++) {
+        struct err err = { 0 };
+        memcpy(heap, lies[i], sizeof lies[i]);
+        struct point_key hashed = point_key_make((point_id){ 0, 42, POINT_ID_U64 },
+                key_of(lies[i], sizeof lies[i]));
+        store_u64(op + 24, hashed.key_hi);
+        store_u64(op + 32, hashed.key_lo);
+        fix_checksum(sample, sample_len);
+        ck_assert_int_eq(entry_parse(sample, sample_len, &schema, true, &e, &err), OMEN_ECORRUPT);
+        ck_assert_ptr_nonnull(strstr(err.message, "canonical"));
+    }
+}
+END_TEST
+
 START_TEST(derived_entry_needs_no_request)
 {
     struct point_op op = { .kind = POINT_UPSERT, .id = { 0, 1, POINT_ID_U64 }, .vectors = { four } };
@@ -379,6 +414,8 @@ int main(void)
     tcase_add_test(tc, every_cut_is_found);
     tcase_add_test(tc, entry_of_another_schema_is_refused);
     tcase_add_test(tc, components_and_padding_are_checked);
+    tcase_add_test(tc, swapped_rows_are_found);
+    tcase_add_test(tc, shard_key_that_is_not_canonical_is_found);
     tcase_add_test(tc, derived_entry_needs_no_request);
     tcase_add_test(tc, unaligned_vectors_are_copied);
     tcase_add_test(tc, builder_refuses_past_the_size_limit_and_goes_on);

@@ -96,6 +96,7 @@ static const struct row rows[] = {
     { "{'must': [{'is_empty': {'key': 'reports'}}]}", "{'reports': ''}", false },
     { "{'must': [{'is_empty': {'key': 'reports'}}]}", "{'reports': {}}", false },
     { "{'must': [{'is_empty': {'key': 'reports'}}]}", "{'reports': [null]}", false },
+    { "{'must': [{'is_empty': {'key': 'reports'}}]}", "{'reports': [1, 2]}", false },
     { "{'must': [{'is_empty': {'key': 'a[].b'}}]}", "{'a': [{'b': []}, {'c': 1}]}", true },
     { "{'must': [{'is_empty': {'key': 'a[].b'}}]}", "{'a': [{'b': []}, {'b': 1}]}", false },
     { "{'must': [{'is_null': {'key': 'reports'}}]}", "{'reports': null}", true },
