@@ -210,12 +210,14 @@ bool log_model_open(struct log_model *model, const struct node_log_options *opti
     why[0] = '\0';
     bool ok = node_log_open(options, found_record, f, log_out, &err) == OMEN_OK;
     if (!ok && why[0] == '\0') snprintf(why, LOG_MODEL_WHY_BYTES, "open: %s", err.message);
+    pthread_mutex_lock(&model->mutex);
     for (uint64_t g = 0; ok && g < LOG_MODEL_GROUPS; g++)
         ok = group_compare(&model->groups[g], &f->groups[g], g + 1, why);
     for (uint64_t g = 0; ok && g < LOG_MODEL_GROUPS; g++) {
         group_continue(&model->groups[g], &f->groups[g]);
         node_log_release(*log_out, g + 1, 1, model->groups[g].released);
     }
+    pthread_mutex_unlock(&model->mutex);
     if (!ok) {
         node_log_close(*log_out);
         *log_out = NULL;
