@@ -1,5 +1,5 @@
-/* The map of collections, shards and replicas: immutable snapshots, looked up by name, id and slot; and the rules for
- * names and schemas, which every room that lets one in must ask here.
+/* The map of collections, shards and replicas: immutable snapshots, looked up by name, id and slot; and the
+ * rules for names and schemas, which every room that lets one in must ask here.
  * Threads: any number of readers on one map; refs is atomic, all else is written before the map is shared. */
 #include "common/placement/map.h"
 
@@ -9,7 +9,7 @@
 #include "common/check.h"
 #include "common/mem.h"
 
-/* ---- life ------------------------------------------------------------------------------------------------------ */
+/* ---- life -------------------------------------------------------------------------------------------- */
 
 static void map_free(struct map *map)
 {
@@ -69,7 +69,7 @@ struct map *map_clone(const struct map *map)
     return NULL;
 }
 
-/* ---- lookup ---------------------------------------------------------------------------------------------------- */
+/* ---- lookup ------------------------------------------------------------------------------------------ */
 
 /* Order of a name given by bytes against a stored one: by bytes, a prefix first, as strcmp has it. */
 static int name_compare(const char *name, size_t len, const char *stored)
@@ -139,7 +139,7 @@ void map_cut_slots(struct map_shard *shards, uint32_t shard_count)
     }
 }
 
-/* ---- rules ----------------------------------------------------------------------------------------------------- */
+/* ---- rules ------------------------------------------------------------------------------------------- */
 
 static bool name_may_hold(char c)
 {

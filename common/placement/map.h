@@ -1,5 +1,6 @@
-/* The map: which collections exist, how their slots are cut into shards, which nodes hold the replicas. Immutable
- * snapshots under one epoch; the catalog's state machine (node/catalog) makes them, routers cache them.
+/* The map: which collections exist, how their slots are cut into shards, which nodes hold the replicas.
+ * Immutable snapshots under one epoch; the catalog's state machine (node/catalog) makes them, routers cache
+ * them.
  * Pure data and functions: no clock, no network, no files. */
 #ifndef OMEN_COMMON_PLACEMENT_MAP_H
 #define OMEN_COMMON_PLACEMENT_MAP_H
@@ -10,43 +11,47 @@
 
 #define OMEN_COLLECTIONS_MAX 10000
 #define OMEN_ALIASES_MAX 10000
-#define OMEN_SHARDS_MAX 256          /* per collection, a power of two is not required */
+#define OMEN_SHARDS_MAX 256 /* per collection, a power of two is not required */
 
 struct map_shard {
     uint64_t shard_id;               /* = raft group id; never reused */
     uint32_t slot_first, slot_count; /* contiguous range of the 4096 slots */
     uint64_t base_sequence;
     uint64_t replica_ids[8];
-    uint32_t node_ids[8];            /* beside replica_ids */
+    uint32_t node_ids[8]; /* beside replica_ids */
     uint32_t replica_count;
 };
 
 struct map_collection {
-    uint64_t id;                     /* never reused; requests carry it between rooms, not the name */
+    uint64_t id; /* never reused; requests carry it between rooms, not the name */
     char name[OMEN_NAME_BYTES_MAX + 1];
     struct collection_schema schema;
-    float recall_target;             /* 0 < r <= 1; exact search reaches any */
+    float recall_target; /* 0 < r <= 1; exact search reaches any */
     uint32_t replication;
     uint64_t created_ms;
-    struct map_shard *shards;        /* [shard_count], in order of slot_first, owned by the map */
+    struct map_shard *shards; /* [shard_count], in order of slot_first, owned by the map */
     uint32_t shard_count;
 };
 
-struct map_alias { char name[OMEN_NAME_BYTES_MAX + 1]; uint64_t collection_id; };
+struct map_alias {
+    char name[OMEN_NAME_BYTES_MAX + 1];
+    uint64_t collection_id;
+};
 
 struct map {
-    uint64_t epoch;                  /* rises with every change */
-    uint64_t incarnation;            /* of the cluster; part of tokens */
+    uint64_t epoch;                     /* rises with every change */
+    uint64_t incarnation;               /* of the cluster; part of tokens */
     struct map_collection *collections; /* [collection_count] sorted by name */
     uint32_t collection_count;
-    struct map_alias *aliases;       /* [alias_count] sorted by name */
+    struct map_alias *aliases; /* [alias_count] sorted by name */
     uint32_t alias_count;
     _Atomic uint32_t refs;
 };
 
 struct map *map_ref(struct map *map); /* returns map */
-void map_unref(struct map *map);     /* frees at zero, with mem_free what the map owns; NULL is fine */
-struct map *map_clone(const struct map *map); /* deep, refs = 1, for the next epoch; NULL when out of memory */
+void map_unref(struct map *map);      /* frees at zero, with mem_free what the map owns; NULL is fine */
+/* Deep, refs = 1, for the next epoch; NULL when out of memory. */
+struct map *map_clone(const struct map *map);
 
 /* By name or alias; NULL when unknown. Binary search; a name comes before an alias. */
 const struct map_collection *map_find(const struct map *map, const char *name, size_t len);

@@ -1,7 +1,7 @@
 /* RFC 3339 dates and date-times as UTC microseconds (proleptic Gregorian calendar, years 0001..9999).
  * Wider than the RFC where Qdrant is: the date alone, no seconds, a blank for the T, no offset (then UTC).
- * A leap second is accepted where one can be, at 23:59:60 UTC, and counts as 23:59:59.999999: it keeps its place before
- * the next midnight, and times stay comparable with clocks that know no leap seconds.
+ * A leap second is accepted where one can be, at 23:59:60 UTC, and counts as 23:59:59.999999: it keeps its
+ * place before the next midnight, and times stay comparable with clocks that know no leap seconds.
  * No libc time functions: they know locales and zones. Part of filters, so deterministic. Any thread. */
 #include "common/query/filter.h"
 

@@ -1,4 +1,5 @@
-/* Payload values: validation of untrusted bytes, and the readers too large to be inline. The form is drawn in doc.h.
+/* Payload values: validation of untrusted bytes, and the readers too large to be inline. The form is drawn in
+ * doc.h.
  * Pure functions: no allocation, no clock, no locale; any thread. Recursion is bounded by DOC_DEPTH_MAX. */
 #include "common/query/doc.h"
 
@@ -9,7 +10,7 @@
 #include "common/query/doc_place.h"
 #include "common/utf8.h"
 
-/* ---- UTF-8 ---------------------------------------------------------------------------------------------------- */
+/* ---- UTF-8 ------------------------------------------------------------------------------------------- */
 
 bool utf8_valid(const void *data, size_t len)
 {
@@ -25,7 +26,7 @@ bool utf8_valid(const void *data, size_t len)
     return true;
 }
 
-/* ---- validation ------------------------------------------------------------------------------------------------ */
+/* ---- validation -------------------------------------------------------------------------------------- */
 
 struct validator {
     const uint8_t *base; /* first byte of the whole doc */
@@ -141,7 +142,7 @@ enum omen_err doc_validate(struct bytes bytes, uint32_t limit_bytes, struct doc 
     return OMEN_OK;
 }
 
-/* ---- readers --------------------------------------------------------------------------------------------------- */
+/* ---- readers ----------------------------------------------------------------------------------------- */
 
 struct doc doc_member(struct doc object, struct bytes key)
 {

@@ -1,6 +1,7 @@
-/* Building docs in their canonical form: arrays and objects are written in place with their sizes filled in when they
- * end; members fed out of order are sorted then.
- * Threads: one per builder. Determinism: equal values give equal bytes, whatever the order they were fed in. */
+/* Building docs in their canonical form: arrays and objects are written in place with their sizes filled in
+ * when they end; members fed out of order are sorted then.
+ * Threads: one per builder. Determinism: equal values give equal bytes, whatever the order they were
+ * fed in. */
 #include "common/query/doc.h"
 
 #include <math.h>
@@ -74,7 +75,7 @@ void doc_builder_reset(struct doc_builder *b, uint32_t limit_bytes)
     err_clear(&b->err);
 }
 
-/* ---- errors ---------------------------------------------------------------------------------------------------- */
+/* ---- errors ------------------------------------------------------------------------------------------ */
 
 static bool failed(const struct doc_builder *b) { return b->err.code != OMEN_OK; }
 
@@ -84,7 +85,8 @@ static struct bytes member_key(const struct doc_builder *b, const struct member 
     return (struct bytes){ p + 2, load_u16(p) };
 }
 
-/* Field = the path of the value being put; `key` is a key that is not in `out` yet, or empty with data NULL. */
+/* Field = the path of the value being put; `key` is a key that is not in `out` yet, or empty with
+ * data NULL. */
 static void fail_at(struct doc_builder *b, enum omen_err code, struct bytes key, const char *what)
 {
     struct doc_place links[DOC_DEPTH_MAX + 1];
@@ -118,7 +120,7 @@ static void fail(struct doc_builder *b, enum omen_err code, const char *what)
     fail_at(b, code, (struct bytes){ NULL, 0 }, what);
 }
 
-/* ---- values ---------------------------------------------------------------------------------------------------- */
+/* ---- values ------------------------------------------------------------------------------------------ */
 
 /* Space for `bytes` more at the end of out, already counted; NULL (and the error set) past the limit. */
 static uint8_t *grow(struct doc_builder *b, size_t bytes)
@@ -221,7 +223,7 @@ void doc_put_doc(struct doc_builder *b, struct doc value)
     if (p != NULL) memcpy(p, value.data, value.len);
 }
 
-/* ---- arrays and objects ---------------------------------------------------------------------------------------- */
+/* ---- arrays and objects ------------------------------------------------------------------------------ */
 
 static void begin_container(struct doc_builder *b, enum doc_type tag)
 {

@@ -1,5 +1,6 @@
-/* Payload operations: merge, remove, select. Part of apply, so deterministic: the result depends on the two docs and
- * the paths alone. One walk copies what stays; several paths are followed at once, each as a cursor at its next step.
+/* Payload operations: merge, remove, select. Part of apply, so deterministic: the result depends on the two
+ * docs and the paths alone. One walk copies what stays; several paths are followed at once, each as a cursor
+ * at its next step.
  * Threads: any, on different outputs. Recursion is bounded by DOC_PATH_STEPS_MAX.
  * Cost: members visited x cursors that reach them. */
 #include "common/query/doc_path.h"
@@ -64,7 +65,7 @@ static enum omen_err check_object(struct doc d, struct err *err)
     return err_set(err, OMEN_EINVAL, "payload", "payload must be an object");
 }
 
-/* ---- merge ----------------------------------------------------------------------------------------------------- */
+/* ---- merge ------------------------------------------------------------------------------------------- */
 
 enum omen_err doc_merge(struct doc base, struct doc patch, struct buf *out, struct err *err)
 {
@@ -94,7 +95,7 @@ enum omen_err doc_merge(struct doc base, struct doc patch, struct buf *out, stru
     return finish(out, start, false, err);
 }
 
-/* ---- remove and select ----------------------------------------------------------------------------------------- */
+/* ---- remove and select ------------------------------------------------------------------------------- */
 
 struct cursor {
     const struct doc_path *path;

@@ -2,11 +2,12 @@
  *   path := key ( '.' key | '[' ']' | '[' digits ']' )*
  *   key  := bare, one or more characters other than . [ ] " and control characters
  *         | '"' any characters but '"' and control characters '"'
- * Departs from Qdrant: a bare key may hold any other character, blanks included, not only letters, digits, - and _.
+ * Departs from Qdrant: a bare key may hold any other character, blanks included, not only letters, digits, -
+ * and _.
  * Pure functions, any thread. Recursion is bounded by DOC_PATH_STEPS_MAX. */
 #include "common/query/doc_path.h"
 
-/* ---- parsing --------------------------------------------------------------------------------------------------- */
+/* ---- parsing ----------------------------------------------------------------------------------------- */
 
 struct parser {
     const char *text;
@@ -114,7 +115,7 @@ struct bytes doc_path_text(const struct doc_path *path) { return path->text; }
 
 bool doc_path_has_arrays(const struct doc_path *path) { return path->has_arrays; }
 
-/* ---- walking --------------------------------------------------------------------------------------------------- */
+/* ---- walking ----------------------------------------------------------------------------------------- */
 
 struct walk {
     const struct doc_path *path;

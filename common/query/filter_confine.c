@@ -1,5 +1,7 @@
-/* Which values can a path take if a filter holds? The proof by which a router asks only the shards that can answer.
- * Where nothing is proved the answer is "any", never a guess: a set too large costs time, one too small loses points.
+/* Which values can a path take if a filter holds? The proof by which a router asks only the shards that can
+ * answer.
+ * Where nothing is proved the answer is "any", never a guess: a set too large costs time, one too small loses
+ * points.
  * Pure functions, results in the caller's arena. Recursion is bounded by FILTER_DEPTH_MAX. */
 #include "common/query/filter.h"
 

@@ -1,10 +1,11 @@
-/* Conditions on the values at one payload path: match, range, datetime_range, values_count. Part of the filter parser. */
+/* Conditions on the values at one payload path: match, range, datetime_range, values_count. Part of the
+ * filter parser. */
 #include "common/query/filter_parser.h"
 
 #include <math.h>
 #include <stdlib.h>
 
-/* ---- match ----------------------------------------------------------------------------------------------------- */
+/* ---- match ------------------------------------------------------------------------------------------- */
 
 static enum omen_err check_match_value(const struct filter_parser *p, struct doc value,
         const struct doc_place *place)
@@ -87,7 +88,7 @@ static enum omen_err parse_match(struct filter_parser *p, struct doc doc, const 
     }
 }
 
-/* ---- ranges ---------------------------------------------------------------------------------------------------- */
+/* ---- ranges ------------------------------------------------------------------------------------------ */
 
 static const char *const bound_names[] = { "gt", "gte", "lt", "lte", NULL };
 enum { BOUND_GT, BOUND_GTE, BOUND_LT, BOUND_LTE, BOUND_COUNT };
@@ -220,7 +221,7 @@ static enum omen_err parse_values_count(const struct filter_parser *p, struct do
     return OMEN_OK;
 }
 
-/* ---- the condition --------------------------------------------------------------------------------------------- */
+/* ---- the condition ----------------------------------------------------------------------------------- */
 
 enum omen_err filter_parse_field(struct filter_parser *p, struct doc doc, const struct doc_place *place,
         struct filter *node)

@@ -1,5 +1,5 @@
-/* Filters from docs: the tree of must, should, must_not, min_should, and the conditions that are not about the values
- * at one path (those are in filter_field.c). What each condition means is written in filter.h.
+/* Filters from docs: the tree of must, should, must_not, min_should, and the conditions that are not about
+ * the values at one path (those are in filter_field.c). What each condition means is written in filter.h.
  * The tree lives in the caller's arena. One thread per parse. Recursion is bounded by FILTER_DEPTH_MAX. */
 #include "common/query/filter_parser.h"
 
@@ -21,7 +21,7 @@ static enum omen_err new_node(struct filter_parser *p, const struct doc_place *p
     return *node_out == NULL ? filter_no_memory(p) : OMEN_OK;
 }
 
-/* ---- conditions ------------------------------------------------------------------------------------------------ */
+/* ---- conditions -------------------------------------------------------------------------------------- */
 
 static int id_order(const void *a, const void *b)
 {
@@ -158,7 +158,7 @@ static enum omen_err parse_condition(struct filter_parser *p, struct doc doc, co
     }
 }
 
-/* ---- filters --------------------------------------------------------------------------------------------------- */
+/* ---- filters ----------------------------------------------------------------------------------------- */
 
 struct condition_list {
     const struct filter *const *items;

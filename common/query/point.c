@@ -1,5 +1,6 @@
 /* Names of points and of shards' slots: ids, shard keys, the keys of metadata, scores and the order of hits.
- * Canonical bytes, hashes and slots are part of the protocol and of the disk formats (tests/golden/shard_keys.txt).
+ * Canonical bytes, hashes and slots are part of the protocol and of the disk formats
+ * (tests/golden/shard_keys.txt).
  * Pure functions, any thread. */
 #include "common/query/point.h"
 
@@ -10,7 +11,7 @@
 
 #include "common/hash.h"
 
-/* ---- ids ------------------------------------------------------------------------------------------------------- */
+/* ---- ids --------------------------------------------------------------------------------------------- */
 
 static int u64_compare(uint64_t a, uint64_t b) { return (a > b) - (a < b); }
 
@@ -78,7 +79,7 @@ enum omen_err point_id_parse(const char *text, size_t len, point_id *id_out)
     return OMEN_OK;
 }
 
-/* ---- shard keys ------------------------------------------------------------------------------------------------ */
+/* ---- shard keys -------------------------------------------------------------------------------------- */
 
 enum { SHARD_KEY_STRING = 1, SHARD_KEY_BOOL = 2, SHARD_KEY_I64 = 3 }; /* tags of the canonical form */
 
@@ -129,7 +130,7 @@ enum omen_err shard_key_from_doc(struct doc value, const char *path, struct aren
     return OMEN_OK;
 }
 
-/* ---- keys of metadata, slots ----------------------------------------------------------------------------------- */
+/* ---- keys of metadata, slots ------------------------------------------------------------------------- */
 
 #define POINT_ID_ENCODED_BYTES 17
 static_assert(POINT_ID_ENCODED_BYTES + 16 == POINT_KEY_BYTES, "the point key is part of the storage format");
@@ -182,7 +183,7 @@ uint32_t point_slot(point_id id, struct shard_key key)
     return (uint32_t)(hash64(tagged, sizeof tagged) % OMEN_SLOT_COUNT);
 }
 
-/* ---- metrics and hits ------------------------------------------------------------------------------------------ */
+/* ---- metrics and hits -------------------------------------------------------------------------------- */
 
 static const char
         *const metric_names[] = { [METRIC_L2] = "l2", [METRIC_IP] = "ip", [METRIC_COSINE] = "cosine" };

@@ -1,5 +1,5 @@
-/* Any bytes through doc_validate; what passes is walked and built again, members in reverse, and must give the same
- * bytes: one form per value. */
+/* Any bytes through doc_validate; what passes is walked and built again, members in reverse, and must give
+ * the same bytes: one form per value. */
 #include <stdlib.h>
 
 #include "common/check.h"

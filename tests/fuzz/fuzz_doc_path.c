@@ -1,5 +1,5 @@
-/* A path and a doc: [u8 length][path text][doc]. The path is parsed and walked; what remove and select make of the doc
- * must be valid, hold nothing more at the path, or nothing besides. */
+/* A path and a doc: [u8 length][path text][doc]. The path is parsed and walked; what remove and select make
+ * of the doc must be valid, hold nothing more at the path, or nothing besides. */
 #include "common/check.h"
 #include "common/query/doc.h"
 

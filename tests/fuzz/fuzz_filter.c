@@ -1,6 +1,6 @@
-/* Filters: after the first byte the input is either a doc's bytes (even) or a script (odd) whose bytes pick members and
- * values from the vocabulary of filters, which reaches far more of the parser. What parses must keep within its limits,
- * and what is refused must name its place. */
+/* Filters: after the first byte the input is either a doc's bytes (even) or a script (odd) whose bytes pick
+ * members and values from the vocabulary of filters, which reaches far more of the parser. What parses must
+ * keep within its limits, and what is refused must name its place. */
 #include "common/check.h"
 #include "common/query/filter.h"
 

@@ -5,8 +5,8 @@
 
 #include "common/query/doc.h"
 
-/* "{'a': [1, 2.5, 'x', null, true]}" to a doc in `arena`. Text that is none fails an abort() with its place: it is
- * the test that is wrong. Numbers with . e or E are doubles. Strings have no escapes. */
+/* "{'a': [1, 2.5, 'x', null, true]}" to a doc in `arena`. Text that is none fails an abort() with its place:
+ * it is the test that is wrong. Numbers with . e or E are doubles. Strings have no escapes. */
 struct doc doc_of(struct arena *arena, const char *text);
 
 /* The same form back, without blanks; NUL-terminated in `arena`. */

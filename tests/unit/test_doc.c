@@ -53,7 +53,7 @@ static enum omen_err validate(const void *data, size_t len)
 
 #define VALIDATE(literal) validate(literal, sizeof(literal) - 1)
 
-/* ---- validation ------------------------------------------------------------------------------------------------ */
+/* ---- validation -------------------------------------------------------------------------------------- */
 
 START_TEST(validate_accepts_each_type)
 {
@@ -194,7 +194,7 @@ START_TEST(validate_error_names_path_and_byte)
 }
 END_TEST
 
-/* ---- building -------------------------------------------------------------------------------------------------- */
+/* ---- building ---------------------------------------------------------------------------------------- */
 
 START_TEST(builder_makes_the_form_of_the_header)
 {
@@ -373,7 +373,37 @@ START_TEST(put_doc_counts_its_depth)
 }
 END_TEST
 
-/* ---- reading --------------------------------------------------------------------------------------------------- */
+START_TEST(builder_survives_each_failed_allocation)
+{
+    char long_key[200];
+    memset(long_key, 'k', sizeof long_key);
+    for (uint64_t n = 1;; n++) {
+        doc_builder_free(b);
+        b = doc_builder_new(DOC_BYTES_MAX);
+        mem_fail_at(n);
+        doc_begin_object(b);
+        for (int i = 0; i < 100;
+                i++) { /* descending: the sort needs its scratch, the members outgrow their first 64 */
+            doc_key(b, long_key, (size_t)(199 - i));
+            doc_put_i64(b, i);
+        }
+        doc_end(b);
+        struct doc d;
+        enum omen_err rc = doc_builder_finish(b, &d, &err);
+        mem_fail_at(0);
+        ck_assert(rc == OMEN_OK || rc == OMEN_ENOMEM);
+        doc_builder_reset(b, DOC_BYTES_MAX);
+        doc_put_null(b);
+        finish();
+        if (rc == OMEN_OK) {
+            ck_assert_uint_gt(n, 3); /* out, members, members again, sorted */
+            break;
+        }
+    }
+}
+END_TEST
+
+/* ---- reading ----------------------------------------------------------------------------------------- */
 
 START_TEST(member_is_found_by_exact_key)
 {
@@ -475,6 +505,7 @@ int main(void)
     tcase_add_test(tc, builder_refuses_duplicate_keys_and_names_them);
     tcase_add_test(tc, builder_error_sticks_and_names_the_value);
     tcase_add_test(tc, builder_holds_the_limits);
+    tcase_add_test(tc, builder_survives_each_failed_allocation);
     tcase_add_test(tc, put_doc_counts_its_depth);
     tcase_add_test(tc, member_is_found_by_exact_key);
     tcase_add_test(tc, equal_compares_numbers_exactly);

@@ -43,7 +43,7 @@ static void assert_values(const char *path, const char *root, bool open_arrays, 
     buf_fini(&got);
 }
 
-/* ---- parsing --------------------------------------------------------------------------------------------------- */
+/* ---- parsing ----------------------------------------------------------------------------------------- */
 
 START_TEST(path_reads_its_grammar)
 {
@@ -110,7 +110,7 @@ START_TEST(path_owns_its_text)
 }
 END_TEST
 
-/* ---- walking --------------------------------------------------------------------------------------------------- */
+/* ---- walking ----------------------------------------------------------------------------------------- */
 
 START_TEST(path_leads_to_every_value)
 {
@@ -158,7 +158,7 @@ START_TEST(walk_stops_when_told)
 }
 END_TEST
 
-/* ---- operations ------------------------------------------------------------------------------------------------ */
+/* ---- operations -------------------------------------------------------------------------------------- */
 
 static struct doc take(struct buf *out)
 {
@@ -291,6 +291,32 @@ START_TEST(edits_of_an_absent_payload_give_an_empty_one)
 }
 END_TEST
 
+START_TEST(operations_survive_each_failed_allocation)
+{
+    const struct doc_path *paths[] = { path_of("a.c.d"), path_of("items[].n"), path_of("t[]") };
+    struct doc base = doc_of(&arena, BASE);
+    for (int operation = 0; operation < 3; operation++) {
+        enum omen_err rc = OMEN_ENOMEM;
+        for (uint64_t n = 1; rc != OMEN_OK; n++) {
+            ck_assert_uint_lt(n, 100);
+            struct buf out;
+            buf_init(&out);
+            mem_fail_at(n);
+            if (operation == 0)
+                rc = doc_merge(base, base, &out, &err);
+            else if (operation == 1)
+                rc = doc_remove(base, paths, 3, &out, &err);
+            else
+                rc = doc_select(base, paths, 3, true, &out, &err);
+            mem_fail_at(0);
+            ck_assert(rc == OMEN_OK || rc == OMEN_ENOMEM);
+            if (rc != OMEN_OK && !out.failed) ck_assert_uint_eq(out.len, 0);
+            buf_fini(&out);
+        }
+    }
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("doc_path");
@@ -307,6 +333,7 @@ int main(void)
     tcase_add_test(tc, remove_drops_what_the_paths_name);
     tcase_add_test(tc, select_keeps_or_leaves_out_the_paths);
     tcase_add_test(tc, edits_of_an_absent_payload_give_an_empty_one);
+    tcase_add_test(tc, operations_survive_each_failed_allocation);
     suite_add_tcase(suite, tc);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_ENV);

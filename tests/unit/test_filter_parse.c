@@ -1,5 +1,5 @@
-/* The filter parser: what it makes of each condition, what it refuses and how it says so, its limits, and which values
- * it proves for a path. */
+/* The filter parser: what it makes of each condition, what it refuses and how it says so, its limits, and
+ * which values it proves for a path. */
 #include <check.h>
 #include <math.h>
 #include <stdio.h>
@@ -60,7 +60,7 @@ static const char *show_values(const struct doc *values, uint32_t count)
     return text;
 }
 
-/* ---- what is read ---------------------------------------------------------------------------------------------- */
+/* ---- what is read ------------------------------------------------------------------------------------ */
 
 START_TEST(empty_filter_is_no_filter)
 {
@@ -181,7 +181,7 @@ START_TEST(other_conditions_are_read)
 }
 END_TEST
 
-/* ---- what is refused ------------------------------------------------------------------------------------------- */
+/* ---- what is refused --------------------------------------------------------------------------------- */
 
 START_TEST(errors_name_their_place_and_the_likely_name)
 {
@@ -198,7 +198,8 @@ START_TEST(errors_name_their_place_and_the_likely_name)
             "did you mean \"is_empty\"?");
     refuse("{'should': [{'is_null': {'key': 'a', 'kee': 1}}]}", OMEN_EINVAL, "filter.should[0].is_null.kee",
             "key");
-    refuse("{'must': [{'nested': {'key': 'a', 'filter': {'must': [{'key': 'b', 'match': {'value': 1.5}}]}}}]}",
+    refuse("{'must': [{'nested': {'key': 'a', 'filter': {'must': [{'key': 'b', 'match': {'value': 1.5}}]}}"
+           "}]}",
             OMEN_EINVAL, "filter.must[0].nested.filter.must[0].match.value", "use range");
     refuse("{'must': [{'a member with a very long name indeed': 1}]}", OMEN_EINVAL,
             "filter.must[0].\"a member with a very long name indeed\"", "known here are key, is_empty");
@@ -296,7 +297,7 @@ START_TEST(has_id_refuses_what_is_no_id)
 }
 END_TEST
 
-/* ---- limits ---------------------------------------------------------------------------------------------------- */
+/* ---- limits ------------------------------------------------------------------------------------------ */
 
 static enum omen_err parse_built(struct doc_builder *b)
 {
@@ -410,7 +411,7 @@ START_TEST(memory_is_the_arenas_limit)
 }
 END_TEST
 
-/* ---- values of a path ------------------------------------------------------------------------------------------ */
+/* ---- values of a path -------------------------------------------------------------------------------- */
 
 static void assert_confined(const char *filter, const char *want)
 {

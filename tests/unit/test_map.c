@@ -98,6 +98,21 @@ START_TEST(clone_shares_nothing)
 }
 END_TEST
 
+START_TEST(clone_is_whole_or_null)
+{
+    struct map *map = map_of(3), *copy = NULL;
+    for (uint64_t n = 1; copy == NULL; n++) {
+        ck_assert_uint_lt(n, 100);
+        mem_fail_at(n);
+        copy = map_clone(map);
+        mem_fail_at(0);
+    }
+    ck_assert_ptr_nonnull(map_find(copy, "c02", 3)->shards);
+    map_unref(copy);
+    map_unref(map);
+}
+END_TEST
+
 START_TEST(map_lives_until_its_last_reference)
 {
     struct map *map = map_of(1);
@@ -208,6 +223,7 @@ int main(void)
     tcase_add_test(tc, find_knows_names_and_aliases);
     tcase_add_test(tc, slots_are_cut_evenly_and_every_slot_has_its_shard);
     tcase_add_test(tc, clone_shares_nothing);
+    tcase_add_test(tc, clone_is_whole_or_null);
     tcase_add_test(tc, map_lives_until_its_last_reference);
     tcase_add_test(tc, names_follow_their_rules);
     tcase_add_test(tc, schema_holds_its_limits);

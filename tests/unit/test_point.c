@@ -1,4 +1,5 @@
-/* Names of points: ids as text, shard keys, point keys, slots against the golden file, scores and the order of hits. */
+/* Names of points: ids as text, shard keys, point keys, slots against the golden file, scores and the order
+ * of hits. */
 #include <check.h>
 #include <inttypes.h>
 #include <math.h>
@@ -31,7 +32,7 @@ static point_id id_of(const char *text)
 
 static point_id number(uint64_t v) { return (point_id){ .lo = v, .kind = POINT_ID_U64 }; }
 
-/* ---- ids ------------------------------------------------------------------------------------------------------- */
+/* ---- ids --------------------------------------------------------------------------------------------- */
 
 START_TEST(id_survives_its_text)
 {
@@ -84,7 +85,7 @@ START_TEST(ids_are_ordered_numbers_first)
 }
 END_TEST
 
-/* ---- shard keys ------------------------------------------------------------------------------------------------ */
+/* ---- shard keys -------------------------------------------------------------------------------------- */
 
 static enum omen_err key_from(const char *text, struct shard_key *key_out)
 {
@@ -197,7 +198,7 @@ START_TEST(slot_ignores_the_id_once_there_is_a_key)
 }
 END_TEST
 
-/* ---- point keys ------------------------------------------------------------------------------------------------ */
+/* ---- point keys -------------------------------------------------------------------------------------- */
 
 static uint64_t rng_state;
 
@@ -261,7 +262,7 @@ START_TEST(point_key_tells_shard_keys_apart)
 }
 END_TEST
 
-/* ---- metrics and hits ------------------------------------------------------------------------------------------ */
+/* ---- metrics and hits -------------------------------------------------------------------------------- */
 
 START_TEST(metrics_have_their_names)
 {
