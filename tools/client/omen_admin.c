@@ -73,6 +73,8 @@ static omen_code send_change(omen_client *client, const struct catalog_change *c
     struct scratch *s = scratch_take(client);
     if (s == NULL) return client_fail(OMEN_ENOMEM, NULL, "no memory for a request");
     struct wire_request request = { .op = change_op(change->kind), .catalog = *change };
+    if (change->kind != CATALOG_ALIAS_DROP)
+        request.collection = client_bytes(change->kind == CATALOG_ALIAS_SET ? change->target : change->name);
     struct wire_reply reply;
     enum omen_err rc = client_call(client, &request, s, &s->arena, &reply, err);
     scratch_give(client, s);
@@ -154,16 +156,14 @@ static void put_shards(struct buf *out, const struct wire_collection_info *info)
         buf_printf(out, "%s{\"shard_id\":%llu", i == 0 ? "" : ",", (unsigned long long)shard->shard_id);
         put_u64(out, "slot_first", shard->slot_first);
         put_u64(out, "slot_count", shard->slot_count);
-        if (info->shards != NULL) {
-            const struct shard_stats *stats = &info->shards[i];
-            put_u64(out, "points", stats->points);
-            put_u64(out, "applied", stats->applied);
-            put_u64(out, "durable", stats->durable);
-            put_u64(out, "unindexed", stats->unindexed);
-            put_u64(out, "stream_bytes", stats->stream_bytes);
-            put_u64(out, "meta_bytes", stats->meta_bytes);
-            put_u64(out, "applied_ops", stats->applied_ops);
-        }
+        const struct shard_stats *stats = &info->shards[i];
+        put_u64(out, "points", stats->points);
+        put_u64(out, "applied", stats->applied);
+        put_u64(out, "durable", stats->durable);
+        put_u64(out, "unindexed", stats->unindexed);
+        put_u64(out, "stream_bytes", stats->stream_bytes);
+        put_u64(out, "meta_bytes", stats->meta_bytes);
+        put_u64(out, "applied_ops", stats->applied_ops);
         buf_printf(out, "}");
     }
     buf_printf(out, "]");
@@ -197,8 +197,9 @@ static void put_collection(struct buf *out, const struct wire_collection_info *i
     put_u64(out, "stream_bytes", info->stream_bytes);
     put_u64(out, "meta_bytes", info->meta_bytes);
     put_u64(out, "applied_ops", info->applied_ops);
+    put_u64(out, "shard_count", collection->shard_count);
     put_aliases(out, map, collection->id);
-    put_shards(out, info);
+    if (info->shards != NULL && collection->shards != NULL) put_shards(out, info);
     buf_printf(out, "}");
 }
 
