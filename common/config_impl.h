@@ -24,6 +24,7 @@ struct config_node {
     const char *key;  /* in a map, else NULL */
     const char *text; /* NODE_TEXT, NUL-terminated, holds no other NUL */
     struct config_node *first, *last, *next;
+    const struct config_node *parent;
 };
 
 /* `*root_out` is NULL for an empty document. `origin` leads the error's sentence ("<origin>:<line>: ..."). */

@@ -76,7 +76,19 @@ static enum omen_err refuse_decorations(struct reader *r)
     return OMEN_OK;
 }
 
-static enum omen_err read_node(struct reader *r, uint32_t depth, struct config_node **node_out);
+static enum omen_err read_node(struct reader *r, uint32_t depth, const struct config_node *parent,
+        const char *key, struct config_node **node_out);
+
+/* "peers[2].tags" into `dst`. A node that is being read is the next child of its parent. */
+static size_t node_path(const struct config_node *node, char *dst, size_t dst_bytes)
+{
+    if (node->parent == NULL) return 0;
+    size_t len = node_path(node->parent, dst, dst_bytes);
+    const char *dot = len == 0 ? "" : ".";
+    int n = node->key == NULL ? snprintf(dst + len, dst_bytes - len, "[%u]", node->parent->child_count)
+                              : snprintf(dst + len, dst_bytes - len, "%s%s", dot, node->key);
+    return n < 0 || (size_t)n >= dst_bytes - len ? dst_bytes - 1 : len + (size_t)n;
+}
 
 static void append(struct config_node *parent, struct config_node *child)
 {
@@ -100,9 +112,10 @@ static enum omen_err read_key(struct reader *r, const struct config_node *map, c
     if (rc != OMEN_OK) return rc;
     for (const struct config_node *c = map->first; c != NULL; c = c->next)
         if (strcmp(c->key, *key_out) == 0) {
-            char why[64];
+            char why[64], path[2 * CONFIG_KEY_BYTES_MAX];
             snprintf(why, sizeof why, "is given twice, first in line %u", c->line);
-            return fail_at(r, line, *key_out, why);
+            node_path(c, path, sizeof path);
+            return fail_at(r, line, path, why);
         }
     if (map->child_count >= CONFIG_MAP_KEYS_MAX)
         return fail_at(r, line, *key_out, "too many keys in one map");
@@ -125,16 +138,16 @@ static enum omen_err read_children(struct reader *r, uint32_t depth, struct conf
             if (rc != OMEN_OK) return rc;
         }
         struct config_node *child;
-        rc = read_node(r, depth + 1, &child);
+        rc = read_node(r, depth + 1, node, key, &child);
         if (rc != OMEN_OK) return rc;
-        child->key = key;
         child->line = line;
         append(node, child);
     }
 }
 
 /* The current event begins the node; on return it is the node's last event. */
-static enum omen_err read_node(struct reader *r, uint32_t depth, struct config_node **node_out)
+static enum omen_err read_node(struct reader *r, uint32_t depth, const struct config_node *parent,
+        const char *key, struct config_node **node_out)
 {
     enum omen_err rc = refuse_decorations(r);
     if (rc != OMEN_OK) return rc;
@@ -144,6 +157,8 @@ static enum omen_err read_node(struct reader *r, uint32_t depth, struct config_n
     if (node == NULL) return out_of_memory(r);
     *node_out = node;
     node->line = (uint32_t)event_line(r);
+    node->parent = parent;
+    node->key = key;
     switch (r->event.type) {
     case YAML_SCALAR_EVENT:
         node->kind = NODE_TEXT;
@@ -161,7 +176,7 @@ static enum omen_err read_stream(struct reader *r, struct config_node **root_out
     if (rc == OMEN_OK) rc = next_event(r);
     if (rc != OMEN_OK || r->event.type == YAML_STREAM_END_EVENT) return rc;
     rc = next_event(r); /* document start is behind us: the first value */
-    if (rc == OMEN_OK) rc = read_node(r, 0, root_out);
+    if (rc == OMEN_OK) rc = read_node(r, 0, NULL, NULL, root_out);
     if (rc == OMEN_OK) rc = next_event(r); /* document end */
     if (rc == OMEN_OK) rc = next_event(r);
     if (rc == OMEN_OK && r->event.type != YAML_STREAM_END_EVENT)
