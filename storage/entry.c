@@ -1,5 +1,5 @@
-/* Log entries: the parser of the format that storage/entry.h draws. It reads disk and network, so it believes nothing:
- * counts give the one layout they allow (entry_layout.h), and whatever the bytes say must equal it.
+/* Log entries: the parser of the format that storage/entry.h draws. It reads disk and network, so it believes
+ * nothing: counts give the one layout they allow (entry_layout.h), and whatever the bytes say must equal it.
  *
  * Threads: no state. Determinism: the verdict is a function of the bytes and the schema. */
 #include "common/err.h"
@@ -117,7 +117,8 @@ static enum omen_err parse_offsets(const uint8_t *e, const struct collection_sch
     return OMEN_OK;
 }
 
-/* Requests cut the ops into consecutive ranges that cover all of them (none at all only in a derived entry). */
+/* Requests cut the ops into consecutive ranges that cover all of them (none at all only in a derived
+ * entry). */
 static enum omen_err parse_requests(const struct entry *e, struct err *err)
 {
     uint64_t next_op = 0;

@@ -1,23 +1,26 @@
-/* A log entry: the bytes that are proposed, fsynced in the log, and copied once, as they are, into the stream, where
- * their vectors are searched in place. One entry carries the operations of several requests (target <= 512 KiB).
+/* A log entry: the bytes that are proposed, fsynced in the log, and copied once, as they are, into the
+ * stream, where their vectors are searched in place. One entry carries the operations of several requests (target
+ * <= 512 KiB).
  *
  * Entry v1, little-endian, 64-byte aligned, total a multiple of 64:
  *   header 128 B:  0 magic "OMEE" | 4 u16 version | 6 u16 flags (bit 0: derived) | 8 u32 total_bytes |
- *     12 u32 crc32c of bytes 16..total | 16 u64 log_time_ms | 24 u64 epoch | 32 u32 request_count | 36 u32 op_count |
- *     40 u16 field_count | 42 u16 op_stride | 44 u32 requests_off | 48 u32 ops_off | 52 u32 row_ops_off |
- *     56 u32 heap_off | 60 u32 heap_bytes | 64 field_count x { u32 column_off, u32 row_count }, rest zero
- *   requests: request_count x 40 B { u64 client, u64 seq, u64 issue_ms, u32 first_op, u32 op_count, u64 zero }
+ *     12 u32 crc32c of bytes 16..total | 16 u64 log_time_ms | 24 u64 epoch | 32 u32 request_count |
+ *     36 u32 op_count | 40 u16 field_count | 42 u16 op_stride | 44 u32 requests_off | 48 u32 ops_off |
+ *     52 u32 row_ops_off | 56 u32 heap_off | 60 u32 heap_bytes | 64 field_count x { u32 column_off, u32 row_count }, rest zero
+ *   requests: request_count x 40 B { u64 client, u64 seq, u64 issue_ms, u32 first_op, u32 op_count,
+ *     u64 zero }
  *   ops: op_count x op_stride (= align8(60 + 4*field_count)):
- *     0 u8 kind | 1 u8 id_kind | 2 u8 flags (bit 0: any_key) | 3 u8 zero | 4 u32 key_len | 8 u64 id_hi | 16 u64 id_lo |
- *     24 u64 key_hi | 32 u64 key_lo | 40 u32 key_off | 44 u32 doc_off | 48 u32 doc_len | 52 u64 zero |
- *     60 field_count x u32 row (ENTRY_NO_ROW = no vector)                                (offsets into the heap)
+ *     0 u8 kind | 1 u8 id_kind | 2 u8 flags (bit 0: any_key) | 3 u8 zero | 4 u32 key_len | 8 u64 id_hi |
+ *     16 u64 id_lo | 24 u64 key_hi | 32 u64 key_lo | 40 u32 key_off | 44 u32 doc_off | 48 u32 doc_len |
+ *     52 u64 zero | 60 field_count x u32 row (ENTRY_NO_ROW = no vector)              (offsets into the heap)
  *   row_ops: for each field in turn row_count x u32, the op a row belongs to
  *   heap: canonical shard keys and payload docs
- *   columns: per field row_count rows of `dim` f32, each row padded with zeros to a multiple of 16 floats (64 B),
- *     column_off 64-byte aligned. Cosine vectors are already normalised: apply does no arithmetic.
+ *   columns: per field row_count rows of `dim` f32, each row padded with zeros to a multiple of 16 floats
+ *     (64 B), column_off 64-byte aligned. Cosine vectors are already normalised: apply does no arithmetic.
  *
- * A *derived* entry has the same shape and is written to the stream by apply itself, never to the log: the full points
- * that payload operations produced (vectors copied), so that every live row of the stream is a whole point. */
+ * A *derived* entry has the same shape and is written to the stream by apply itself, never to the log:
+ * the full points that payload operations produced (vectors copied), so that every live row of the stream is a whole
+ * point. */
 #ifndef OMEN_STORAGE_ENTRY_H
 #define OMEN_STORAGE_ENTRY_H
 
@@ -40,15 +43,17 @@ struct entry_builder *entry_builder_new(const struct collection_schema *schema);
 void entry_builder_free(struct entry_builder *b);
 void entry_builder_reset(struct entry_builder *b);
 void entry_builder_begin_request(struct entry_builder *b, struct op_id op_id);
-/* Copies key, payload and vectors. The op must have been validated against the schema (CHECKed here); in a builder
- * without requests (for a derived entry) ops stand alone. OMEN_ETOOBIG past ENTRY_BYTES_MAX, OMEN_ENOMEM: nothing added. */
+/* Copies key, payload and vectors. The op must have been validated against the schema (CHECKed here); in a
+ * builder without requests (for a derived entry) ops stand alone. OMEN_ETOOBIG past ENTRY_BYTES_MAX,
+ * OMEN_ENOMEM: nothing added. */
 OMEN_CHECKED enum omen_err entry_builder_add(struct entry_builder *b, const struct point_op *op);
 size_t entry_builder_bytes(const struct entry_builder *b); /* what finish would give now */
 uint32_t entry_builder_op_count(const struct entry_builder *b);
 uint32_t entry_builder_request_count(
         const struct entry_builder *b); /* begin_request at ENTRY_REQUESTS_MAX is a bug */
-/* Lay out, stamp, checksum. The bytes are a fresh 64-byte aligned allocation owned by the caller (mem_free). The builder
- * keeps its content until reset. A derived entry holds upserts only and may have no requests; others have at least one. */
+/* Lay out, stamp, checksum. The bytes are a fresh 64-byte aligned allocation owned by the caller (mem_free).
+ * The builder keeps its content until reset. A derived entry holds upserts only and may have no requests;
+ * others have at least one. */
 OMEN_CHECKED enum omen_err entry_builder_finish(struct entry_builder *b, uint64_t log_time_ms, uint64_t epoch,
         bool derived, uint8_t **entry_out, uint32_t *len_out);
 
@@ -77,15 +82,17 @@ struct entry_op {
     uint32_t rows[OMEN_VECTOR_FIELDS_MAX]; /* ENTRY_NO_ROW = none; fields past field_count are ENTRY_NO_ROW */
 };
 
-/* Check everything an untrusted entry could lie about: magic, version, sizes, every offset and count against the total,
- * alignment, op kinds, row tables, request ranges, and with `deep` the CRC, every doc and every float's finiteness.
- * `schema` gives field count and dims. OMEN_ECORRUPT with the reason and the offset.
- * The layout is canonical: every offset follows from the counts, rows of a field are numbered in the order of their ops,
- * the heap holds keys and docs in the order of their ops, all without gaps or overlap, so content has one encoding.
- * `bytes` must be 8-byte aligned (CHECKed); `len` must be the entry's total. Cost: O(op_count); with `deep` one pass. */
+/* Check everything an untrusted entry could lie about: magic, version, sizes, every offset and count against
+ * the total, alignment, op kinds, row tables, request ranges, and with `deep` the CRC, every doc and every
+ * float's finiteness. `schema` gives field count and dims. OMEN_ECORRUPT with the reason and the offset. The
+ * layout is canonical: every offset follows from the counts, rows of a field are numbered in the order of
+ * their ops, the heap holds keys and docs in the order of their ops, all without gaps or overlap, so content
+ * has one encoding. `bytes` must be 8-byte aligned (CHECKed); `len` must be the entry's total. Cost:
+ * O(op_count); with `deep` one pass. */
 OMEN_CHECKED enum omen_err entry_parse(const void *bytes, size_t len, const struct collection_schema *schema,
         bool deep, struct entry *entry_out, struct err *err);
-/* The view over bytes that passed entry_parse before (deep when they came from outside) and have not changed. O(1). */
+/* The view over bytes that passed entry_parse before (deep when they came from outside) and have not changed.
+ * O(1). */
 void entry_attach(const void *bytes, const struct collection_schema *schema, struct entry *entry_out);
 void entry_request_at(const struct entry *e, uint32_t i, struct entry_request *request_out);
 void entry_op_at(const struct entry *e, uint32_t i, struct entry_op *op_out);

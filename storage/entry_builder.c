@@ -1,7 +1,9 @@
-/* Log entries: the builder. Ops are copied into one buffer per part of the entry, each growing geometrically and kept over
- * resets, so a warm builder allocates only the finished entry; finish is a header, a checksum and one memcpy per part.
+/* Log entries: the builder. Ops are copied into one buffer per part of the entry, each growing geometrically
+ * and kept over resets, so a warm builder allocates only the finished entry; finish is a header, a checksum
+ * and one memcpy per part.
  *
- * Threads: one owner. Determinism: bytes are a function of the ops, their order and the arguments of finish. */
+ * Threads: one owner. Determinism: bytes are a function of the ops, their order and the arguments of
+ * finish. */
 #include "common/err.h"
 #include "common/bytes.h"
 #include "common/check.h"
@@ -81,7 +83,8 @@ static bool builder_reserve(struct buf *buf, size_t bytes)
     return false;
 }
 
-/* Room in every buffer before the first byte is written, so that a failed allocation leaves no half op behind. */
+/* Room in every buffer before the first byte is written, so that a failed allocation leaves no half op
+ * behind. */
 static bool builder_reserve_op(struct entry_builder *b, const struct point_op *op)
 {
     if (!builder_reserve(&b->ops, entry_op_stride(b->schema.field_count))) return false;

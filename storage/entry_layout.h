@@ -1,8 +1,10 @@
-/* What the builder and the parser of log entries share: offsets of the header, the layout that follows from counts, and
- * the shape of an op. Private to entry.c and entry_builder.c; the format is drawn in storage/entry.h.
+/* What the builder and the parser of log entries share: offsets of the header, the layout that follows from
+ * counts, and the shape of an op. Private to entry.c and entry_builder.c; the format is drawn in
+ * storage/entry.h.
  *
- * One function, entry_layout_of, turns counts into offsets; the builder lays out by it and the parser demands it, so the
- * two cannot drift apart and an offset from disk is never followed before it was compared with what it must be. */
+ * One function, entry_layout_of, turns counts into offsets; the builder lays out by it and the parser demands
+ * it, so the two cannot drift apart and an offset from disk is never followed before it was compared with
+ * what it must be. */
 #ifndef OMEN_STORAGE_ENTRY_LAYOUT_H
 #define OMEN_STORAGE_ENTRY_LAYOUT_H
 

@@ -1,10 +1,10 @@
 /* The exact scan: tiles of distances by the kernel, then a narrow path for the few rows that are near enough.
  *
- * Nearly every row is refused by one comparison with the heap's bound, so that comparison is all that a row costs beside
- * its distance; liveness, identity and filter are looked at in that order, each dearer than the one before. A row that
- * only ties with the bound goes on, as its id may be lower.
- * NaN: finite vectors can fill one lane with inf and another with -inf in a dot product. Such a row counts as +inf, the
- * farthest, on every ISA alike; hence "not above the bound" below rather than "below or equal". */
+ * Nearly every row is refused by one comparison with the heap's bound, so that comparison is all that a row
+ * costs beside its distance; liveness, identity and filter are looked at in that order, each dearer than the
+ * one before. A row that only ties with the bound goes on, as its id may be lower. NaN: finite vectors can
+ * fill one lane with inf and another with -inf in a dot product. Such a row counts as +inf, the farthest, on
+ * every ISA alike; hence "not above the bound" below rather than "below or equal". */
 #include "common/err.h"
 #include "common/check.h"
 #include "storage/index/flat.h"
@@ -21,7 +21,8 @@ float flat_distance_max(enum metric metric, float score_threshold)
     if (isnan(score_threshold)) return -INFINITY;
     if (metric_higher_is_nearer(metric)) return -score_threshold; /* -distance >= t */
     if (score_threshold < 0) return -INFINITY;
-    /* The largest d with sqrtf(d) <= t. Squaring and rooting are correctly rounded, so it is a few steps from t * t. */
+    /* The largest d with sqrtf(d) <= t. Squaring and rooting are correctly rounded, so it is a few steps from
+     * t * t. */
     float d = score_threshold * score_threshold;
     while (d > 0 && score_of_distance(metric, d) > score_threshold) d = nextafterf(d, 0);
     while (isfinite(d) && score_of_distance(metric, nextafterf(d, INFINITY)) <= score_threshold) {
@@ -122,7 +123,8 @@ static void consider(struct flat_scan *scan, const struct flat_block *block, str
 
 #define STEP 16
 
-/* The bound falls as rows enter, so it is read again after each one that was considered; a stale one costs a look. */
+/* The bound falls as rows enter, so it is read again after each one that was considered; a stale one costs a
+ * look. */
 static void offer_tile(struct flat_scan *scan, const struct flat_block *block, struct flat_query *query,
         uint32_t first_row, uint32_t count, const float *distances)
 {

@@ -4,12 +4,13 @@
  *   for each block of the view: flat_scan_block(&scan, &block)
  *   topk_sort(queries[i].topk)
  *
- * A block is the column of one log entry in the stream, or of one sealed segment. Per tile of rows the kernel writes the
- * distances of all queries into a small buffer; only rows that would enter a query's heap are looked at further, in
- * order of cost: threshold, liveness, identity (ties), filter.
+ * A block is the column of one log entry in the stream, or of one sealed segment. Per tile of rows the kernel
+ * writes the distances of all queries into a small buffer; only rows that would enter a query's heap are
+ * looked at further, in order of cost: threshold, liveness, identity (ties), filter.
  *
  * Threads: one scan belongs to one thread; blocks may grow dead rows meanwhile (`died` is read atomically).
- * Determinism: hits depend on the view alone: bit-equal distances (storage/kernel), ties by id, then key hash. */
+ * Determinism: hits depend on the view alone: bit-equal distances (storage/kernel), ties by id, then key
+ * hash. */
 #ifndef OMEN_STORAGE_INDEX_FLAT_H
 #define OMEN_STORAGE_INDEX_FLAT_H
 
@@ -33,9 +34,9 @@ struct flat_block {
     size_t stride_floats; /* >= dim */
     uint32_t count;
     const uint32_t *row_ops; /* [count] op of each row; NULL = row i is op i */
-    /* [ops] sequence of the entry that killed the op, 0 while it lives; a row is seen by a view at sequence s when its op
-     * has died = 0 or died > s. An op that must never be seen (superseded inside its own entry, duplicate request) has
-     * died = its own sequence from the start. NULL = all live. */
+    /* [ops] sequence of the entry that killed the op, 0 while it lives; a row is seen by a view at sequence s
+     * when its op has died = 0 or died > s. An op that must never be seen (superseded inside its own entry,
+     * duplicate request) has died = its own sequence from the start. NULL = all live. */
     const _Atomic uint64_t *died;
     /* Fills who `op` is. `arg` is the block's `points`. */
     void (*point_at)(const void *points, uint32_t op, struct flat_point *point_out);
@@ -55,8 +56,8 @@ struct flat_query {
     float distance_max;          /* inclusive; INFINITY = no threshold; see flat_distance_max() */
 };
 
-/* Largest ranking distance whose reported score (score_of_distance) still passes `score_threshold`: exactly, to the
- * last bit. Below every distance when none passes. */
+/* Largest ranking distance whose reported score (score_of_distance) still passes `score_threshold`: exactly,
+ * to the last bit. Below every distance when none passes. */
 float flat_distance_max(enum metric metric, float score_threshold);
 
 struct flat_stats {

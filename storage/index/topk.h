@@ -1,7 +1,8 @@
-/* The k nearest candidates seen so far: a bounded max-heap in the order of hit_compare (distance, id, key hash), so
- * that the same candidates give the same answer in whatever order they were seen.
+/* The k nearest candidates seen so far: a bounded max-heap in the order of hit_compare (distance, id, key
+ * hash), so that the same candidates give the same answer in whatever order they were seen.
  *
- * Threads: one owner. Determinism: the content depends on the set of candidates pushed, never on their order. */
+ * Threads: one owner. Determinism: the content depends on the set of candidates pushed, never on their
+ * order. */
 #ifndef OMEN_STORAGE_INDEX_TOPK_H
 #define OMEN_STORAGE_INDEX_TOPK_H
 
@@ -25,8 +26,8 @@ struct topk {
     uint32_t count; /* 0..k */
 };
 
-/* Room for k candidates (64 B each) from `arena`. k is 1..OMEN_K_MAX: a caller that knows how many rows are live passes
- * the smaller of the two. OMEN_EINVAL, OMEN_ENOMEM. */
+/* Room for k candidates (64 B each) from `arena`. k is 1..OMEN_K_MAX: a caller that knows how many rows are
+ * live passes the smaller of the two. OMEN_EINVAL, OMEN_ENOMEM. */
 OMEN_CHECKED enum omen_err topk_init(struct topk *t, struct arena *arena, uint32_t k);
 
 int topk_compare(const struct topk_candidate *a, const struct topk_candidate *b); /* as hit_compare */

@@ -1,8 +1,9 @@
-/* Distances with AVX2 and FMA: the 16 lanes of scalar.c are two ymm registers, tails are masked loads of zeros.
+/* Distances with AVX2 and FMA: the 16 lanes of scalar.c are two ymm registers, tails are masked loads of
+ * zeros.
  *
- * Bit-equal to scalar.c: same lanes, same order, same tree. Four rows side by side fill the 16 registers and hide the
- * latency of the two chains of a row. Threads: no state. Compiled above the ABI floor: called only after kernel.c asked
- * the CPU. */
+ * Bit-equal to scalar.c: same lanes, same order, same tree. Four rows side by side fill the 16 registers and
+ * hide the latency of the two chains of a row. Threads: no state. Compiled above the ABI floor: called only
+ * after kernel.c asked the CPU. */
 #include "common/err.h"
 
 #ifdef __x86_64__

@@ -1,9 +1,10 @@
 /* Distances with AVX-512: the 16 lanes of scalar.c are one zmm register, tails are masked loads of zeros.
  *
- * One row has one accumulator, as the definition wants, and a chain of fused adds takes 4 cycles a link; so the scan
- * works on several rows side by side, which hides the latency, and sums the trees of eight rows together.
- * Bit-equal to scalar.c: same lanes, same order, same tree (addition commutes, so a transposed tree has the same bits).
- * Threads: no state. Compiled above the ABI floor: called only after kernel.c asked the CPU. */
+ * One row has one accumulator, as the definition wants, and a chain of fused adds takes 4 cycles a link; so
+ * the scan works on several rows side by side, which hides the latency, and sums the trees of eight rows
+ * together. Bit-equal to scalar.c: same lanes, same order, same tree (addition commutes, so a transposed tree
+ * has the same bits). Threads: no state. Compiled above the ABI floor: called only after kernel.c asked the
+ * CPU. */
 #include "common/err.h"
 
 #ifdef __x86_64__
@@ -19,11 +20,12 @@
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 #define ROWS_PER_SUM 8 /* rows whose trees are summed together */
 
-/* Measured on one core of a Sapphire Rapids VM, l2 over 1.5 GB of 128-d rows in 2 MiB pages, where a plain AVX-512 sum
- * of the same memory reads 14.8 GB/s: four rows side by side, fetched one 4 KiB page ahead into L2, 19.1 GB/s (4 KiB
- * pages: 17.8); eight rows 18.5, two 19, one 17. Fetched into L1 instead: 18; 1 KiB ahead: 17.5; with the non-temporal
- * hint: 6. 768-d 18.1, 1024-d 16.9. Several streams and a page ahead are what the hardware's own prefetcher lacks:
- * it follows one stream and stops at page ends; so the scan is faster than the sum. */
+/* Measured on one core of a Sapphire Rapids VM, l2 over 1.5 GB of 128-d rows in 2 MiB pages, where a plain
+ * AVX-512 sum of the same memory reads 14.8 GB/s: four rows side by side, fetched one 4 KiB page ahead into
+ * L2, 19.1 GB/s (4 KiB pages: 17.8); eight rows 18.5, two 19, one 17. Fetched into L1 instead: 18; 1 KiB
+ * ahead: 17.5; with the non-temporal hint: 6. 768-d 18.1, 1024-d 16.9. Several streams and a page ahead are
+ * what the hardware's own prefetcher lacks: it follows one stream and stops at page ends; so the scan is
+ * faster than the sum. */
 #define ROWS_AT_ONCE 4
 #define PREFETCH_BYTES 4096
 

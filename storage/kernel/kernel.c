@@ -1,4 +1,5 @@
-/* Which kernel this CPU runs. Decided once, at the first call; OMENDB_ISA lowers it for tests and for hunting a bug.
+/* Which kernel this CPU runs. Decided once, at the first call; OMENDB_ISA lowers it for tests and for hunting
+ * a bug.
  *
  * Threads: any; two first calls at once decide the same and store the same pointer.
  * Determinism: the choice cannot be seen in any result (kernel.h). */

@@ -1,10 +1,11 @@
 /* SIMD distances over f32: the definition is scalar.c; avx2.c and avx512.c are optimisations chosen once.
  *
- * All give bit-equal results: 16 lanes of f32 accumulators filled with fused multiply-add in order of i, the tail
- * padded with zeros, then one fixed tree: lane[i] += lane[i+8], += lane[i+4], += lane[i+2], += lane[i+1]. So replicas,
- * pages of a scroll and re-runs agree on every CPU. dim 1..OMEN_DIM_MAX, pointers 4-byte aligned at least (a few loads
- * faster at 64). Relative error against exact arithmetic <= (dim/16 + 5) * 2^-24 for l2. Threads: any.
- * Compiled without -ffast-math and with -ffp-contract=off, so that only the written fma is fused. */
+ * All give bit-equal results: 16 lanes of f32 accumulators filled with fused multiply-add in order of i, the
+ * tail padded with zeros, then one fixed tree: lane[i] += lane[i+8], += lane[i+4], += lane[i+2], +=
+ * lane[i+1]. So replicas, pages of a scroll and re-runs agree on every CPU. dim 1..OMEN_DIM_MAX, pointers
+ * 4-byte aligned at least (a few loads faster at 64). Relative error against exact arithmetic <= 2^-24 *
+ * (dim/16 + 5) for l2. Threads: any. Compiled without -ffast-math and with -ffp-contract=off, so that only the
+ * written fma is fused. */
 #ifndef OMEN_STORAGE_KERNEL_H
 #define OMEN_STORAGE_KERNEL_H
 
@@ -31,7 +32,8 @@ struct kernel {
             const float *rows, size_t stride_floats, uint32_t count, uint32_t dim, float *distances_out);
 };
 
-/* Best for this CPU, or what OMENDB_ISA=scalar|avx2|avx512 says when the CPU can. Chosen at the first call. */
+/* Best for this CPU, or what OMENDB_ISA=scalar|avx2|avx512 says when the CPU can. Chosen at the first
+ * call. */
 const struct kernel *kernel_get(void);
 /* NULL when the CPU (or the build) cannot; for tests and benches. */
 const struct kernel *kernel_for(enum kernel_isa isa);

@@ -6,7 +6,8 @@
 
 #define KERNEL_LANES 16 /* f32 accumulators of the definition */
 
-/* Rows of the blocked form are taken this many bytes at a time, so that they stay in a 32 KiB L1 beside the query. */
+/* Rows of the blocked form are taken this many bytes at a time, so that they stay in a 32 KiB L1 beside the
+ * query. */
 #define KERNEL_BLOCK_BYTES (16u << 10)
 
 extern const struct kernel kernel_scalar;

@@ -1,9 +1,9 @@
 /* Distances in plain C: the definition that every other ISA must equal to the last bit.
  *
- * 16 lanes of f32; component i goes to lane i % 16 by one fused multiply-add; the last group is filled up with zeros in
- * all lanes; then the fixed tree 8, 4, 2, 1. Every product is fused, so nothing depends on the compiler's contraction.
- * Where the CPU's floor has no FMA, fmaf is libm's (exact, about 2 ns): this file is for correctness, not for speed.
- * Threads: no state. */
+ * 16 lanes of f32; component i goes to lane i % 16 by one fused multiply-add; the last group is filled up
+ * with zeros in all lanes; then the fixed tree 8, 4, 2, 1. Every product is fused, so nothing depends on the
+ * compiler's contraction. Where the CPU's floor has no FMA, fmaf is libm's (exact, about 2 ns): this file is
+ * for correctness, not for speed. Threads: no state. */
 #include "common/err.h"
 #include "storage/kernel/kernel_isa.h"
 

@@ -1,8 +1,8 @@
-/* What happens to a vector where it enters: is it finite, and bring it to unit length. Plain C at the ABI floor, so that
- * every node normalises to the same bits.
+/* What happens to a vector where it enters: is it finite, and bring it to unit length. Plain C at the ABI
+ * floor, so that every node normalises to the same bits.
  *
- * Threads: no state. Determinism: squares are exact in double, summed in a fixed order; sqrt and division are correctly
- * rounded by IEEE 754. */
+ * Threads: no state. Determinism: squares are exact in double, summed in a fixed order; sqrt and division are
+ * correctly rounded by IEEE 754. */
 #include "common/err.h"
 #include "storage/kernel/kernel.h"
 

@@ -1,8 +1,8 @@
 /* The filter evaluator: one small function per kind of condition, each a walk over the values at its path.
  * What every kind means is written in common/query/filter.h; this file is that text in C.
  *
- * Recursion follows the filter tree alone (FILTER_DEPTH_MAX levels, checked by the parser); payloads are walked by
- * doc_path_each, bounded by the length of a path. Threads: no state. Nothing is allocated. */
+ * Recursion follows the filter tree alone (FILTER_DEPTH_MAX levels, checked by the parser); payloads are
+ * walked by doc_path_each, bounded by the length of a path. Threads: no state. Nothing is allocated. */
 #include "common/err.h"
 #include "common/check.h"
 #include "storage/payload/filter_eval.h"

@@ -1,6 +1,6 @@
-/* Any bytes as a log entry. What the parser accepts must be one canonical encoding: building the entry again from the
- * parsed view gives the same bytes. The first input byte chooses the schema and whether length and checksum are put right
- * first, so that the fuzzer gets past them. */
+/* Any bytes as a log entry. What the parser accepts must be one canonical encoding: building the entry again
+ * from the parsed view gives the same bytes. The first input byte chooses the schema and whether length and
+ * checksum are put right first, so that the fuzzer gets past them. */
 #include "common/err.h"
 #include "common/check.h"
 #include "common/crc32c.h"

@@ -1,5 +1,5 @@
-/* Random filters on random payloads: parser and evaluator together against a slow model that reads the filter document
- * itself, value by value, and knows nothing of either. OMEN_SEED=n replays one seed. */
+/* Random filters on random payloads: parser and evaluator together against a slow model that reads the filter
+ * document itself, value by value, and knows nothing of either. OMEN_SEED=n replays one seed. */
 #include "common/err.h"
 #include "common/mem.h"
 #include "storage/payload/filter_eval.h"

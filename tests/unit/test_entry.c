@@ -180,8 +180,8 @@ START_TEST(every_flipped_bit_is_found)
 }
 END_TEST
 
-/* A liar computes checksums: every byte gets every value that a single change can, and what still parses must be an
- * honest entry, byte for byte what the builder would have made of it. */
+/* A liar computes checksums: every byte gets every value that a single change can, and what still parses must
+ * be an honest entry, byte for byte what the builder would have made of it. */
 START_TEST(change_with_right_checksum_is_found_or_honest)
 {
     uint32_t honest = 0;
@@ -374,7 +374,8 @@ START_TEST(request_count_is_limited)
 }
 END_TEST
 
-/* The file is the format: 32 bytes of the sample a line. OMEN_GOLDEN_WRITE=1 writes it, for a new version only. */
+/* The file is the format: 32 bytes of the sample a line. OMEN_GOLDEN_WRITE=1 writes it, for a new version
+ * only. */
 START_TEST(format_v1_has_not_changed)
 {
     if (getenv("OMEN_GOLDEN_WRITE") != NULL) {

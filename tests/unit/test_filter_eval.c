@@ -1,4 +1,5 @@
-/* The filter evaluator against a table: the cases of Qdrant's documentation of filtering, and the corners between them. */
+/* The filter evaluator against a table: the cases of Qdrant's documentation of filtering, and the corners
+ * between them. */
 #include "common/err.h"
 #include "common/mem.h"
 #include "storage/payload/filter_eval.h"

@@ -50,7 +50,8 @@ static void world_point_at(const void *points, uint32_t op, struct flat_point *p
     *point_out = ((const struct flat_point *)points)[op];
 }
 
-/* Few distinct components, so that equal distances are common; ids shuffled so that scan order is not id order. */
+/* Few distinct components, so that equal distances are common; ids shuffled so that scan order is not id
+ * order. */
 static struct world make_world(uint32_t dim, uint32_t rows_max)
 {
     struct world w = { .dim = dim, .stride = dim + rng() % 20 };

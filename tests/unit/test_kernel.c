@@ -1,4 +1,5 @@
-/* Kernels: every ISA equals the scalar definition to the last bit, and the definition is near the exact value. */
+/* Kernels: every ISA equals the scalar definition to the last bit, and the definition is near the exact
+ * value. */
 #include "common/err.h"
 #include "common/mem.h"
 #include "storage/kernel/kernel.h"
@@ -48,7 +49,8 @@ static uint32_t bits_of(float f)
 #define ROWS 21 /* two full groups of eight and a rest */
 #define QUERIES 3
 
-/* One shape: all forms of `kernel` against scalar, from arrays that start `misalign` floats off a cache line. */
+/* One shape: all forms of `kernel` against scalar, from arrays that start `misalign` floats off a cache
+ * line. */
 static void compare_shape(const struct kernel *kernel, uint32_t dim, uint32_t misalign, enum fill fill)
 {
     const struct kernel *scalar = kernel_for(KERNEL_SCALAR);
@@ -142,7 +144,8 @@ END_TEST
 
 START_TEST(isa_can_be_lowered_by_the_environment)
 {
-    /* kernel_get chooses once per process: Check forks for every test, and with CK_FORK=no main skips this one. */
+    /* kernel_get chooses once per process: Check forks for every test, and with CK_FORK=no main skips this
+     * one. */
     setenv("OMENDB_ISA", "scalar", 1);
     ck_assert_int_eq(kernel_get()->isa, KERNEL_SCALAR);
 }
