@@ -1,12 +1,13 @@
 /* A log entry: the bytes that are proposed, fsynced in the log, and copied once, as they are, into the
- * stream, where their vectors are searched in place. One entry carries the operations of several requests (target
- * <= 512 KiB).
+ * stream, where their vectors are searched in place. One entry carries the operations of several requests
+ * (target <= 512 KiB).
  *
  * Entry v1, little-endian, 64-byte aligned, total a multiple of 64:
  *   header 128 B:  0 magic "OMEE" | 4 u16 version | 6 u16 flags (bit 0: derived) | 8 u32 total_bytes |
  *     12 u32 crc32c of bytes 16..total | 16 u64 log_time_ms | 24 u64 epoch | 32 u32 request_count |
  *     36 u32 op_count | 40 u16 field_count | 42 u16 op_stride | 44 u32 requests_off | 48 u32 ops_off |
- *     52 u32 row_ops_off | 56 u32 heap_off | 60 u32 heap_bytes | 64 field_count x { u32 column_off, u32 row_count }, rest zero
+ *     52 u32 row_ops_off | 56 u32 heap_off | 60 u32 heap_bytes | 64 field_count x { u32 column_off,
+ *     u32 row_count }, rest zero
  *   requests: request_count x 40 B { u64 client, u64 seq, u64 issue_ms, u32 first_op, u32 op_count,
  *     u64 zero }
  *   ops: op_count x op_stride (= align8(60 + 4*field_count)):
@@ -18,9 +19,9 @@
  *   columns: per field row_count rows of `dim` f32, each row padded with zeros to a multiple of 16 floats
  *     (64 B), column_off 64-byte aligned. Cosine vectors are already normalised: apply does no arithmetic.
  *
- * A *derived* entry has the same shape and is written to the stream by apply itself, never to the log:
- * the full points that payload operations produced (vectors copied), so that every live row of the stream is a whole
- * point. */
+ * A *derived* entry has the same shape and is written to the stream by apply itself, never to the log: the
+ * full points that payload operations produced (vectors copied), so that every live row of the stream is a
+ * whole point. */
 #ifndef OMEN_STORAGE_ENTRY_H
 #define OMEN_STORAGE_ENTRY_H
 

@@ -4,8 +4,8 @@
  * tail padded with zeros, then one fixed tree: lane[i] += lane[i+8], += lane[i+4], += lane[i+2], +=
  * lane[i+1]. So replicas, pages of a scroll and re-runs agree on every CPU. dim 1..OMEN_DIM_MAX, pointers
  * 4-byte aligned at least (a few loads faster at 64). Relative error against exact arithmetic <= 2^-24 *
- * (dim/16 + 5) for l2. Threads: any. Compiled without -ffast-math and with -ffp-contract=off, so that only the
- * written fma is fused. */
+ * (dim/16 + 5) for l2. Threads: any. Compiled without -ffast-math and with -ffp-contract=off, so that only
+ * the written fma is fused. */
 #ifndef OMEN_STORAGE_KERNEL_H
 #define OMEN_STORAGE_KERNEL_H
 
