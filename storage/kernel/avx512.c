@@ -20,12 +20,13 @@
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 #define ROWS_PER_SUM 8 /* rows whose trees are summed together */
 
-/* Measured on one core of a Sapphire Rapids VM, l2 over 1.5 GB of 128-d rows in 2 MiB pages, where a plain
- * AVX-512 sum of the same memory reads 14.8 GB/s: four rows side by side, fetched one 4 KiB page ahead into
- * L2, 19.1 GB/s (4 KiB pages: 17.8); eight rows 18.5, two 19, one 17. Fetched into L1 instead: 18; 1 KiB
- * ahead: 17.5; with the non-temporal hint: 6. 768-d 18.1, 1024-d 16.9. Several streams and a page ahead are
- * what the hardware's own prefetcher lacks: it follows one stream and stops at page ends; so the scan is
- * faster than the sum. */
+/* Measured on one core of a shared Sapphire Rapids VM, l2 over 1.5 GB of 128-d rows in 2 MiB pages, best of 4
+ * passes: 19.1 GB/s (4 KiB pages 17.8; 768-d 18.1; 1024-d 16.9). A plain one-stream AVX-512 sum of the same
+ * memory read 14.8 in the same run: it is a yardstick, not the roof, which is not known.
+ * Chosen from a sweep of {1, 2, 4, 8} rows x {1, 4, 8} KiB ahead x hint, one run each, in a trial build with
+ * -funroll-loops; equal code varied there by about 1 GB/s, so only the large differences mean anything: the
+ * non-temporal hint is far worse (6-12), one row at a time somewhat (16-17.5). Four rows, 4 KiB, L2 was the best
+ * (19.7), but two rows or eight are within the noise. Why it beats the sum was not examined. */
 #define ROWS_AT_ONCE 4
 #define PREFETCH_BYTES 4096
 
