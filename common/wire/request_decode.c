@@ -207,7 +207,7 @@ static enum omen_err decode_schema_fields(struct request_reader *q, struct colle
 
 static enum omen_err decode_recall_target(struct request_reader *q, float *out)
 {
-    *out = 0.95f;
+    *out = WIRE_RECALL_TARGET_DEFAULT;
     if (q->members[M_RECALL_TARGET] == NULL) return OMEN_OK;
     double target = 0;
     enum omen_err rc = read_f64(&q->r, q->members[M_RECALL_TARGET], &target);

@@ -1,27 +1,28 @@
 /* Requests to bytes, for clients: members in the order of the catalogue, those that equal their default left out. */
 #include "common/wire/request.h"
 
+#include "common/check.h"
+
 struct writer {
     msgpack_packer pk;
     struct buf *out;
-    size_t count_at; /* offset of the open map's count */
+    size_t count_at; /* offset of the open map's header */
     uint32_t members;
 };
 
-/* The map's count is not known yet: a map 16 header is written and filled in at the end. */
+/* The map's count is not known yet: it is filled in at the end. No map of a request has more than 15 members. */
 static void map_begin(struct writer *w)
 {
-    static const uint8_t header[3] = { 0xde };
-    buf_append(w->out, header, sizeof header);
-    w->count_at = w->out->len - 2;
+    buf_append(w->out, "\x80", 1);
+    w->count_at = w->out->len - 1;
     w->members = 0;
 }
 
 static void map_end(struct writer *w)
 {
     if (w->out->failed) return;
-    w->out->data[w->count_at] = (uint8_t)(w->members >> 8);
-    w->out->data[w->count_at + 1] = (uint8_t)w->members;
+    CHECK(w->members <= 15);
+    w->out->data[w->count_at] = (uint8_t)(0x80 | w->members);
 }
 
 static void put_name(struct writer *w, const char *name)
@@ -156,9 +157,9 @@ static void put_create(struct writer *w, const struct catalog_change *change)
         put_name(w, MEMBER_NAMES[M_SHARD_KEY]);
         pack_str(&w->pk, schema->shard_key);
     }
-    if (change->shard_count > 0) put_u64(w, M_SHARDS, change->shard_count);
-    if (change->replication > 0) put_u64(w, M_REPLICATION, change->replication);
-    if (change->recall_target > 0) {
+    if (change->shard_count > 1) put_u64(w, M_SHARDS, change->shard_count);
+    if (change->replication > 1) put_u64(w, M_REPLICATION, change->replication);
+    if (change->recall_target > 0 && change->recall_target != WIRE_RECALL_TARGET_DEFAULT) {
         put_name(w, MEMBER_NAMES[M_RECALL_TARGET]);
         msgpack_pack_float(&w->pk, change->recall_target);
     }
@@ -199,7 +200,8 @@ static void put_scroll(struct writer *w, const struct wire_request *q)
         put_name(w, MEMBER_NAMES[M_CURSOR]);
         pack_bin(&w->pk, q->scroll.cursor.data, q->scroll.cursor.len);
     }
-    if (q->scroll.limit > 0) put_u64(w, M_LIMIT, q->scroll.limit);
+    if (q->scroll.limit > 0 && q->scroll.limit != WIRE_SCROLL_LIMIT_DEFAULT)
+        put_u64(w, M_LIMIT, q->scroll.limit);
     put_filter(w, q->scroll.filter_doc);
     put_selection(w, &q->scroll.selection, true);
 }
@@ -227,8 +229,10 @@ static void put_search(struct writer *w, const struct wire_search *s)
         put_search_name(w, S_KEY);
         pack_doc(&w->pk, s->query_key);
     }
-    put_search_name(w, S_K);
-    msgpack_pack_uint32(&w->pk, s->k);
+    if (s->k != WIRE_K_DEFAULT) {
+        put_search_name(w, S_K);
+        msgpack_pack_uint32(&w->pk, s->k);
+    }
     if (s->offset > 0) {
         put_search_name(w, S_OFFSET);
         msgpack_pack_uint32(&w->pk, s->offset);
