@@ -116,10 +116,8 @@ bool attempts_again(struct omen_client *client, struct attempts *a, enum omen_er
 {
     *wait_ms_out = 0;
     a->count++;
-    if (code == OMEN_OK) {
-        atomic_store(&client->endpoint_good, a->endpoint);
-        return give_up(client, a, code, err, code_out);
-    }
+    if (!err_retryable(code) && code != OMEN_ECANCELED) atomic_store(&client->endpoint_good, a->endpoint);
+    if (code == OMEN_OK) return give_up(client, a, code, err, code_out);
     if (code == OMEN_EUNKNOWN || code == OMEN_ECANCELED) a->uncertain = true;
     if (!err_retryable(code)) return give_up(client, a, code, err, code_out);
 

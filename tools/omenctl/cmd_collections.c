@@ -233,7 +233,7 @@ static int done(struct cli *cli, omen_code rc, const char *verb, const char *nam
     if (rc != OMEN_OK) return fail_with(rc);
     struct buf out;
     buf_init(&out);
-    buf_printf(&out, cli->json ? "{\"%s\":" : "%s ", verb);
+    buf_printf(&out, cli->json ? "{\"%s\":" : "%s: ", verb);
     put_string(&out, name);
     if (cli->json) buf_append(&out, "}", 1);
     put_line(&out);

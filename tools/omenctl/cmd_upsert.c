@@ -80,6 +80,7 @@ static int fail_batch(const struct upsert *u, omen_code rc)
     const char *field = omen_last_error_field(), *bracket = strchr(field, '[');
     char message[1024];
     unsigned long row = bracket == NULL ? batch->count : strtoul(bracket + 1, NULL, 10);
+    if (batch->count == 1) row = 0;
     if (row < batch->count)
         snprintf(message, sizeof message, "line %llu: %s", (unsigned long long)batch->lines[row],
                 omen_last_error());
