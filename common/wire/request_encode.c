@@ -99,8 +99,10 @@ static void put_selection(struct writer *w, const struct wire_selection *s, bool
     for (uint32_t i = 0; i < s->vector_field_count; i++) pack_bytes_str(&w->pk, s->vector_fields[i]);
 }
 
-static void put_filter(struct writer *w, struct doc filter)
+/* A filter that would be left out silently would widen the answer: who has parsed one must give its bytes too. */
+static void put_filter(struct writer *w, const struct filter *parsed, struct doc filter)
 {
+    CHECK(parsed == NULL || filter.data != NULL);
     if (filter.data == NULL) return;
     put_name(w, MEMBER_NAMES[M_FILTER]);
     pack_doc(&w->pk, filter);
@@ -202,7 +204,7 @@ static void put_scroll(struct writer *w, const struct wire_request *q)
     }
     if (q->scroll.limit > 0 && q->scroll.limit != WIRE_SCROLL_LIMIT_DEFAULT)
         put_u64(w, M_LIMIT, q->scroll.limit);
-    put_filter(w, q->scroll.filter_doc);
+    put_filter(w, q->scroll.filter, q->scroll.filter_doc);
     put_selection(w, &q->scroll.selection, true);
 }
 
@@ -241,7 +243,7 @@ static void put_search(struct writer *w, const struct wire_search *s)
         put_search_name(w, S_SCORE_THRESHOLD);
         msgpack_pack_float(&w->pk, s->score_threshold);
     }
-    put_filter(w, s->filter_doc);
+    put_filter(w, s->filter, s->filter_doc);
     put_selection(w, &s->selection, false);
     map_end(w);
 }
@@ -278,7 +280,7 @@ static void put_operation(struct writer *w, const struct wire_request *q)
         put_selection(w, &q->get.selection, true);
         return;
     case WIRE_SCROLL: put_scroll(w, q); return;
-    case WIRE_COUNT: put_filter(w, q->count.filter_doc); return;
+    case WIRE_COUNT: put_filter(w, q->count.filter, q->count.filter_doc); return;
     case WIRE_SEARCH: put_searches(w, q); return;
     default: /* drop, list, describe, status: the envelope says it all */ return;
     }

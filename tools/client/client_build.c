@@ -89,15 +89,16 @@ enum omen_err build_docs(const char *const *json, size_t count, const char *what
 }
 
 enum omen_err build_filter(const char *json, struct scratch *s, const struct filter **filter_out,
-        struct err *err)
+        struct doc *doc_out, struct err *err)
 {
     *filter_out = NULL;
+    *doc_out = (struct doc){ 0 };
     if (json == NULL || json[strspn(json, " \t\r\n")] == '\0') return OMEN_OK;
     struct doc doc;
     enum omen_err rc = build_doc(json, DOC_FILTER_BYTES_MAX, "filter", s, &doc, err);
     if (rc != OMEN_OK) return rc;
-    rc = filter_parse(doc, &s->arena, filter_out, err);
-    if (rc != OMEN_OK && strncmp(err->field, "filter", 6) != 0) err_prefix(err, "filter");
+    rc = filter_parse(doc, &s->arena, filter_out, err); /* refused here already, with the place named */
+    if (rc == OMEN_OK && *filter_out != NULL) *doc_out = doc;
     return rc;
 }
 

@@ -136,7 +136,7 @@ OMEN_CHECKED enum omen_err build_docs(const char *const *json, size_t count, con
 OMEN_CHECKED enum omen_err build_doc(const char *json, uint32_t limit_bytes, const char *what,
         struct scratch *s, struct doc *doc_out, struct err *err);
 OMEN_CHECKED enum omen_err build_filter(const char *json, struct scratch *s, const struct filter **filter_out,
-        struct err *err);
+        struct doc *doc_out, struct err *err);
 OMEN_CHECKED enum omen_err build_selection(const omen_select *select, struct scratch *s,
         struct wire_selection *selection_out, struct err *err);
 OMEN_CHECKED enum omen_err build_consistency(const char *text, enum consistency *consistency_out,

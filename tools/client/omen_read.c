@@ -64,7 +64,7 @@ static enum omen_err build_search(struct read *r, const float *query, uint32_t d
         search->has_score_threshold = true;
         search->score_threshold = *options->score_threshold;
     }
-    enum omen_err rc = build_filter(options->filter, r->s, &search->filter, r->err);
+    enum omen_err rc = build_filter(options->filter, r->s, &search->filter, &search->filter_doc, r->err);
     if (rc != OMEN_OK) return rc;
     return build_selection(&options->select, r->s, &search->selection, r->err);
 }
@@ -187,7 +187,7 @@ omen_code omen_scroll(omen_client *client, const char *collection, const char *c
     enum omen_err rc = read_begin(&r, client, collection, WIRE_SCROLL, 1);
     if (rc == OMEN_OK) rc = cursor_bytes(cursor, &r, &r.request.scroll.cursor);
     r.request.scroll.limit = limit == 0 ? WIRE_SCROLL_LIMIT_DEFAULT : limit;
-    if (rc == OMEN_OK) rc = build_filter(filter, r.s, &r.request.scroll.filter, r.err);
+    if (rc == OMEN_OK) rc = build_filter(filter, r.s, &r.request.scroll.filter, &r.request.scroll.filter_doc, r.err);
     if (rc == OMEN_OK) rc = build_selection(select, r.s, &r.request.scroll.selection, r.err);
     if (rc == OMEN_OK) rc = client_call(client, &r.request, r.s, r.arena, &r.reply, r.err);
     if (rc == OMEN_OK)
@@ -205,7 +205,7 @@ omen_code omen_count(omen_client *client, const char *collection, const char *fi
 {
     struct read r;
     enum omen_err rc = read_begin(&r, client, collection, WIRE_COUNT, 0);
-    if (rc == OMEN_OK) rc = build_filter(filter, r.s, &r.request.count.filter, r.err);
+    if (rc == OMEN_OK) rc = build_filter(filter, r.s, &r.request.count.filter, &r.request.count.filter_doc, r.err);
     if (rc == OMEN_OK) rc = client_call(client, &r.request, r.s, r.arena, &r.reply, r.err);
     if (rc == OMEN_OK && count_out != NULL) *count_out = r.reply.count.points;
     return read_end(&r, rc, NULL);
