@@ -59,17 +59,26 @@ static enum omen_err checkpoint_create(struct shard_store *s, const char *path, 
     enum omen_err rc = vfs_list(s->vfs, stream_dir, any_chunk, &chunks, err);
     if (rc != OMEN_OK) return rc;
     if (chunks || state->sequence != s->base_sequence) return err_corrupt(err, path, 0, "file is missing");
-    rc = vfs_sync_dir(s->vfs, s->dir, err);
-    return rc == OMEN_OK ? checkpoint_file_create(s->vfs, path, s->shard_id, s->replica_id, s->base_sequence, err) : rc;
+    return checkpoint_file_create(s->vfs, path, s->shard_id, s->replica_id, s->base_sequence, err);
 }
 
+/* The directories, their names durable: also those of files that an interrupted start made and did not get to sync. */
 static enum omen_err dirs_make(struct shard_store *s, struct err *err)
 {
-    char path[STORE_PATH_BYTES];
+    static const char *const names[] = { "stream", "meta" };
+    char path[STORE_PATH_BYTES], parent[STORE_PATH_BYTES];
     enum omen_err rc = vfs_mkdir(s->vfs, s->dir, err);
-    if (rc != OMEN_OK) return rc;
-    store_path(s, "stream", path);
-    return vfs_mkdir(s->vfs, path, err);
+    for (size_t i = 0; i < 2 && rc == OMEN_OK; i++) {
+        store_path(s, names[i], path);
+        rc = vfs_mkdir(s->vfs, path, err);
+        if (rc == OMEN_OK) rc = vfs_sync_dir(s->vfs, path, err);
+    }
+    if (rc == OMEN_OK) rc = vfs_sync_dir(s->vfs, s->dir, err);
+    memcpy(parent, s->dir, sizeof parent);
+    char *slash = strrchr(parent, '/');
+    if (slash == NULL || rc != OMEN_OK) return rc;
+    slash[slash == parent] = '\0';
+    return vfs_sync_dir(s->vfs, parent, err);
 }
 
 /* Metadata, checkpoint and stream; *end_out = what is durable. */

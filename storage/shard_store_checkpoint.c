@@ -56,8 +56,11 @@ static enum omen_err capture_take(struct shard_store *s, struct capture *c, stru
     return rc;
 }
 
+/* For good: what could not be synced may be gone from the page cache, and trying again would not notice. So not even a
+ * full disk is something to resume from here. */
 static enum omen_err stop_here(struct shard_store *s, enum omen_err rc, struct err *local, struct err *err)
 {
+    if (rc == OMEN_EFULL || rc == OMEN_ENOMEM) rc = local->code = OMEN_EIO;
     pthread_mutex_lock(&s->apply_mutex);
     store_stop(s, rc, local);
     pthread_mutex_unlock(&s->apply_mutex);
@@ -142,7 +145,7 @@ enum omen_err shard_store_checkpoint(struct shard_store *store, uint64_t *durabl
     enum omen_err rc = capture_take(store, &c, err);
     if (rc == OMEN_OK) {
         rc = capture_persist(store, &c, &local);
-        if (rc != OMEN_OK) stop_here(store, rc, &local, err);
+        if (rc != OMEN_OK) rc = stop_here(store, rc, &local, err);
     }
     if (rc == OMEN_OK && store->frozen != NULL) {
         rc = merge(store, &local);
@@ -150,7 +153,7 @@ enum omen_err shard_store_checkpoint(struct shard_store *store, uint64_t *durabl
             LOG_WARN("store.merge_waits", "dir=\"%s\" error=\"%s\"", store->dir, local.message);
             rc = OMEN_OK;
         }
-        if (rc != OMEN_OK) stop_here(store, rc, &local, err);
+        if (rc != OMEN_OK) rc = stop_here(store, rc, &local, err);
     }
     if (rc == OMEN_OK) stream_prepare(store->stream);
     if (durable_out != NULL) *durable_out = atomic_load(&store->durable);
