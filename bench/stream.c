@@ -84,7 +84,7 @@ static void *build_entries(void *arg)
             CHECK(entry_builder_add(entries, &op) == OMEN_OK);
         }
         struct built built;
-        CHECK(entry_builder_finish(entries, 1 + first, 0, false, &built.bytes, &built.len) == OMEN_OK);
+        CHECK(entry_builder_finish(entries, 1, 0, false, &built.bytes, &built.len) == OMEN_OK);
         pthread_mutex_lock(&queue->mutex);
         while (queue->count == QUEUE_ENTRIES) pthread_cond_wait(&queue->changed, &queue->mutex);
         queue->entries[(queue->head + queue->count++) % QUEUE_ENTRIES] = built;

@@ -27,8 +27,6 @@
 #define BATCH_POINTS 500
 #define CLIENTS_MAX 256
 
-extern char **environ;
-
 struct server { pid_t pid; char listen[128]; };
 
 static void must(omen_code code, const char *what)
@@ -65,9 +63,9 @@ static void start_server(const char *binary, const char *dir, struct server *ser
     char ready[PATH_MAX], data[PATH_MAX];
     snprintf(ready, sizeof ready, "%s/ready.json", dir);
     snprintf(data, sizeof data, "%s/data", dir);
-    char *argv[] = { (char *)(uintptr_t)binary, "--standalone", "--data", data, "--listen", "tcp://127.0.0.1:0",
+    const char *argv[] = { binary, "--standalone", "--data", data, "--listen", "tcp://127.0.0.1:0",
         "--http", "http://127.0.0.1:0", "--ready-file", ready, "--set", "log.level=warn", NULL };
-    int rc = posix_spawn(&server->pid, binary, NULL, NULL, argv, environ);
+    int rc = posix_spawn(&server->pid, binary, NULL, NULL, (char *const *)(uintptr_t)argv, environ);
     if (rc != 0) panic("cannot start %s: %s", binary, strerror(rc));
     for (int i = 0; i < 1000; i++) {
         if (read_ready_file(ready, server)) return;
