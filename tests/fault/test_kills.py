@@ -90,7 +90,7 @@ class Kills(unittest.TestCase):
         return len(acks), lost, doubled, first_id + summary["submitted"]
 
     def run_kills(self, repeats, binary=None, env=None, until_lost=False):
-        env = {"LD_PRELOAD": str(self.library), **(env or {})}
+        env = {"LD_PRELOAD": str(self.library), "VOLATILE_SYNC_MS": "5", **(env or {})}
         totals = np.zeros(3, dtype=int)
         with Server(binary=binary, env=env) as server:
             with omendb.connect(server.address, timeout=60) as db:

@@ -3,6 +3,7 @@
  * kill -9 alone leaves every write in the page cache, so a server that acknowledges before its fsync would pass a kill test
  * unnoticed. Here writes to files whose name ends in VOLATILE_SUFFIX (".log") are kept in this process's memory and reach
  * the real file only at fdatasync or fsync, all at once; a kill loses the rest, as a power cut would. Reads of held-back
+ * VOLATILE_SYNC_MS makes each sync take that long: the time in which an early acknowledgement can be caught. Reads of held-back
  * ranges are not supported (the node log reads only what a former process synced); mapped files must not be named so.
  * Built and loaded by test_kills.py; the server binary is the one that ships. */
 #define _GNU_SOURCE
@@ -23,6 +24,7 @@ struct held { int fd; off_t offset; size_t len; char *data; };
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 static struct held held[HELD_MAX];
 static size_t held_count;
+static useconds_t sync_us;
 
 static ssize_t (*real_pwrite)(int, const void *, size_t, off_t);
 static ssize_t (*real_pwritev)(int, const struct iovec *, int, off_t);
@@ -30,6 +32,8 @@ static int (*real_fdatasync)(int);
 
 __attribute__((constructor)) static void find_real(void)
 {
+    const char *ms = getenv("VOLATILE_SYNC_MS");
+    sync_us = ms != NULL ? (useconds_t)atoi(ms) * 1000 : 0;
     real_pwrite = (ssize_t (*)(int, const void *, size_t, off_t))dlsym(RTLD_NEXT, "pwrite");
     real_pwritev = (ssize_t (*)(int, const struct iovec *, int, off_t))dlsym(RTLD_NEXT, "pwritev");
     real_fdatasync = (int (*)(int))dlsym(RTLD_NEXT, "fdatasync");
@@ -72,6 +76,7 @@ ssize_t pwrite64(int fd, const void *data, size_t len, off_t offset) { return pw
 int fdatasync(int fd)
 {
     size_t kept = 0;
+    if (sync_us > 0 && is_volatile(fd)) usleep(sync_us);
     pthread_mutex_lock(&mutex);
     for (size_t i = 0; i < held_count; i++) {
         if (held[i].fd != fd) {
