@@ -143,7 +143,7 @@ class Client:
                     "deadline_ms": max(1, min(3_600_000, int((deadline - time.monotonic()) * 1000)))}
         if self._api_key is not None:
             envelope["key"] = self._api_key
-        if "collection" in request and request["op"].startswith("points."):
+        if str(request["op"]).startswith("points."):
             envelope["consistency"] = self._consistency
             with self._lock:
                 tokens = [[self._incarnation, shard, seq] for shard, seq in self._tokens.items()]

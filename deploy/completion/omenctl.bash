@@ -1,0 +1,63 @@
+# Bash completion of omenctl: commands, their options, and names of collections where one is wanted.
+#   source deploy/completion/omenctl.bash        (or copy it to /etc/bash_completion.d/omenctl)
+
+_omenctl_options() {
+    case $1 in
+    'collections create') echo --dim --metric --field --shard-key --shards --recall-target ;;
+    'collections drop') echo --yes ;;
+    'points upsert') echo --batch ;;
+    'points get') echo --shard-key --with-vectors ;;
+    'points delete') echo --from --shard-key ;;
+    'points scroll') echo --limit --all --filter --with-vectors --no-payload ;;
+    'points count') echo --filter ;;
+    'points delete-payload') echo --path --shard-key ;;
+    'points '*) echo --shard-key ;;
+    'import '*) echo --collection --create --shard-key --batch --depth --limit --id-field ;;
+    'search '*) echo --vector --vector-file --id --shard-key --query-file --row --all --truth --k --offset --filter \
+        --score-threshold --field --consistency --show --with-payload --no-payload --with-vectors ;;
+    esac
+}
+
+_omenctl_collections() {
+    omenctl --timeout 1s --json collections list 2>/dev/null | grep -o '{"name":"[^"]*","id"' | cut -d '"' -f 4
+}
+
+_omenctl() {
+    local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD - 1]} words=() word skip= candidates=
+    COMPREPLY=()
+    for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
+        if [ -n "$skip" ]; then skip=; continue; fi
+        case $word in
+        --endpoint | --api-key-file | --timeout) skip=1 ;;
+        -*) ;;
+        *) words+=("$word") ;;
+        esac
+    done
+    case $previous in
+    --metric) candidates='cosine l2 ip' ;;
+    --consistency) candidates='session eventual linearizable' ;;
+    --api-key-file | --vector-file | --query-file | --truth | --from)
+        mapfile -t COMPREPLY < <(compgen -f -- "$current")
+        return ;;
+    esac
+    if [ -z "$candidates" ] && [[ $current == -* ]]; then
+        candidates="$(_omenctl_options "${words[0]} ${words[1]}") --endpoint --api-key-file --json --timeout --help"
+    elif [ -z "$candidates" ]; then
+        case "${#words[@]} ${words[*]}" in
+        '0 '*) candidates='status collections points import search alias help' ;;
+        '1 collections') candidates='create list describe drop alias' ;;
+        '2 collections alias' | '1 alias') candidates='set drop' ;;
+        '1 points') candidates='upsert get delete scroll count set-payload overwrite-payload delete-payload' ;;
+        '1 search' | '2 points '* | '2 collections describe' | '2 collections drop') candidates=$(_omenctl_collections) ;;
+        '1 import')
+            mapfile -t COMPREPLY < <(compgen -d -- "$current")
+            return ;;
+        '3 points upsert '*)
+            mapfile -t COMPREPLY < <(compgen -f -- "$current")
+            return ;;
+        esac
+    fi
+    mapfile -t COMPREPLY < <(compgen -W "$candidates" -- "$current")
+}
+
+complete -o filenames -F _omenctl omenctl
