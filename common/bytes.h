@@ -1,5 +1,5 @@
-/* Little-endian loads and stores for bytes on disk and wire (all formats of OmenDB are little-endian), alignment
- * arithmetic, and byte ranges. */
+/* Little-endian loads and stores for bytes on disk and wire (all formats of OmenDB are little-endian),
+ * alignment arithmetic, and byte ranges. */
 #ifndef OMEN_COMMON_BYTES_H
 #define OMEN_COMMON_BYTES_H
 
@@ -17,21 +17,52 @@ struct bytes {
     size_t len;
 };
 
-static inline uint16_t load_u16(const void *p) { uint16_t v; memcpy(&v, p, sizeof v); return v; }
-static inline uint32_t load_u32(const void *p) { uint32_t v; memcpy(&v, p, sizeof v); return v; }
-static inline uint64_t load_u64(const void *p) { uint64_t v; memcpy(&v, p, sizeof v); return v; }
+static inline uint16_t load_u16(const void *p)
+{
+    uint16_t v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+static inline uint32_t load_u32(const void *p)
+{
+    uint32_t v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+static inline uint64_t load_u64(const void *p)
+{
+    uint64_t v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
 static inline void store_u16(void *p, uint16_t v) { memcpy(p, &v, sizeof v); }
 static inline void store_u32(void *p, uint32_t v) { memcpy(p, &v, sizeof v); }
 static inline void store_u64(void *p, uint64_t v) { memcpy(p, &v, sizeof v); }
 
 /* Big-endian, only for keys that must sort as bytes (LMDB). */
-static inline void store_u64_be(void *p, uint64_t v) { v = __builtin_bswap64(v); memcpy(p, &v, sizeof v); }
-static inline uint64_t load_u64_be(const void *p) { uint64_t v; memcpy(&v, p, sizeof v); return __builtin_bswap64(v); }
+static inline void store_u64_be(void *p, uint64_t v)
+{
+    v = __builtin_bswap64(v);
+    memcpy(p, &v, sizeof v);
+}
+static inline uint64_t load_u64_be(const void *p)
+{
+    uint64_t v;
+    memcpy(&v, p, sizeof v);
+    return __builtin_bswap64(v);
+}
 
 /* `alignment` is a power of two. */
-static inline uint64_t align_up(uint64_t v, uint64_t alignment) { return (v + alignment - 1) & ~(alignment - 1); }
+static inline uint64_t align_up(uint64_t v, uint64_t alignment)
+{
+    return (v + alignment - 1) & ~(alignment - 1);
+}
 
-/* a + b <= limit without overflow: the form in which every offset + length from disk or network is checked. */
-static inline int range_fits(uint64_t offset, uint64_t len, uint64_t limit) { return offset <= limit && len <= limit - offset; }
+/* a + b <= limit without overflow: the form in which every offset + length from disk or network is
+ * checked. */
+static inline int range_fits(uint64_t offset, uint64_t len, uint64_t limit)
+{
+    return offset <= limit && len <= limit - offset;
+}
 
 #endif

@@ -1,5 +1,6 @@
 /* The end of a process that must not go on: sentence, backtrace, abort (so that a core is left).
- * Threads: any; two at once may mix their lines. Uses no heap of ours and no stdio buffer: the heap may be what broke. */
+ * Threads: any; two at once may mix their lines. Uses no heap of ours and no stdio buffer: the heap may be
+ * what broke. */
 #include "common/check.h"
 
 #include <execinfo.h>

@@ -1,8 +1,8 @@
 /* Configuration: a declared table of keys filled from file, environment and command line, in this order.
  *
- * A scope is one table with the struct it fills: the whole configuration, or one item of a list. Every source goes
- * through scope_set, so a value is checked alike wherever it comes from; what nobody has set gets its default at the
- * end, or is reported as missing.
+ * A scope is one table with the struct it fills: the whole configuration, or one item of a list. Every
+ * source goes through set_text and set_node, so a value is checked alike wherever it comes from; what
+ * nobody has set gets its default at the end, or is reported as missing.
  * Threads: none kept. Memory: strings and lists live in the config's arena until config_free. */
 #include "common/config_impl.h"
 
@@ -67,8 +67,8 @@ static const char *last_component(const char *path)
     return dot == NULL ? path : dot + 1;
 }
 
-/* The declared name that somebody who wrote `path` most likely meant, or NULL. A key in the wrong map is found by its
- * last component. */
+/* The declared name that somebody who wrote `path` most likely meant, or NULL. A key in the wrong map is
+ * found by its last component. */
 static const char *nearest_name(const struct config_key *keys, const char *path)
 {
     const char *best = NULL;
@@ -292,7 +292,8 @@ static enum omen_err override(struct loader *l, struct scope *scope, const struc
     return set_node(l, scope, key, root);
 }
 
-/* Variables that name no key are left alone: a cluster manager injects its own OMENDB_... for a service of that name. */
+/* Variables that name no key are left alone: a cluster manager injects its own OMENDB_... for a service of
+ * that name. */
 static enum omen_err read_environment(struct loader *l, struct scope *scope)
 {
     for (const struct config_key *key = scope->keys; key->name != NULL; key++) {

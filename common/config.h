@@ -1,10 +1,11 @@
 /* YAML configuration read against a declared table of keys; the only home of yaml.h.
  *
- * The caller declares every key with type, range and default; unknown keys, wrong types, values out of range and
- * duplicates are errors that name file, line and key: "deploy/omendb.yaml:12: storage.chunk_bytes: must be
- * between 1 MiB and 1 GiB, got 5 TB". Nested maps are written with dots; lists of maps are declared with CONFIG_LIST.
- * After the file, environment variables OMENDB_<KEY WITH _ FOR .> and then `--set key=value` override; a list is
- * written there as YAML ("[{name: a}, {name: b}]"). Variables that name no key are ignored. */
+ * The caller declares every key with type, range and default; unknown keys, wrong types, values out of
+ * range and duplicates are errors that name file, line and key: "deploy/omendb.yaml:12:
+ * storage.chunk_bytes: must be between 1 MiB and 1 GiB, got 5 TB". Nested maps are written with dots;
+ * lists of maps are declared with CONFIG_LIST. After the file, environment variables OMENDB_<KEY WITH _
+ * FOR .> and then `--set key=value` override; a list is written there as YAML ("[{name: a}, {name: b}]").
+ * Variables that name no key are ignored. */
 #ifndef OMEN_COMMON_CONFIG_H
 #define OMEN_COMMON_CONFIG_H
 
@@ -46,7 +47,8 @@ struct config_list {
 
 struct config; /* owns the strings and lists put into the caller's struct */
 
-/* Read `path` (NULL = defaults only), environment and `overrides` ("key=value", may be NULL) into `target`. */
+/* Read `path` (NULL = defaults only), environment and `overrides` ("key=value", may be NULL) into
+ * `target`. */
 OMEN_CHECKED enum omen_err config_load(const char *path, const struct config_key *keys,
         const char *const *overrides, uint32_t override_count, void *target, struct config **config_out,
         struct err *err);

@@ -12,8 +12,8 @@
 #define CONFIG_KEY_BYTES_MAX 128 /* one dotted path */
 #define CONFIG_WHY_BYTES 256     /* what is wrong with one value */
 
-/* config_yaml.c: YAML text as a tree of maps, lists and texts, all in one arena. No anchors, aliases or tags: they
- * let a small file become a large tree, and nobody needs them in a file of this size. */
+/* config_yaml.c: YAML text as a tree of maps, lists and texts, all in one arena. No anchors, aliases or
+ * tags: they let a small file become a large tree, and nobody needs them in a file of this size. */
 enum config_node_kind { NODE_TEXT, NODE_MAP, NODE_LIST };
 
 struct config_node {
@@ -31,8 +31,8 @@ struct config_node {
 OMEN_CHECKED enum omen_err config_yaml_parse(const char *origin, const char *text, size_t len,
         struct arena *arena, struct config_node **root_out, struct err *err);
 
-/* config_value.c: one text as the value of `key` into `*field` (strings are copied to `arena`). On failure `why` says
- * what it must be and what it was; OMEN_EINVAL or OMEN_ENOMEM. Not for CONFIG_LIST. */
+/* config_value.c: one text as the value of `key` into `*field` (strings are copied to `arena`). On failure
+ * `why` says what it must be and what it was; OMEN_EINVAL or OMEN_ENOMEM. Not for CONFIG_LIST. */
 OMEN_CHECKED enum omen_err config_value_parse(const struct config_key *key, const char *text,
         struct arena *arena, void *field, char why[CONFIG_WHY_BYTES]);
 

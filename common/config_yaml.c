@@ -1,6 +1,6 @@
-/* YAML text to a small tree, by libyaml's events.
- * Events rather than libyaml's documents: its documents resolve aliases silently, and depth and node count could be
- * checked only after all was built. Threads: none kept, pure function of its arguments. */
+/* YAML text to a small tree, by libyaml's events. Events rather than libyaml's documents: its documents
+ * resolve aliases silently, and depth and node count could be checked only after all was built. Threads:
+ * none kept, pure function of its arguments. */
 #include "common/config_impl.h"
 
 #include <string.h>

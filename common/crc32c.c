@@ -1,8 +1,9 @@
 /* CRC-32C (Castagnoli; reflected polynomial 0x82f63b78), RFC 3720 B.4.
  *
- * The hardware instruction has a latency of three cycles and a throughput of one, so three streams run interleaved and
- * are joined by advancing a CRC over n zero bytes (M. Adler's crc32c.c, zlib-style matrices turned into four tables of
- * 256 entries per distance). Departs from it: two distances only, tables made before main.
+ * The hardware instruction has a latency of three cycles and a throughput of one, so three streams run
+ * interleaved and are joined by advancing a CRC over n zero bytes (M. Adler's crc32c.c, zlib-style
+ * matrices turned into four tables of 256 entries per distance). Departs from it: two distances only,
+ * tables made before main.
  * Threads: all functions are pure once the constructor has run, which is before any other code of ours. */
 #include "common/crc32c.h"
 

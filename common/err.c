@@ -1,5 +1,6 @@
 /* Errors: names of the codes and the sentences for people.
- * Threads: pure functions of their arguments. Nothing here allocates: an error must be reportable when memory is out. */
+ * Threads: pure functions of their arguments. Nothing here allocates: an error must be reportable when
+ * memory is out. */
 #include "common/err.h"
 
 #include <errno.h>
@@ -34,8 +35,9 @@ static const char *const NAMES[OMEN_ERR_COUNT] = {
     [OMEN_EINTERNAL] = "internal",
 };
 
-/* Sentences quote names that came from a network or a disk, and travel on the wire as UTF-8 text: what is no UTF-8
- * (or was cut in the middle of a character) and control characters become '?', so every reader can decode them. */
+/* Sentences quote names that came from a network or a disk, and travel on the wire as UTF-8 text: what is
+ * no UTF-8 (or was cut in the middle of a character) and control characters become '?', so every reader
+ * can decode them. */
 static void make_printable(char *s)
 {
     size_t len = strlen(s);
@@ -109,8 +111,8 @@ const char *err_name(enum omen_err code)
     return (unsigned)code < OMEN_ERR_COUNT ? NAMES[code] : "unknown_code";
 }
 
-/* Not among them: OMEN_EDEADLINE (the same request has the same deadline), OMEN_EFULL and OMEN_ENOMEM (somebody has to
- * make room first). */
+/* Not among them: OMEN_EDEADLINE (the same request has the same deadline), OMEN_EFULL and OMEN_ENOMEM
+ * (somebody has to make room first). */
 bool err_retryable(enum omen_err code)
 {
     return code == OMEN_EBUSY || code == OMEN_EUNKNOWN || code == OMEN_EWRONGEPOCH ||

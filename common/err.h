@@ -1,8 +1,9 @@
 /* Errors: one list of codes for every room and for the wire, and an optional sentence for people.
  *
- * A function that can fail returns `enum omen_err` and is marked OMEN_CHECKED. Where a person will read the
- * reason it also takes a `struct err *` (may be NULL) as its last input; the sentence names the field, file or
- * limit at fault. Codes travel on the wire (common/wire/PROTOCOL.md lists them): never renumber, only append. */
+ * A function that can fail returns `enum omen_err` and is marked OMEN_CHECKED. Where a person will read
+ * the reason it also takes a `struct err *` (may be NULL) as its last input; the sentence names the field,
+ * file or limit at fault. Codes travel on the wire (common/wire/PROTOCOL.md lists them): never renumber,
+ * only append. */
 #ifndef OMEN_COMMON_ERR_H
 #define OMEN_COMMON_ERR_H
 
@@ -14,27 +15,27 @@
 
 enum omen_err {
     OMEN_OK = 0,
-    OMEN_EINVAL = 1,       /* the request is wrong; `field` names where */
-    OMEN_ENOTFOUND = 2,    /* no such collection, alias, point or field */
-    OMEN_EEXISTS = 3,      /* name is taken */
-    OMEN_ETOOBIG = 4,      /* a documented limit is exceeded */
-    OMEN_EPROTO = 5,       /* bytes from network that are no message of ours */
-    OMEN_EVERSION = 6,     /* no common protocol or format version */
-    OMEN_EAUTH = 7,        /* no or unknown API key */
-    OMEN_EPERM = 8,        /* key is known, its role does not allow this */
-    OMEN_EBUSY = 9,        /* over an admission limit now; retry after `retry_after_ms` */
-    OMEN_EDEADLINE = 10,   /* the caller's deadline passed before the work was begun or finished */
-    OMEN_EUNKNOWN = 11,    /* a write whose outcome cannot be known; retry with the same op id */
-    OMEN_EOPEXPIRED = 12,  /* op id older than the table of applied ops; never applied now */
-    OMEN_EFULL = 13,       /* disk (or budget) full: writes refused, reads go on */
-    OMEN_ECORRUPT = 14,    /* bytes on disk fail their checksum; file and offset are named */
-    OMEN_EIO = 15,         /* the operating system refused; errno is in the sentence */
-    OMEN_ENOMEM = 16,      /* allocation failed or the memory budget is used up */
-    OMEN_EWRONGEPOCH = 17, /* request was routed with an old map */
-    OMEN_ENOTLEADER = 18,  /* write reached a replica that does not lead */
+    OMEN_EINVAL = 1,        /* the request is wrong; `field` names where */
+    OMEN_ENOTFOUND = 2,     /* no such collection, alias, point or field */
+    OMEN_EEXISTS = 3,       /* name is taken */
+    OMEN_ETOOBIG = 4,       /* a documented limit is exceeded */
+    OMEN_EPROTO = 5,        /* bytes from network that are no message of ours */
+    OMEN_EVERSION = 6,      /* no common protocol or format version */
+    OMEN_EAUTH = 7,         /* no or unknown API key */
+    OMEN_EPERM = 8,         /* key is known, its role does not allow this */
+    OMEN_EBUSY = 9,         /* over an admission limit now; retry after `retry_after_ms` */
+    OMEN_EDEADLINE = 10,    /* the caller's deadline passed before the work was begun or finished */
+    OMEN_EUNKNOWN = 11,     /* a write whose outcome cannot be known; retry with the same op id */
+    OMEN_EOPEXPIRED = 12,   /* op id older than the table of applied ops; never applied now */
+    OMEN_EFULL = 13,        /* disk (or budget) full: writes refused, reads go on */
+    OMEN_ECORRUPT = 14,     /* bytes on disk fail their checksum; file and offset are named */
+    OMEN_EIO = 15,          /* the operating system refused; errno is in the sentence */
+    OMEN_ENOMEM = 16,       /* allocation failed or the memory budget is used up */
+    OMEN_EWRONGEPOCH = 17,  /* request was routed with an old map */
+    OMEN_ENOTLEADER = 18,   /* write reached a replica that does not lead */
     OMEN_EUNAVAILABLE = 19, /* nobody answers: connection refused, node stopping, no leader */
-    OMEN_ECANCELED = 20,   /* stopped by the caller or by shutdown */
-    OMEN_EINTERNAL = 21,   /* a bug of ours that could be contained */
+    OMEN_ECANCELED = 20,    /* stopped by the caller or by shutdown */
+    OMEN_EINTERNAL = 21,    /* a bug of ours that could be contained */
     OMEN_ERR_COUNT
 };
 

@@ -1,8 +1,8 @@
 /* JSON by jansson, to payload values and back.
  *
- * jansson parses the text into its own tree (at most 2,048 deep, duplicates refused), which is then fed to a doc_builder;
- * the builder holds the limits of payloads.
- * Writing needs no jansson: a doc is walked and appended. A float keeps its type: 1.0 is written "1.0", not "1".
+ * jansson parses the text into its own tree (at most 2,048 deep, duplicates refused), which is then fed to
+ * a doc_builder; the builder holds the limits of payloads. Writing needs no jansson: a doc is walked and
+ * appended. A float keeps its type: 1.0 is written "1.0", not "1".
  * Threads: pure functions of their arguments. */
 #include "common/json.h"
 

@@ -4,8 +4,9 @@
 
 #include "common/query/doc.h"
 
-/* Parse one JSON value into `b`, fresh or reset by the caller, who sets its limit there. Integers outside i64, NaN and
- * duplicates are errors with line and column; what payloads do not allow is an error with the path in `field`. */
+/* Parse one JSON value into `b`, fresh or reset by the caller, who sets its limit there. Integers outside
+ * i64, NaN and duplicates are errors with line and column; what payloads do not allow is an error with the
+ * path in `field`. */
 OMEN_CHECKED enum omen_err json_parse(const char *text, size_t len, struct doc_builder *b,
         struct doc *doc_out, struct err *err);
 /* Compact JSON appended to `out` (not NUL-terminated). */

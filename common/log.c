@@ -1,9 +1,9 @@
 /* Structured logs: logfmt or JSON, one write(2) per line.
  *
- * The format string is walked here, conversion by conversion, so that the text of the program (keys, quotes, blanks)
- * is told from what it prints: an argument with blanks, quotes or line ends is quoted and escaped and can neither
- * forge a second field nor a second line, whether or not the caller wrote quotes around it. What has no "key=" is
- * collected under msg.
+ * The format string is walked here, conversion by conversion, so that the text of the program (keys,
+ * quotes, blanks) is told from what it prints: an argument with blanks, quotes or line ends is quoted and
+ * escaped and can neither forge a second field nor a second line, whether or not the caller wrote quotes
+ * around it. What has no "key=" is collected under msg.
  * Threads: any; no lock, lines of one write do not mix. Allocates nothing; errno is kept. */
 #include "common/log.h"
 
@@ -130,7 +130,8 @@ static size_t digits(const char *s, size_t len)
     return n;
 }
 
-/* A number as JSON writes it, or true or false. Long runs of digits stay strings: readers would round them. */
+/* A number as JSON writes it, or true or false. Long runs of digits stay strings: readers round
+ * them. */
 static bool is_json_literal(const char *s, size_t len)
 {
     if ((len == 4 && memcmp(s, "true", 4) == 0) || (len == 5 && memcmp(s, "false", 5) == 0)) return true;
@@ -205,8 +206,8 @@ static void value_finish(struct value *value)
     value->len += 3;
 }
 
-/* Copies one conversion from `fmt` (at '%') into `spec`, resolving '*'. Returns its length in `fmt`, 0 if malformed.
- * `length_out` becomes the length modifier: 0, 'l', 'q' (ll), 'j', 'z', 't', 'L', 'h'. */
+/* Copies one conversion from `fmt` (at '%') into `spec`, resolving '*'. Returns its length in `fmt`, 0 if
+ * malformed. `length_out` becomes the length modifier: 0, 'l', 'q' (ll), 'j', 'z', 't', 'L', 'h'. */
 static size_t read_spec(const char *fmt, struct arguments *args, char spec[SPEC_BYTES_MAX], char *length_out)
 {
     size_t i = 1, n = 0;
@@ -246,8 +247,8 @@ static int format_integer(char *dst, size_t room, const char *spec, char length,
     }
 }
 
-/* Appends the conversion at `fmt` to `value`; returns its length in `fmt`. A conversion unknown here stands as it is
- * written, and its argument is not taken: the compiler has warned of none such. */
+/* Appends the conversion at `fmt` to `value`; returns its length in `fmt`. A conversion unknown here
+ * stands as it is written, and its argument is not taken: the compiler has warned of none such. */
 static size_t format_one(const char *fmt, struct arguments *args, struct value *value)
 {
     char spec[SPEC_BYTES_MAX], length, text[VALUE_BYTES_MAX + 1];

@@ -2,8 +2,11 @@
  *   2026-11-22T08:04:30.123Z info node.start listen=tcp://127.0.0.1:7700 data_dir=/var/lib/omendb
  * Event names are stable (grep for them), dotted, lower case. Keys and values are given as printf pieces:
  *   LOG_INFO("shard.open", "shard=%llu points=%llu", ...);
- * Values with blanks or quotes must be given with LOG_Q("%s") style quoting: use key=\"%s\" in the format; control
- * characters are escaped by the writer. Thread-safe; a line is written by one write(2). */
+ *
+ * The writer quotes and escapes what a conversion prints where it needs it (blanks, quotes, control
+ * characters), so "name=%s" is safe with any value; quotes in the format (name=\"%s\") make a value a text
+ * for sure. What has no "key=" is collected under msg. Thread-safe; a line is written by one write(2), at
+ * most 4 KiB; long values are cut. */
 #ifndef OMEN_COMMON_LOG_H
 #define OMEN_COMMON_LOG_H
 
@@ -12,11 +15,12 @@ enum log_format { LOG_FORMAT_TEXT, LOG_FORMAT_JSON };
 
 void log_configure(enum log_level level, enum log_format format, int fd);
 _Bool log_enabled(enum log_level level);
-void log_event(enum log_level level, const char *event, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+void log_event(enum log_level level, const char *event, const char *fmt, ...)
+        __attribute__((format(printf, 3, 4)));
 
-#define LOG_AT(level, event, ...)                                                                                \
-    do {                                                                                                         \
-        if (log_enabled(level)) log_event(level, event, __VA_ARGS__);                                            \
+#define LOG_AT(level, event, ...)                                                                            \
+    do {                                                                                                     \
+        if (log_enabled(level)) log_event(level, event, __VA_ARGS__);                                        \
     } while (0)
 #define LOG_DEBUG(event, ...) LOG_AT(LOG_LEVEL_DEBUG, event, __VA_ARGS__)
 #define LOG_INFO(event, ...) LOG_AT(LOG_LEVEL_INFO, event, __VA_ARGS__)

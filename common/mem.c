@@ -11,8 +11,8 @@
 #include "common/bytes.h"
 #include "common/check.h"
 
-/* The unused part of an arena block is poisoned under AddressSanitizer: using memory after a reset, or past what was
- * asked for, is found as with malloc. */
+/* The unused part of an arena block is poisoned under AddressSanitizer: using memory after a reset, or
+ * past what was asked for, is found as with malloc. */
 #if defined(__SANITIZE_ADDRESS__)
 #define HAVE_ASAN 1
 #elif defined(__has_feature)
@@ -156,7 +156,8 @@ void arena_reset(struct arena *arena)
     POISON(block_data(largest), largest->bytes);
 }
 
-/* A new head with room for `need` bytes; the growth is given up where the limit leaves room for the request only. */
+/* A new head with room for `need` bytes; the growth is given up where the limit leaves room for the
+ * request only. */
 static struct arena_block *add_block(struct arena *arena, size_t need)
 {
     size_t grown = arena->head == NULL ? arena->first_block_bytes : 2 * arena->head->bytes;

@@ -20,13 +20,13 @@ void *mem_must_calloc(size_t count, size_t bytes);
 void *mem_must_realloc(void *ptr, size_t bytes);
 char *mem_must_strdup(const char *s);
 
-/* For tests: the n-th allocation from now (mem_alloc, calloc, realloc, aligned; arenas and bufs included; not the
- * mem_must_* forms) returns NULL, once; 0 = off. All threads count together. */
+/* For tests: the n-th allocation from now (mem_alloc, calloc, realloc, aligned; arenas and bufs included;
+ * not the mem_must_* forms) returns NULL, once; 0 = off. All threads count together. */
 void mem_fail_at(uint64_t n);
 
-/* Bump allocator; everything goes at once. Not thread-safe: one owner at a time.
- * Blocks grow geometrically from `first_block_bytes`; past `limit_bytes` (0 = none) allocation returns NULL, so a
- * hostile message cannot make us allocate more than its handler allows. */
+/* Bump allocator; everything goes at once. Not thread-safe: one owner at a time. Blocks grow geometrically
+ * from `first_block_bytes`; past `limit_bytes` (0 = none) allocation returns NULL, so a hostile message
+ * cannot make us allocate more than its handler allows. */
 struct arena {
     struct arena_block *head; /* newest block, owned */
     size_t used_bytes;        /* handed out, alignment included */
@@ -44,8 +44,8 @@ void *arena_calloc(struct arena *arena, size_t count, size_t bytes);
 void *arena_copy(struct arena *arena, const void *src, size_t bytes);
 char *arena_strdup(struct arena *arena, const char *s, size_t len); /* NUL-terminated copy */
 
-/* Growable byte buffer (owned). On allocation failure `failed` sticks and further writes are ignored, so a caller
- * checks once at the end. */
+/* Growable byte buffer (owned). On allocation failure `failed` sticks and further writes are ignored, so a
+ * caller checks once at the end. */
 struct buf {
     uint8_t *data;
     size_t len;

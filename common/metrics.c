@@ -1,8 +1,8 @@
 /* Metrics registry and its Prometheus text form (exposition format 0.0.4).
  *
- * Families and series are singly linked in the order of their making, so a scrape looks the same each time. Updates
- * touch one atomic and no lock; the mutex guards the lists only. Rendering runs the collectors without that mutex (they
- * ask for handles), one render at a time.
+ * Families and series are singly linked in the order of their making, so a scrape looks the same each
+ * time. Updates touch one atomic and no lock; the mutex guards the lists only. Rendering runs the
+ * collectors without that mutex (they ask for handles), one render at a time.
  * Threads: any. Series of a family are bounded: label values come from users (collection names). */
 #include "common/metrics.h"
 

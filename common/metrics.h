@@ -1,8 +1,9 @@
 /* Metrics registry, rendered as Prometheus text (exposition format 0.0.4).
  *
- * A metric is a family (name, help, type) and one time series per label set. Handles are obtained once and kept;
- * updates are single relaxed atomics (counters, gauges) or a bucket increment (histograms), callable from any thread.
- * Families and series live as long as the registry. Names: omendb_<room>_<what>_<unit>[_total]. */
+ * A metric is a family (name, help, type) and one time series per label set. Handles are obtained once and
+ * kept; updates are single relaxed atomics (counters, gauges) or a bucket increment (histograms), callable
+ * from any thread. Families and series live as long as the registry. Names:
+ * omendb_<room>_<what>_<unit>[_total]. */
 #ifndef OMEN_COMMON_METRICS_H
 #define OMEN_COMMON_METRICS_H
 
@@ -31,10 +32,11 @@ struct metric_gauge *metrics_gauge(struct metrics *metrics, const char *name, co
         const char *labels);
 struct metric_histogram *metrics_histogram(struct metrics *metrics, const char *name, const char *help,
         const char *labels);
-/* Appends key="value" to a label list, escaped, after a comma when the list is not empty: for values that users
- * choose. out->data is then the list, NUL-terminated (the NUL is not counted in len). */
+/* Appends key="value" to a label list, escaped, after a comma when the list is not empty: for values that
+ * users choose. out->data is then the list, NUL-terminated (the NUL is not counted in len). */
 void metrics_label(struct buf *out, const char *key, const char *value);
-/* Drops every series whose labels contain this exact `label` pair (a dropped collection). Handles to them die. */
+/* Drops every series whose labels contain this exact `label` pair (a dropped collection). Handles to them
+ * die. */
 void metrics_drop(struct metrics *metrics, const char *label);
 
 static inline void metric_add(struct metric_counter *c, uint64_t n)
@@ -53,7 +55,8 @@ void metric_observe_ns(struct metric_histogram *h, uint64_t ns);
 uint64_t metric_quantile_ns(struct metric_histogram *h,
         double q); /* estimate from the buckets; 0 when empty */
 
-/* A collector is called at the start of each render to refresh gauges that are cheaper to compute than to keep. */
+/* A collector is called at the start of each render to refresh gauges that are cheaper to compute than to
+ * keep. */
 void metrics_add_collector(struct metrics *metrics, void (*collect)(void *arg), void *arg);
 void metrics_render(struct metrics *metrics, struct buf *out);
 

@@ -1,6 +1,6 @@
-/* The file system of Linux behind `struct vfs`.
- * A handle keeps its path for the sentences of errors. Nothing is retried but EINTR and short results; a failed sync
- * least of all (the kernel may have dropped the dirty pages and marked them clean).
+/* The file system of Linux behind `struct vfs`. A handle keeps its path for the sentences of errors.
+ * Nothing is retried but EINTR and short results; a failed sync least of all (the kernel may have dropped
+ * the dirty pages and marked them clean).
  * Threads: a handle holds no mutable state, so the kernel's own guarantees for one descriptor hold. */
 #include "common/vfs.h"
 

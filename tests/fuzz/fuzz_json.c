@@ -1,5 +1,5 @@
-/* json_parse and json_write: any text is refused or becomes a doc that validates, and whose JSON reads back to the very
- * same bytes. */
+/* json_parse and json_write: any text is refused or becomes a doc that validates, and whose JSON reads
+ * back to the very same bytes. */
 #include "common/json.h"
 
 #include <stdlib.h>

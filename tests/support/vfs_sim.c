@@ -11,7 +11,8 @@
 
 /* ---- paths ---- */
 
-/* Copies the next component of *path to `name`, skipping "." and slashes; its length, 0 at the end, < 0 is -errno. */
+/* Copies the next component of *path to `name`, skipping "." and slashes; its length, 0 at the end, < 0 is
+ * -errno. */
 static int next_component(const char **path, char name[SIM_NAME_BYTES_MAX + 1])
 {
     for (;;) {

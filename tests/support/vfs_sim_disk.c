@@ -1,5 +1,6 @@
-/* The disk of the simulated file system: inodes with what is in memory and what is durable, names that wait for a
- * sync_dir, and the crash. Called under sim->mutex. Determinism: lists keep the order of making, so a seed decides all. */
+/* The disk of the simulated file system: inodes with what is in memory and what is durable, names that
+ * wait for a sync_dir, and the crash. Called under sim->mutex. Determinism: lists keep the order of
+ * making, so a seed decides all. */
 #include "tests/support/vfs_sim_impl.h"
 
 #include <stdlib.h>
@@ -121,8 +122,8 @@ static uint64_t crashed_len(const struct sim_inode *inode, uint64_t *rng)
     return inode->durable_len + sim_random(rng) % (inode->len - inode->durable_len);
 }
 
-/* Into `dst` ([reserved], holding the durable bytes): of each dirty sector below `len` the new bytes or not. How many
- * survive differs from file to file, for "all" and "none" are crashes too. */
+/* Into `dst` ([reserved], holding the durable bytes): of each dirty sector below `len` the new bytes or
+ * not. How many survive differs from file to file, for "all" and "none" are crashes too. */
 static void mix_sectors(const struct sim_inode *inode, uint8_t *dst, uint64_t len, uint64_t *rng)
 {
     static const uint32_t PERCENT[] = { 0, 10, 50, 90, 100 };

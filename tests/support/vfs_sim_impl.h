@@ -1,5 +1,6 @@
-/* Between the files of the simulated file system: vfs_sim.c (the test's side, paths), vfs_sim_ops.c (the operations)
- * and vfs_sim_disk.c (inodes, what is durable, the crash). All that is declared here runs under sim->mutex. */
+/* Between the files of the simulated file system: vfs_sim.c (the test's side, paths), vfs_sim_ops.c (the
+ * operations) and vfs_sim_disk.c (inodes, what is durable, the crash). All that is declared here runs
+ * under sim->mutex. */
 #ifndef OMEN_TESTS_SUPPORT_VFS_SIM_IMPL_H
 #define OMEN_TESTS_SUPPORT_VFS_SIM_IMPL_H
 
@@ -10,7 +11,8 @@
 #define SIM_FILE_BYTES_MAX (1ull << 40)
 #define SIM_NAME_BYTES_MAX 255
 
-/* A name in a directory. Entries stay for good (both pointers NULL when the name is gone): pending changes point here. */
+/* A name in a directory. Entries stay for good (both pointers NULL when the name is gone): pending changes
+ * point here. */
 struct sim_entry {
     struct sim_entry *next;
     struct sim_inode *now, *durable;

@@ -1,5 +1,5 @@
-/* The operations of the simulated file system: handles, faults, and the table behind `struct vfs`.
- * Every operation takes the one mutex, decides whether it is the one that fails, and works on vfs_sim_disk.c. */
+/* The operations of the simulated file system: handles, faults, and the table behind `struct vfs`. Every
+ * operation takes the one mutex, decides whether it is the one that fails, and works on vfs_sim_disk.c. */
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -33,7 +33,8 @@ static enum omen_err fail(struct err *err, int errno_value, const char *what, co
     return code;
 }
 
-/* Counts one changing operation; the errno it has to fail with, or 0. Ghosts of a crash are beyond all faults. */
+/* Counts one changing operation; the errno it has to fail with, or 0. Ghosts of a crash are beyond all
+ * faults. */
 static int begin_change(struct vfs_sim *sim, const struct sim_inode *inode)
 {
     if (inode != NULL && inode->ghost) return 0;

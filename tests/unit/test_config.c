@@ -1,4 +1,5 @@
-/* Configuration: what may be written, and the exact sentence for every mistake (a person reads it at three at night). */
+/* Configuration: what may be written, and the exact sentence for every mistake (a person reads it at three
+ * at night). */
 #include "common/config.h"
 
 #include <check.h>

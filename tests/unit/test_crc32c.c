@@ -1,5 +1,5 @@
-/* CRC-32C: the published values, and the fast version equal to the definition at every length and alignment; hashes,
- * whose values are part of formats; and the names of errors. */
+/* CRC-32C: the published values, and the fast version equal to the definition at every length and
+ * alignment; hashes, whose values are part of formats; and the names of errors. */
 #include "common/crc32c.h"
 
 #include <check.h>

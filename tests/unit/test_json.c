@@ -2,7 +2,6 @@
 #include "common/json.h"
 
 #include <check.h>
-#include <jansson.h>
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -171,17 +170,15 @@ START_TEST(strings_of_any_bytes_are_written_as_json)
         uint8_t bytes[3] = { 'a', (uint8_t)c, 'b' };
         buf_clear(&out);
         json_write_string((struct bytes){ bytes, 3 }, &out);
-        json_t *value = json_loadb((const char *)out.data, out.len, JSON_DECODE_ANY | JSON_ALLOW_NUL, NULL);
-        ck_assert_msg(value != NULL, "byte %d", c);
-        if (c < 0x80) {
-            ck_assert_uint_eq(json_string_length(value), 3);
-            ck_assert_mem_eq(json_string_value(value), bytes, 3);
-        } else {
-            ck_assert_str_eq(json_string_value(value),
-                    "a\xef\xbf\xbd"
-                    "b");
-        }
-        json_decref(value);
+        struct doc doc;
+        ck_assert_msg(parse((const char *)out.data, out.len, &doc) == OMEN_OK, "byte %d: %s", c, err.message);
+        struct bytes back = doc_string(doc);
+        ck_assert_uint_eq(back.len, c < 0x80 ? 3 : 5);
+        ck_assert_mem_eq(back.data,
+                c < 0x80 ? (const char *)bytes
+                         : "a\xef\xbf\xbd"
+                           "b",
+                back.len);
     }
     buf_clear(&out);
     json_write_string((struct bytes){ NULL, 0 }, &out);

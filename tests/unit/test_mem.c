@@ -1,4 +1,5 @@
-/* Memory: alignment, limits that hold, failures that stick and leave what was there usable; and CHECK's last words. */
+/* Memory: alignment, limits that hold, failures that stick and leave what was there usable; and CHECK's
+ * last words. */
 #include "common/mem.h"
 
 #include <check.h>

@@ -1,4 +1,5 @@
-/* Metrics: the text a Prometheus server reads, exact counts under threads, and series that go with their collection. */
+/* Metrics: the text a Prometheus server reads, exact counts under threads, and series that go with their
+ * collection. */
 #include "common/metrics.h"
 
 #include <check.h>

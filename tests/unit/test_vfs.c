@@ -1,4 +1,5 @@
-/* The promises of common/vfs.h, kept alike by the real file system (_i == 0) and the simulated one (_i == 1). */
+/* The promises of common/vfs.h, kept alike by the real file system (_i == 0) and the simulated one (_i ==
+ * 1). */
 #include "common/vfs.h"
 
 #include <check.h>

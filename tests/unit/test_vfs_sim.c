@@ -1,5 +1,6 @@
-/* What the simulated file system promises to tests: crashes that lose what was not synced and nothing else, faults at
- * the n-th operation, a disk that fills up. The crash tests try many seeds and name the one that failed. */
+/* What the simulated file system promises to tests: crashes that lose what was not synced and nothing
+ * else, faults at the n-th operation, a disk that fills up. The crash tests try many seeds and name the
+ * one that failed. */
 #include "tests/support/vfs_sim.h"
 
 #include <check.h>
