@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -32,12 +33,12 @@ struct stream {
     uint64_t shard_id, replica_id;
     uint32_t chunk_bytes;
     struct stream_end end;       /* appender's */
+    struct stream_chunk *writing; /* appender's: the chunk of `end`, NULL before the first; the table may move */
     uint32_t written_back;       /* offset in the current chunk up to which writeback was started */
     pthread_mutex_t mutex;       /* chunk table below */
     struct stream_chunk **chunks; /* [chunk_cap], slot i = chunk i + 1 */
     uint32_t chunk_count, chunk_cap; /* chunks past the current one are allocated ahead or left by a rewind */
-    uint32_t current;            /* copy of end.position.chunk for stream_prepare */
-    uint32_t current_used;       /* copy of end.position.offset */
+    _Atomic uint64_t published;  /* copy of end.position for stream_prepare, packed */
     uint64_t allocated_bytes;
     struct stream_chunk *retired; /* replaced before they held a published unit; closed at the end */
 };
@@ -181,8 +182,7 @@ enum omen_err stream_open(const struct stream_options *options, struct stream_en
     s->replica_id = options->replica_id;
     s->chunk_bytes = options->chunk_bytes;
     s->end = end;
-    s->current = end.position.chunk;
-    s->current_used = end.position.offset;
+    atomic_init(&s->published, stream_position_pack(end.position));
     s->written_back = end.position.offset;
     pthread_mutex_init(&s->mutex, NULL);
     enum omen_err rc = OMEN_OK;
@@ -191,6 +191,7 @@ enum omen_err stream_open(const struct stream_options *options, struct stream_en
             && end.position.offset > s->chunks[end.position.chunk - 1]->file_bytes)
         rc = stream_corrupt(s, end.position, "chunk ends before the checkpoint", err);
     if (rc == OMEN_OK) rc = remove_strays(s, err);
+    if (rc == OMEN_OK && end.position.chunk > 0) s->writing = s->chunks[end.position.chunk - 1];
     if (rc != OMEN_OK) {
         stream_close(s);
         return rc;
@@ -351,7 +352,8 @@ static enum omen_err chunk_ensure(struct stream *s, uint32_t number, uint64_t un
 
 static enum omen_err unit_write(struct stream *s, struct unit_header *h, const void *body, struct err *err)
 {
-    struct stream_chunk *c = s->chunks[h->position.chunk - 1];
+    struct stream_chunk *c = s->writing;
+    CHECK(c->number == h->position.chunk);
     uint8_t header[STREAM_UNIT_HEADER_BYTES];
     unit_header_encode(h, header);
     struct iovec iov[2] = { { header, sizeof header }, { NULL, h->body_bytes } };
@@ -365,10 +367,11 @@ static enum omen_err unit_write(struct stream *s, struct unit_header *h, const v
 static enum omen_err chunk_roll(struct stream *s, uint64_t sequence, uint64_t unit_bytes, struct err *err)
 {
     struct stream_end at = s->end;
-    uint32_t left = at.position.chunk == 0 ? 0 : s->chunks[at.position.chunk - 1]->file_bytes - at.position.offset;
-    if (at.position.chunk > 0 && unit_bytes <= left) return OMEN_OK;
+    uint32_t left = s->writing == NULL ? 0 : s->writing->file_bytes - at.position.offset;
+    if (s->writing != NULL && unit_bytes <= left) return OMEN_OK;
     pthread_mutex_lock(&s->mutex);
     enum omen_err rc = chunk_ensure(s, at.position.chunk + 1, unit_bytes, err);
+    struct stream_chunk *next = rc == OMEN_OK ? s->chunks[at.position.chunk] : NULL;
     pthread_mutex_unlock(&s->mutex);
     if (rc != OMEN_OK) return rc;
     struct unit_header h = { .type = STREAM_UNIT_CHUNK_END, .sequence = sequence, .chain = at.chain, .position = at.position };
@@ -377,20 +380,13 @@ static enum omen_err chunk_roll(struct stream *s, uint64_t sequence, uint64_t un
         if (rc != OMEN_OK) return rc;
         at.chain = h.crc;
     }
-    if (at.position.chunk > 0)
-        vfs_writeback_hint(s->chunks[at.position.chunk - 1]->file, s->written_back, at.position.offset - s->written_back);
+    if (s->writing != NULL)
+        vfs_writeback_hint(s->writing->file, s->written_back, at.position.offset - s->written_back);
+    s->writing = next;
     s->written_back = STREAM_CHUNK_HEADER_BYTES;
     at.position = (struct stream_position){ at.position.chunk + 1, STREAM_CHUNK_HEADER_BYTES };
     s->end = at;
     return OMEN_OK;
-}
-
-static void end_publish(struct stream *s)
-{
-    pthread_mutex_lock(&s->mutex);
-    s->current = s->end.position.chunk;
-    s->current_used = s->end.position.offset;
-    pthread_mutex_unlock(&s->mutex);
 }
 
 enum omen_err stream_append(struct stream *stream, enum stream_unit_type type, uint64_t sequence, uint32_t part,
@@ -407,7 +403,7 @@ enum omen_err stream_append(struct stream *stream, enum stream_unit_type type, u
         stream_rewind(stream, before);
         return rc;
     }
-    struct stream_chunk *c = stream->chunks[h.position.chunk - 1];
+    struct stream_chunk *c = stream->writing;
     *unit_out = (struct stream_unit){ type, sequence, part, c->map + h.position.offset + STREAM_UNIT_HEADER_BYTES,
         body_bytes, h.position };
     stream->end.position.offset += (uint32_t)unit_bytes;
@@ -417,7 +413,7 @@ enum omen_err stream_append(struct stream *stream, enum stream_unit_type type, u
         vfs_writeback_hint(c->file, stream->written_back, dirty);
         stream->written_back = stream->end.position.offset;
     }
-    end_publish(stream);
+    atomic_store_explicit(&stream->published, stream_position_pack(stream->end.position), memory_order_relaxed);
     return OMEN_OK;
 }
 
@@ -428,7 +424,10 @@ void stream_rewind(struct stream *stream, struct stream_end end)
     CHECK(!position_before(stream->end.position, end.position));
     stream->end = end;
     stream->written_back = end.position.offset;
-    end_publish(stream);
+    pthread_mutex_lock(&stream->mutex);
+    stream->writing = end.position.chunk == 0 ? NULL : stream->chunks[end.position.chunk - 1];
+    atomic_store_explicit(&stream->published, stream_position_pack(end.position), memory_order_relaxed);
+    pthread_mutex_unlock(&stream->mutex);
 }
 
 /* ---- sync ---- */
@@ -462,9 +461,10 @@ void stream_prepare(struct stream *stream)
 {
     struct err err;
     pthread_mutex_lock(&stream->mutex);
-    bool due = stream->current > 0 && stream->chunk_count == stream->current
-            && stream->current_used > stream->chunks[stream->current - 1]->file_bytes / 2;
-    if (due && chunk_ensure(stream, stream->current + 1, 0, &err) != OMEN_OK)
+    uint64_t at = atomic_load_explicit(&stream->published, memory_order_relaxed);
+    uint32_t current = (uint32_t)(at >> 32), used = (uint32_t)at;
+    bool due = current > 0 && stream->chunk_count == current && used > stream->chunks[current - 1]->file_bytes / 2;
+    if (due && chunk_ensure(stream, current + 1, 0, &err) != OMEN_OK)
         LOG_WARN("stream.prepare", "error=\"%s\"", err.message);
     pthread_mutex_unlock(&stream->mutex);
 }
