@@ -30,16 +30,17 @@ OMEN_CHECKED enum omen_err net_server_start(const struct net_server_options *opt
 uint16_t net_server_port(const struct net_server *server);
 /* Stop taking requests, wait until every handler has replied, free. */
 void net_server_stop(struct net_server *server);
-/* Send the reply (copied) and end the request. Exactly once per request; a vanished peer is ignored. */
+/* Send the reply (copied; at most what the peer's client takes) and end the request. Exactly once per request; a vanished peer is ignored. */
 void net_reply(struct net_request *request, struct bytes reply);
 
 struct net_client;
 struct net_call; /* one outstanding request */
 
-/* Connects lazily and reconnects by itself. */
+/* Connects in the background and reconnects by itself. Without a connection for 200 ms (500 ms before the first one) calls
+ * end with OMEN_EUNAVAILABLE at once, whatever their timeout, so that the caller can go to another endpoint. */
 OMEN_CHECKED enum omen_err net_client_open(const char *url, size_t message_bytes_max, struct net_client **client_out,
         struct err *err);
-void net_client_close(struct net_client *client); /* outstanding calls end with OMEN_ECANCELED */
+void net_client_close(struct net_client *client); /* outstanding calls end with OMEN_ECANCELED; not from `done` */
 
 /* Asynchronous: `done` runs on an nng thread with the reply (valid during the call) or an error: OMEN_EUNAVAILABLE (never
  * sent: not connected), OMEN_EUNKNOWN (sent, connection lost or deadline passed before the reply). */

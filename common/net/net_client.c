@@ -58,7 +58,7 @@ struct net_client {
     nng_pipe pipe;      /* the connection, while connected */
     nng_time lost_ms;   /* when it was last lost, or the client opened */
     nng_time dialed_ms; /* when the present dialer was made */
-    nng_time heard_ms;  /* last reply, or connect */
+    nng_time heard_ms;  /* last reply, or connect; 0 = never connected yet */
 };
 
 /* ---- the connection -------------------------------------------------------------------------------------------- */
@@ -190,7 +190,8 @@ static uint32_t client_send_wait_ms(const struct net_client *client, uint32_t ti
 {
     if (client->connected) return timeout_ms;
     nng_time without_ms = nng_clock() - client->lost_ms;
-    uint32_t grace_ms = without_ms < NET_CONNECT_GRACE_MS ? (uint32_t)(NET_CONNECT_GRACE_MS - without_ms) : 0;
+    uint32_t allowed_ms = client->heard_ms == 0 ? NET_FIRST_CONNECT_MS : NET_CONNECT_GRACE_MS;
+    uint32_t grace_ms = without_ms < allowed_ms ? (uint32_t)(allowed_ms - without_ms) : 0;
     return grace_ms < timeout_ms ? grace_ms : timeout_ms;
 }
 

@@ -20,6 +20,7 @@
 
 #define NET_CALLS_MAX 4096       /* outstanding calls per client */
 #define NET_CONNECT_GRACE_MS 200 /* without a connection for so long, calls fail at once */
+#define NET_FIRST_CONNECT_MS 500 /* likewise before the first connection */
 #define NET_RECONNECT_MIN_MS 10
 #define NET_RECONNECT_MAX_MS 100
 #define NET_REDIAL_MS 5000   /* an attempt that hangs (packets dropped) is given up and begun anew */

@@ -25,7 +25,9 @@ static void echo(void *arg, struct net_request *request, struct bytes message)
     net_reply(request, message);
 }
 
-/* Keeps requests until the test releases them, newest first. */
+static bool is_ping(struct bytes message) { return message.len == 4 && memcmp(message.data, "ping", 4) == 0; }
+
+/* Keeps requests until the test releases them, newest first; pings are answered at once. */
 struct holder {
     pthread_mutex_t lock;
     struct net_request *held[256];
@@ -38,7 +40,7 @@ static void hold(void *arg, struct net_request *request, struct bytes message)
 {
     struct holder *h = arg;
     pthread_mutex_lock(&h->lock);
-    bool keep = !h->drop;
+    bool keep = !h->drop && !is_ping(message);
     if (keep) {
         CHECK(h->count < 256);
         h->messages[h->count] = message;
@@ -84,12 +86,33 @@ static struct net_server *serve(const char *url, uint32_t contexts, void *handle
     return server;
 }
 
-static struct net_client *client_of(uint16_t port)
+static struct net_client *open_client(uint16_t port)
 {
     char url[64];
     struct net_client *client = NULL;
     snprintf(url, sizeof url, "tcp://127.0.0.1:%u", port);
     ck_assert_msg(net_client_open(url, MESSAGE_MAX, &client, &err) == OMEN_OK, "%s", err.message);
+    return client;
+}
+
+/* However slow the machine: pings until one is answered. */
+static void wait_connected(struct net_client *client)
+{
+    struct buf reply;
+    enum omen_err rc = OMEN_EUNAVAILABLE;
+    buf_init(&reply);
+    for (int i = 0; i < 1000 && rc != OMEN_OK; i++) {
+        rc = net_call(client, text("ping"), 5000, &reply, &err);
+        if (rc != OMEN_OK) sleep_ms(10);
+    }
+    ck_assert_msg(rc == OMEN_OK, "%s", err.message);
+    buf_fini(&reply);
+}
+
+static struct net_client *client_of(uint16_t port)
+{
+    struct net_client *client = open_client(port);
+    wait_connected(client);
     return client;
 }
 
@@ -215,7 +238,7 @@ START_TEST(nobody_listening_is_unavailable_long_before_the_deadline)
     struct net_server *server = serve("tcp://127.0.0.1:0", 1, (void *)(uintptr_t)echo, NULL);
     uint16_t port = net_server_port(server);
     net_server_stop(server);
-    struct net_client *client = client_of(port);
+    struct net_client *client = open_client(port);
     struct results r = RESULTS;
     struct buf reply;
     buf_init(&reply);
@@ -265,6 +288,7 @@ START_TEST(oversize_messages_are_refused)
     snprintf(url, sizeof url, "tcp://127.0.0.1:%u", net_server_port(server));
     struct net_client *careful = client_of(net_server_port(server)), *careless = NULL;
     ck_assert_int_eq(net_client_open(url, 4 * MESSAGE_MAX, &careless, &err), OMEN_OK);
+    wait_connected(careless);
     uint8_t *big = calloc(1, 2 * MESSAGE_MAX);
     struct buf reply;
     buf_init(&reply);
@@ -279,6 +303,42 @@ START_TEST(oversize_messages_are_refused)
     net_client_close(careful);
     net_client_close(careless);
     net_server_stop(server);
+}
+END_TEST
+
+/* A peer that takes connections and reads nothing: one request is on its way, the rest are queued. When the connection
+ * breaks, what was queued has never left and may go elsewhere at once. */
+START_TEST(a_lost_connection_tells_sent_from_unsent)
+{
+    static const uint8_t opening[8] = { 0, 'S', 'P', 0, 0, 0x31, 0, 0 };
+    struct sockaddr_in address = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+    socklen_t address_len = sizeof address;
+    int listener = socket(AF_INET, SOCK_STREAM, 0), small = 4096;
+    setsockopt(listener, SOL_SOCKET, SO_RCVBUF, &small, sizeof small);
+    ck_assert_int_eq(bind(listener, (struct sockaddr *)&address, sizeof address), 0);
+    ck_assert_int_eq(listen(listener, 4), 0);
+    ck_assert_int_eq(getsockname(listener, (struct sockaddr *)&address, &address_len), 0);
+    char url[64];
+    struct net_client *client = NULL;
+    snprintf(url, sizeof url, "tcp://127.0.0.1:%u", ntohs(address.sin_port));
+    ck_assert_int_eq(net_client_open(url, 32 * MESSAGE_MAX, &client, &err), OMEN_OK);
+    int fd = accept(listener, NULL, NULL);
+    ck_assert_int_eq(write(fd, opening, sizeof opening), (ssize_t)sizeof opening);
+    sleep_ms(300); /* connected by now, or the calls below fail the test */
+    struct results r = RESULTS;
+    uint8_t *big = calloc(32, MESSAGE_MAX); /* more than any socket buffer takes */
+    for (int i = 0; i < 4; i++) {
+        struct bytes message = { big, 32 * (size_t)MESSAGE_MAX };
+        ck_assert_int_eq(net_call_start(client, message, 3600000, collect, &r, &err), OMEN_OK);
+    }
+    free(big);
+    sleep_ms(100);
+    close(listener);
+    close(fd);
+    wait_results(&r, 4);
+    ck_assert_uint_eq(r.by_code[OMEN_EUNKNOWN], 1);
+    ck_assert_uint_eq(r.by_code[OMEN_EUNAVAILABLE], 3);
+    net_client_close(client);
 }
 END_TEST
 
@@ -371,6 +431,7 @@ START_TEST(ipc_serves_too)
     struct buf reply;
     buf_init(&reply);
     ck_assert_int_eq(net_client_open(url, MESSAGE_MAX, &client, &err), OMEN_OK);
+    wait_connected(client);
     ck_assert_int_eq(net_call(client, text("x"), 5000, &reply, &err), OMEN_OK);
     buf_fini(&reply);
     net_client_close(client);
@@ -463,6 +524,7 @@ int main(void)
     tcase_add_test(calls, nobody_listening_is_unavailable_long_before_the_deadline);
     tcase_add_test(calls, client_returns_to_a_restarted_server);
     tcase_add_test(calls, oversize_messages_are_refused);
+    tcase_add_test(calls, a_lost_connection_tells_sent_from_unsent);
     tcase_add_test(calls, stop_waits_for_the_handlers_and_sends_their_replies);
     tcase_add_test(calls, closing_a_client_cancels_its_calls);
     tcase_add_test(calls, hostile_peers_are_cut_off);
