@@ -16,16 +16,16 @@ struct net_request; /* one request in service; owned by the handler until net_re
 
 struct net_server_options {
     const char *url;
-    uint32_t contexts;          /* requests in service, default 128, 1..4096 */
-    size_t message_bytes_max;   /* RECVMAXSZ; larger announcements cut the connection */
+    uint32_t contexts;        /* requests in service, default 128, 1..4096 */
+    size_t message_bytes_max; /* RECVMAXSZ; larger announcements cut the connection */
     /* Called on an nng thread for each request: must not block for long; hand over to a worker and net_reply later from
      * any thread. `message` is valid until net_reply. */
     void (*handle)(void *arg, struct net_request *request, struct bytes message);
     void *arg;
 };
 
-OMEN_CHECKED enum omen_err net_server_start(const struct net_server_options *options, struct net_server **server_out,
-        struct err *err);
+OMEN_CHECKED enum omen_err net_server_start(const struct net_server_options *options,
+        struct net_server **server_out, struct err *err);
 /* The port chosen for ":0". 0 for ipc. */
 uint16_t net_server_port(const struct net_server *server);
 /* Stop taking requests, wait until every handler has replied, free. */
@@ -38,15 +38,16 @@ struct net_call; /* one outstanding request */
 
 /* Connects in the background and reconnects by itself. Without a connection for 200 ms (500 ms before the first one) calls
  * end with OMEN_EUNAVAILABLE at once, whatever their timeout, so that the caller can go to another endpoint. */
-OMEN_CHECKED enum omen_err net_client_open(const char *url, size_t message_bytes_max, struct net_client **client_out,
-        struct err *err);
-void net_client_close(struct net_client *client); /* outstanding calls end with OMEN_ECANCELED; not from `done` */
+OMEN_CHECKED enum omen_err net_client_open(const char *url, size_t message_bytes_max,
+        struct net_client **client_out, struct err *err);
+void net_client_close(
+        struct net_client *client); /* outstanding calls end with OMEN_ECANCELED; not from `done` */
 
 /* Asynchronous: `done` runs on an nng thread with the reply (valid during the call) or an error: OMEN_EUNAVAILABLE (never
  * sent: not connected), OMEN_EUNKNOWN (sent, connection lost or deadline passed before the reply). */
 typedef void (*net_done)(void *arg, enum omen_err result, struct bytes reply);
-OMEN_CHECKED enum omen_err net_call_start(struct net_client *client, struct bytes message, uint32_t timeout_ms,
-        net_done done, void *arg, struct err *err);
+OMEN_CHECKED enum omen_err net_call_start(struct net_client *client, struct bytes message,
+        uint32_t timeout_ms, net_done done, void *arg, struct err *err);
 /* Blocking; the reply is appended to `reply`. */
 OMEN_CHECKED enum omen_err net_call(struct net_client *client, struct bytes message, uint32_t timeout_ms,
         struct buf *reply, struct err *err);
@@ -59,8 +60,8 @@ struct net_http_page {
     int (*handle)(void *arg, struct buf *body, const char **content_type_out);
     void *arg;
 };
-OMEN_CHECKED enum omen_err net_http_start(const char *url, const struct net_http_page *pages, uint32_t page_count,
-        struct net_http **http_out, struct err *err); /* "http://127.0.0.1:7701" */
+OMEN_CHECKED enum omen_err net_http_start(const char *url, const struct net_http_page *pages,
+        uint32_t page_count, struct net_http **http_out, struct err *err); /* "http://127.0.0.1:7701" */
 uint16_t net_http_port(const struct net_http *http);
 void net_http_stop(struct net_http *http);
 

@@ -18,10 +18,10 @@
 #define WIRE_VERSION_MAX 1
 #define WIRE_MESSAGE_BYTES_MAX (48u << 20) /* also nng's RECVMAXSZ */
 #define WIRE_API_KEY_BYTES_MAX 256
-#define WIRE_ELEMENTS_MAX 2000000      /* values in one message, map keys included */
-#define WIRE_DEPTH_MAX 32              /* nested arrays and maps, the outermost included; msgpack-c's own limit */
+#define WIRE_ELEMENTS_MAX 2000000 /* values in one message, map keys included */
+#define WIRE_DEPTH_MAX 32         /* nested arrays and maps, the outermost included; msgpack-c's own limit */
 #define WIRE_TOKENS_MAX 1024
-#define WIRE_PATHS_MAX 256             /* of one selection or delete_payload */
+#define WIRE_PATHS_MAX 256 /* of one selection or delete_payload */
 #define WIRE_CURSOR_BYTES_MAX 1024
 #define WIRE_CLIENT_NAME_BYTES_MAX 128
 #define WIRE_DEADLINE_MS_MAX 3600000u
@@ -31,12 +31,23 @@
 #define WIRE_REPLICATION_MAX 7
 
 enum wire_op {
-    WIRE_HELLO = 1,             /* versions, limits, server name and version; needs no key */
-    WIRE_COLLECTION_CREATE, WIRE_COLLECTION_LIST, WIRE_COLLECTION_DESCRIBE, WIRE_COLLECTION_DROP,
-    WIRE_ALIAS_SET, WIRE_ALIAS_DROP,
-    WIRE_UPSERT, WIRE_DELETE, WIRE_SET_PAYLOAD, WIRE_OVERWRITE_PAYLOAD, WIRE_DELETE_PAYLOAD,
-    WIRE_GET, WIRE_SCROLL, WIRE_COUNT, WIRE_SEARCH,
-    WIRE_STATUS,                /* server status for omenctl */
+    WIRE_HELLO = 1, /* versions, limits, server name and version; needs no key */
+    WIRE_COLLECTION_CREATE,
+    WIRE_COLLECTION_LIST,
+    WIRE_COLLECTION_DESCRIBE,
+    WIRE_COLLECTION_DROP,
+    WIRE_ALIAS_SET,
+    WIRE_ALIAS_DROP,
+    WIRE_UPSERT,
+    WIRE_DELETE,
+    WIRE_SET_PAYLOAD,
+    WIRE_OVERWRITE_PAYLOAD,
+    WIRE_DELETE_PAYLOAD,
+    WIRE_GET,
+    WIRE_SCROLL,
+    WIRE_COUNT,
+    WIRE_SEARCH,
+    WIRE_STATUS, /* server status for omenctl */
     WIRE_OP_COUNT
 };
 const char *wire_op_name(enum wire_op op); /* "points.upsert", as on the wire */
@@ -47,9 +58,9 @@ enum wire_role wire_op_role(enum wire_op op);
 
 /* Names of vector fields as the client gave them; resolved to schema positions by the router. */
 struct wire_vector_column {
-    struct bytes field;             /* "" unnamed */
-    const uint8_t *data;            /* [count][dim] little-endian f32, unaligned */
-    uint64_t bytes;                 /* a multiple of 4 * count, checked */
+    struct bytes field;  /* "" unnamed */
+    const uint8_t *data; /* [count][dim] little-endian f32, unaligned */
+    uint64_t bytes;      /* a multiple of 4 * count, checked */
 };
 
 struct wire_selection {
@@ -63,16 +74,16 @@ struct wire_selection {
 };
 
 struct wire_search {
-    struct bytes field;             /* vector field name */
-    struct bytes query;             /* raw f32 bytes; empty when by_id */
-    bool by_id;                     /* query is the stored vector of this point, which is left out of the result */
+    struct bytes field; /* vector field name */
+    struct bytes query; /* raw f32 bytes; empty when by_id */
+    bool by_id;         /* query is the stored vector of this point, which is left out of the result */
     point_id query_id;
-    struct doc query_key;           /* shard key value of the point, absent if none */
+    struct doc query_key; /* shard key value of the point, absent if none */
     uint32_t k, offset;
     bool has_score_threshold;
     float score_threshold;
-    const struct filter *filter;    /* parsed by decode */
-    struct doc filter_doc;          /* as given; encode writes this one, absent = none */
+    const struct filter *filter; /* parsed by decode */
+    struct doc filter_doc;       /* as given; encode writes this one, absent = none */
     struct wire_selection selection;
 };
 
@@ -80,26 +91,34 @@ struct wire_request {
     enum wire_op op;
     uint32_t version;
     struct bytes api_key;
-    struct bytes collection;        /* name or alias */
-    uint32_t deadline_ms;           /* relative; 0 = server's default */
+    struct bytes collection; /* name or alias */
+    uint32_t deadline_ms;    /* relative; 0 = server's default */
     enum consistency consistency;
-    const struct token *tokens;     /* session tokens the client holds */
+    const struct token *tokens; /* session tokens the client holds */
     uint32_t token_count;
     union {
-        struct { uint32_t version_min, version_max; struct bytes client_name; } hello;
+        struct {
+            uint32_t version_min, version_max;
+            struct bytes client_name;
+        } hello;
         struct catalog_change catalog; /* create, drop, alias.*: names already checked */
-        struct { /* all writes of points */
+        struct {                       /* all writes of points */
             struct op_id op_id;
             uint32_t count;
-            const point_id *ids;             /* [count] */
-            const struct doc *payloads;      /* [count] or NULL; upsert, set, overwrite. Checked to be objects */
-            const struct doc *keys;          /* [count] shard key values, or NULL; delete and payload ops */
+            const point_id *ids;        /* [count] */
+            const struct doc *payloads; /* [count] or NULL; upsert, set, overwrite. Checked to be objects */
+            const struct doc *keys;     /* [count] shard key values, or NULL; delete and payload ops */
             const struct wire_vector_column *columns;
-            uint32_t column_count;           /* upsert */
-            struct doc payload_paths;        /* delete_payload: array of path strings, each checked to parse */
-            bool wait_accepted;              /* wait level: reply when durable is the default */
+            uint32_t column_count;    /* upsert */
+            struct doc payload_paths; /* delete_payload: array of path strings, each checked to parse */
+            bool wait_accepted;       /* wait level: reply when durable is the default */
         } write;
-        struct { const point_id *ids; const struct doc *keys; uint32_t count; struct wire_selection selection; } get;
+        struct {
+            const point_id *ids;
+            const struct doc *keys;
+            uint32_t count;
+            struct wire_selection selection;
+        } get;
         struct {
             struct bytes cursor;
             uint32_t limit;
@@ -107,8 +126,14 @@ struct wire_request {
             struct doc filter_doc;
             struct wire_selection selection;
         } scroll;
-        struct { const struct filter *filter; struct doc filter_doc; } count;
-        struct { const struct wire_search *searches; uint32_t count; } search;
+        struct {
+            const struct filter *filter;
+            struct doc filter_doc;
+        } count;
+        struct {
+            const struct wire_search *searches;
+            uint32_t count;
+        } search;
     };
 };
 
@@ -119,41 +144,74 @@ OMEN_CHECKED enum omen_err message_decode_request(struct bytes message, struct a
 
 /* Client side: the same struct to bytes, appended to `out`. Checks only what has no encoding; the server checks the rest.
  * Filters are written from `filter_doc`. Errors: OMEN_EINVAL, OMEN_ENOMEM, OMEN_ETOOBIG (WIRE_MESSAGE_BYTES_MAX). */
-OMEN_CHECKED enum omen_err message_encode_request(const struct wire_request *request, struct buf *out, struct err *err);
+OMEN_CHECKED enum omen_err message_encode_request(const struct wire_request *request, struct buf *out,
+        struct err *err);
 
 struct wire_collection_info {
     const struct map_collection *collection;
     uint64_t points, stream_bytes, meta_bytes, unindexed, applied_ops;
-    const struct shard_stats *shards;   /* [collection->shard_count], or NULL when not asked (list) */
+    const struct shard_stats *shards; /* [collection->shard_count], or NULL when not asked (list) */
 };
 
 struct wire_search_result {
     const struct hit *hits;
     uint32_t count;
-    uint32_t field;                 /* schema position searched; encode takes the metric from there */
-    bool higher_is_nearer;          /* set by decode */
+    uint32_t field;        /* schema position searched; encode takes the metric from there */
+    bool higher_is_nearer; /* set by decode */
 };
 
-struct wire_shard_outcome { uint64_t shard; enum omen_err code; uint32_t count; };
+struct wire_shard_outcome {
+    uint64_t shard;
+    enum omen_err code;
+    uint32_t count;
+};
 
 struct wire_reply {
     enum wire_op op;
-    enum omen_err code;             /* not OK: only `err` is encoded (and the shards of a write) */
+    enum omen_err code; /* not OK: only `err` is encoded (and the shards of a write) */
     struct err err;
-    const struct collection_schema *schema; /* names of vector fields and metric for points and hits; may be NULL */
-    const struct token *tokens;     /* of the shards touched */
+    const struct collection_schema
+            *schema;            /* names of vector fields and metric for points and hits; may be NULL */
+    const struct token *tokens; /* of the shards touched */
     uint32_t token_count;
-    uint64_t engine_ns;             /* longest time inside storage */
+    uint64_t engine_ns; /* longest time inside storage */
     union {
-        struct { uint32_t version; const char *server_version, *commit; } hello;
-        struct { const struct wire_collection_info *items; uint32_t count; const struct map *map; } collections; /* list, describe */
-        struct { uint64_t collection_id; } created;
+        struct {
+            uint32_t version;
+            const char *server_version, *commit;
+        } hello;
+        struct {
+            const struct wire_collection_info *items;
+            uint32_t count;
+            const struct map *map;
+        } collections; /* list, describe */
+        struct {
+            uint64_t collection_id;
+        } created;
         /* Encoded beside an error too: what became of each shard's part. */
-        struct { uint32_t affected; bool duplicate; const struct wire_shard_outcome *shards; uint32_t shard_count; } write;
-        struct { const struct point_view *points; uint32_t count; struct bytes cursor; } points; /* get, scroll; empty cursor = end */
-        struct { uint64_t points; } count;
-        struct { const struct wire_search_result *results; uint32_t count; uint64_t rows_scanned; uint32_t shards_asked, shards_total; } search;
-        struct { struct doc doc; } status;
+        struct {
+            uint32_t affected;
+            bool duplicate;
+            const struct wire_shard_outcome *shards;
+            uint32_t shard_count;
+        } write;
+        struct {
+            const struct point_view *points;
+            uint32_t count;
+            struct bytes cursor;
+        } points; /* get, scroll; empty cursor = end */
+        struct {
+            uint64_t points;
+        } count;
+        struct {
+            const struct wire_search_result *results;
+            uint32_t count;
+            uint64_t rows_scanned;
+            uint32_t shards_asked, shards_total;
+        } search;
+        struct {
+            struct doc doc;
+        } status;
     };
 };
 

@@ -1,13 +1,13 @@
-/* Requests of the client protocol: every op survives the round trip, every kind of bad input is an error that names its field. */
+/* Requests of the client protocol: every op survives the round trip, every kind of bad input is an error that
+ * names its field. Messages are made by hand with the packer of common/wire. */
 #include <check.h>
 #include <math.h>
-#include <msgpack.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
 
 #include "common/json.h"
-#include "common/wire/message.h"
+#include "common/wire/value.h"
 
 #define STR(text) ((struct bytes){ (const uint8_t *)(text), strlen(text) })
 
