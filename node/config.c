@@ -25,71 +25,201 @@ static const char *const roles[] = { "read-only", "read-write", "admin", NULL };
 static const enum wire_role role_values[] = { WIRE_ROLE_READ, WIRE_ROLE_WRITE, WIRE_ROLE_ADMIN };
 
 static const struct config_key api_key_keys[] = {
-    { .name = "name", .type = CONFIG_STRING, .offset = offsetof(struct node_config_key, name), .default_text = NULL,
+    { .name = "name",
+            .type = CONFIG_STRING,
+            .offset = offsetof(struct node_config_key, name),
+            .default_text = NULL,
             .help = "what logs and errors call this key" },
-    { .name = "key", .type = CONFIG_STRING, .offset = offsetof(struct node_config_key, key), .default_text = "",
+    { .name = "key",
+            .type = CONFIG_STRING,
+            .offset = offsetof(struct node_config_key, key),
+            .default_text = "",
             .help = "the key itself, or give key_file" },
-    { .name = "key_file", .type = CONFIG_STRING, .offset = offsetof(struct node_config_key, key_file),
-            .default_text = "", .help = "file whose first line is the key" },
-    { .name = "role", .type = CONFIG_ENUM, .offset = offsetof(struct node_config_key, role),
-            .default_text = "read-only", .choices = roles, .help = "read-only, read-write or admin" },
+    { .name = "key_file",
+            .type = CONFIG_STRING,
+            .offset = offsetof(struct node_config_key, key_file),
+            .default_text = "",
+            .help = "file whose first line is the key" },
+    { .name = "role",
+            .type = CONFIG_ENUM,
+            .offset = offsetof(struct node_config_key, role),
+            .default_text = "read-only",
+            .choices = roles,
+            .help = "read-only, read-write or admin" },
     { .name = NULL },
 };
 
 #define AT(field) .offset = offsetof(struct node_config, field)
 
 const struct config_key node_config_keys[] = {
-    { .name = "listen", .type = CONFIG_STRING, AT(listen), .default_text = "tcp://127.0.0.1:7700",
+    { .name = "listen",
+            .type = CONFIG_STRING,
+            AT(listen),
+            .default_text = "tcp://127.0.0.1:7700",
             .help = "where clients connect; port 0 takes a free one" },
-    { .name = "http_listen", .type = CONFIG_STRING, AT(http_listen), .default_text = "http://127.0.0.1:7701",
+    { .name = "http_listen",
+            .type = CONFIG_STRING,
+            AT(http_listen),
+            .default_text = "http://127.0.0.1:7701",
             .help = "where /metrics, /healthz and /readyz are served" },
-    { .name = "data_dir", .type = CONFIG_STRING, AT(data_dir), .default_text = "omendb-data",
+    { .name = "data_dir",
+            .type = CONFIG_STRING,
+            AT(data_dir),
+            .default_text = "omendb-data",
             .help = "directory that holds everything; created when missing" },
-    { .name = "log.level", .type = CONFIG_ENUM, AT(log_level), .default_text = "info", .choices = log_levels,
+    { .name = "log.level",
+            .type = CONFIG_ENUM,
+            AT(log_level),
+            .default_text = "info",
+            .choices = log_levels,
             .help = "debug, info, warn or error" },
-    { .name = "log.format", .type = CONFIG_ENUM, AT(log_format), .default_text = "text", .choices = log_formats,
+    { .name = "log.format",
+            .type = CONFIG_ENUM,
+            AT(log_format),
+            .default_text = "text",
+            .choices = log_formats,
             .help = "text or json, one line per event on stderr" },
-    { .name = "auth.keys", .type = CONFIG_LIST, AT(api_keys), .default_text = "", .item_keys = api_key_keys,
-            .item_bytes = sizeof(struct node_config_key), .item_count_max = NODE_API_KEYS_MAX,
+    { .name = "auth.keys",
+            .type = CONFIG_LIST,
+            AT(api_keys),
+            .default_text = "",
+            .item_keys = api_key_keys,
+            .item_bytes = sizeof(struct node_config_key),
+            .item_count_max = NODE_API_KEYS_MAX,
             .help = "API keys; without any, everybody who can connect may do everything" },
-    { .name = "limits.requests_in_service", .type = CONFIG_U64, AT(requests_in_service), .default_text = "256",
-            .min = 1, .max = 3000, .help = "requests served at once; above it clients are told to retry" },
-    { .name = "limits.default_deadline", .type = CONFIG_DURATION, AT(default_deadline_ns), .default_text = "30s",
-            .min = MS_NS, .max = HOUR_NS, .help = "deadline of requests that give none" },
-    { .name = "limits.max_deadline", .type = CONFIG_DURATION, AT(max_deadline_ns), .default_text = "300s",
-            .min = MS_NS, .max = HOUR_NS, .help = "longer deadlines are cut to this" },
-    { .name = "limits.shards", .type = CONFIG_U64, AT(shards), .default_text = "1024", .min = 1, .max = 65536,
+    { .name = "limits.requests_in_service",
+            .type = CONFIG_U64,
+            AT(requests_in_service),
+            .default_text = "256",
+            .min = 1,
+            .max = 3000,
+            .help = "requests served at once; above it clients are told to retry" },
+    { .name = "limits.default_deadline",
+            .type = CONFIG_DURATION,
+            AT(default_deadline_ns),
+            .default_text = "30s",
+            .min = MS_NS,
+            .max = HOUR_NS,
+            .help = "deadline of requests that give none" },
+    { .name = "limits.max_deadline",
+            .type = CONFIG_DURATION,
+            AT(max_deadline_ns),
+            .default_text = "300s",
+            .min = MS_NS,
+            .max = HOUR_NS,
+            .help = "longer deadlines are cut to this" },
+    { .name = "limits.shards",
+            .type = CONFIG_U64,
+            AT(shards),
+            .default_text = "1024",
+            .min = 1,
+            .max = 65536,
             .help = "shards this node will hold; each takes files, memory and disk" },
-    { .name = "limits.read_bytes", .type = CONFIG_BYTES, AT(read_bytes), .default_text = "128MiB", .min = MIB,
-            .max = 4 * GIB, .help = "memory that one read of one shard may use for its result" },
-    { .name = "storage.chunk_bytes", .type = CONFIG_BYTES, AT(chunk_bytes), .default_text = "64MiB", .min = 64 * KIB,
-            .max = GIB, .help = "size of the append stream's files, a multiple of 4096" },
-    { .name = "storage.delta_bytes_max", .type = CONFIG_BYTES, AT(delta_bytes_max), .default_text = "64MiB",
-            .min = 64 * KIB, .max = 16 * GIB, .help = "metadata kept in memory per shard before it is merged on disk" },
-    { .name = "storage.applied_ops_max", .type = CONFIG_U64, AT(applied_ops_max), .default_text = "1000000", .min = 1000,
-            .max = 100000000, .help = "op ids remembered per shard, so that a retried write is applied once" },
-    { .name = "wal.segment_bytes", .type = CONFIG_BYTES, AT(wal_segment_bytes), .default_text = "32MiB",
-            .min = 64 * KIB, .max = GIB, .help = "size of the write-ahead log's files" },
-    { .name = "wal.bytes_max", .type = CONFIG_BYTES, AT(wal_bytes_max), .default_text = "256MiB", .min = MIB,
-            .max = 64 * GIB, .help = "above it the shard that holds the oldest entries is checkpointed" },
-    { .name = "wal.batch_bytes_max", .type = CONFIG_BYTES, AT(wal_batch_bytes_max), .default_text = "4MiB",
-            .min = 64 * KIB, .max = 256 * MIB, .help = "log bytes written and synced at once" },
-    { .name = "checkpoint.interval", .type = CONFIG_DURATION, AT(checkpoint_interval_ns), .default_text = "30s",
-            .min = 100 * MS_NS, .max = 24 * HOUR_NS, .help = "a shard that was written to is checkpointed this often" },
-    { .name = "checkpoint.log_bytes", .type = CONFIG_BYTES, AT(checkpoint_log_bytes), .default_text = "64MiB",
-            .min = 64 * KIB, .max = 64 * GIB, .help = "or after this much log since its last checkpoint" },
-    { .name = "write.shard_inflight_bytes", .type = CONFIG_BYTES, AT(write_shard_bytes), .default_text = "64MiB",
-            .min = MIB, .max = 16 * GIB, .help = "writes queued per shard; above it clients are told to retry" },
-    { .name = "write.node_inflight_bytes", .type = CONFIG_BYTES, AT(write_node_bytes), .default_text = "256MiB",
-            .min = MIB, .max = 64 * GIB, .help = "the same for all shards together" },
-    { .name = "write.apply_threads", .type = CONFIG_U64, AT(apply_threads), .default_text = "1", .min = 1, .max = 64,
+    { .name = "limits.read_bytes",
+            .type = CONFIG_BYTES,
+            AT(read_bytes),
+            .default_text = "128MiB",
+            .min = MIB,
+            .max = 4 * GIB,
+            .help = "memory that one read of one shard may use for its result" },
+    { .name = "storage.chunk_bytes",
+            .type = CONFIG_BYTES,
+            AT(chunk_bytes),
+            .default_text = "64MiB",
+            .min = 64 * KIB,
+            .max = GIB,
+            .help = "size of the append stream's files, a multiple of 4096" },
+    { .name = "storage.delta_bytes_max",
+            .type = CONFIG_BYTES,
+            AT(delta_bytes_max),
+            .default_text = "64MiB",
+            .min = 64 * KIB,
+            .max = 16 * GIB,
+            .help = "metadata kept in memory per shard before it is merged on disk" },
+    { .name = "storage.applied_ops_max",
+            .type = CONFIG_U64,
+            AT(applied_ops_max),
+            .default_text = "1000000",
+            .min = 1000,
+            .max = 100000000,
+            .help = "op ids remembered per shard, so that a retried write is applied once" },
+    { .name = "wal.segment_bytes",
+            .type = CONFIG_BYTES,
+            AT(wal_segment_bytes),
+            .default_text = "32MiB",
+            .min = 64 * KIB,
+            .max = GIB,
+            .help = "size of the write-ahead log's files" },
+    { .name = "wal.bytes_max",
+            .type = CONFIG_BYTES,
+            AT(wal_bytes_max),
+            .default_text = "256MiB",
+            .min = MIB,
+            .max = 64 * GIB,
+            .help = "above it the shard that holds the oldest entries is checkpointed" },
+    { .name = "wal.batch_bytes_max",
+            .type = CONFIG_BYTES,
+            AT(wal_batch_bytes_max),
+            .default_text = "4MiB",
+            .min = 64 * KIB,
+            .max = 256 * MIB,
+            .help = "log bytes written and synced at once" },
+    { .name = "checkpoint.interval",
+            .type = CONFIG_DURATION,
+            AT(checkpoint_interval_ns),
+            .default_text = "30s",
+            .min = 100 * MS_NS,
+            .max = 24 * HOUR_NS,
+            .help = "a shard that was written to is checkpointed this often" },
+    { .name = "checkpoint.log_bytes",
+            .type = CONFIG_BYTES,
+            AT(checkpoint_log_bytes),
+            .default_text = "64MiB",
+            .min = 64 * KIB,
+            .max = 64 * GIB,
+            .help = "or after this much log since its last checkpoint" },
+    { .name = "write.shard_inflight_bytes",
+            .type = CONFIG_BYTES,
+            AT(write_shard_bytes),
+            .default_text = "64MiB",
+            .min = MIB,
+            .max = 16 * GIB,
+            .help = "writes queued per shard; above it clients are told to retry" },
+    { .name = "write.node_inflight_bytes",
+            .type = CONFIG_BYTES,
+            AT(write_node_bytes),
+            .default_text = "256MiB",
+            .min = MIB,
+            .max = 64 * GIB,
+            .help = "the same for all shards together" },
+    { .name = "write.apply_threads",
+            .type = CONFIG_U64,
+            AT(apply_threads),
+            .default_text = "1",
+            .min = 1,
+            .max = 64,
             .help = "threads that apply logged writes; a shard belongs to one of them" },
-    { .name = "search.threads", .type = CONFIG_U64, AT(search_threads), .default_text = "0", .min = 0,
-            .max = SEARCH_THREADS_MAX, .help = "threads for searches and scans; 0 = one per core" },
-    { .name = "search.queue", .type = CONFIG_U64, AT(search_queue), .default_text = "1024", .min = 1, .max = 1000000,
+    { .name = "search.threads",
+            .type = CONFIG_U64,
+            AT(search_threads),
+            .default_text = "0",
+            .min = 0,
+            .max = SEARCH_THREADS_MAX,
+            .help = "threads for searches and scans; 0 = one per core" },
+    { .name = "search.queue",
+            .type = CONFIG_U64,
+            AT(search_queue),
+            .default_text = "1024",
+            .min = 1,
+            .max = 1000000,
             .help = "reads waiting for a thread; above it clients are told to retry" },
-    { .name = "disk.min_free_percent", .type = CONFIG_F64, AT(disk_min_free_percent), .default_text = "10", .min = 0,
-            .max = 90, .help = "below this much free disk only reads and deletes are served; 0 = never refuse" },
+    { .name = "disk.min_free_percent",
+            .type = CONFIG_F64,
+            AT(disk_min_free_percent),
+            .default_text = "10",
+            .min = 0,
+            .max = 90,
+            .help = "below this much free disk only reads and deletes are served; 0 = never refuse" },
     { .name = NULL },
 };
 
@@ -117,21 +247,14 @@ void node_config_node(const struct node_config *config, struct node_options *opt
     options->host.log.batch_bytes_max = config->wal_batch_bytes_max;
 }
 
-void node_config_router(const struct node_config *config, struct router_options *options)
-{
-    options->listen_url = config->listen;
-    options->requests_max = (uint32_t)config->requests_in_service;
-    options->default_deadline_ns = config->default_deadline_ns;
-    options->max_deadline_ns = config->max_deadline_ns;
-}
-
 static enum omen_err key_text(const struct node_config_key *item, uint32_t i, struct vfs *vfs, char *out,
         struct err *err)
 {
     char where[64];
     snprintf(where, sizeof where, "auth.keys[%u]", i);
     bool inline_key = item->key[0] != '\0', from_file = item->key_file[0] != '\0';
-    if (inline_key == from_file) return err_set(err, OMEN_EINVAL, where, "%s: give key or key_file, one of them", where);
+    if (inline_key == from_file)
+        return err_set(err, OMEN_EINVAL, where, "%s: give key or key_file, one of them", where);
     const char *text = item->key;
     size_t len = strlen(text);
     uint8_t *data = NULL;
@@ -145,8 +268,8 @@ static enum omen_err key_text(const struct node_config_key *item, uint32_t i, st
     }
     enum omen_err rc = OMEN_OK;
     if (len < API_KEY_BYTES_MIN || len > WIRE_API_KEY_BYTES_MAX) {
-        rc = err_set(err, OMEN_EINVAL, where, "%s: a key has %d to %d bytes, this one %zu", where, API_KEY_BYTES_MIN,
-                WIRE_API_KEY_BYTES_MAX, len);
+        rc = err_set(err, OMEN_EINVAL, where, "%s: a key has %d to %d bytes, this one %zu", where,
+                API_KEY_BYTES_MIN, WIRE_API_KEY_BYTES_MAX, len);
     } else {
         memcpy(out, text, len);
         out[len] = '\0';
@@ -156,13 +279,13 @@ static enum omen_err key_text(const struct node_config_key *item, uint32_t i, st
     return rc;
 }
 
-enum omen_err node_config_api_keys(const struct node_config *config, struct vfs *vfs, struct router_api_key *keys_out,
-        uint32_t *count_out, struct err *err)
+enum omen_err node_config_api_keys(const struct node_config *config, struct vfs *vfs,
+        struct node_api_key *keys_out, uint32_t *count_out, struct err *err)
 {
     const struct node_config_key *items = config->api_keys.items;
     *count_out = 0;
     for (uint32_t i = 0; i < config->api_keys.count; i++) {
-        struct router_api_key *key = &keys_out[i];
+        struct node_api_key *key = &keys_out[i];
         memset(key, 0, sizeof *key);
         snprintf(key->name, sizeof key->name, "%s", items[i].name);
         key->role = role_values[items[i].role];
@@ -193,8 +316,9 @@ static void print_keys(const struct config_key *keys, const char *prefix)
     for (const struct config_key *key = keys; key->name != NULL; key++) {
         char name[96];
         snprintf(name, sizeof name, "%s%s", prefix, key->name);
-        const char *value = key->default_text == NULL ? "(required)" : key->default_text[0] == '\0' ? "(none)" :
-                key->default_text;
+        const char *value = key->default_text == NULL ? "(required)"
+                : key->default_text[0] == '\0'        ? "(none)"
+                                                      : key->default_text;
         printf("  %-30s %-10s %-24s %s\n", name, type_name(key->type), value, key->help);
         if (key->item_keys != NULL) {
             snprintf(name, sizeof name, "%s%s[].", prefix, key->name);

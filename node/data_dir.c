@@ -1,6 +1,6 @@
 /* Lock and identity of a data directory.
  *
- * NODE v1, 64 bytes, little-endian: 0 magic "OMND" | 4 u16 version | 6 u16 zero | 8 u32 crc32c of bytes 12..64 |
+ * NODE v1, 64 bytes, little-endian: 0 magic "OMND" | 4 u16 version | 6 u16 zero | 8 u32 crc32c of the rest |
  *   12 u32 zero | 16 u64 node id | 24 u64 incarnation | 32 u64 created_ms | 40 zero [24], checked */
 #include "common/err.h"
 
@@ -31,7 +31,8 @@ void data_dir_path(const struct data_dir *dir, const char *name, char *out)
 void data_dir_shard_path(const struct data_dir *dir, uint64_t group, uint64_t replica_id, char *out)
 {
     char name[64];
-    snprintf(name, sizeof name, "shards/%llu-%llu", (unsigned long long)group, (unsigned long long)replica_id);
+    snprintf(name, sizeof name, "shards/%llu-%llu", (unsigned long long)group,
+            (unsigned long long)replica_id);
     data_dir_path(dir, name, out);
 }
 
@@ -87,7 +88,8 @@ static enum omen_err refuse_orphaned(struct data_dir *dir, const char *node_path
         enum omen_err rc = vfs_exists(dir->vfs, path, &there, err);
         if (rc == OMEN_OK && there) rc = vfs_list(dir->vfs, path, any_entry, &found, err);
         if (rc != OMEN_OK) return rc;
-        if (found) return err_corrupt(err, node_path, 0, "the identity file is missing although there are data");
+        if (found)
+            return err_corrupt(err, node_path, 0, "the identity file is missing although there are data");
     }
     return OMEN_OK;
 }
@@ -102,7 +104,13 @@ static uint64_t random_id(void)
     return v;
 }
 
-static enum omen_err identity_create(struct data_dir *dir, const char *path, struct clock *clock, struct err *err)
+static uint32_t identity_crc(const uint8_t raw[NODE_FILE_BYTES])
+{
+    return crc32c(crc32c(0, raw, 8), raw + 12, NODE_FILE_BYTES - 12);
+}
+
+static enum omen_err identity_create(struct data_dir *dir, const char *path, struct clock *clock,
+        struct err *err)
 {
     enum omen_err rc = refuse_orphaned(dir, path, err);
     if (rc != OMEN_OK) return rc;
@@ -117,7 +125,7 @@ static enum omen_err identity_create(struct data_dir *dir, const char *path, str
     store_u64(raw + 16, dir->identity.node_id);
     store_u64(raw + 24, dir->identity.incarnation);
     store_u64(raw + 32, dir->identity.created_ms);
-    store_u32(raw + 8, crc32c(0, raw + 12, sizeof raw - 12));
+    store_u32(raw + 8, identity_crc(raw));
     return vfs_replace_file(dir->vfs, path, raw, sizeof raw, err);
 }
 
@@ -127,17 +135,18 @@ static enum omen_err identity_parse(struct data_dir *dir, const char *path, cons
     if (len != NODE_FILE_BYTES) return err_corrupt(err, path, 0, "wrong length");
     if (load_u32(raw) != NODE_MAGIC) return err_corrupt(err, path, 0, "wrong magic");
     if (load_u16(raw + 4) != NODE_FORMAT_VERSION) {
-        return err_set(err, OMEN_EVERSION, "", "%s: format version %u, this program knows %d", path, load_u16(raw + 4),
-                NODE_FORMAT_VERSION);
+        return err_set(err, OMEN_EVERSION, "", "%s: format version %u, this program knows %d", path,
+                load_u16(raw + 4), NODE_FORMAT_VERSION);
     }
-    if (load_u32(raw + 8) != crc32c(0, raw + 12, NODE_FILE_BYTES - 12)) return err_corrupt(err, path, 8, "wrong checksum");
+    if (load_u32(raw + 8) != identity_crc(raw)) return err_corrupt(err, path, 8, "wrong checksum");
     dir->identity.node_id = load_u64(raw + 16);
     dir->identity.incarnation = load_u64(raw + 24);
     dir->identity.created_ms = load_u64(raw + 32);
     for (size_t i = 40; i < NODE_FILE_BYTES; i++) {
         if (raw[i] != 0) return err_corrupt(err, path, i, "not zero");
     }
-    if (dir->identity.node_id == 0 || dir->identity.node_id > UINT32_MAX) return err_corrupt(err, path, 16, "no node id");
+    if (dir->identity.node_id == 0 || dir->identity.node_id > UINT32_MAX)
+        return err_corrupt(err, path, 16, "no node id");
     return OMEN_OK;
 }
 
@@ -177,7 +186,8 @@ enum omen_err data_dir_open(struct data_dir *dir, struct vfs *vfs, const char *p
 {
     *dir = (struct data_dir){ .vfs = vfs, .lock_fd = -1 };
     if (path[0] == '\0' || strlen(path) >= NODE_PATH_BYTES_MAX - PATH_ROOM) {
-        return err_set(err, OMEN_EINVAL, "data_dir", "must be 1 to %d bytes long", NODE_PATH_BYTES_MAX - PATH_ROOM - 1);
+        return err_set(err, OMEN_EINVAL, "data_dir", "must be 1 to %d bytes long",
+                NODE_PATH_BYTES_MAX - PATH_ROOM - 1);
     }
     snprintf(dir->path, sizeof dir->path, "%s", path);
     enum omen_err rc = make_parents(path, err);

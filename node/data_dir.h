@@ -23,8 +23,8 @@ struct data_dir {
 
 /* Create what is missing, lock, read or make the identity. OMEN_EBUSY: locked by another process. OMEN_ECORRUPT: NODE is
  * damaged, or missing beside data. */
-OMEN_CHECKED enum omen_err data_dir_open(struct data_dir *dir, struct vfs *vfs, const char *path, struct clock *clock,
-        struct err *err);
+OMEN_CHECKED enum omen_err data_dir_open(struct data_dir *dir, struct vfs *vfs, const char *path,
+        struct clock *clock, struct err *err);
 void data_dir_close(struct data_dir *dir);
 
 /* "<data dir>/<name>" into `out` [NODE_PATH_BYTES_MAX]; paths are bounded at open. */

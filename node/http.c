@@ -33,7 +33,8 @@ static int page_readyz(void *arg, struct buf *body, const char **content_type_ou
     return why == NULL ? 200 : 503;
 }
 
-enum omen_err http_pages_start(const struct http_pages_options *options, struct http_pages **pages_out, struct err *err)
+enum omen_err http_pages_start(const struct http_pages_options *options, struct http_pages **pages_out,
+        struct err *err)
 {
     *pages_out = NULL;
     struct http_pages *pages = mem_must_calloc(1, sizeof *pages);

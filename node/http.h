@@ -15,8 +15,8 @@ struct http_pages_options {
     void *arg;
 };
 
-OMEN_CHECKED enum omen_err http_pages_start(const struct http_pages_options *options, struct http_pages **pages_out,
-        struct err *err);
+OMEN_CHECKED enum omen_err http_pages_start(const struct http_pages_options *options,
+        struct http_pages **pages_out, struct err *err);
 uint16_t http_pages_port(const struct http_pages *pages);
 void http_pages_stop(struct http_pages *pages); /* no page is being made any more when it returns */
 

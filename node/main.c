@@ -17,11 +17,11 @@
 #define OVERRIDES_MAX 256u
 
 enum exit_code {
-    EXIT_STOPPED = 0,   /* asked to stop, and did */
-    EXIT_FAILED = 1,    /* could not start: address in use, I/O error, no memory ... */
-    EXIT_USAGE = 2,     /* wrong options or configuration */
-    EXIT_IN_USE = 3,    /* the data directory belongs to another process */
-    EXIT_DAMAGED = 4,   /* data on disk fail their checksums, or are of a version this program does not know */
+    EXIT_STOPPED = 0, /* asked to stop, and did */
+    EXIT_FAILED = 1,  /* could not start: address in use, I/O error, no memory ... */
+    EXIT_USAGE = 2,   /* wrong options or configuration */
+    EXIT_IN_USE = 3,  /* the data directory belongs to another process */
+    EXIT_DAMAGED = 4, /* data on disk fail their checksums, or are of a version this program does not know */
 };
 
 static const char help_text[] =
@@ -40,7 +40,7 @@ static const char help_text[] =
         "\n"
         "SIGTERM and SIGINT stop it in order: requests in service are finished, every shard is checkpointed.\n"
         "exit codes: 0 stopped as asked, 1 could not start, 2 wrong options or configuration,\n"
-        "            3 the data directory is in use by another process, 4 data on disk are damaged (the file is named)\n";
+        "            3 the data directory is in use by another process, 4 data on disk are damaged (named)\n";
 
 struct options {
     bool standalone;
@@ -65,8 +65,18 @@ static bool override_add(struct options *o, const char *key, const char *value)
 /* false: stop with *exit_out. */
 static bool options_parse(int argc, char **argv, struct options *o, int *exit_out)
 {
-    enum { OPT_STANDALONE = 256, OPT_CONFIG, OPT_DATA, OPT_LISTEN, OPT_HTTP, OPT_SET, OPT_READY, OPT_HELP_CONFIG,
-        OPT_VERSION, OPT_HELP };
+    enum {
+        OPT_STANDALONE = 256,
+        OPT_CONFIG,
+        OPT_DATA,
+        OPT_LISTEN,
+        OPT_HTTP,
+        OPT_SET,
+        OPT_READY,
+        OPT_HELP_CONFIG,
+        OPT_VERSION,
+        OPT_HELP
+    };
     static const struct option longs[] = {
         { "standalone", no_argument, NULL, OPT_STANDALONE },
         { "config", required_argument, NULL, OPT_CONFIG },
@@ -92,10 +102,18 @@ static bool options_parse(int argc, char **argv, struct options *o, int *exit_ou
         case OPT_LISTEN: fine = override_add(o, "listen", optarg); break;
         case OPT_HTTP: fine = override_add(o, "http_listen", optarg); break;
         case OPT_SET: fine = override_add(o, "", optarg); break;
-        case OPT_HELP_CONFIG: node_config_print(); *exit_out = EXIT_STOPPED; return false;
-        case OPT_VERSION: printf("omen-node %s (%s)\n", OMEN_VERSION, version_commit()); *exit_out = EXIT_STOPPED;
+        case OPT_HELP_CONFIG:
+            node_config_print();
+            *exit_out = EXIT_STOPPED;
             return false;
-        case OPT_HELP: fputs(help_text, stdout); *exit_out = EXIT_STOPPED; return false;
+        case OPT_VERSION:
+            printf("omen-node %s (%s)\n", OMEN_VERSION, version_commit());
+            *exit_out = EXIT_STOPPED;
+            return false;
+        case OPT_HELP:
+            fputs(help_text, stdout);
+            *exit_out = EXIT_STOPPED;
+            return false;
         default: fputs("try omen-node --help\n", stderr); return false;
         }
         if (!fine) return false;
@@ -124,10 +142,10 @@ static enum omen_err ready_file_write(const char *path, const struct standalone 
 {
     struct buf b;
     buf_init(&b);
-    buf_printf(&b, "{\"listen\": \"%s\", \"http\": \"%s\", \"pid\": %ld}\n", standalone_url(s), standalone_http_url(s),
-            (long)getpid());
-    enum omen_err rc = b.failed ? err_set(err, OMEN_ENOMEM, "", "no memory") :
-            vfs_replace_file(vfs_posix(), path, b.data, b.len, err);
+    buf_printf(&b, "{\"listen\": \"%s\", \"http\": \"%s\", \"pid\": %ld}\n", standalone_url(s),
+            standalone_http_url(s), (long)getpid());
+    enum omen_err rc = b.failed ? err_set(err, OMEN_ENOMEM, "", "no memory")
+                                : vfs_replace_file(vfs_posix(), path, b.data, b.len, err);
     buf_fini(&b);
     return rc;
 }
@@ -180,13 +198,14 @@ int main(int argc, char **argv)
         struct config *config;
         struct err err;
         err_clear(&err);
-        enum omen_err rc = config_load(options.config_path, node_config_keys, (const char *const *)options.overrides,
-                options.override_count, &values, &config, &err);
+        enum omen_err rc = config_load(options.config_path, node_config_keys,
+                (const char *const *)options.overrides, options.override_count, &values, &config, &err);
         if (rc != OMEN_OK) {
             fprintf(stderr, "omen-node: %s\n", err.message);
             code = EXIT_USAGE;
         } else {
-            log_configure((enum log_level)values.log_level, (enum log_format)values.log_format, STDERR_FILENO);
+            log_configure((enum log_level)values.log_level, (enum log_format)values.log_format,
+                    STDERR_FILENO);
             code = serve(&values, options.ready_file, &signals);
             config_free(config);
         }

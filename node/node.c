@@ -47,8 +47,8 @@ static uint32_t table_position(const struct node *node, uint64_t shard_id)
     return low;
 }
 
-enum omen_err node_shard_open(struct node *node, const struct map_collection *collection, const struct map_shard *shard,
-        struct err *err)
+enum omen_err node_shard_open(struct node *node, const struct map_collection *collection,
+        const struct map_shard *shard, struct err *err)
 {
     char dir[NODE_PATH_BYTES_MAX];
     data_dir_shard_path(&node->dir, shard->shard_id, shard->replica_ids[0], dir);
@@ -114,13 +114,14 @@ static void service_submit(void *self, struct shard_call *call)
     }
     pthread_rwlock_rdlock(&node->table_lock);
     uint32_t at = table_position(node, call->shard_id);
-    struct shard_host *shard = at < node->slot_count && node->slots[at].shard_id == call->shard_id ?
-            node->slots[at].shard : NULL;
+    struct shard_host *shard = at < node->slot_count && node->slots[at].shard_id == call->shard_id
+            ? node->slots[at].shard
+            : NULL;
     if (shard != NULL) shard_host_hold(shard);
     pthread_rwlock_unlock(&node->table_lock);
     if (shard == NULL) {
-        call->code = err_set(&call->err, OMEN_ENOTFOUND, "collection", "shard %llu is not here: the collection was dropped",
-                (unsigned long long)call->shard_id);
+        call->code = err_set(&call->err, OMEN_ENOTFOUND, "collection",
+                "shard %llu is not here: the collection was dropped", (unsigned long long)call->shard_id);
         call->done(call);
         return;
     }
@@ -147,7 +148,8 @@ static const char *service_not_ready(void *self)
     struct node *node = self;
     if (atomic_load(&node->stopping)) return "stopping";
     if (atomic_load(&node->shard_stopped)) return "a shard has stopped taking writes, see the log";
-    if (atomic_load(&node->env.disk_full)) return "the disk is nearly full: only reads and deletes are served";
+    if (atomic_load(&node->env.disk_full))
+        return "the disk is nearly full: only reads and deletes are served";
     return NULL;
 }
 
@@ -253,7 +255,8 @@ static enum omen_err catalog_host(struct node *node, struct err *err)
 {
     char dir[NODE_PATH_BYTES_MAX];
     data_dir_path(&node->dir, "catalog", dir);
-    enum omen_err rc = catalog_open(node->options.vfs, dir, node->dir.identity.incarnation, &node->catalog, err);
+    enum omen_err rc = catalog_open(node->options.vfs, dir, node->dir.identity.incarnation, &node->catalog,
+            err);
     if (rc != OMEN_OK) return rc;
     struct replica_fsm fsm;
     catalog_fsm(node->catalog, &fsm);
@@ -328,7 +331,8 @@ enum omen_err node_open(const struct node_options *options, struct node **node_o
     struct node *node = node_new(options);
     enum omen_err rc = data_dir_open(&node->dir, options->vfs, options->data_dir, options->clock, err);
     if (rc == OMEN_OK) rc = host_open(node, err);
-    if (rc == OMEN_OK) rc = search_pool_start(options->search_threads, options->search_queue_max, &node->env.pool, err);
+    if (rc == OMEN_OK)
+        rc = search_pool_start(options->search_threads, options->search_queue_max, &node->env.pool, err);
     if (rc == OMEN_OK) rc = catalog_host(node, err);
     if (rc == OMEN_OK) {
         env_fill(node);

@@ -18,24 +18,26 @@ struct node;
 
 struct node_options {
     const char *data_dir;
-    struct vfs *vfs;                    /* borrowed */
-    struct clock *clock;                /* borrowed */
-    struct metrics *metrics;            /* borrowed; may be NULL */
-    struct replica_host_options host;   /* log.dir, log.node_id, vfs, clock and metrics are set by node_open */
-    struct shard_store_options store;   /* template: limits only */
-    uint32_t search_threads;            /* 0 = one per core */
-    uint32_t search_queue_max;          /* reads waiting for a thread; OMEN_EBUSY above; default 1024 */
-    uint64_t read_arena_bytes_max;      /* memory of one read's result; default 128 MiB */
-    uint64_t shard_inflight_bytes_max;  /* write bytes queued and proposed, per shard; OMEN_EBUSY above; 64 MiB */
-    uint64_t node_inflight_bytes_max;   /* of all shards; 256 MiB */
-    uint32_t shards_max;                /* open shards; creating more is OMEN_ETOOBIG; default 1024 */
-    double disk_min_free_percent;       /* writes but deletes are refused below; default 10; 0 = off */
+    struct vfs *vfs;                  /* borrowed */
+    struct clock *clock;              /* borrowed */
+    struct metrics *metrics;          /* borrowed; may be NULL */
+    struct replica_host_options host; /* log.dir, log.node_id, vfs, clock and metrics are set by node_open */
+    struct shard_store_options store; /* template: limits only */
+    uint32_t search_threads;          /* 0 = one per core */
+    uint32_t search_queue_max;        /* reads waiting for a thread; OMEN_EBUSY above; default 1024 */
+    uint64_t read_arena_bytes_max;    /* memory of one read's result; default 128 MiB */
+    uint64_t
+            shard_inflight_bytes_max; /* write bytes queued and proposed, per shard; OMEN_EBUSY above; 64 MiB */
+    uint64_t node_inflight_bytes_max; /* of all shards; 256 MiB */
+    uint32_t shards_max;              /* open shards; creating more is OMEN_ETOOBIG; default 1024 */
+    double disk_min_free_percent;     /* writes but deletes are refused below; default 10; 0 = off */
 };
 void node_options_default(struct node_options *options);
 
 /* Blocks until every shard is open and every logged entry applied. OMEN_EBUSY: the directory is another process's.
  * OMEN_ECORRUPT names file and offset; nothing is changed then (CORRECTNESS D3). */
-OMEN_CHECKED enum omen_err node_open(const struct node_options *options, struct node **node_out, struct err *err);
+OMEN_CHECKED enum omen_err node_open(const struct node_options *options, struct node **node_out,
+        struct err *err);
 /* Ends what is outstanding, checkpoints every shard. The metrics registry must not be rendered any more: it reads us. */
 void node_close(struct node *node);
 

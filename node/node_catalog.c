@@ -46,13 +46,14 @@ static void proposal_done(void *arg, enum omen_err result, uint64_t sequence, co
 }
 
 /* Record a change and wait until it is applied. */
-static enum omen_err catalog_propose(struct node *node, const struct catalog_change *change, uint64_t *collection_id_out,
-        struct err *err)
+static enum omen_err catalog_propose(struct node *node, const struct catalog_change *change,
+        uint64_t *collection_id_out, struct err *err)
 {
     uint32_t node_id = (uint32_t)node->dir.identity.node_id;
     uint8_t *entry;
     uint32_t len;
-    enum omen_err rc = catalog_entry_encode(change, clock_wall_ms(node->options.clock), &node_id, 1, &entry, &len);
+    enum omen_err rc = catalog_entry_encode(change, clock_wall_ms(node->options.clock), &node_id, 1, &entry,
+            &len);
     if (rc != OMEN_OK) return err_set(err, rc, "", "no memory to record the change");
     struct proposal p = { .finished = false };
     pthread_mutex_init(&p.mutex, NULL);
@@ -86,7 +87,8 @@ static void shard_remove(struct node *node, const struct map_shard *shard)
     data_dir_shard_path(&node->dir, shard->shard_id, shard->replica_ids[0], dir);
     struct err err;
     /* What is left behind goes at the next start. */
-    if (vfs_remove_tree(node->options.vfs, dir, &err) != OMEN_OK) LOG_WARN("shard.remove", "error=\"%s\"", err.message);
+    if (vfs_remove_tree(node->options.vfs, dir, &err) != OMEN_OK)
+        LOG_WARN("shard.remove", "error=\"%s\"", err.message);
     LOG_INFO("shard.drop", "shard=%llu", (unsigned long long)shard->shard_id);
 }
 
@@ -119,7 +121,8 @@ static enum omen_err create_effects(struct node *node, const char *name, struct 
             collection_remove(node, collection);
             node_map_publish(node, catalog_map(node->catalog));
         } else { /* stays in the catalog, unpublished; the next start opens it */
-            LOG_ERROR("collection.create", "collection=%s undo_error=\"%s\"", collection->name, undo_err.message);
+            LOG_ERROR("collection.create", "collection=%s undo_error=\"%s\"", collection->name,
+                    undo_err.message);
         }
     }
     map_unref(map);
@@ -131,7 +134,8 @@ static void drop_effects(struct node *node, struct map *before, uint64_t collect
     const struct map_collection *collection = map_find_id(before, collection_id);
     node_map_publish(node, catalog_map(node->catalog));
     if (collection == NULL) return;
-    LOG_INFO("collection.drop", "collection=%s id=%llu", collection->name, (unsigned long long)collection->id);
+    LOG_INFO("collection.drop", "collection=%s id=%llu", collection->name,
+            (unsigned long long)collection->id);
     collection_remove(node, collection);
 }
 
@@ -144,7 +148,8 @@ static enum omen_err create_admit(struct node *node, const struct catalog_change
         pthread_mutex_unlock(&node->env.disk_lock);
         return OMEN_EFULL;
     }
-    uint64_t shards = (uint64_t)node->slot_count + change->shard_count; /* only this thread changes slot_count */
+    uint64_t shards = (uint64_t)node->slot_count +
+            change->shard_count; /* only this thread changes slot_count */
     if (shards > node->options.shards_max) {
         return err_set(err, OMEN_ETOOBIG, "shards", "this node would hold %llu shards, limits.shards is %u",
                 (unsigned long long)shards, node->options.shards_max);
@@ -197,7 +202,8 @@ static void *catalog_main(void *arg)
         mem_free(item);
         bool late = call->deadline_ns != 0 && clock_monotonic_ns(node->options.clock) >= call->deadline_ns;
         if (late) {
-            call->code = err_set(&call->err, OMEN_EDEADLINE, "", "the deadline passed before the change was begun");
+            call->code = err_set(&call->err, OMEN_EDEADLINE, "",
+                    "the deadline passed before the change was begun");
             call->done(call);
         } else {
             catalog_run(node, call);
@@ -224,8 +230,8 @@ void node_catalog_submit(struct node *node, struct shard_call *call)
     pthread_mutex_unlock(&node->catalog_lock);
     if (taken) return;
     mem_free(item);
-    call->code = err_set(&call->err, stopping ? OMEN_EUNAVAILABLE : OMEN_EBUSY, "", stopping ? "the node is stopping" :
-            "too many changes of collections are waiting");
+    call->code = err_set(&call->err, stopping ? OMEN_EUNAVAILABLE : OMEN_EBUSY, "",
+            stopping ? "the node is stopping" : "too many changes of collections are waiting");
     if (!stopping) call->err.retry_after_ms = 200;
     call->done(call);
 }
@@ -255,9 +261,9 @@ struct orphan_scan {
     struct node *node;
     struct map *map;
     uint64_t next_group;
-    uint64_t (*orphans)[2];     /* {group, replica} */
+    uint64_t (*orphans)[2]; /* {group, replica} */
     uint32_t count;
-    uint64_t ahead;             /* a group the catalog has never given out; 0 = none */
+    uint64_t ahead; /* a group the catalog has never given out; 0 = none */
 };
 
 static bool map_has_replica(const struct map *map, uint64_t group, uint64_t replica_id)
@@ -291,8 +297,8 @@ static bool orphan_each(void *arg, const char *name)
     return true;
 }
 
-/* Directories of dropped shards go. One that the catalog cannot have dropped means that the catalog is not the one these data
- * were written with: then nothing is touched. */
+/* Directories of dropped shards go. One that the catalog cannot have dropped means that the catalog is not the one
+ * these data were written with: then nothing is touched. */
 static enum omen_err orphans_remove(struct node *node, struct map *map, struct err *err)
 {
     char shards[NODE_PATH_BYTES_MAX], dir[NODE_PATH_BYTES_MAX];
@@ -300,9 +306,10 @@ static enum omen_err orphans_remove(struct node *node, struct map *map, struct e
     struct orphan_scan scan = { .node = node, .map = map, .next_group = catalog_next_group(node->catalog) };
     enum omen_err rc = vfs_list(node->options.vfs, shards, orphan_each, &scan, err);
     if (rc == OMEN_OK && scan.ahead != 0) {
-        rc = err_set(err, OMEN_ECORRUPT, "", "%s holds shard %llu, but the catalog has only given out ids below %llu: the "
-                "catalog is older than the data, nothing was changed", shards, (unsigned long long)scan.ahead,
-                (unsigned long long)scan.next_group);
+        rc = err_set(err, OMEN_ECORRUPT, "",
+                "%s holds shard %llu, but the catalog has only given out ids below %llu: the "
+                "catalog is older than the data, nothing was changed",
+                shards, (unsigned long long)scan.ahead, (unsigned long long)scan.next_group);
     }
     for (uint32_t i = 0; rc == OMEN_OK && i < scan.count; i++) {
         replica_host_forget(node->replica_host, scan.orphans[i][0]);
@@ -323,7 +330,8 @@ enum omen_err node_catalog_heal(struct node *node, struct err *err)
         for (uint32_t s = 0; rc == OMEN_OK && s < collection->shard_count; s++) {
             rc = node_shard_open(node, collection, &collection->shards[s], err);
         }
-        if (rc != OMEN_OK) LOG_ERROR("collection.open", "collection=%s error=\"%s\"", collection->name, err->message);
+        if (rc != OMEN_OK)
+            LOG_ERROR("collection.open", "collection=%s error=\"%s\"", collection->name, err->message);
     }
     map_unref(map);
     return rc;

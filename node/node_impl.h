@@ -10,15 +10,15 @@
 #include "node/node.h"
 #include "node/shard_host.h"
 
-#define NODE_CATALOG_CALLS_MAX 64u     /* catalog changes waiting; OMEN_EBUSY above */
-#define NODE_SWEEP_MS 100u             /* how often deadlines are looked at */
+#define NODE_CATALOG_CALLS_MAX 64u /* catalog changes waiting; OMEN_EBUSY above */
+#define NODE_SWEEP_MS 100u         /* how often deadlines are looked at */
 #define NODE_DISK_CHECK_NS 1000000000ull
 #define NODE_SHARDS_MAX CATALOG_SHARDS_MAX
 
 /* One open shard's gauges; made and dropped with it. */
 struct shard_gauges {
-    struct metric_gauge *points, *applied, *durable, *unindexed, *stream_bytes, *meta_bytes, *delta_bytes, *applied_ops,
-            *inflight_bytes, *stopped;
+    struct metric_gauge *points, *applied, *durable, *unindexed, *stream_bytes, *meta_bytes, *delta_bytes,
+            *applied_ops, *inflight_bytes, *stopped;
 };
 
 struct shard_slot {
@@ -28,8 +28,8 @@ struct shard_slot {
 };
 
 struct node_gauges {
-    struct metric_gauge *disk_free, *disk_total, *disk_full, *queue_depth, *log_bytes, *collections, *shards, *inflight,
-            *resident, *uptime;
+    struct metric_gauge *disk_free, *disk_total, *disk_full, *queue_depth, *log_bytes, *collections, *shards,
+            *inflight, *resident, *uptime;
     struct metric_counter *log_syncs, *log_appends, *log_written;
 };
 
@@ -43,14 +43,14 @@ struct node {
     struct replica *catalog_replica;
     uint64_t opened_ns;
     _Atomic bool stopping;
-    _Atomic bool shard_stopped;         /* one cannot apply any more */
+    _Atomic bool shard_stopped; /* one cannot apply any more */
 
-    pthread_rwlock_t table_lock;        /* guards the table and `map` */
-    struct shard_slot *slots;           /* [slot_count] ascending by shard_id */
+    pthread_rwlock_t table_lock; /* guards the table and `map` */
+    struct shard_slot *slots;    /* [slot_count] ascending by shard_id */
     uint32_t slot_count;
-    struct map *map;                    /* published: every shard it names is open */
+    struct map *map; /* published: every shard it names is open */
 
-    pthread_mutex_t catalog_lock;       /* guards the queue and the outcome of the proposal in flight */
+    pthread_mutex_t catalog_lock; /* guards the queue and the outcome of the proposal in flight */
     pthread_cond_t catalog_wake;
     struct catalog_call *catalog_head, **catalog_tail;
     uint32_t catalog_queued;
@@ -59,7 +59,7 @@ struct node {
     bool catalog_started;
 
     pthread_mutex_t watch_lock;
-    pthread_cond_t watch_wake;          /* monotonic clock */
+    pthread_cond_t watch_wake; /* monotonic clock */
     bool watch_stop;
     pthread_t watch_thread;
     bool watch_started;

@@ -27,14 +27,17 @@ void node_watch_disk(struct node *node)
     bool full = percent < node->options.disk_min_free_percent;
     if (full) {
         pthread_mutex_lock(&node->env.disk_lock);
-        snprintf(node->env.disk_text, sizeof node->env.disk_text, "the disk has %.1f %% free, below "
-                "disk.min_free_percent %.1f: reads and deletes are served, other writes are not", percent,
-                node->options.disk_min_free_percent);
+        snprintf(node->env.disk_text, sizeof node->env.disk_text,
+                "the disk has %.1f %% free, below "
+                "disk.min_free_percent %.1f: reads and deletes are served, other writes are not",
+                percent, node->options.disk_min_free_percent);
         pthread_mutex_unlock(&node->env.disk_lock);
     }
     bool was = atomic_exchange(&node->env.disk_full, full);
-    if (full && !was) LOG_WARN("disk.full", "free_percent=%.1f free_bytes=%llu", percent, (unsigned long long)free_bytes);
-    if (!full && was) LOG_INFO("disk.room", "free_percent=%.1f free_bytes=%llu", percent, (unsigned long long)free_bytes);
+    if (full && !was)
+        LOG_WARN("disk.full", "free_percent=%.1f free_bytes=%llu", percent, (unsigned long long)free_bytes);
+    if (!full && was)
+        LOG_INFO("disk.room", "free_percent=%.1f free_bytes=%llu", percent, (unsigned long long)free_bytes);
 }
 
 /* ---- thread ---- */
@@ -163,7 +166,8 @@ static void node_collect(void *arg)
     metric_set(g->queue_depth, search_pool_depth(node->env.pool));
     metric_set(g->inflight, (int64_t)atomic_load(&node->env.inflight_bytes));
     metric_set(g->resident, (int64_t)resident_bytes());
-    metric_set(g->uptime, (int64_t)((clock_monotonic_ns(node->options.clock) - node->opened_ns) / 1000000000ull));
+    metric_set(g->uptime,
+            (int64_t)((clock_monotonic_ns(node->options.clock) - node->opened_ns) / 1000000000ull));
     pthread_rwlock_rdlock(&node->table_lock);
     metric_set(g->shards, node->slot_count);
     metric_set(g->collections, node->map == NULL ? 0 : node->map->collection_count);
@@ -175,24 +179,36 @@ void node_metrics_register(struct node *node)
 {
     struct metrics *m = node->options.metrics;
     struct node_gauges *g = &node->gauges;
-    g->disk_free = metrics_gauge(m, "omendb_node_disk_free_bytes", "Free bytes of the data directory's disk", NULL);
-    g->disk_total = metrics_gauge(m, "omendb_node_disk_total_bytes", "Size of the data directory's disk", NULL);
-    g->disk_full = metrics_gauge(m, "omendb_node_disk_full", "1 while writes are refused for want of disk", NULL);
-    g->queue_depth = metrics_gauge(m, "omendb_node_search_queue_depth", "Reads waiting for a search thread", NULL);
-    g->log_bytes = metrics_gauge(m, "omendb_node_log_bytes", "Bytes of the write-ahead log still needed", NULL);
+    g->disk_free = metrics_gauge(m, "omendb_node_disk_free_bytes", "Free bytes of the data directory's disk",
+            NULL);
+    g->disk_total = metrics_gauge(m, "omendb_node_disk_total_bytes", "Size of the data directory's disk",
+            NULL);
+    g->disk_full = metrics_gauge(m, "omendb_node_disk_full", "1 while writes are refused for want of disk",
+            NULL);
+    g->queue_depth = metrics_gauge(m, "omendb_node_search_queue_depth", "Reads waiting for a search thread",
+            NULL);
+    g->log_bytes = metrics_gauge(m, "omendb_node_log_bytes", "Bytes of the write-ahead log still needed",
+            NULL);
     g->collections = metrics_gauge(m, "omendb_node_collections", "Collections", NULL);
     g->shards = metrics_gauge(m, "omendb_node_shards", "Shards open", NULL);
-    g->inflight = metrics_gauge(m, "omendb_node_write_inflight_bytes", "Bytes of writes queued or proposed", NULL);
-    g->resident = metrics_gauge(m, "omendb_process_resident_bytes", "Resident memory, mapped files included", NULL);
+    g->inflight = metrics_gauge(m, "omendb_node_write_inflight_bytes", "Bytes of writes queued or proposed",
+            NULL);
+    g->resident = metrics_gauge(m, "omendb_process_resident_bytes", "Resident memory, mapped files included",
+            NULL);
     g->uptime = metrics_gauge(m, "omendb_node_uptime_seconds", "Seconds since the node was opened", NULL);
     g->log_syncs = metrics_counter(m, "omendb_node_log_syncs_total", "Syncs of the write-ahead log", NULL);
-    g->log_appends = metrics_counter(m, "omendb_node_log_appends_total", "Appends to the write-ahead log", NULL);
-    g->log_written = metrics_counter(m, "omendb_node_log_written_bytes_total", "Bytes written to the log", NULL);
+    g->log_appends = metrics_counter(m, "omendb_node_log_appends_total", "Appends to the write-ahead log",
+            NULL);
+    g->log_written = metrics_counter(m, "omendb_node_log_written_bytes_total", "Bytes written to the log",
+            NULL);
     struct shard_env *env = &node->env;
-    env->refused_busy = metrics_counter(m, "omendb_node_refused_total", "Calls refused at admission", "reason=\"busy\"");
-    env->refused_full = metrics_counter(m, "omendb_node_refused_total", "Calls refused at admission", "reason=\"full\"");
+    env->refused_busy = metrics_counter(m, "omendb_node_refused_total", "Calls refused at admission",
+            "reason=\"busy\"");
+    env->refused_full = metrics_counter(m, "omendb_node_refused_total", "Calls refused at admission",
+            "reason=\"full\"");
     env->entries = metrics_counter(m, "omendb_node_entries_total", "Log entries proposed by writes", NULL);
-    env->entry_requests = metrics_counter(m, "omendb_node_entry_requests_total", "Write requests in those entries", NULL);
+    env->entry_requests = metrics_counter(m, "omendb_node_entry_requests_total",
+            "Write requests in those entries", NULL);
     env->engine_seconds = metrics_histogram(m, "omendb_node_search_engine_seconds",
             "Time of one search call inside storage", NULL);
     char labels[256];
@@ -201,25 +217,32 @@ void node_metrics_register(struct node *node)
     metric_set(metrics_gauge(m, "omendb_build_info", "Always 1; labels say what runs", labels), 1);
 }
 
-void node_metrics_collect(struct node *node) { metrics_add_collector(node->options.metrics, node_collect, node); }
+void node_metrics_collect(struct node *node)
+{
+    metrics_add_collector(node->options.metrics, node_collect, node);
+}
 
 void node_metrics_shard(struct node *node, struct shard_slot *slot, const char *collection)
 {
     struct metrics *m = node->options.metrics;
     if (m == NULL) return;
     char labels[OMEN_NAME_BYTES_MAX + 64];
-    snprintf(labels, sizeof labels, "collection=\"%s\",shard=\"%llu\"", collection, (unsigned long long)slot->shard_id);
+    snprintf(labels, sizeof labels, "collection=\"%s\",shard=\"%llu\"", collection,
+            (unsigned long long)slot->shard_id);
     struct shard_gauges *g = &slot->gauges;
     g->points = metrics_gauge(m, "omendb_node_points", "Live points", labels);
     g->applied = metrics_gauge(m, "omendb_node_applied_sequence", "Last sequence applied", labels);
     g->durable = metrics_gauge(m, "omendb_node_durable_sequence", "Sequence of the last checkpoint", labels);
-    g->unindexed = metrics_gauge(m, "omendb_node_unindexed_points", "Live points not in an index yet", labels);
+    g->unindexed = metrics_gauge(m, "omendb_node_unindexed_points", "Live points not in an index yet",
+            labels);
     g->stream_bytes = metrics_gauge(m, "omendb_node_stream_bytes", "Bytes of the append stream", labels);
     g->meta_bytes = metrics_gauge(m, "omendb_node_meta_bytes", "Bytes of the metadata store", labels);
     g->delta_bytes = metrics_gauge(m, "omendb_node_delta_bytes", "Memory of metadata not yet merged", labels);
     g->applied_ops = metrics_gauge(m, "omendb_node_applied_ops", "Op ids remembered", labels);
-    g->inflight_bytes = metrics_gauge(m, "omendb_node_shard_inflight_bytes", "Bytes proposed, not yet applied", labels);
-    g->stopped = metrics_gauge(m, "omendb_node_shard_stopped", "1 when the shard cannot apply any more", labels);
+    g->inflight_bytes = metrics_gauge(m, "omendb_node_shard_inflight_bytes",
+            "Bytes proposed, not yet applied", labels);
+    g->stopped = metrics_gauge(m, "omendb_node_shard_stopped", "1 when the shard cannot apply any more",
+            labels);
 }
 
 void node_metrics_shard_drop(struct node *node, uint64_t shard_id)

@@ -44,7 +44,8 @@ static void *pool_thread(void *arg)
     return NULL;
 }
 
-enum omen_err search_pool_start(uint32_t threads, uint32_t queue_max, struct search_pool **pool_out, struct err *err)
+enum omen_err search_pool_start(uint32_t threads, uint32_t queue_max, struct search_pool **pool_out,
+        struct err *err)
 {
     *pool_out = NULL;
     if (threads == 0) {

@@ -16,8 +16,8 @@ struct search_task {
 #define SEARCH_QUEUE_MAX (1u << 20)
 
 /* `threads` 0 = one per core. OMEN_EINVAL above the limits. */
-OMEN_CHECKED enum omen_err search_pool_start(uint32_t threads, uint32_t queue_max, struct search_pool **pool_out,
-        struct err *err);
+OMEN_CHECKED enum omen_err search_pool_start(uint32_t threads, uint32_t queue_max,
+        struct search_pool **pool_out, struct err *err);
 /* Does what is queued, then ends the threads. */
 void search_pool_stop(struct search_pool *pool);
 /* false: the queue is full, or the pool is stopping; `run` will not be called. Any thread; never blocks on work. */

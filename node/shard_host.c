@@ -57,8 +57,8 @@ bool shard_call_begin(struct shard_host *shard, struct shard_call *call, struct 
         return true;
     }
     call->code = refuse;
-    err_set(&call->err, refuse, refuse == OMEN_ENOTFOUND ? "collection" : "", refuse == OMEN_ENOTFOUND ?
-            "the collection was dropped" : "the node is stopping");
+    err_set(&call->err, refuse, refuse == OMEN_ENOTFOUND ? "collection" : "",
+            refuse == OMEN_ENOTFOUND ? "the collection was dropped" : "the node is stopping");
     return false;
 }
 
@@ -112,12 +112,13 @@ void shard_host_sweep(struct shard_host *shard)
 
 /* ---- state machine ---- */
 
-static enum omen_err fsm_apply(void *self, uint64_t sequence, const void *entry, uint32_t len, void *proposal_arg,
-        struct err *err)
+static enum omen_err fsm_apply(void *self, uint64_t sequence, const void *entry, uint32_t len,
+        void *proposal_arg, struct err *err)
 {
     struct shard_host *shard = self;
     struct write_batch *batch = proposal_arg;
-    enum omen_err rc = shard_store_apply(shard->store, sequence, entry, len, batch != NULL ? batch->outcomes : NULL, err);
+    enum omen_err rc = shard_store_apply(shard->store, sequence, entry, len,
+            batch != NULL ? batch->outcomes : NULL, err);
     if (rc == OMEN_OK) shard_read_applied(shard, sequence);
     return rc;
 }
@@ -193,13 +194,15 @@ static struct shard_host *shard_new(const struct shard_host_options *o)
     return shard;
 }
 
-enum omen_err shard_host_open(const struct shard_host_options *options, struct shard_host **shard_out, struct err *err)
+enum omen_err shard_host_open(const struct shard_host_options *options, struct shard_host **shard_out,
+        struct err *err)
 {
     *shard_out = NULL;
     struct shard_host *shard = shard_new(options);
     if (shard->builder == NULL) {
         shard_free(shard);
-        return err_set(err, OMEN_ENOMEM, "", "no memory to open shard %llu", (unsigned long long)options->shard_id);
+        return err_set(err, OMEN_ENOMEM, "", "no memory to open shard %llu",
+                (unsigned long long)options->shard_id);
     }
     enum omen_err rc = store_open(shard, options, err);
     if (rc != OMEN_OK) goto err_after_new;
@@ -210,14 +213,15 @@ enum omen_err shard_host_open(const struct shard_host_options *options, struct s
         .log_needed_from = fsm_log_needed_from,
         .checkpoint = fsm_checkpoint,
     };
-    rc = replica_open(options->env->replica_host, options->shard_id, options->replica_id, options->base_sequence, &fsm,
-            &shard->replica, err);
+    rc = replica_open(options->env->replica_host, options->shard_id, options->replica_id,
+            options->base_sequence, &fsm, &shard->replica, err);
     if (rc != OMEN_OK) goto err_after_store;
     struct shard_store_stats stats;
     shard_store_stats(shard->store, &stats);
     LOG_INFO("shard.open", "shard=%llu replica=%llu collection=%s points=%llu applied=%llu durable=%llu",
-            (unsigned long long)shard->shard_id, (unsigned long long)shard->replica_id, shard->collection_name,
-            (unsigned long long)stats.points, (unsigned long long)stats.applied, (unsigned long long)stats.durable);
+            (unsigned long long)shard->shard_id, (unsigned long long)shard->replica_id,
+            shard->collection_name, (unsigned long long)stats.points, (unsigned long long)stats.applied,
+            (unsigned long long)stats.durable);
     *shard_out = shard;
     return OMEN_OK;
 err_after_store:
@@ -270,7 +274,8 @@ void shard_host_drop(struct shard_host *shard)
 uint64_t shard_host_id(const struct shard_host *shard) { return shard->shard_id; }
 const char *shard_host_collection(const struct shard_host *shard) { return shard->collection_name; }
 
-void shard_host_stats(struct shard_host *shard, struct shard_store_stats *store_out, struct replica_status *replica_out)
+void shard_host_stats(struct shard_host *shard, struct shard_store_stats *store_out,
+        struct replica_status *replica_out)
 {
     shard_store_stats(shard->store, store_out);
     replica_status(shard->replica, replica_out);

@@ -32,16 +32,16 @@ struct shard_env {
     struct clock *clock;
     struct replica_host *replica_host;
     struct search_pool *pool;
-    struct shard_store_options store;   /* template */
+    struct shard_store_options store; /* template */
     uint64_t read_arena_bytes_max;
     uint64_t shard_inflight_bytes_max;
     uint64_t node_inflight_bytes_max;
-    _Atomic uint64_t inflight_bytes;    /* of all shards */
-    _Atomic bool disk_full;             /* writes but deletes are refused; disk_text says why */
+    _Atomic uint64_t inflight_bytes; /* of all shards */
+    _Atomic bool disk_full;          /* writes but deletes are refused; disk_text says why */
     pthread_mutex_t disk_lock;
-    char disk_text[200];                /* guarded by disk_lock */
+    char disk_text[200]; /* guarded by disk_lock */
     pthread_mutex_t reads_lock;
-    struct shard_read *reads;           /* idle read states, guarded by reads_lock */
+    struct shard_read *reads; /* idle read states, guarded by reads_lock */
     uint32_t reads_kept;
     struct metric_counter *refused_busy, *refused_full, *entries, *entry_requests; /* NULL without metrics */
     struct metric_histogram *engine_seconds;
@@ -53,18 +53,19 @@ struct shard_host;
 
 struct shard_host_options {
     struct shard_env *env;
-    const char *dir;                    /* created when missing */
+    const char *dir; /* created when missing */
     uint64_t shard_id, replica_id, collection_id, base_sequence;
     const struct collection_schema *schema; /* copied */
-    const char *collection_name;        /* copied; for logs and metrics */
+    const char *collection_name;            /* copied; for logs and metrics */
 };
 
 /* Blocks until every entry that the log holds for the shard is applied. */
-OMEN_CHECKED enum omen_err shard_host_open(const struct shard_host_options *options, struct shard_host **shard_out,
-        struct err *err);
+OMEN_CHECKED enum omen_err shard_host_open(const struct shard_host_options *options,
+        struct shard_host **shard_out, struct err *err);
 /* Refuse new calls from now on, with `code`; waits until those in flight are done and released. */
 void shard_host_retire(struct shard_host *shard, enum omen_err code);
-/* Both need a retired shard and free it. Close checkpoints; drop takes it out of the log and leaves its files to the caller. */
+/* Both need a retired shard and free it. Close checkpoints; drop takes it out of the log and leaves its files
+ * to the caller. */
 void shard_host_close(struct shard_host *shard);
 void shard_host_drop(struct shard_host *shard);
 
@@ -81,6 +82,7 @@ void shard_host_sweep(struct shard_host *shard);
 
 uint64_t shard_host_id(const struct shard_host *shard);
 const char *shard_host_collection(const struct shard_host *shard);
-void shard_host_stats(struct shard_host *shard, struct shard_store_stats *store_out, struct replica_status *replica_out);
+void shard_host_stats(struct shard_host *shard, struct shard_store_stats *store_out,
+        struct replica_status *replica_out);
 
 #endif

@@ -15,15 +15,15 @@ struct call_state {
 struct shard_write {
     struct call_state state;
     struct shard_call *call;
-    uint64_t bytes;                 /* what it adds to an entry, about */
-    struct shard_write *next;       /* in the queue */
+    uint64_t bytes;           /* what it adds to an entry, about */
+    struct shard_write *next; /* in the queue */
 };
 
 /* One proposed entry and the requests in it. */
 struct write_batch {
     struct shard_host *shard;
     struct write_batch *next, **link; /* in shard->flying; guarded by write_lock */
-    uint64_t bytes;                 /* sum over writes, for admission */
+    uint64_t bytes;                   /* sum over writes, for admission */
     uint32_t count;
     struct apply_outcome *outcomes; /* [count] the proposal's arg for shard_store_apply */
     struct shard_write *writes[];   /* [count]; NULL: its deadline passed and it was answered */
@@ -37,8 +37,8 @@ struct shard_read {
     struct arena arena;
     struct store_view view;
     bool view_held;
-    uint64_t wanted_sequence;       /* waiting until this is applied; 0 = for the barrier */
-    struct barrier_wait *barrier;   /* while one is outstanding; guarded by read_lock */
+    uint64_t wanted_sequence;        /* waiting until this is applied; 0 = for the barrier */
+    struct barrier_wait *barrier;    /* while one is outstanding; guarded by read_lock */
     struct shard_read *next, **link; /* in shard->waiting, or in env->reads */
 };
 
@@ -51,27 +51,27 @@ struct shard_host {
     struct replica *replica;
 
     pthread_mutex_t call_lock;
-    pthread_cond_t calls_idle;      /* calls == 0 */
-    uint64_t calls;                 /* submitted and not yet released, and holds; guarded by call_lock */
-    enum omen_err refuse;           /* not OK: retired; guarded by call_lock */
-    _Atomic bool stopping;          /* searches give up */
+    pthread_cond_t calls_idle; /* calls == 0 */
+    uint64_t calls;            /* submitted and not yet released, and holds; guarded by call_lock */
+    enum omen_err refuse;      /* not OK: retired; guarded by call_lock */
+    _Atomic bool stopping;     /* searches give up */
 
-    pthread_mutex_t write_lock;     /* guards the members down to log_time_ms */
+    pthread_mutex_t write_lock; /* guards the members down to log_time_ms */
     struct shard_write *queue_head, **queue_tail;
     uint32_t queued;
-    bool building;                  /* one thread is making entries; others leave their requests to it */
-    uint32_t proposals;             /* in flight */
+    bool building;      /* one thread is making entries; others leave their requests to it */
+    uint32_t proposals; /* in flight */
     uint64_t proposal_bytes;
     struct write_batch *flying;
     _Atomic uint64_t inflight_bytes; /* queued and in flight */
-    struct entry_builder *builder;  /* of the thread that set `building` */
-    float *row;                     /* [sum of dims] of the same: a point's vectors on their way into the entry */
-    uint64_t log_time_ms;           /* of the last entry; monotone */
+    struct entry_builder *builder;   /* of the thread that set `building` */
+    float *row;           /* [sum of dims] of the same: a point's vectors on their way into the entry */
+    uint64_t log_time_ms; /* of the last entry; monotone */
 
-    pthread_mutex_t read_lock;      /* guards the members below */
+    pthread_mutex_t read_lock; /* guards the members below */
     struct shard_read *waiting;
     uint32_t waiting_count;
-    _Atomic uint32_t token_waits;   /* waiting for a sequence: apply looks at it without the lock */
+    _Atomic uint32_t token_waits; /* waiting for a sequence: apply looks at it without the lock */
 };
 
 /* shard_host.c: takes a reference for `call`, or answers it with the reason why not. */

@@ -167,11 +167,12 @@ static enum omen_err read_run_kind(struct shard_read *read)
     case CALL_SEARCH: return run_search(read, &limit);
     case CALL_GET: return run_get(read);
     case CALL_SCROLL:
-        return shard_store_scroll(&read->view, call->in.scroll.after, call->in.scroll.limit, call->in.scroll.filter,
-                &call->in.scroll.selection, &limit, &read->arena, &call->out.points.points, &call->out.points.count,
-                &call->out.points.more, &call->err);
+        return shard_store_scroll(&read->view, call->in.scroll.after, call->in.scroll.limit,
+                call->in.scroll.filter, &call->in.scroll.selection, &limit, &read->arena,
+                &call->out.points.points, &call->out.points.count, &call->out.points.more, &call->err);
     case CALL_COUNT:
-        return shard_store_count(&read->view, call->in.count.filter, &limit, &call->out.count.points, &call->err);
+        return shard_store_count(&read->view, call->in.count.filter, &limit, &call->out.count.points,
+                &call->err);
     case CALL_STATS: run_stats(read); return OMEN_OK;
     case CALL_WRITE:
     case CALL_CATALOG: break;
@@ -199,8 +200,10 @@ static void read_run(struct shard_read *read)
     if (call->code == OMEN_EDEADLINE && atomic_load(&shard->stopping)) {
         call->code = err_set(&call->err, OMEN_EUNAVAILABLE, "", "the shard is being closed");
     } else if (call->code != OMEN_OK && call->err.code != call->code) {
-        err_set(&call->err, call->code, "", call->code == OMEN_EDEADLINE ? "the deadline passed while reading" :
-                "shard %llu could not read", (unsigned long long)shard->shard_id);
+        err_set(&call->err, call->code, "",
+                call->code == OMEN_EDEADLINE ? "the deadline passed while reading"
+                                             : "shard %llu could not read",
+                (unsigned long long)shard->shard_id);
     }
     call->done(call);
 }
@@ -313,7 +316,8 @@ static void barrier_done(void *arg, enum omen_err result, uint64_t sequence, con
     }
     read->call->code = result;
     if (err != NULL) read->call->err = *err;
-    if (read->call->err.code != result) err_set(&read->call->err, result, "", "no linearizable read: %s", err_name(result));
+    if (read->call->err.code != result)
+        err_set(&read->call->err, result, "", "no linearizable read: %s", err_name(result));
     read->call->done(read->call);
 }
 
@@ -351,10 +355,12 @@ void shard_read_sweep(struct shard_host *shard)
         struct shard_read *read = late;
         late = late->next;
         if (read->wanted_sequence != 0) {
-            shard_call_fail(read->call, OMEN_EDEADLINE, "shard %llu has not reached sequence %llu of the session's token",
+            shard_call_fail(read->call, OMEN_EDEADLINE,
+                    "shard %llu has not reached sequence %llu of the session's token",
                     (unsigned long long)shard->shard_id, (unsigned long long)read->wanted_sequence);
         } else {
-            shard_call_fail(read->call, OMEN_EDEADLINE, "the deadline passed while waiting for earlier writes");
+            shard_call_fail(read->call, OMEN_EDEADLINE,
+                    "the deadline passed while waiting for earlier writes");
         }
     }
 }

@@ -1,7 +1,7 @@
 /* Writes: many waiting requests become one log entry, so that they share one sync.
  *
- * A request that finds no proposal in flight goes out at once, alone. Those that arrive while SHARD_PROPOSALS_MAX entries are
- * in flight wait, and the next entry takes as many of them as fit ENTRY_TARGET_BYTES; a larger request gets an entry of its
+ * A request that finds no proposal in flight goes out at once, alone. Those that arrive while SHARD_PROPOSALS_MAX entries
+ * are in flight wait, and the next entry takes as many of them as fit ENTRY_TARGET_BYTES; a larger request gets an entry of its
  * own. One thread at a time builds (`building`), so entries get monotone log times in the order of their proposal; it is the
  * submitter's thread, or the apply worker's when a proposal ends.
  * Lock: write_lock, never held over propose, done, or a copy of vectors. */
@@ -13,9 +13,10 @@
 #include "node/shard_host_impl.h"
 #include "storage/kernel/kernel.h"
 
-#define OP_BYTES_ABOUT 112u          /* tables of an entry per op: op record, row numbers, alignment */
+#define OP_BYTES_ABOUT 112u /* tables of an entry per op: op record, row numbers, alignment */
 #define REQUEST_BYTES_ABOUT 128u
-#define RETRY_BYTES_PER_MS (64u << 10) /* how fast a shard is taken to drain when a refused client is told when to retry */
+#define RETRY_BYTES_PER_MS                                                                                   \
+    (64u << 10) /* how fast a shard is taken to drain when a refused client is told when to retry */
 #define RETRY_AFTER_MS_MIN 10u
 #define RETRY_AFTER_MS_MAX 1000u
 
@@ -42,13 +43,15 @@ static bool only_deletes(const struct shard_call *call)
     return true;
 }
 
-static void write_busy(struct shard_host *shard, struct shard_call *call, uint64_t ahead_bytes, const char *why)
+static void write_busy(struct shard_host *shard, struct shard_call *call, uint64_t ahead_bytes,
+        const char *why)
 {
     if (shard->env->refused_busy != NULL) metric_add(shard->env->refused_busy, 1);
     uint64_t after_ms = ahead_bytes / RETRY_BYTES_PER_MS;
     if (after_ms < RETRY_AFTER_MS_MIN) after_ms = RETRY_AFTER_MS_MIN;
     if (after_ms > RETRY_AFTER_MS_MAX) after_ms = RETRY_AFTER_MS_MAX;
-    call->code = err_set(&call->err, OMEN_EBUSY, "", "shard %llu: %s", (unsigned long long)shard->shard_id, why);
+    call->code = err_set(&call->err, OMEN_EBUSY, "", "shard %llu: %s", (unsigned long long)shard->shard_id,
+            why);
     call->err.retry_after_ms = (uint32_t)after_ms;
 }
 
@@ -57,12 +60,14 @@ static bool write_admit(struct shard_host *shard, struct shard_call *call, uint6
 {
     struct shard_env *env = shard->env;
     if (bytes > ENTRY_BYTES_MAX) {
-        call->code = err_set(&call->err, OMEN_ETOOBIG, "", "the batch needs %llu bytes of log, the limit is %u: split it",
-                (unsigned long long)bytes, ENTRY_BYTES_MAX);
+        call->code = err_set(&call->err, OMEN_ETOOBIG, "",
+                "the batch needs %llu bytes of log, the limit is %u: split it", (unsigned long long)bytes,
+                ENTRY_BYTES_MAX);
         return false;
     }
     if (shard_call_late(shard, call)) {
-        call->code = err_set(&call->err, OMEN_EDEADLINE, "", "the deadline passed before the write was begun");
+        call->code = err_set(&call->err, OMEN_EDEADLINE, "",
+                "the deadline passed before the write was begun");
         return false;
     }
     if (atomic_load(&env->disk_full) && !only_deletes(call)) {
@@ -81,8 +86,9 @@ static bool write_admit(struct shard_host *shard, struct shard_call *call, uint6
     if (!shard_over && !node_over) return true;
     atomic_fetch_sub(&shard->inflight_bytes, bytes);
     atomic_fetch_sub(&env->inflight_bytes, bytes);
-    write_busy(shard, call, shard_over ? ours : all, shard_over ? "too many bytes of writes are in flight" :
-            "too many bytes of writes are in flight on this node");
+    write_busy(shard, call, shard_over ? ours : all,
+            shard_over ? "too many bytes of writes are in flight"
+                       : "too many bytes of writes are in flight on this node");
     return false;
 }
 
@@ -161,7 +167,8 @@ static enum omen_err batch_build(struct write_batch *batch, uint8_t **entry_out,
 
 /* ---- completion ---- */
 
-static void batch_answer(struct write_batch *batch, enum omen_err result, uint64_t sequence, const struct err *err)
+static void batch_answer(struct write_batch *batch, enum omen_err result, uint64_t sequence,
+        const struct err *err)
 {
     for (uint32_t i = 0; i < batch->count; i++) {
         if (batch->writes[i] == NULL) continue; /* answered when its deadline passed */
@@ -170,16 +177,21 @@ static void batch_answer(struct write_batch *batch, enum omen_err result, uint64
         call->code = result;
         if (result != OMEN_OK) {
             if (err != NULL) call->err = *err;
-            if (call->err.code != result) err_set(&call->err, result, "", "the write failed: %s", err_name(result));
+            if (call->err.code != result)
+                err_set(&call->err, result, "", "the write failed: %s", err_name(result));
         } else {
             call->code = outcome->code;
             call->sequence = outcome->sequence != 0 ? outcome->sequence : sequence;
             call->out.write.affected = outcome->affected;
             call->out.write.duplicate = outcome->duplicate;
             if (outcome->code != OMEN_OK) {
-                err_set(&call->err, outcome->code, "", outcome->code == OMEN_EOPEXPIRED ?
-                        "the op id is too old to know whether it was applied" : outcome->code == OMEN_ETOOBIG ?
-                        "a payload would grow past the limit of %u bytes" : "refused by the shard", DOC_BYTES_MAX);
+                err_set(&call->err, outcome->code, "",
+                        outcome->code == OMEN_EOPEXPIRED
+                                ? "the op id is too old to know whether it was applied"
+                                : outcome->code == OMEN_ETOOBIG
+                                ? "a payload would grow past the limit of %u bytes"
+                                : "refused by the shard",
+                        DOC_BYTES_MAX);
             }
         }
         call->done(call); /* may release and free the write */
@@ -245,7 +257,8 @@ static void write_pump(struct shard_host *shard)
     shard->building = true;
     while (shard->queue_head != NULL && shard->proposals < SHARD_PROPOSALS_MAX &&
             (shard->proposals == 0 ||
-                    shard->proposal_bytes + shard->queue_head->bytes <= shard->env->shard_inflight_bytes_max)) {
+                    shard->proposal_bytes + shard->queue_head->bytes <=
+                            shard->env->shard_inflight_bytes_max)) {
         struct write_batch *batch = batch_take(shard);
         pthread_mutex_unlock(&shard->write_lock);
         batch_propose(batch);
@@ -338,6 +351,7 @@ void shard_write_sweep(struct shard_host *shard)
     while (unknown != NULL) {
         struct shard_call *call = unknown->call;
         unknown = unknown->next;
-        shard_call_fail(call, OMEN_EUNKNOWN, "the deadline passed before the write was durable; it may yet be applied");
+        shard_call_fail(call, OMEN_EUNKNOWN,
+                "the deadline passed before the write was durable; it may yet be applied");
     }
 }

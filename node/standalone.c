@@ -11,13 +11,14 @@
 #include "common/version.h"
 #include "node/http.h"
 #include "node/standalone.h"
+#include "router/router.h"
 
 struct standalone {
     struct metrics *metrics;
     struct http_pages *pages;
     struct node *node;
     struct router *router;
-    pthread_rwlock_t lock;      /* guards `ready` and `node` against the pages' threads */
+    pthread_rwlock_t lock; /* guards `ready` and `node` against the pages' threads */
     bool ready, stopping;
     char url[STANDALONE_URL_BYTES_MAX], http_url[STANDALONE_URL_BYTES_MAX];
 };
@@ -67,20 +68,40 @@ static bool listens_beyond_loopback(const char *url)
             strncmp(url, "tcp://localhost", 15) != 0 && strncmp(url, "tcp://[::1]", 11) != 0;
 }
 
+/* Keys in memory twice for a moment: the config's and the router's; ours are wiped. */
+static enum omen_err router_keys(const struct node_config *config, struct router_api_key *keys_out,
+        uint32_t *count_out, struct err *err)
+{
+    struct node_api_key *keys = mem_must_calloc(NODE_API_KEYS_MAX, sizeof *keys);
+    enum omen_err rc = node_config_api_keys(config, vfs_posix(), keys, count_out, err);
+    for (uint32_t i = 0; rc == OMEN_OK && i < *count_out; i++) {
+        memcpy(keys_out[i].name, keys[i].name, sizeof keys_out[i].name);
+        memcpy(keys_out[i].key, keys[i].key, sizeof keys_out[i].key);
+        keys_out[i].role = keys[i].role;
+    }
+    explicit_bzero(keys, NODE_API_KEYS_MAX * sizeof *keys);
+    mem_free(keys);
+    return rc;
+}
+
 static enum omen_err router_open(struct standalone *s, const struct node_config *config, struct err *err)
 {
     struct router_api_key *keys = mem_must_calloc(NODE_API_KEYS_MAX, sizeof *keys);
     struct router_options options;
     router_options_default(&options);
-    node_config_router(config, &options);
+    options.listen_url = config->listen;
+    options.requests_max = (uint32_t)config->requests_in_service;
+    options.default_deadline_ns = config->default_deadline_ns;
+    options.max_deadline_ns = config->max_deadline_ns;
     options.service = node_service(s->node);
     options.clock = clock_system();
     options.metrics = s->metrics;
     options.api_keys = keys;
-    enum omen_err rc = node_config_api_keys(config, vfs_posix(), keys, &options.api_key_count, err);
+    enum omen_err rc = router_keys(config, keys, &options.api_key_count, err);
     if (rc == OMEN_OK) rc = router_start(&options, &s->router, err);
     if (rc == OMEN_OK && options.api_key_count == 0 && listens_beyond_loopback(config->listen)) {
-        LOG_WARN("auth.open", "listen=%s reason=\"no auth.keys: whoever reaches this address may do everything\"",
+        LOG_WARN("auth.open",
+                "listen=%s reason=\"no auth.keys: whoever reaches this address may do everything\"",
                 config->listen);
     }
     explicit_bzero(keys, NODE_API_KEYS_MAX * sizeof *keys);
@@ -88,7 +109,8 @@ static enum omen_err router_open(struct standalone *s, const struct node_config 
     return rc;
 }
 
-enum omen_err standalone_start(const struct node_config *config, struct standalone **standalone_out, struct err *err)
+enum omen_err standalone_start(const struct node_config *config, struct standalone **standalone_out,
+        struct err *err)
 {
     *standalone_out = NULL;
     struct standalone *s = mem_must_calloc(1, sizeof *s);

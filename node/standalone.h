@@ -10,8 +10,8 @@ struct standalone;
 
 /*  OPENING --node, router--> READY --standalone_stop--> STOPPING --> (gone)
  * The HTTP pages are there from OPENING on: /readyz answers 503 with the reason until READY. */
-OMEN_CHECKED enum omen_err standalone_start(const struct node_config *config, struct standalone **standalone_out,
-        struct err *err);
+OMEN_CHECKED enum omen_err standalone_start(const struct node_config *config,
+        struct standalone **standalone_out, struct err *err);
 /* Refuses new requests, finishes those in service, checkpoints every shard. */
 void standalone_stop(struct standalone *standalone);
 

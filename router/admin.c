@@ -17,8 +17,11 @@ void op_hello(struct request *r)
 {
     uint32_t low = r->wire.hello.version_min, high = r->wire.hello.version_max;
     if (low > WIRE_VERSION_MAX || high < WIRE_VERSION_MIN || low > high) {
-        request_finish(r, err_set(&r->reply.err, OMEN_EVERSION, "versions", "the client speaks versions %u to %u, "
-                "this server %d to %d", low, high, WIRE_VERSION_MIN, WIRE_VERSION_MAX));
+        request_finish(r,
+                err_set(&r->reply.err, OMEN_EVERSION, "versions",
+                        "the client speaks versions %u to %u, "
+                        "this server %d to %d",
+                        low, high, WIRE_VERSION_MIN, WIRE_VERSION_MAX));
         return;
     }
     r->reply.hello.version = high < WIRE_VERSION_MAX ? high : WIRE_VERSION_MAX;
@@ -40,7 +43,8 @@ static enum omen_err catalog_scatter(struct request *r, struct err *err)
 {
     const struct shard_service *service = r->router->options.service;
     r->map = service->map_acquire(service->self);
-    if (r->map == NULL) return err_set(err, OMEN_EUNAVAILABLE, "", "the node has not opened its collections yet");
+    if (r->map == NULL)
+        return err_set(err, OMEN_EUNAVAILABLE, "", "the node has not opened its collections yet");
     if (r->wire.op == WIRE_COLLECTION_CREATE) {
         enum omen_err rc = map_check_schema(&r->wire.catalog.schema, err);
         if (rc != OMEN_OK) return rc;
@@ -64,8 +68,8 @@ void op_catalog(struct request *r)
 
 /* ---- list and describe: the map, and CALL_STATS of the shards ---- */
 
-static enum omen_err collections_fill(struct request *r, const struct map_collection *collections, uint32_t count,
-        bool with_shards)
+static enum omen_err collections_fill(struct request *r, const struct map_collection *collections,
+        uint32_t count, bool with_shards)
 {
     struct wire_collection_info *infos = arena_calloc(&r->arena, (size_t)count + 1, sizeof *infos);
     if (infos == NULL) return out_of_memory(&r->reply.err);
@@ -92,8 +96,8 @@ static enum omen_err collections_fill(struct request *r, const struct map_collec
     return OMEN_OK;
 }
 
-static enum omen_err stats_scatter(struct request *r, const struct map_collection *collections, uint32_t count,
-        struct err *err)
+static enum omen_err stats_scatter(struct request *r, const struct map_collection *collections,
+        uint32_t count, struct err *err)
 {
     uint32_t calls = 0;
     for (uint32_t i = 0; i < count; i++) calls += collections[i].shard_count;
@@ -118,8 +122,9 @@ void op_list(struct request *r)
     const struct shard_service *service = r->router->options.service;
     struct err *err = &r->reply.err;
     r->map = service->map_acquire(service->self);
-    enum omen_err rc = r->map != NULL ? OMEN_OK :
-            err_set(err, OMEN_EUNAVAILABLE, "", "the node has not opened its collections yet");
+    enum omen_err rc = r->map != NULL
+            ? OMEN_OK
+            : err_set(err, OMEN_EUNAVAILABLE, "", "the node has not opened its collections yet");
     if (rc == OMEN_OK) rc = stats_scatter(r, r->map->collections, r->map->collection_count, err);
     if (rc != OMEN_OK) {
         request_finish(r, rc);

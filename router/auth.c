@@ -44,8 +44,8 @@ enum omen_err auth_check(const struct router *router, const struct wire_request 
     }
     if (found == NULL) return err_set(err, OMEN_EAUTH, "api_key", "unknown API key");
     if (found->role < need) {
-        return err_set(err, OMEN_EPERM, "api_key", "%s needs role %s, key \"%s\" has %s", wire_op_name(wire->op),
-                role_name(need), found->name, role_name(found->role));
+        return err_set(err, OMEN_EPERM, "api_key", "%s needs role %s, key \"%s\" has %s",
+                wire_op_name(wire->op), role_name(need), found->name, role_name(found->role));
     }
     return OMEN_OK;
 }

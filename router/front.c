@@ -56,7 +56,8 @@ static void request_destroy(struct request *r)
 static void request_recycle(struct request *r)
 {
     struct router *router = r->router;
-    bool keep = r->arena.reserved_bytes <= ROUTER_ARENA_KEEP_BYTES && r->reply_bytes.cap <= ROUTER_ARENA_KEEP_BYTES;
+    bool keep = r->arena.reserved_bytes <= ROUTER_ARENA_KEEP_BYTES &&
+            r->reply_bytes.cap <= ROUTER_ARENA_KEEP_BYTES;
     if (keep) {
         struct arena arena = r->arena;
         struct buf reply_bytes = r->reply_bytes;
@@ -146,15 +147,18 @@ static uint64_t reply_bytes_least(const struct wire_reply *reply)
             }
         }
     } else if (reply->op == WIRE_GET || reply->op == WIRE_SCROLL) {
-        for (uint32_t i = 0; i < reply->points.count; i++) bytes += point_bytes(reply->schema, &reply->points.points[i]);
+        for (uint32_t i = 0; i < reply->points.count; i++)
+            bytes += point_bytes(reply->schema, &reply->points.points[i]);
     }
     return bytes;
 }
 
 static enum omen_err reply_too_big(struct err *err, uint64_t bytes)
 {
-    return err_set(err, OMEN_ETOOBIG, "", "the reply would take at least %llu bytes, the limit is %u: ask for fewer "
-            "points, or select less of them", (unsigned long long)bytes, ROUTER_REPLY_BYTES_MAX);
+    return err_set(err, OMEN_ETOOBIG, "",
+            "the reply would take at least %llu bytes, the limit is %u: ask for fewer "
+            "points, or select less of them",
+            (unsigned long long)bytes, ROUTER_REPLY_BYTES_MAX);
 }
 
 static void reply_encode(struct request *r, enum omen_err code)
@@ -174,7 +178,8 @@ static void reply_encode(struct request *r, enum omen_err code)
             rc = reply_too_big(&reply->err, r->reply_bytes.len);
         }
         if (rc == OMEN_OK) break;
-        if (attempt == 1) { /* even an error does not fit into memory: an empty reply is a protocol error there */
+        if (attempt ==
+                1) { /* even an error does not fit into memory: an empty reply is a protocol error there */
             LOG_ERROR("router.reply", "op=%d error=%s", (int)r->wire.op, err_name(rc));
             buf_clear(&r->reply_bytes);
             break;
@@ -214,8 +219,10 @@ static enum omen_err request_admit(struct request *r, struct err *err)
     bool by_count = count > router->options.requests_max;
     if (!by_count && atomic_load(&router->bytes_in_service) <= ROUTER_REQUEST_BYTES_MAX) return OMEN_OK;
     if (router->refused_total != NULL) metric_add(router->refused_total, 1);
-    err_set(err, OMEN_EBUSY, "", by_count ? "%u requests are in service, the limit is reached" :
-            "%u requests in service hold too many bytes", count - 1);
+    err_set(err, OMEN_EBUSY, "",
+            by_count ? "%u requests are in service, the limit is reached"
+                     : "%u requests in service hold too many bytes",
+            count - 1);
     err->retry_after_ms = ROUTER_RETRY_AFTER_MS;
     return OMEN_EBUSY;
 }

@@ -23,7 +23,8 @@ static void heap_sift(struct merge_heap *heap, uint32_t i)
 {
     for (;;) {
         uint32_t left = 2 * i + 1, least = i;
-        if (left < heap->count && heap->before(heap->runs, heap->heads[left], heap->heads[least])) least = left;
+        if (left < heap->count && heap->before(heap->runs, heap->heads[left], heap->heads[least]))
+            least = left;
         if (left + 1 < heap->count && heap->before(heap->runs, heap->heads[left + 1], heap->heads[least])) {
             least = left + 1;
         }
@@ -53,7 +54,10 @@ static bool hits_before(const void *runs, struct merge_head a, struct merge_head
     return hit_compare(&r[a.run].hits[a.at], &r[b.run].hits[b.at]) < 0;
 }
 
-static struct point_key view_key(const struct point_view *view) { return point_key_make(view->id, view->key); }
+static struct point_key view_key(const struct point_view *view)
+{
+    return point_key_make(view->id, view->key);
+}
 
 static bool points_before(const void *runs, struct merge_head a, struct merge_head b)
 {
@@ -99,8 +103,8 @@ enum omen_err merge_hits(const struct hit_run *runs, uint32_t run_count, uint32_
     return OMEN_OK;
 }
 
-enum omen_err merge_points(const struct point_run *runs, uint32_t run_count, uint32_t limit, struct arena *arena,
-        struct point_view *points_out, uint32_t *count_out, bool *remained_out)
+enum omen_err merge_points(const struct point_run *runs, uint32_t run_count, uint32_t limit,
+        struct arena *arena, struct point_view *points_out, uint32_t *count_out, bool *remained_out)
 {
     struct merge_heap heap = { .runs = runs, .before = points_before };
     heap.heads = arena_alloc(arena, sizeof *heap.heads * (run_count + 1));
@@ -141,7 +145,8 @@ static int hex_digit(uint8_t c)
     return -1;
 }
 
-enum omen_err cursor_decode(struct bytes text, uint64_t collection_id, struct point_key *last_out, struct err *err)
+enum omen_err cursor_decode(struct bytes text, uint64_t collection_id, struct point_key *last_out,
+        struct err *err)
 {
     uint8_t raw[CURSOR_BYTES];
     if (text.len != CURSOR_TEXT_BYTES) {
@@ -157,7 +162,8 @@ enum omen_err cursor_decode(struct bytes text, uint64_t collection_id, struct po
         return err_set(err, OMEN_EINVAL, "cursor", "is damaged: its checksum does not match");
     }
     if (raw[0] != CURSOR_VERSION) {
-        return err_set(err, OMEN_EINVAL, "cursor", "has version %u, this server knows %d", raw[0], CURSOR_VERSION);
+        return err_set(err, OMEN_EINVAL, "cursor", "has version %u, this server knows %d", raw[0],
+                CURSOR_VERSION);
     }
     if (load_u64(raw + 1) != collection_id) {
         return err_set(err, OMEN_EINVAL, "cursor", "belongs to another collection");

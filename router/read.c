@@ -37,7 +37,8 @@ static int view_order(const void *a, const void *b)
 }
 
 /* All points of all shards, sorted by key, each once. */
-static enum omen_err gather_views(struct request *r, const struct point_view ***views_out, uint32_t *count_out)
+static enum omen_err gather_views(struct request *r, const struct point_view ***views_out,
+        uint32_t *count_out)
 {
     uint64_t total = 0;
     for (uint32_t c = 0; c < r->call_count; c++) total += r->calls[c].out.points.count;
@@ -45,7 +46,8 @@ static enum omen_err gather_views(struct request *r, const struct point_view ***
     if (views == NULL) return OMEN_ENOMEM;
     uint32_t count = 0;
     for (uint32_t c = 0; c < r->call_count; c++) {
-        for (uint32_t p = 0; p < r->calls[c].out.points.count; p++) views[count++] = &r->calls[c].out.points.points[p];
+        for (uint32_t p = 0; p < r->calls[c].out.points.count; p++)
+            views[count++] = &r->calls[c].out.points.points[p];
     }
     qsort((void *)views, count, sizeof *views, view_order);
     uint32_t kept = 0;
@@ -58,7 +60,8 @@ static enum omen_err gather_views(struct request *r, const struct point_view ***
 }
 
 /* First of the sorted `views` that is not before `key`. */
-static uint32_t views_lower_bound(const struct point_view **views, uint32_t count, const struct point_key *key)
+static uint32_t views_lower_bound(const struct point_view **views, uint32_t count,
+        const struct point_key *key)
 {
     uint32_t low = 0, high = count;
     while (low < high) {
@@ -113,7 +116,8 @@ static enum omen_err get_scatter(struct request *r, struct err *err)
 {
     uint32_t count = r->wire.get.count, shard_count = r->collection->shard_count, asked = 0;
     struct point_selection selection;
-    enum omen_err rc = resolve_selection(&r->collection->schema, &r->wire.get.selection, "with_vectors", &selection, err);
+    enum omen_err rc = resolve_selection(&r->collection->schema, &r->wire.get.selection, "with_vectors",
+            &selection, err);
     if (rc != OMEN_OK) return rc;
     struct call_get *items = arena_calloc(&r->arena, (size_t)count + 1, sizeof *items);
     uint32_t *positions = arena_alloc(&r->arena, sizeof *positions * ((size_t)count + 1));
@@ -129,7 +133,8 @@ static enum omen_err get_scatter(struct request *r, struct err *err)
             for (uint32_t s = 0; s < shard_count; s++) counts[s]++;
             continue;
         }
-        const struct map_shard *shard = map_shard_of_slot(r->collection, point_slot(items[i].id, items[i].key));
+        const struct map_shard *shard = map_shard_of_slot(r->collection,
+                point_slot(items[i].id, items[i].key));
         positions[i] = (uint32_t)(shard - r->collection->shards);
         counts[positions[i]]++;
     }
@@ -200,7 +205,8 @@ static enum omen_err scroll_scatter(struct request *r, struct err *err)
         return err_set(err, OMEN_EINVAL, "limit", "must be 1 to %d", OMEN_SCROLL_LIMIT_MAX);
     }
     struct point_selection selection;
-    enum omen_err rc = resolve_selection(&r->collection->schema, &r->wire.scroll.selection, "with_vectors", &selection, err);
+    enum omen_err rc = resolve_selection(&r->collection->schema, &r->wire.scroll.selection, "with_vectors",
+            &selection, err);
     if (rc != OMEN_OK) return rc;
     struct point_key *after = NULL;
     if (r->wire.scroll.cursor.len > 0) {

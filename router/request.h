@@ -17,11 +17,11 @@
 #include "router/router.h"
 
 #define ROUTER_ARENA_FIRST_BYTES (64u << 10)
-#define ROUTER_ARENA_BYTES_MAX (96u << 20)  /* of one request: decoded structs, ops, calls, merge tables */
-#define ROUTER_ARENA_KEEP_BYTES (1u << 20)  /* larger arenas are given back instead of pooled */
-#define ROUTER_POOL_MAX 64                  /* idle requests kept */
+#define ROUTER_ARENA_BYTES_MAX (96u << 20)    /* of one request: decoded structs, ops, calls, merge tables */
+#define ROUTER_ARENA_KEEP_BYTES (1u << 20)    /* larger arenas are given back instead of pooled */
+#define ROUTER_POOL_MAX 64                    /* idle requests kept */
 #define ROUTER_REQUEST_BYTES_MAX (256u << 20) /* message bytes of all requests in service: OMEN_EBUSY above */
-#define ROUTER_HITS_MAX 400000u             /* sum of k + offset over the searches of one request */
+#define ROUTER_HITS_MAX 400000u               /* sum of k + offset over the searches of one request */
 #define ROUTER_REPLY_BYTES_MAX WIRE_MESSAGE_BYTES_MAX
 #define ROUTER_RETRY_AFTER_MS 50
 
@@ -31,17 +31,17 @@ struct request;
 typedef void (*router_respond)(void *arg, struct bytes reply);
 
 struct router {
-    struct router_options options;      /* api_keys points to our own copy */
-    struct net_server *server;          /* NULL in tests that call router_handle directly */
+    struct router_options options; /* api_keys points to our own copy */
+    struct net_server *server;     /* NULL in tests that call router_handle directly */
     uint64_t started_ns, started_ms;
     _Atomic bool stopping;
-    _Atomic uint32_t in_service;        /* requests past admission */
+    _Atomic uint32_t in_service; /* requests past admission */
     _Atomic uint64_t bytes_in_service;
     pthread_mutex_t pool_lock;
-    struct request *pool;               /* idle requests, guarded by pool_lock */
+    struct request *pool; /* idle requests, guarded by pool_lock */
     uint32_t pool_count;
-    uint32_t active;                    /* requests taken from the pool and not yet back; guarded by pool_lock */
-    pthread_cond_t idle;                /* active == 0 */
+    uint32_t active;     /* requests taken from the pool and not yet back; guarded by pool_lock */
+    pthread_cond_t idle; /* active == 0 */
     _Atomic(struct metric_counter *) requests_total[WIRE_OP_COUNT][OMEN_ERR_COUNT]; /* made at first use */
     struct metric_histogram *request_seconds[WIRE_OP_COUNT];
     struct metric_gauge *in_service_gauge;
@@ -51,14 +51,14 @@ struct router {
 /* A search as it is asked of the shards, beside its wire form. */
 struct search_plan {
     struct search_params params;
-    struct point_key left_out;          /* by id: the point that asks */
+    struct point_key left_out; /* by id: the point that asks */
     bool by_id;
-    uint8_t *shards;                    /* [shard_count] 1 = may hold an answer */
+    uint8_t *shards; /* [shard_count] 1 = may hold an answer */
 };
 
 struct request {
     struct router *router;
-    struct request *next;               /* in the pool */
+    struct request *next; /* in the pool */
     struct arena arena;
     struct buf reply_bytes;
     router_respond respond;
@@ -68,25 +68,26 @@ struct request {
     bool admitted;
     struct wire_request wire;
     struct wire_reply reply;
-    struct map *map;                    /* reference; NULL before it is needed */
+    struct map *map;                         /* reference; NULL before it is needed */
     const struct map_collection *collection; /* in map */
 
-    struct shard_call *calls;           /* [call_count], arena */
-    uint32_t *call_shards;              /* [call_count] position of the shard in collection->shards */
+    struct shard_call *calls; /* [call_count], arena */
+    uint32_t *call_shards;    /* [call_count] position of the shard in collection->shards */
     uint32_t call_count;
-    bool calls_submitted;               /* they are the service's until released */
+    bool calls_submitted; /* they are the service's until released */
     _Atomic uint32_t calls_pending;
     void (*gathered)(struct request *r); /* runs once when the last call of the current scatter is done */
 
     const struct doc_path *shard_key_path; /* parsed; NULL without shard key */
-    struct search_plan *plans;          /* [wire.search.count] */
-    uint32_t **call_searches;           /* [call_count][in.search.count] position of each search in the request */
+    struct search_plan *plans;             /* [wire.search.count] */
+    uint32_t **call_searches; /* [call_count][in.search.count] position of each search in the request */
     uint32_t by_id_count;
-    const struct call_get *get_items;   /* [wire.get.count], in request order */
+    const struct call_get *get_items; /* [wire.get.count], in request order */
 };
 
 /* front.c */
-OMEN_CHECKED enum omen_err router_new(const struct router_options *options, struct router **router_out, struct err *err);
+OMEN_CHECKED enum omen_err router_new(const struct router_options *options, struct router **router_out,
+        struct err *err);
 void router_free(struct router *router); /* waits until every request has been answered */
 /* Take one message; `message` must stay valid until `respond`. Any thread; does not block. */
 void router_handle(struct router *router, struct bytes message, router_respond respond, void *arg);
@@ -94,24 +95,26 @@ void router_handle(struct router *router, struct bytes message, router_respond r
 void request_finish(struct request *r, enum omen_err code);
 
 /* auth.c */
-OMEN_CHECKED enum omen_err auth_check(const struct router *router, const struct wire_request *wire, struct err *err);
+OMEN_CHECKED enum omen_err auth_check(const struct router *router, const struct wire_request *wire,
+        struct err *err);
 
 /* resolve.c */
 OMEN_CHECKED enum omen_err resolve_collection(struct request *r, struct err *err);
-OMEN_CHECKED enum omen_err resolve_field(const struct collection_schema *schema, struct bytes name, const char *where,
-        uint32_t *field_out, struct err *err);
-OMEN_CHECKED enum omen_err resolve_selection(const struct collection_schema *schema, const struct wire_selection *wire,
-        const char *where, struct point_selection *selection_out, struct err *err);
+OMEN_CHECKED enum omen_err resolve_field(const struct collection_schema *schema, struct bytes name,
+        const char *where, uint32_t *field_out, struct err *err);
+OMEN_CHECKED enum omen_err resolve_selection(const struct collection_schema *schema,
+        const struct wire_selection *wire, const char *where, struct point_selection *selection_out,
+        struct err *err);
 /* Tokens of another incarnation are errors; the highest sequence the client holds for `shard_id`, or 0. */
 OMEN_CHECKED enum omen_err resolve_tokens(const struct request *r, struct err *err);
 uint64_t token_sequence_of(const struct request *r, uint64_t shard_id);
 /* Key of a by-id item: from its `key` value, or any_key when none was given although the collection has one. Errors name
  * `list[row]`, or `list[row].member`. */
-OMEN_CHECKED enum omen_err resolve_key(struct request *r, struct doc key, const char *list, const char *member,
-        uint32_t row, struct shard_key *key_out, bool *any_key_out, struct err *err);
+OMEN_CHECKED enum omen_err resolve_key(struct request *r, struct doc key, const char *list,
+        const char *member, uint32_t row, struct shard_key *key_out, bool *any_key_out, struct err *err);
 /* Marks the shards that can hold a match of `filter`: shards_out [shard_count] of 0/1. */
-OMEN_CHECKED enum omen_err resolve_filter_shards(struct request *r, const struct filter *filter, uint8_t **shards_out,
-        struct err *err);
+OMEN_CHECKED enum omen_err resolve_filter_shards(struct request *r, const struct filter *filter,
+        uint8_t **shards_out, struct err *err);
 
 /* validate.c: rows of a write against the schema, as ops in request order. */
 OMEN_CHECKED enum omen_err validate_write(struct request *r, struct point_op **ops_out, struct err *err);
@@ -132,12 +135,12 @@ enum omen_err scatter_error(struct request *r);
 OMEN_CHECKED enum omen_err scatter_tokens(struct request *r);
 
 /* The operations: each ends the request, now or when the shards have answered. */
-void op_write(struct request *r);       /* write.c */
-void op_search(struct request *r);      /* search.c */
-void op_get(struct request *r);         /* read.c */
+void op_write(struct request *r);  /* write.c */
+void op_search(struct request *r); /* search.c */
+void op_get(struct request *r);    /* read.c */
 void op_scroll(struct request *r);
 void op_count(struct request *r);
-void op_hello(struct request *r);       /* admin.c */
+void op_hello(struct request *r); /* admin.c */
 void op_catalog(struct request *r);
 void op_list(struct request *r);
 void op_describe(struct request *r);

@@ -11,7 +11,8 @@ enum omen_err resolve_collection(struct request *r, struct err *err)
 {
     const struct shard_service *service = r->router->options.service;
     r->map = service->map_acquire(service->self);
-    if (r->map == NULL) return err_set(err, OMEN_EUNAVAILABLE, "", "the node has not opened its collections yet");
+    if (r->map == NULL)
+        return err_set(err, OMEN_EUNAVAILABLE, "", "the node has not opened its collections yet");
     struct bytes name = r->wire.collection;
     r->collection = map_find(r->map, (const char *)name.data, name.len);
     if (r->collection == NULL) {
@@ -52,8 +53,8 @@ enum omen_err resolve_field(const struct collection_schema *schema, struct bytes
     }
     char names[200];
     field_names(schema, names, sizeof names);
-    return err_set(err, OMEN_EINVAL, where, "the collection has no vector field \"%.*s\"; it has %s", (int)name.len,
-            (const char *)name.data, names);
+    return err_set(err, OMEN_EINVAL, where, "the collection has no vector field \"%.*s\"; it has %s",
+            (int)name.len, (const char *)name.data, names);
 }
 
 enum omen_err resolve_selection(const struct collection_schema *schema, const struct wire_selection *wire,
@@ -84,7 +85,8 @@ enum omen_err resolve_tokens(const struct request *r, struct err *err)
         if (r->wire.tokens[i].incarnation == r->map->incarnation) continue;
         char where[ERR_FIELD_BYTES];
         snprintf(where, sizeof where, "tokens[%u].incarnation", i);
-        return err_set(err, OMEN_EINVAL, where, "the token is of another incarnation of this database (restored or "
+        return err_set(err, OMEN_EINVAL, where,
+                "the token is of another incarnation of this database (restored or "
                 "created anew since): forget the tokens held");
     }
     return OMEN_OK;
@@ -100,8 +102,8 @@ uint64_t token_sequence_of(const struct request *r, uint64_t shard_id)
     return sequence;
 }
 
-enum omen_err resolve_key(struct request *r, struct doc key, const char *list, const char *member, uint32_t row,
-        struct shard_key *key_out, bool *any_key_out, struct err *err)
+enum omen_err resolve_key(struct request *r, struct doc key, const char *list, const char *member,
+        uint32_t row, struct shard_key *key_out, bool *any_key_out, struct err *err)
 {
     *key_out = (struct shard_key){ { NULL, 0 } };
     *any_key_out = false;
@@ -111,7 +113,8 @@ enum omen_err resolve_key(struct request *r, struct doc key, const char *list, c
         return OMEN_OK;
     }
     char where[ERR_FIELD_BYTES];
-    snprintf(where, sizeof where, "%s[%u]%s%s", list, row, member == NULL ? "" : ".", member == NULL ? "" : member);
+    snprintf(where, sizeof where, "%s[%u]%s%s", list, row, member == NULL ? "" : ".",
+            member == NULL ? "" : member);
     if (r->shard_key_path == NULL) return err_set(err, OMEN_EINVAL, where, "the collection has no shard key");
     return shard_key_from_doc(key, where, &r->arena, key_out, err);
 }

@@ -27,7 +27,8 @@ static enum omen_err plan_query(struct request *r, const struct wire_search *wir
     }
     uint64_t position;
     if (!floats_finite(wire->query.data, dim, &position)) {
-        return err_set(err, OMEN_EINVAL, where, "component %llu is NaN or infinite", (unsigned long long)position);
+        return err_set(err, OMEN_EINVAL, where, "component %llu is NaN or infinite",
+                (unsigned long long)position);
     }
     plan->params.query = arena_copy(&r->arena, wire->query.data, wire->query.len); /* aligned */
     return plan->params.query == NULL ? out_of_memory(err) : OMEN_OK;
@@ -104,8 +105,8 @@ static enum omen_err search_merge_one(struct request *r, uint32_t i, struct hit_
         return OMEN_OK;
     }
     struct hit *hits;
-    enum omen_err rc = merge_hits(runs, run_count, wire->offset, wire->k, plan->by_id ? &plan->left_out : NULL,
-            &r->arena, &hits, &result->count);
+    enum omen_err rc = merge_hits(runs, run_count, wire->offset, wire->k,
+            plan->by_id ? &plan->left_out : NULL, &r->arena, &hits, &result->count);
     result->hits = hits;
     return rc;
 }
@@ -122,7 +123,8 @@ static enum omen_err search_merge(struct request *r)
     for (uint32_t i = 0; i < count; i++) {
         if (search_merge_one(r, i, runs, at, &results[i]) != OMEN_OK) return out_of_memory(&r->reply.err);
     }
-    for (uint32_t c = 0; c < r->call_count; c++) r->reply.search.rows_scanned += r->calls[c].out.search.rows_scanned;
+    for (uint32_t c = 0; c < r->call_count; c++)
+        r->reply.search.rows_scanned += r->calls[c].out.search.rows_scanned;
     r->reply.search.results = results;
     r->reply.search.count = count;
     r->reply.search.shards_asked = r->call_count;
@@ -194,10 +196,12 @@ static enum omen_err by_id_take(struct request *r, uint32_t i, struct err *err)
         for (uint32_t p = 0; p < r->calls[c].out.points.count; p++) {
             const struct point_view *view = &r->calls[c].out.points.points[p];
             struct point_key view_key = point_key_make(view->id, view->key);
-            bool match = any_key ? point_id_equal(view->id, wire->query_id) : point_key_compare(&view_key, &wanted) == 0;
+            bool match = any_key ? point_id_equal(view->id, wire->query_id)
+                                 : point_key_compare(&view_key, &wanted) == 0;
             if (!match) continue;
             if (found != NULL && point_key_compare(&view_key, &plan->left_out) != 0) {
-                return err_set(err, OMEN_EINVAL, where, "several points have id %s: give the shard key as well", id);
+                return err_set(err, OMEN_EINVAL, where,
+                        "several points have id %s: give the shard key as well", id);
             }
             found = view;
             plan->left_out = view_key;
@@ -241,13 +245,15 @@ static enum omen_err by_id_scatter(struct request *r, struct err *err)
         if (!wire->by_id) continue;
         struct call_get *item = &items[count++];
         item->id = wire->query_id;
-        enum omen_err rc = resolve_key(r, wire->query_key, "searches", "key", i, &item->key, &item->any_key, err);
+        enum omen_err rc = resolve_key(r, wire->query_key, "searches", "key", i, &item->key, &item->any_key,
+                err);
         if (rc != OMEN_OK) return rc;
         vector_mask |= 1u << r->plans[i].params.field;
         if (item->any_key) {
             memset(touched, 1, shard_count);
         } else {
-            touched[map_shard_of_slot(r->collection, point_slot(item->id, item->key)) - r->collection->shards] = 1;
+            touched[map_shard_of_slot(r->collection, point_slot(item->id, item->key)) -
+                    r->collection->shards] = 1;
         }
     }
     for (uint32_t s = 0; s < shard_count; s++) asked += touched[s];

@@ -19,7 +19,8 @@ bool floats_finite(const uint8_t *data, uint64_t count, uint64_t *position_out)
     for (uint64_t first = 0; first < count; first += 1024) {
         uint64_t end = count - first < 1024 ? count : first + 1024;
         uint32_t bad = 0;
-        for (uint64_t i = first; i < end; i++) bad |= (load_u32(data + 4 * i) & EXPONENT_BITS) == EXPONENT_BITS;
+        for (uint64_t i = first; i < end; i++)
+            bad |= (load_u32(data + 4 * i) & EXPONENT_BITS) == EXPONENT_BITS;
         if (!bad) continue;
         for (uint64_t i = first; i < end; i++) {
             if ((load_u32(data + 4 * i) & EXPONENT_BITS) != EXPONENT_BITS) continue;
@@ -36,7 +37,8 @@ static void column_name(struct bytes field, char out[ERR_FIELD_BYTES])
     if (field.len == 0) {
         snprintf(out, ERR_FIELD_BYTES, "vectors");
     } else {
-        snprintf(out, ERR_FIELD_BYTES, "vectors.%.*s", (int)(field.len < 80 ? field.len : 80), (const char *)field.data);
+        snprintf(out, ERR_FIELD_BYTES, "vectors.%.*s", (int)(field.len < 80 ? field.len : 80),
+                (const char *)field.data);
     }
 }
 
@@ -51,8 +53,10 @@ static enum omen_err validate_column(struct request *r, const struct wire_vector
     uint64_t count = r->wire.write.count;
     uint32_t dim = schema->fields[*field_out].dim;
     if (column->bytes != count * dim * 4) {
-        return err_set(err, OMEN_EINVAL, where, "expected %u x 4 bytes per point, %llu in all for %llu points, got "
-                "%llu", dim, (unsigned long long)(count * dim * 4), (unsigned long long)count,
+        return err_set(err, OMEN_EINVAL, where,
+                "expected %u x 4 bytes per point, %llu in all for %llu points, got "
+                "%llu",
+                dim, (unsigned long long)(count * dim * 4), (unsigned long long)count,
                 (unsigned long long)column->bytes);
     }
     uint64_t position;
@@ -104,21 +108,25 @@ static struct bytes path_segment(const char **text)
     return (struct bytes){ (const uint8_t *)first, (size_t)(end - first) };
 }
 
-static bool bytes_equal(struct bytes a, struct bytes b) { return a.len == b.len && memcmp(a.data, b.data, a.len) == 0; }
+static bool bytes_equal(struct bytes a, struct bytes b)
+{
+    return a.len == b.len && memcmp(a.data, b.data, a.len) == 0;
+}
 
 /* Whether removing `path` removes the shard key: it names the key itself or what holds it. */
 static bool path_covers_key(const char *path, const char *shard_key)
 {
     while (*path != '\0') {
-        if (*shard_key == '\0') return true; /* below the key: the key is no object, so nothing; refuse all the same */
+        if (*shard_key == '\0')
+            return true; /* below the key: the key is no object, so nothing; refuse all the same */
         if (!bytes_equal(path_segment(&path), path_segment(&shard_key))) return false;
     }
     return true;
 }
 
 /* The shard key that a payload carries; `row` names it in errors. */
-static enum omen_err key_of_payload(struct request *r, struct doc payload, uint32_t row, struct shard_key *key_out,
-        struct err *err)
+static enum omen_err key_of_payload(struct request *r, struct doc payload, uint32_t row,
+        struct shard_key *key_out, struct err *err)
 {
     const char *path = r->collection->schema.shard_key;
     char where[ERR_FIELD_BYTES];
@@ -126,7 +134,8 @@ static enum omen_err key_of_payload(struct request *r, struct doc payload, uint3
     struct doc value = { NULL, 0 };
     if (payload.data != NULL) value = doc_path_first(r->shard_key_path, payload);
     if (value.data == NULL) {
-        return err_set(err, OMEN_EINVAL, where, "is missing: it is the collection's shard key, every point needs it");
+        return err_set(err, OMEN_EINVAL, where,
+                "is missing: it is the collection's shard key, every point needs it");
     }
     return shard_key_from_doc(value, where, &r->arena, key_out, err);
 }
@@ -157,12 +166,15 @@ static enum omen_err validate_set_row(struct request *r, uint32_t i, struct poin
     char where[ERR_FIELD_BYTES];
     snprintf(where, sizeof where, "payloads[%u].%.*s", i, (int)(member.len < 70 ? member.len : 70),
             (const char *)member.data);
-    return err_set(err, OMEN_EINVAL, where, "holds the shard key \"%.100s\", which cannot change: delete the point and "
-            "insert it anew", r->collection->schema.shard_key);
+    return err_set(err, OMEN_EINVAL, where,
+            "holds the shard key \"%.100s\", which cannot change: delete the point and "
+            "insert it anew",
+            r->collection->schema.shard_key);
 }
 
 /* The new payload must carry the point's shard key; that also says which point is meant. */
-static enum omen_err validate_overwrite_row(struct request *r, uint32_t i, struct point_op *op, struct err *err)
+static enum omen_err validate_overwrite_row(struct request *r, uint32_t i, struct point_op *op,
+        struct err *err)
 {
     op->payload = r->wire.write.payloads[i];
     enum omen_err rc = row_key(r, i, op, err);
@@ -205,9 +217,7 @@ static enum omen_err validate_row(struct request *r, uint32_t i, struct point_op
     case POINT_DELETE: return row_key(r, i, op, err);
     case POINT_SET_PAYLOAD: return validate_set_row(r, i, op, err);
     case POINT_OVERWRITE_PAYLOAD: return validate_overwrite_row(r, i, op, err);
-    case POINT_DELETE_PAYLOAD:
-        op->payload = r->wire.write.payload_paths;
-        return row_key(r, i, op, err);
+    case POINT_DELETE_PAYLOAD: op->payload = r->wire.write.payload_paths; return row_key(r, i, op, err);
     }
     return err_set(err, OMEN_EINTERNAL, "", "unknown kind of write");
 }

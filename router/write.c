@@ -12,14 +12,15 @@
 
 /* Ops of one shard, filled in two passes: count, then place. */
 struct split {
-    uint32_t *counts;           /* [shard_count] */
-    uint32_t *positions;        /* [count] shard of each op, or SPLIT_ALL */
-    struct point_op **placed;   /* [shard_count] */
+    uint32_t *counts;         /* [shard_count] */
+    uint32_t *positions;      /* [count] shard of each op, or SPLIT_ALL */
+    struct point_op **placed; /* [shard_count] */
 };
 
 #define SPLIT_ALL UINT32_MAX
 
-static enum omen_err split_count(struct request *r, const struct point_op *ops, struct split *split, struct err *err)
+static enum omen_err split_count(struct request *r, const struct point_op *ops, struct split *split,
+        struct err *err)
 {
     const struct map_collection *collection = r->collection;
     uint32_t count = r->wire.write.count;
@@ -42,7 +43,8 @@ static enum omen_err split_count(struct request *r, const struct point_op *ops, 
     return OMEN_OK;
 }
 
-static enum omen_err split_place(struct request *r, struct point_op *ops, struct split *split, struct err *err)
+static enum omen_err split_place(struct request *r, struct point_op *ops, struct split *split,
+        struct err *err)
 {
     uint32_t shard_count = r->collection->shard_count, count = r->wire.write.count;
     if (shard_count == 1) { /* in order already */
@@ -54,7 +56,8 @@ static enum omen_err split_place(struct request *r, struct point_op *ops, struct
     for (uint32_t s = 0; s < shard_count; s++) {
         if (split->counts[s] == 0) continue;
         split->placed[s] = arena_alloc(&r->arena, sizeof **split->placed * (size_t)split->counts[s]);
-        if (split->placed[s] == NULL) return err_set(err, OMEN_ENOMEM, "", "the request needs too much memory");
+        if (split->placed[s] == NULL)
+            return err_set(err, OMEN_ENOMEM, "", "the request needs too much memory");
     }
     for (uint32_t i = 0; i < count; i++) {
         if (split->positions[i] != SPLIT_ALL) {

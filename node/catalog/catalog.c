@@ -17,7 +17,7 @@ struct catalog {
     struct vfs *vfs;
     char path[4096];
     pthread_mutex_t mutex;
-    struct catalog_state state;     /* guarded by mutex */
+    struct catalog_state state; /* guarded by mutex */
     _Atomic uint64_t applied, durable;
 };
 
@@ -59,7 +59,8 @@ static enum omen_err check_create(struct map *map, const struct catalog_entry *e
     if (rc == OMEN_OK) rc = name_free(map, change->name, err);
     if (rc != OMEN_OK) return rc;
     if (change->shard_count == 0 || change->shard_count > OMEN_SHARDS_MAX) {
-        return err_set(err, OMEN_EINVAL, "shards", "must be 1 to %d, got %u", OMEN_SHARDS_MAX, change->shard_count);
+        return err_set(err, OMEN_EINVAL, "shards", "must be 1 to %d, got %u", OMEN_SHARDS_MAX,
+                change->shard_count);
     }
     if (change->replication == 0 || change->replication > entry->node_count) {
         return err_set(err, OMEN_EINVAL, "replication", "is %u, there %s %u node%s to hold replicas",
@@ -70,7 +71,8 @@ static enum omen_err check_create(struct map *map, const struct catalog_entry *e
         return err_set(err, OMEN_EINVAL, "recall_target", "must be above 0 and at most 1");
     }
     if (map->collection_count >= OMEN_COLLECTIONS_MAX) {
-        return err_set(err, OMEN_ETOOBIG, "collection", "there are %d collections, the limit", OMEN_COLLECTIONS_MAX);
+        return err_set(err, OMEN_ETOOBIG, "collection", "there are %d collections, the limit",
+                OMEN_COLLECTIONS_MAX);
     }
     uint64_t shards = change->shard_count;
     for (uint32_t i = 0; i < map->collection_count; i++) shards += map->collections[i].shard_count;
@@ -82,7 +84,8 @@ static enum omen_err check_create(struct map *map, const struct catalog_entry *e
 }
 
 /* Shards in order of slots; replicas go round the nodes so that neighbours lie on different ones. */
-static void place_shards(struct catalog_state *state, const struct catalog_entry *entry, struct map_collection *c)
+static void place_shards(struct catalog_state *state, const struct catalog_entry *entry,
+        struct map_collection *c)
 {
     map_cut_slots(c->shards, c->shard_count);
     for (uint32_t i = 0; i < c->shard_count; i++) {
@@ -136,8 +139,9 @@ static void apply_drop(struct catalog_state *state, const struct catalog_change 
     if (c == NULL) {
         bool is_alias;
         alias_position(map, change->name, &is_alias);
-        outcome->code = err_set(&outcome->err, OMEN_ENOTFOUND, "collection", is_alias ?
-                "\"%s\" is an alias: drop the alias, or the collection by its own name" : "no collection \"%s\"",
+        outcome->code = err_set(&outcome->err, OMEN_ENOTFOUND, "collection",
+                is_alias ? "\"%s\" is an alias: drop the alias, or the collection by its own name"
+                         : "no collection \"%s\"",
                 change->name);
         return;
     }
@@ -177,7 +181,8 @@ static enum omen_err apply_alias_set(struct catalog_state *state, const struct c
         return OMEN_OK;
     }
     if (map->alias_count >= OMEN_ALIASES_MAX) {
-        outcome->code = err_set(err, OMEN_ETOOBIG, "alias", "there are %d aliases, the limit", OMEN_ALIASES_MAX);
+        outcome->code = err_set(err, OMEN_ETOOBIG, "alias", "there are %d aliases, the limit",
+                OMEN_ALIASES_MAX);
         return OMEN_OK;
     }
     struct map_alias *grown = mem_realloc(map->aliases, (map->alias_count + 1) * sizeof *grown);
@@ -221,8 +226,8 @@ static enum omen_err change_apply(struct catalog_state *state, const struct cata
 
 /* ---- fsm ---- */
 
-static enum omen_err fsm_apply(void *self, uint64_t sequence, const void *entry, uint32_t len, void *proposal_arg,
-        struct err *err)
+static enum omen_err fsm_apply(void *self, uint64_t sequence, const void *entry, uint32_t len,
+        void *proposal_arg, struct err *err)
 {
     struct catalog *catalog = self;
     if (sequence <= atomic_load(&catalog->applied)) return OMEN_OK;
@@ -269,8 +274,8 @@ static enum omen_err fsm_checkpoint(void *self, struct err *err)
         struct buf b;
         buf_init(&b);
         catalog_state_encode(&state, &b);
-        rc = b.failed ? err_set(err, OMEN_ENOMEM, "", "no memory to write the catalog") :
-                vfs_replace_file(catalog->vfs, catalog->path, b.data, b.len, err);
+        rc = b.failed ? err_set(err, OMEN_ENOMEM, "", "no memory to write the catalog")
+                      : vfs_replace_file(catalog->vfs, catalog->path, b.data, b.len, err);
         buf_fini(&b);
         if (rc == OMEN_OK) atomic_store(&catalog->durable, state.sequence);
     }
@@ -317,8 +322,8 @@ static enum omen_err state_load(struct catalog *catalog, uint64_t incarnation, s
     return err_corrupt(err, catalog->path, 40, "the catalog is of another incarnation than NODE");
 }
 
-enum omen_err catalog_open(struct vfs *vfs, const char *dir, uint64_t incarnation, struct catalog **catalog_out,
-        struct err *err)
+enum omen_err catalog_open(struct vfs *vfs, const char *dir, uint64_t incarnation,
+        struct catalog **catalog_out, struct err *err)
 {
     *catalog_out = NULL;
     struct catalog *catalog = mem_must_calloc(1, sizeof *catalog);

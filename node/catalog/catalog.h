@@ -2,8 +2,8 @@
  * group; in this version of one replica.
  *
  * Deterministic: everything a change needs (log time, nodes to place on) is in its entry; ids come from counters that are
- * part of the state and never reuse a value (CORRECTNESS I3, C6). A change that cannot be done is a typed rejection, the same
- * on every replica. The state is an immutable `struct map` that a change replaces as a whole.
+ * part of the state and never reuse a value (CORRECTNESS I3, C6). A change that cannot be done is a typed rejection, the
+ * same on every replica. The state is an immutable `struct map` that a change replaces as a whole.
  *
  * Persisted by checkpoint as one file, catalog/CATALOG, replaced atomically. Formats: README.md of node/. */
 #ifndef OMEN_NODE_CATALOG_H
@@ -13,9 +13,9 @@
 #include "common/vfs.h"
 #include "consensus/replica.h"
 
-#define CATALOG_GROUP 1u            /* its group id; shards get ids from 2 on */
+#define CATALOG_GROUP 1u /* its group id; shards get ids from 2 on */
 #define CATALOG_REPLICATION_MAX 8u
-#define CATALOG_SHARDS_MAX 65536u   /* of all collections */
+#define CATALOG_SHARDS_MAX 65536u /* of all collections */
 #define CATALOG_FILE_BYTES_MAX (256u << 20)
 #define CATALOG_ENTRY_BYTES_MAX (64u << 10)
 

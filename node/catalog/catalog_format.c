@@ -1,9 +1,9 @@
 /* Catalog entries and the catalog file, both little-endian, read by one bounds-checked cursor.
  *
- * Entry v1: 0 magic "OMCC" | 4 u16 version | 6 u16 kind | 8 u32 total_bytes | 12 u32 crc32c of 16..total |
+ * Entry v1: 0 magic "OMCC" | 4 u16 version | 6 u16 kind | 8 u32 total_bytes | 12 u32 crc32c of the rest |
  *   16 u64 log_time_ms | 24 u32 shard_count | 28 u32 replication | 32 f32 recall_target | 36 u32 node_count |
  *   40 node_count x u32 node id, name, name (target), schema, zeros to a multiple of 8
- * File v1:  0 magic "OMCT" | 4 u16 version | 6 u16 zero | 8 u64 total_bytes | 16 u32 crc32c of 20..total | 20 u32 zero |
+ * File v1:  0 magic "OMCT" | 4 u16 version | 6 u16 zero | 8 u64 total_bytes | 16 u32 crc32c of the rest | 20 u32 zero |
  *   24 u64 sequence | 32 u64 epoch | 40 u64 incarnation | 48 u64 next_collection | 56 u64 next_group |
  *   64 u64 next_replica | 72 u32 collection_count | 76 u32 alias_count | 80 collections, aliases
  *   collection: u64 id, u64 created_ms, f32 recall_target, u32 replication, name, schema, u32 shard_count, shards
@@ -25,6 +25,12 @@
 #define FILE_MAGIC 0x54434d4fu /* "OMCT" */
 #define FILE_HEADER 80u
 #define FORMAT_VERSION 1
+
+/* Of everything but the checksum itself. */
+static uint32_t crc_around(const uint8_t *data, size_t len, size_t crc_at)
+{
+    return crc32c(crc32c(0, data, crc_at), data + crc_at + 4, len - crc_at - 4);
+}
 
 /* ---- writing ---- */
 
@@ -52,8 +58,8 @@ static void put_schema(struct buf *b, const struct collection_schema *schema)
     }
 }
 
-enum omen_err catalog_entry_encode(const struct catalog_change *change, uint64_t log_time_ms, const uint32_t *node_ids,
-        uint32_t node_count, uint8_t **entry_out, uint32_t *len_out)
+enum omen_err catalog_entry_encode(const struct catalog_change *change, uint64_t log_time_ms,
+        const uint32_t *node_ids, uint32_t node_count, uint8_t **entry_out, uint32_t *len_out)
 {
     CHECK(node_count <= CATALOG_REPLICATION_MAX);
     struct buf b;
@@ -78,7 +84,7 @@ enum omen_err catalog_entry_encode(const struct catalog_change *change, uint64_t
     }
     CHECK(b.len <= CATALOG_ENTRY_BYTES_MAX);
     store_u32(b.data + 8, (uint32_t)b.len);
-    store_u32(b.data + 12, crc32c(0, b.data + 16, b.len - 16));
+    store_u32(b.data + 12, crc_around(b.data, b.len, 12));
     *len_out = (uint32_t)b.len;
     *entry_out = b.data; /* buf memory is mem_free's */
     return OMEN_OK;
@@ -130,7 +136,7 @@ void catalog_state_encode(const struct catalog_state *state, struct buf *out)
     }
     if (out->failed) return;
     store_u64(out->data + 8, out->len);
-    store_u32(out->data + 16, crc32c(0, out->data + 20, out->len - 20));
+    store_u32(out->data + 16, crc_around(out->data, out->len, 16));
 }
 
 /* ---- reading ---- */
@@ -195,7 +201,8 @@ static void take_schema(struct reader *in, struct collection_schema *schema)
     }
 }
 
-enum omen_err catalog_entry_decode(const void *bytes, size_t len, struct catalog_entry *entry_out, struct err *err)
+enum omen_err catalog_entry_decode(const void *bytes, size_t len, struct catalog_entry *entry_out,
+        struct err *err)
 {
     const uint8_t *data = bytes;
     memset(entry_out, 0, sizeof *entry_out);
@@ -203,7 +210,7 @@ enum omen_err catalog_entry_decode(const void *bytes, size_t len, struct catalog
             load_u16(data + 4) != FORMAT_VERSION || load_u32(data + 8) != len) {
         return err_set(err, OMEN_ECORRUPT, "", "catalog entry: wrong magic, version or length");
     }
-    if (load_u32(data + 12) != crc32c(0, data + 16, len - 16)) {
+    if (load_u32(data + 12) != crc_around(data, len, 12)) {
         return err_set(err, OMEN_ECORRUPT, "", "catalog entry: wrong checksum");
     }
     struct reader in = { .data = data, .len = len, .at = 16 };
@@ -289,8 +296,8 @@ static enum omen_err take_map(struct reader *in, struct map *map)
     return OMEN_OK;
 }
 
-enum omen_err catalog_state_decode(const uint8_t *bytes, size_t len, const char *path, struct catalog_state *state_out,
-        struct err *err)
+enum omen_err catalog_state_decode(const uint8_t *bytes, size_t len, const char *path,
+        struct catalog_state *state_out, struct err *err)
 {
     if (len < FILE_HEADER || load_u32(bytes) != FILE_MAGIC) return err_corrupt(err, path, 0, "wrong magic");
     if (load_u16(bytes + 4) != FORMAT_VERSION) {
@@ -298,7 +305,8 @@ enum omen_err catalog_state_decode(const uint8_t *bytes, size_t len, const char 
                 load_u16(bytes + 4), FORMAT_VERSION);
     }
     if (load_u64(bytes + 8) != len) return err_corrupt(err, path, 8, "wrong length");
-    if (load_u32(bytes + 16) != crc32c(0, bytes + 20, len - 20)) return err_corrupt(err, path, 16, "wrong checksum");
+    if (load_u32(bytes + 16) != crc_around(bytes, len, 16))
+        return err_corrupt(err, path, 16, "wrong checksum");
     struct map *map = mem_calloc(1, sizeof *map);
     if (map == NULL) return err_set(err, OMEN_ENOMEM, "", "no memory for the catalog");
     atomic_init(&map->refs, 1);
@@ -311,7 +319,8 @@ enum omen_err catalog_state_decode(const uint8_t *bytes, size_t len, const char 
     state.next_group = take_u64(&in);
     state.next_replica = take_u64(&in);
     enum omen_err rc = take_map(&in, map);
-    if (rc == OMEN_OK && (in.failed || in.at != len)) rc = err_corrupt(err, path, in.at, "fields do not fit together");
+    if (rc == OMEN_OK && (in.failed || in.at != len))
+        rc = err_corrupt(err, path, in.at, "fields do not fit together");
     if (rc == OMEN_ENOMEM) err_set(err, rc, "", "no memory for the catalog");
     if (rc != OMEN_OK) {
         map_unref(map);

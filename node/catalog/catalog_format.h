@@ -6,9 +6,9 @@
 
 /* The whole state. */
 struct catalog_state {
-    uint64_t sequence;           /* last applied entry */
+    uint64_t sequence; /* last applied entry */
     uint64_t next_collection, next_group, next_replica;
-    struct map *map;             /* one reference */
+    struct map *map; /* one reference */
 };
 
 /* A change with what its proposer added. */
@@ -20,8 +20,8 @@ struct catalog_entry {
 };
 
 /* Checks structure, lengths and CRC; names and schema are for apply to judge. OMEN_ECORRUPT. */
-OMEN_CHECKED enum omen_err catalog_entry_decode(const void *bytes, size_t len, struct catalog_entry *entry_out,
-        struct err *err);
+OMEN_CHECKED enum omen_err catalog_entry_decode(const void *bytes, size_t len,
+        struct catalog_entry *entry_out, struct err *err);
 
 void catalog_state_encode(const struct catalog_state *state, struct buf *out); /* out->failed: no memory */
 /* `path` names the file in errors. */

@@ -1,0 +1,540 @@
+/* A shard over the real store and log: batching, admission, tokens, barriers, deadlines, recovery; and its node. */
+#include "common/err.h"
+
+#include <check.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "node/node.h"
+#include "tests/support/entry_support.h"
+
+#define DIM 8
+
+static char dir[256];
+static struct node *node;
+static struct node_options options;
+static struct metrics *metrics;
+
+static void node_up(void)
+{
+    struct err err;
+    enum omen_err rc = node_open(&options, &node, &err);
+    ck_assert_msg(rc == OMEN_OK, "%s", err.message);
+}
+
+static void node_down(void)
+{
+    node_close(node);
+    node = NULL;
+}
+
+static void setup(void)
+{
+    const char *tmp = getenv("TMPDIR");
+    snprintf(dir, sizeof dir, "%s/omen-XXXXXX", tmp != NULL ? tmp : "/tmp");
+    ck_assert_ptr_nonnull(mkdtemp(dir));
+    metrics = metrics_new();
+    node_options_default(&options);
+    options.data_dir = dir;
+    options.metrics = metrics;
+    options.search_threads = 2;
+    options.disk_min_free_percent = 0;
+    options.store.chunk_bytes = 64 << 10;
+    options.host.log.segment_bytes = 256 << 10;
+    node_up();
+}
+
+static void teardown(void)
+{
+    if (node != NULL) node_down();
+    metrics_free(metrics);
+    ck_assert_int_eq(vfs_remove_tree(vfs_posix(), dir, NULL), OMEN_OK);
+}
+
+/* ---- calls ---- */
+
+struct waiter {
+    pthread_mutex_t mutex;
+    pthread_cond_t cond;
+    bool done;
+};
+
+static void call_done(struct shard_call *call)
+{
+    struct waiter *w = call->arg;
+    pthread_mutex_lock(&w->mutex);
+    w->done = true;
+    pthread_cond_signal(&w->cond);
+    pthread_mutex_unlock(&w->mutex);
+}
+
+static void start(struct shard_call *call, struct waiter *w)
+{
+    *w = (struct waiter){ PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, false };
+    call->done = call_done;
+    call->arg = w;
+    const struct shard_service *service = node_service(node);
+    service->submit(service->self, call);
+}
+
+static void finish(struct waiter *w)
+{
+    pthread_mutex_lock(&w->mutex);
+    while (!w->done) pthread_cond_wait(&w->cond, &w->mutex);
+    pthread_mutex_unlock(&w->mutex);
+}
+
+static void release(struct shard_call *call)
+{
+    const struct shard_service *service = node_service(node);
+    service->release(service->self, call);
+}
+
+static bool finished(struct waiter *w)
+{
+    pthread_mutex_lock(&w->mutex);
+    bool done = w->done;
+    pthread_mutex_unlock(&w->mutex);
+    return done;
+}
+
+/* Submit and wait; outputs stay valid until release. */
+static enum omen_err run(struct shard_call *call)
+{
+    struct waiter w;
+    start(call, &w);
+    finish(&w);
+    return call->code;
+}
+
+static enum omen_err catalog(enum catalog_change_kind kind, const char *name, uint32_t shards,
+        enum metric metric)
+{
+    struct shard_call call = { .kind = CALL_CATALOG };
+    call.in.catalog = (struct catalog_change){ .kind = kind,
+        .shard_count = shards,
+        .replication = 1,
+        .recall_target = 1 };
+    snprintf(call.in.catalog.name, sizeof call.in.catalog.name, "%s", name);
+    call.in.catalog.schema = test_schema_simple(DIM, "");
+    call.in.catalog.schema.fields[0].metric = metric;
+    enum omen_err rc = run(&call);
+    release(&call);
+    return rc;
+}
+
+static struct map_collection collection(const char *name)
+{
+    const struct shard_service *service = node_service(node);
+    struct map *map = service->map_acquire(service->self);
+    const struct map_collection *c = map_find(map, name, strlen(name));
+    ck_assert_ptr_nonnull(c);
+    struct map_collection copy = *c; /* `shards` dies with the map: only ids below are read before that */
+    static struct map_shard shards[16];
+    memcpy(shards, c->shards, sizeof *shards * c->shard_count);
+    copy.shards = shards;
+    map_unref(map);
+    return copy;
+}
+
+static uint64_t shard_of(const char *name) { return collection(name).shards[0].shard_id; }
+
+static struct shard_call call_of(enum shard_call_kind kind, uint64_t shard)
+{
+    return (struct shard_call){ .kind = kind, .shard_id = shard };
+}
+
+/* One point with x = id in its first component. */
+static struct point_op upsert_op(uint64_t id, float *vector)
+{
+    memset(vector, 0, DIM * sizeof *vector);
+    vector[0] = (float)id;
+    vector[1] = 1;
+    return (struct point_op){ .kind = POINT_UPSERT, .id = { 0, id, 0 }, .vectors = { vector } };
+}
+
+static enum omen_err upsert(uint64_t shard, uint64_t id, struct op_id op_id, struct shard_call *call)
+{
+    static __thread float vector[DIM];
+    struct point_op op = upsert_op(id, vector);
+    *call = call_of(CALL_WRITE, shard);
+    call->in.write.ops = &op;
+    call->in.write.count = 1;
+    call->in.write.op_id = op_id;
+    enum omen_err rc = run(call);
+    release(call);
+    return rc;
+}
+
+static uint64_t count_points(uint64_t shard, enum consistency consistency, uint64_t token)
+{
+    struct shard_call call = call_of(CALL_COUNT, shard);
+    call.consistency = consistency;
+    call.token_sequence = token;
+    ck_assert_int_eq(run(&call), OMEN_OK);
+    uint64_t points = call.out.count.points;
+    release(&call);
+    return points;
+}
+
+static uint64_t metric_value(const char *name)
+{
+    struct buf b;
+    buf_init(&b);
+    metrics_render(metrics, &b);
+    buf_append(&b, "", 1);
+    char line[128];
+    snprintf(line, sizeof line, "\n%s ", name);
+    const char *at = strstr((char *)b.data, line);
+    ck_assert_msg(at != NULL, "no metric %s", name);
+    uint64_t v = strtoull(at + strlen(line), NULL, 10);
+    buf_fini(&b);
+    return v;
+}
+
+/* ---- tests ---- */
+
+START_TEST(acknowledged_points_are_there_after_a_restart)
+{
+    ck_assert_int_eq(catalog(CATALOG_CREATE, "docs", 1, METRIC_L2), OMEN_OK);
+    uint64_t shard = shard_of("docs");
+    struct shard_call call;
+    for (uint64_t id = 1; id <= 50; id++) {
+        ck_assert_int_eq(upsert(shard, id, (struct op_id){ 0, 0, 0 }, &call), OMEN_OK);
+        ck_assert_uint_eq(call.out.write.affected, 1);
+        ck_assert_uint_eq(call.sequence, id);
+    }
+    ck_assert_uint_eq(count_points(shard, CONSISTENCY_SESSION, 50), 50);
+    node_down();
+    node_up();
+    ck_assert_uint_eq(shard_of("docs"), shard);
+    ck_assert_uint_eq(count_points(shard, CONSISTENCY_LINEARIZABLE, 0), 50);
+}
+END_TEST
+
+#define WRITERS 32
+#define WRITES_EACH 20
+
+static uint64_t writers_shard;
+
+static void *writer_main(void *arg)
+{
+    uint64_t first = (uint64_t)(uintptr_t)arg * WRITES_EACH + 1;
+    for (uint64_t i = 0; i < WRITES_EACH; i++) {
+        struct shard_call call;
+        ck_assert_int_eq(upsert(writers_shard, first + i,
+                                 (struct op_id){ first, i + 1, clock_wall_ms(clock_system()) }, &call),
+                OMEN_OK);
+        ck_assert_uint_ge(count_points(writers_shard, CONSISTENCY_SESSION, call.sequence), i + 1);
+    }
+    return NULL;
+}
+
+START_TEST(waiting_writers_share_entries_and_none_is_lost)
+{
+    ck_assert_int_eq(catalog(CATALOG_CREATE, "docs", 1, METRIC_L2), OMEN_OK);
+    writers_shard = shard_of("docs");
+    pthread_t threads[WRITERS];
+    for (uintptr_t i = 0; i < WRITERS; i++) pthread_create(&threads[i], NULL, writer_main, (void *)i);
+    for (int i = 0; i < WRITERS; i++) pthread_join(threads[i], NULL);
+    ck_assert_uint_eq(count_points(writers_shard, CONSISTENCY_LINEARIZABLE, 0), WRITERS * WRITES_EACH);
+    uint64_t entries = metric_value("omendb_node_entries_total");
+    ck_assert_uint_eq(metric_value("omendb_node_entry_requests_total"), WRITERS * WRITES_EACH);
+    ck_assert_uint_lt(entries, WRITERS * WRITES_EACH);
+    ck_assert_uint_eq(metric_value("omendb_node_write_inflight_bytes"), 0);
+}
+END_TEST
+
+START_TEST(same_op_id_is_applied_once)
+{
+    ck_assert_int_eq(catalog(CATALOG_CREATE, "docs", 1, METRIC_L2), OMEN_OK);
+    uint64_t shard = shard_of("docs");
+    struct op_id op_id = { 7, 1, clock_wall_ms(clock_system()) };
+    struct shard_call first, again;
+    ck_assert_int_eq(upsert(shard, 1, op_id, &first), OMEN_OK);
+    ck_assert(!first.out.write.duplicate);
+    node_down();
+    node_up();
+    ck_assert_int_eq(upsert(shard, 1, op_id, &again), OMEN_OK);
+    ck_assert(again.out.write.duplicate);
+    ck_assert_uint_eq(again.sequence, first.sequence);
+}
+END_TEST
+
+START_TEST(cosine_vectors_come_back_normalised_and_queries_are_too)
+{
+    ck_assert_int_eq(catalog(CATALOG_CREATE, "docs", 1, METRIC_COSINE), OMEN_OK);
+    uint64_t shard = shard_of("docs");
+    struct shard_call call;
+    ck_assert_int_eq(upsert(shard, 3, (struct op_id){ 0, 0, 0 }, &call), OMEN_OK);
+    uint8_t raw[4 * DIM + 1]; /* unaligned on purpose */
+    float vector[DIM] = { 300, 100 };
+    memcpy(raw + 1, vector, sizeof vector);
+    struct point_op op = { .kind = POINT_UPSERT, .id = { 0, 4, 0 } };
+    op.vectors[0] = (const float *)(const void *)(raw + 1);
+    call = call_of(CALL_WRITE, shard);
+    call.in.write.ops = &op;
+    call.in.write.count = 1;
+    ck_assert_int_eq(run(&call), OMEN_OK);
+    release(&call);
+    struct search_params search = { .query = vector, .k = 5, .selection = { .vector_mask = 1 } };
+    call = call_of(CALL_SEARCH, shard);
+    call.in.search.searches = &search;
+    call.in.search.count = 1;
+    ck_assert_int_eq(run(&call), OMEN_OK);
+    ck_assert_uint_eq(call.out.search.counts[0], 2);
+    for (int i = 0; i < 2; i++) {
+        ck_assert_float_eq_tol(call.out.search.hits[0][i].score, 1, 1e-6f);
+        ck_assert_float_eq_tol(call.out.search.hits[0][i].point.vectors[0][0], 0.9486833f, 1e-6f);
+    }
+    ck_assert_uint_gt(call.engine_ns, 0);
+    release(&call);
+}
+END_TEST
+
+START_TEST(read_waits_for_its_token_and_gives_up_at_the_deadline)
+{
+    ck_assert_int_eq(catalog(CATALOG_CREATE, "docs", 1, METRIC_L2), OMEN_OK);
+    uint64_t shard = shard_of("docs");
+    struct shard_call read = call_of(CALL_COUNT, shard), late = read, write;
+    struct waiter read_waiter, late_waiter;
+    read.token_sequence = 1;
+    late.token_sequence = 1000;
+    late.deadline_ns = clock_monotonic_ns(clock_system()) + 50000000;
+    start(&read, &read_waiter);
+    start(&late, &late_waiter);
+    ck_assert(!finished(&read_waiter));
+    ck_assert_int_eq(upsert(shard, 1, (struct op_id){ 0, 0, 0 }, &write), OMEN_OK);
+    finish(&read_waiter);
+    ck_assert_int_eq(read.code, OMEN_OK);
+    ck_assert_uint_eq(read.out.count.points, 1);
+    finish(&late_waiter);
+    ck_assert_int_eq(late.code, OMEN_EDEADLINE);
+    release(&read);
+    release(&late);
+}
+END_TEST
+
+START_TEST(past_deadline_is_not_begun)
+{
+    ck_assert_int_eq(catalog(CATALOG_CREATE, "docs", 1, METRIC_L2), OMEN_OK);
+    uint64_t shard = shard_of("docs");
+    float vector[DIM];
+    struct point_op op = upsert_op(1, vector);
+    struct shard_call call = call_of(CALL_WRITE, shard);
+    call.in.write.ops = &op;
+    call.in.write.count = 1;
+    call.deadline_ns = 1;
+    ck_assert_int_eq(run(&call), OMEN_EDEADLINE);
+    release(&call);
+    call = call_of(CALL_COUNT, shard);
+    call.deadline_ns = 1;
+    ck_assert_int_eq(run(&call), OMEN_EDEADLINE);
+    release(&call);
+    ck_assert_uint_eq(count_points(shard, CONSISTENCY_LINEARIZABLE, 0), 0);
+}
+END_TEST
+
+START_TEST(full_disk_refuses_writes_with_the_reason_and_takes_deletes)
+{
+    ck_assert_int_eq(catalog(CATALOG_CREATE, "docs", 1, METRIC_L2), OMEN_OK);
+    uint64_t shard = shard_of("docs");
+    struct shard_call call;
+    ck_assert_int_eq(upsert(shard, 1, (struct op_id){ 0, 0, 0 }, &call), OMEN_OK);
+    node_down();
+    options.disk_min_free_percent = 100.5; /* no disk has that */
+    node_up();
+    const struct shard_service *service = node_service(node);
+    ck_assert_ptr_nonnull(service->not_ready(service->self));
+    ck_assert_int_eq(upsert(shard, 2, (struct op_id){ 0, 0, 0 }, &call), OMEN_EFULL);
+    ck_assert_ptr_nonnull(strstr(call.err.message, "disk.min_free_percent"));
+    ck_assert_int_eq(catalog(CATALOG_CREATE, "more", 1, METRIC_L2), OMEN_EFULL);
+    struct point_op op = { .kind = POINT_DELETE, .id = { 0, 1, 0 } };
+    call = call_of(CALL_WRITE, shard);
+    call.in.write.ops = &op;
+    call.in.write.count = 1;
+    ck_assert_int_eq(run(&call), OMEN_OK);
+    ck_assert_uint_eq(call.out.write.affected, 1);
+    release(&call);
+    ck_assert_uint_eq(count_points(shard, CONSISTENCY_LINEARIZABLE, 0), 0);
+    ck_assert_int_eq(catalog(CATALOG_DROP, "docs", 0, METRIC_L2), OMEN_OK);
+}
+END_TEST
+
+START_TEST(writes_over_the_admission_limit_are_told_when_to_retry)
+{
+    ck_assert_int_eq(catalog(CATALOG_CREATE, "docs", 1, METRIC_L2), OMEN_OK);
+    uint64_t shard = shard_of("docs");
+    node_down();
+    options.shard_inflight_bytes_max = 2000;
+    node_up();
+    enum { CALLS = 400 };
+    static struct shard_call calls[CALLS];
+    static struct waiter waiters[CALLS];
+    static float vectors[CALLS][DIM];
+    static struct point_op ops[CALLS];
+    for (int i = 0; i < CALLS; i++) {
+        ops[i] = upsert_op((uint64_t)i + 1, vectors[i]);
+        calls[i] = call_of(CALL_WRITE, shard);
+        calls[i].in.write.ops = &ops[i];
+        calls[i].in.write.count = 1;
+        start(&calls[i], &waiters[i]);
+    }
+    uint64_t done = 0, busy = 0;
+    for (int i = 0; i < CALLS; i++) {
+        finish(&waiters[i]);
+        if (calls[i].code == OMEN_OK) done++;
+        if (calls[i].code == OMEN_EBUSY) {
+            busy++;
+            ck_assert_uint_gt(calls[i].err.retry_after_ms, 0);
+        }
+        release(&calls[i]);
+    }
+    ck_assert_uint_eq(done + busy, CALLS);
+    ck_assert_uint_gt(busy, 0);
+    ck_assert_uint_gt(done, 0);
+    ck_assert_uint_eq(count_points(shard, CONSISTENCY_LINEARIZABLE, 0), done);
+}
+END_TEST
+
+/* ---- collections ---- */
+
+static uint32_t shard_directories(void)
+{
+    char path[300];
+    snprintf(path, sizeof path, "%s/shards", dir);
+    uint32_t count = 0;
+    char command[400];
+    snprintf(command, sizeof command, "ls %s | wc -l", path);
+    FILE *f = popen(command, "r");
+    ck_assert_int_eq(fscanf(f, "%u", &count), 1);
+    pclose(f);
+    return count;
+}
+
+START_TEST(dropped_collection_is_gone_and_its_name_is_free)
+{
+    ck_assert_int_eq(catalog(CATALOG_CREATE, "docs", 3, METRIC_L2), OMEN_OK);
+    ck_assert_int_eq(catalog(CATALOG_CREATE, "docs", 3, METRIC_L2), OMEN_EEXISTS);
+    uint64_t old = shard_of("docs");
+    struct shard_call call;
+    ck_assert_int_eq(upsert(old, 1, (struct op_id){ 0, 0, 0 }, &call), OMEN_OK);
+    ck_assert_uint_eq(shard_directories(), 3);
+    ck_assert_int_eq(catalog(CATALOG_DROP, "docs", 0, METRIC_L2), OMEN_OK);
+    ck_assert_uint_eq(shard_directories(), 0);
+    ck_assert_int_eq(upsert(old, 2, (struct op_id){ 0, 0, 0 }, &call), OMEN_ENOTFOUND);
+    ck_assert_int_eq(catalog(CATALOG_CREATE, "docs", 1, METRIC_L2), OMEN_OK);
+    ck_assert_uint_ne(shard_of("docs"), old);
+    ck_assert_uint_eq(count_points(shard_of("docs"), CONSISTENCY_LINEARIZABLE, 0), 0);
+    node_down();
+    node_up();
+    ck_assert_uint_eq(shard_directories(), 1);
+}
+END_TEST
+
+START_TEST(interrupted_create_and_drop_heal_at_start)
+{
+    ck_assert_int_eq(catalog(CATALOG_CREATE, "docs", 2, METRIC_L2), OMEN_OK);
+    ck_assert_int_eq(catalog(CATALOG_CREATE, "gone", 1, METRIC_L2), OMEN_OK);
+    uint64_t gone = shard_of("gone"), kept = shard_of("docs");
+    ck_assert_int_eq(catalog(CATALOG_DROP, "gone", 0, METRIC_L2), OMEN_OK);
+    node_down();
+    char path[300], left[300];
+    /* Created in the catalog, its directory never made; dropped in the catalog, its directory never removed. */
+    snprintf(path, sizeof path, "%s/shards/%llu-2", dir, (unsigned long long)kept);
+    ck_assert_int_eq(vfs_remove_tree(vfs_posix(), path, NULL), OMEN_OK);
+    snprintf(left, sizeof left, "%s/shards/%llu-4", dir, (unsigned long long)gone);
+    ck_assert_int_eq(vfs_mkdir(vfs_posix(), left, NULL), OMEN_OK);
+    node_up();
+    bool there;
+    ck_assert_int_eq(vfs_exists(vfs_posix(), left, &there, NULL), OMEN_OK);
+    ck_assert(!there);
+    ck_assert_int_eq(vfs_exists(vfs_posix(), path, &there, NULL), OMEN_OK);
+    ck_assert(there);
+    struct shard_call call;
+    ck_assert_int_eq(upsert(kept, 1, (struct op_id){ 0, 0, 0 }, &call), OMEN_OK);
+}
+END_TEST
+
+START_TEST(shard_that_the_catalog_never_made_stops_the_start)
+{
+    node_down();
+    char path[300];
+    snprintf(path, sizeof path, "%s/shards/77-77", dir);
+    ck_assert_int_eq(vfs_mkdir(vfs_posix(), path, NULL), OMEN_OK);
+    struct err err;
+    ck_assert_int_eq(node_open(&options, &node, &err), OMEN_ECORRUPT);
+    ck_assert_ptr_null(node);
+    ck_assert_ptr_nonnull(strstr(err.message, "77"));
+    bool there;
+    ck_assert_int_eq(vfs_exists(vfs_posix(), path, &there, NULL), OMEN_OK);
+    ck_assert(there); /* nothing was touched */
+}
+END_TEST
+
+START_TEST(more_shards_than_the_limit_are_refused)
+{
+    node_down();
+    options.shards_max = 3;
+    node_up();
+    ck_assert_int_eq(catalog(CATALOG_CREATE, "a", 3, METRIC_L2), OMEN_OK);
+    ck_assert_int_eq(catalog(CATALOG_CREATE, "b", 1, METRIC_L2), OMEN_ETOOBIG);
+    ck_assert_int_eq(catalog(CATALOG_DROP, "a", 0, METRIC_L2), OMEN_OK);
+    ck_assert_int_eq(catalog(CATALOG_CREATE, "b", 1, METRIC_L2), OMEN_OK);
+}
+END_TEST
+
+START_TEST(calls_in_flight_survive_a_drop)
+{
+    ck_assert_int_eq(catalog(CATALOG_CREATE, "docs", 1, METRIC_L2), OMEN_OK);
+    uint64_t shard = shard_of("docs");
+    struct shard_call waiting = call_of(CALL_COUNT, shard), held = call_of(CALL_COUNT, shard);
+    struct waiter w;
+    ck_assert_int_eq(run(&held), OMEN_OK); /* its view is held until it is released */
+    waiting.token_sequence = 100;
+    start(&waiting, &w);
+    struct shard_call drop = { .kind = CALL_CATALOG };
+    struct waiter drop_waiter;
+    drop.in.catalog = (struct catalog_change){ .kind = CATALOG_DROP, .name = "docs" };
+    start(&drop, &drop_waiter);
+    finish(&w);
+    ck_assert_int_ne(waiting.code, OMEN_OK);
+    ck_assert(!finished(&drop_waiter));
+    release(&waiting);
+    release(&held);
+    finish(&drop_waiter);
+    ck_assert_int_eq(drop.code, OMEN_OK);
+    release(&drop);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *suite = suite_create("shard_host");
+    TCase *tcase = tcase_create("shard_host");
+    tcase_set_timeout(tcase, 60);
+    tcase_add_checked_fixture(tcase, setup, teardown);
+    tcase_add_test(tcase, acknowledged_points_are_there_after_a_restart);
+    tcase_add_test(tcase, waiting_writers_share_entries_and_none_is_lost);
+    tcase_add_test(tcase, same_op_id_is_applied_once);
+    tcase_add_test(tcase, cosine_vectors_come_back_normalised_and_queries_are_too);
+    tcase_add_test(tcase, read_waits_for_its_token_and_gives_up_at_the_deadline);
+    tcase_add_test(tcase, past_deadline_is_not_begun);
+    tcase_add_test(tcase, full_disk_refuses_writes_with_the_reason_and_takes_deletes);
+    tcase_add_test(tcase, writes_over_the_admission_limit_are_told_when_to_retry);
+    tcase_add_test(tcase, dropped_collection_is_gone_and_its_name_is_free);
+    tcase_add_test(tcase, interrupted_create_and_drop_heal_at_start);
+    tcase_add_test(tcase, shard_that_the_catalog_never_made_stops_the_start);
+    tcase_add_test(tcase, more_shards_than_the_limit_are_refused);
+    tcase_add_test(tcase, calls_in_flight_survive_a_drop);
+    suite_add_tcase(suite, tcase);
+    SRunner *runner = srunner_create(suite);
+    srunner_run_all(runner, CK_ENV);
+    int failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return failed;
+}
