@@ -1,9 +1,9 @@
 /* Writes: many waiting requests become one log entry, so that they share one sync.
  *
- * A request that finds no proposal in flight goes out at once, alone. Those that arrive while SHARD_PROPOSALS_MAX entries
- * are in flight wait, and the next entry takes as many of them as fit ENTRY_TARGET_BYTES; a larger request gets an entry of its
- * own. One thread at a time builds (`building`), so entries get monotone log times in the order of their proposal; it is the
- * submitter's thread, or the apply worker's when a proposal ends.
+ * A request that finds no proposal in flight goes out at once, alone. Those that arrive while SHARD_PROPOSALS_MAX
+ * entries are in flight wait, and the next entry takes as many of them as fit ENTRY_TARGET_BYTES; a larger request gets
+ * an entry of its own. One thread at a time builds (`building`), so entries get monotone log times in the order of their
+ * proposal; it is the submitter's thread, or the apply worker's when a proposal ends.
  * Lock: write_lock, never held over propose, done, or a copy of vectors. */
 #include "common/err.h"
 
