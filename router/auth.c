@@ -31,7 +31,7 @@ enum omen_err auth_check(const struct router *router, const struct wire_request 
     enum wire_role need = wire_op_role(wire->op);
     if (need == WIRE_ROLE_NONE || router->options.api_key_count == 0) return OMEN_OK;
     if (wire->api_key.len == 0) {
-        return err_set(err, OMEN_EAUTH, "api_key", "this server asks for an API key");
+        return err_set(err, OMEN_EAUTH, "key", "this server asks for an API key");
     }
     uint8_t given[WIRE_API_KEY_BYTES_MAX + 1] = { 0 };
     size_t len = wire->api_key.len;
@@ -42,7 +42,7 @@ enum omen_err auth_check(const struct router *router, const struct wire_request 
         const struct router_api_key *key = &router->options.api_keys[i];
         if (key_equal(given, wire->api_key.len, key)) found = key;
     }
-    if (found == NULL) return err_set(err, OMEN_EAUTH, "api_key", "unknown API key");
+    if (found == NULL) return err_set(err, OMEN_EAUTH, "key", "unknown API key");
     if (found->role < need) {
         return err_set(err, OMEN_EPERM, "api_key", "%s needs role %s, key \"%s\" has %s",
                 wire_op_name(wire->op), role_name(need), found->name, role_name(found->role));

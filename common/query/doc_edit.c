@@ -77,8 +77,8 @@ enum omen_err doc_merge(struct doc base, struct doc patch, struct buf *out, stru
 
     size_t start = begin_container(out, DOC_OBJECT);
     struct doc_iter base_it = doc_iter(base), patch_it = doc_iter(patch);
-    struct bytes base_key, patch_key;
-    struct doc base_value, patch_value;
+    struct bytes base_key = { NULL, 0 }, patch_key = { NULL, 0 };
+    struct doc base_value = { NULL, 0 }, patch_value = { NULL, 0 };
     bool have_base = doc_next(&base_it, &base_key, &base_value);
     bool have_patch = doc_next(&patch_it, &patch_key, &patch_value);
     uint32_t count = 0;

@@ -90,7 +90,7 @@ enum omen_err doc_path_parse(const char *text, size_t len, struct arena *arena,
     if (!utf8_valid(text, len)) return err_set(err, OMEN_EINVAL, NULL, "path is not valid UTF-8");
     struct doc_step steps[DOC_PATH_STEPS_MAX];
     struct parser p = { text, len, 0, err };
-    uint32_t count;
+    uint32_t count = 0;
     enum omen_err rc = parse_steps(&p, steps, &count);
     if (rc != OMEN_OK) return rc;
 
