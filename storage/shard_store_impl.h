@@ -89,6 +89,9 @@ void view_pin_drop(struct view_pin *pin);
 /* Row of `key` at `sequence`, ROW_NONE when there is no such point. */
 OMEN_CHECKED enum omen_err view_find(const struct shard_store *s, const struct view_pin *pin, uint64_t sequence,
         const struct point_key *key, struct row_ref *row_out, struct err *err);
+/* The same of a key that the active delta does not have. */
+OMEN_CHECKED enum omen_err view_find_older(const struct shard_store *s, const struct view_pin *pin, uint64_t sequence,
+        const struct point_key *key, struct row_ref *row_out, struct err *err);
 
 /* Live points in order of key. */
 struct view_iter {

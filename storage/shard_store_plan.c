@@ -29,6 +29,7 @@ struct plan_slot {
     enum slot_state state;
     uint32_t value;            /* ENTRY_ROW: op; DERIVED: position in `derived` */
     uint32_t next_same_id;     /* when ids are chained */
+    struct delta_spot spot;    /* in the active delta */
 };
 
 struct plan_undo { uint32_t slot; enum slot_state state; uint32_t value; };
@@ -165,9 +166,8 @@ static enum omen_err tables_build(struct plan *p, uint32_t size, struct err *err
     return OMEN_OK;
 }
 
-/* The slot of `key`, made when the entry has not touched it yet. `before` NULL: look it up. */
-static enum omen_err slot_get(struct plan *p, const struct point_key *key, const struct row_ref *before,
-        uint32_t *slot_out, struct err *err)
+/* The slot of `key`, made when the entry has not touched it yet. */
+static enum omen_err slot_get(struct plan *p, const struct point_key *key, uint32_t *slot_out, struct err *err)
 {
     uint32_t mask = p->table_size - 1;
     for (uint32_t i = key_hash(key) & mask; p->table[i] != 0; i = (i + 1) & mask) {
@@ -178,8 +178,8 @@ static enum omen_err slot_get(struct plan *p, const struct point_key *key, const
     struct shard_store *s = p->store;
     struct plan_slot slot = { .key = *key, .before = ROW_NONE, .state = SLOT_UNCHANGED, .next_same_id = PLAN_NONE };
     enum omen_err rc = OMEN_OK;
-    if (before != NULL) slot.before = *before;
-    else rc = view_find(s, &s->apply_pin, p->sequence - 1, key, &slot.before, err);
+    if (!delta_find(s->active, key, &slot.spot, &slot.before))
+        rc = view_find_older(s, &s->apply_pin, p->sequence - 1, key, &slot.before, err);
     if (rc == OMEN_OK) rc = RESERVE_ONE(p->slots, p->slot_count, p->slot_cap, err);
     if (rc == OMEN_OK && 2 * (p->slot_count + 1) > p->table_size) rc = tables_build(p, 2 * p->table_size, err);
     if (rc != OMEN_OK) return rc;
@@ -226,7 +226,7 @@ static enum omen_err slots_of_id(struct plan *p, point_id id, uint32_t *first_ou
         bool found = false;
         rc = view_iter_next(&it, &key, &row, &found, err);
         if (rc != OMEN_OK || !found || !point_id_equal(key.id, id)) break;
-        rc = slot_get(p, &key, &row, &slot, err);
+        rc = slot_get(p, &key, &slot, err);
         if (rc != OMEN_OK) break;
     }
     view_iter_close(&it);
@@ -389,7 +389,7 @@ static enum omen_err plan_op(struct plan *p, uint32_t at, struct apply_outcome *
         rc = paths_parse(p, op.payload, &paths, &path_count, err);
         if (rc != OMEN_OK || p->reject != OMEN_OK) return rc;
     }
-    rc = op.any_key ? slots_of_id(p, op.key.id, &slot, err) : slot_get(p, &op.key, NULL, &slot, err);
+    rc = op.any_key ? slots_of_id(p, op.key.id, &slot, err) : slot_get(p, &op.key, &slot, err);
     while (rc == OMEN_OK && p->reject == OMEN_OK && slot != PLAN_NONE) {
         rc = op_on_slot(p, &op, at, slot, paths, path_count, outcome, err);
         slot = op.any_key ? p->slots[slot].next_same_id : PLAN_NONE;
@@ -598,7 +598,7 @@ uint64_t plan_commit(struct plan *plan, struct shard_store *s, uint64_t points)
         }
         if (!row_is_none(row))
             atomic_store_explicit(&blocks_at(s->blocks, row.block)->died[row.op], 0, memory_order_relaxed);
-        delta_put(s->active, &slot->key, plan->sequence, row);
+        delta_put(s->active, &slot->key, plan->sequence, row, &slot->spot);
         points = points - was + !row_is_none(row);
     }
     return points;

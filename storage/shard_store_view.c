@@ -88,6 +88,12 @@ enum omen_err view_find(const struct shard_store *s, const struct view_pin *pin,
         const struct point_key *key, struct row_ref *row_out, struct err *err)
 {
     if (delta_get(pin->active, key, sequence, row_out)) return OMEN_OK;
+    return view_find_older(s, pin, sequence, key, row_out, err);
+}
+
+enum omen_err view_find_older(const struct shard_store *s, const struct view_pin *pin, uint64_t sequence,
+        const struct point_key *key, struct row_ref *row_out, struct err *err)
+{
     if (pin->frozen != NULL && delta_get(pin->frozen, key, sequence, row_out)) return OMEN_OK;
     *row_out = ROW_NONE;
     if (pin->meta_rc != OMEN_OK) return err_set(err, pin->meta_rc, NULL, "%s/meta cannot be read", s->dir);

@@ -11,6 +11,7 @@
 #define DELTA_HEIGHT_MAX 16 /* 4^16 nodes at one in four */
 #define DELTA_ARENA_FIRST (64u << 10)
 
+/* One cache line holds all that a step along the lowest level looks at. */
 struct delta_node {
     struct point_key key;
     uint64_t sequence;
@@ -22,10 +23,8 @@ struct delta {
     _Atomic uint32_t refs;
     struct arena arena;           /* writer */
     struct delta_node *head;      /* no key; DELTA_HEIGHT_MAX links */
-    _Atomic uint32_t height;      /* links of head in use */
     _Atomic uint64_t bytes, count;
     uint64_t random;              /* writer */
-    struct delta_node *hint[DELTA_HEIGHT_MAX]; /* writer: nodes before the last insertion, level by level */
 };
 
 /* As point_key_compare, in line: numbers before UUIDs, then id, then hash of the shard key. */
@@ -53,7 +52,7 @@ static inline struct delta_node *node_next(const struct delta_node *n, uint32_t 
 static struct delta_node *node_new(struct delta *d, uint32_t height)
 {
     size_t bytes = sizeof(struct delta_node) + height * sizeof(struct delta_node *);
-    struct delta_node *n = arena_alloc(&d->arena, bytes);
+    struct delta_node *n = arena_alloc_aligned(&d->arena, 64, bytes);
     if (n == NULL) panic("out of memory in the delta (%llu bytes)", (unsigned long long)d->arena.used_bytes);
     return n;
 }
@@ -64,11 +63,7 @@ struct delta *delta_new(void)
     atomic_init(&d->refs, 1);
     arena_init(&d->arena, DELTA_ARENA_FIRST, 0);
     d->head = node_new(d, DELTA_HEIGHT_MAX);
-    for (uint32_t i = 0; i < DELTA_HEIGHT_MAX; i++) {
-        atomic_init(&d->head->next[i], NULL);
-        d->hint[i] = d->head;
-    }
-    atomic_init(&d->height, 1);
+    for (uint32_t i = 0; i < DELTA_HEIGHT_MAX; i++) atomic_init(&d->head->next[i], NULL);
     d->random = 0x9e3779b97f4a7c15u;
     return d;
 }
@@ -96,21 +91,34 @@ static uint32_t random_height(struct delta *d)
     return height;
 }
 
-void delta_put(struct delta *delta, const struct point_key *key, uint64_t sequence, struct row_ref row)
+/* Last node before (key, sequence) on `level`, walking from `at`, which stands before it. */
+static inline struct delta_node *walk(struct delta_node *at, uint32_t level, const struct point_key *key, uint64_t sequence)
 {
-    uint32_t height = random_height(delta), in_use = atomic_load_explicit(&delta->height, memory_order_relaxed);
-    if (height > in_use) atomic_store_explicit(&delta->height, height, memory_order_relaxed);
-    uint32_t levels = height > in_use ? height : in_use;
+    for (struct delta_node *next; (next = node_next(at, level)) != NULL && node_before(next, key, sequence);) at = next;
+    return at;
+}
+
+/* First node at or after (key, sequence); `before` [levels] gets the ones before it on the lowest levels. */
+static struct delta_node *seek(const struct delta *d, const struct point_key *key, uint64_t sequence,
+        struct delta_node **before, uint32_t levels)
+{
+    struct delta_node *at = d->head;
+    for (uint32_t level = DELTA_HEIGHT_MAX; level-- > 0;) {
+        at = walk(at, level, key, sequence);
+        if (level < levels) before[level] = at;
+    }
+    return node_next(at, 0);
+}
+
+void delta_put(struct delta *delta, const struct point_key *key, uint64_t sequence, struct row_ref row,
+        const struct delta_spot *spot)
+{
     struct delta_node *before[DELTA_HEIGHT_MAX];
-    struct delta_node *at = delta->head;
-    for (uint32_t level = levels; level-- > 0;) {
-        /* Neighbouring keys come together (ids in sequence): start from where the last one went, if that is nearer. */
-        struct delta_node *hint = delta->hint[level];
-        if (hint != delta->head && node_before(hint, key, sequence)
-                && (at == delta->head || node_before(at, &hint->key, hint->sequence)))
-            at = hint;
-        for (struct delta_node *next; (next = node_next(at, level)) != NULL && node_before(next, key, sequence);) at = next;
-        before[level] = at;
+    uint32_t height = random_height(delta);
+    if (spot == NULL || height > DELTA_SPOT_LEVELS) {
+        seek(delta, key, sequence, before, height);
+    } else {
+        for (uint32_t level = 0; level < height; level++) before[level] = walk(spot->before[level], level, key, sequence);
     }
     struct delta_node *n = node_new(delta, height);
     n->key = *key;
@@ -119,25 +127,22 @@ void delta_put(struct delta *delta, const struct point_key *key, uint64_t sequen
     for (uint32_t level = 0; level < height; level++) {
         atomic_init(&n->next[level], atomic_load_explicit(&before[level]->next[level], memory_order_relaxed));
         atomic_store_explicit(&before[level]->next[level], n, memory_order_release);
-        delta->hint[level] = n;
     }
-    for (uint32_t level = height; level < levels; level++) delta->hint[level] = before[level];
     atomic_store_explicit(&delta->bytes, delta->arena.used_bytes, memory_order_relaxed);
     atomic_fetch_add_explicit(&delta->count, 1, memory_order_relaxed);
 }
 
-/* First node at or after (key, sequence). */
-static const struct delta_node *seek(const struct delta *d, const struct point_key *key, uint64_t sequence)
+bool delta_find(struct delta *delta, const struct point_key *key, struct delta_spot *spot_out, struct row_ref *row_out)
 {
-    const struct delta_node *at = d->head;
-    for (uint32_t level = atomic_load_explicit(&d->height, memory_order_relaxed); level-- > 0;)
-        for (struct delta_node *next; (next = node_next(at, level)) != NULL && node_before(next, key, sequence);) at = next;
-    return node_next(at, 0);
+    const struct delta_node *n = seek(delta, key, UINT64_MAX, spot_out->before, DELTA_SPOT_LEVELS);
+    if (n == NULL || key_compare(&n->key, key) != 0) return false;
+    *row_out = n->row;
+    return true;
 }
 
 bool delta_get(const struct delta *delta, const struct point_key *key, uint64_t sequence, struct row_ref *row_out)
 {
-    const struct delta_node *n = seek(delta, key, sequence);
+    const struct delta_node *n = seek(delta, key, sequence, NULL, 0);
     if (n == NULL || key_compare(&n->key, key) != 0) return false;
     *row_out = n->row;
     return true;
@@ -158,7 +163,7 @@ void delta_iter_seek(const struct delta *delta, const struct point_key *from, ui
         struct delta_iter *it_out)
 {
     it_out->sequence = sequence;
-    iter_settle(it_out, from == NULL ? node_next(delta->head, 0) : seek(delta, from, sequence));
+    iter_settle(it_out, from == NULL ? node_next(delta->head, 0) : seek(delta, from, sequence, NULL, 0));
 }
 
 void delta_iter_next(struct delta_iter *it)

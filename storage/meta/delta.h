@@ -17,9 +17,18 @@ struct delta *delta_new(void);                /* one reference */
 struct delta *delta_ref(struct delta *delta); /* NULL is fine */
 void delta_unref(struct delta *delta);        /* NULL is fine; any thread */
 
+/* Where a key stands or would stand: what a lookup of the writer leaves behind for the put that follows, so that a write
+ * walks the list once. Stays right while the writer puts other keys. */
+#define DELTA_SPOT_LEVELS 4
+struct delta_spot { struct delta_node *before[DELTA_SPOT_LEVELS]; };
+
+/* The newest state of `key`, as delta_get at the newest sequence. Writer only. */
+bool delta_find(struct delta *delta, const struct point_key *key, struct delta_spot *spot_out, struct row_ref *row_out);
+
 /* State of `key` from `sequence` on: a row, or ROW_NONE for a tombstone. At most once per (key, sequence), sequences of
- * a key never falling. Writer only. Panics when memory is out. */
-void delta_put(struct delta *delta, const struct point_key *key, uint64_t sequence, struct row_ref row);
+ * a key never falling. `spot` of this key, or NULL. Writer only. Panics when memory is out. */
+void delta_put(struct delta *delta, const struct point_key *key, uint64_t sequence, struct row_ref row,
+        const struct delta_spot *spot);
 
 /* The newest state at `sequence`: false when the delta says nothing; else a row or ROW_NONE. Any thread. */
 bool delta_get(const struct delta *delta, const struct point_key *key, uint64_t sequence, struct row_ref *row_out);
