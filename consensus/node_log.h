@@ -1,15 +1,16 @@
-/* The node write-ahead log (CORRECTNESS C1-C3): one log per node shared by all its replicas. Appends of all groups that
- * arrive while a sync is running are written and synced together as one batch (group commit).
+/* The node write-ahead log (CORRECTNESS C1-C3): one log per node shared by all its replicas. Appends of all
+ * groups that arrive while a sync is running are written and synced together as one batch (group commit).
  *
- * Directory of segments NNNNNNNNNNNNNNNN.log, allocated and zero-filled ahead, recycled when nothing in them is needed.
- * Segment: header 4096 B {magic "OMNL", version, node id, segment number, first batch number, previous segment number and
- * the offset at which it ended, crc}; then batches, each aligned to 4096:
- *   batch header 64 B {magic, crc32c of header, crc32c of body, segment number, batch number, body bytes, record count}
- *   records: 48 B {group, replica, term, index, kind, len} + body padded to 8
- * Batch numbers rise by one without gap. Torn or corrupt (C3): a bad batch followed by any valid later batch is
- * corruption (OMEN_ECORRUPT, file and offset); only a bad last batch is a torn tail and is left behind: the next segment's
- * header says where the previous one ended.
- * A write or sync error panics the process before anybody hears of it (C2), except a full disk: see node_log_append. */
+ * Directory of segments NNNNNNNNNNNNNNNN.log, allocated and zero-filled ahead, recycled when nothing in them
+ * is needed. Segment: header 4096 B {magic "OMNL", version, node id, segment number, first batch number,
+ * previous segment number and the offset at which it ended, crc}; then batches, each aligned to 4096:
+ *   batch header 64 B {magic, crc32c of header, crc32c of body, segment number, batch number, body bytes,
+ *   record count} records: 48 B {group, replica, term, index, kind, len} + body padded to 8
+ * Batch numbers rise by one without gap. Torn or corrupt (C3): a bad batch followed by any valid later batch
+ * is corruption (OMEN_ECORRUPT, file and offset); only a bad last batch is a torn tail and is left behind:
+ * the next segment's header says where the previous one ended.
+ * A write or sync error panics the process before anybody hears of it (C2), except a full disk: see
+ * node_log_append. */
 #ifndef OMEN_CONSENSUS_NODE_LOG_H
 #define OMEN_CONSENSUS_NODE_LOG_H
 
@@ -34,28 +35,30 @@ struct node_log_record {
 
 struct node_log_options {
     struct vfs *vfs;
-    const char *dir;            /* created when missing */
+    const char *dir; /* created when missing */
     uint64_t node_id;
-    uint64_t segment_bytes;     /* default 32 MiB; larger single batches get a segment of their own size */
-    uint64_t bytes_max;         /* default 256 MiB: above it need_checkpoint fires for the oldest group */
-    uint64_t batch_bytes_max;   /* default 4 MiB of records per sync */
-    bool test_ack_before_sync;  /* MUTATION for tests/fault: acknowledges before the sync. Never set by configuration */
+    uint64_t segment_bytes;    /* default 32 MiB; larger single batches get a segment of their own size */
+    uint64_t bytes_max;        /* default 256 MiB: above it need_checkpoint fires for the oldest group */
+    uint64_t batch_bytes_max;  /* default 4 MiB of records per sync */
+    bool test_ack_before_sync; /* MUTATION for tests/fault: acknowledges before the sync */
 };
 void node_log_options_default(struct node_log_options *options);
 
-/* Open, verify everything, and call `replay` for every record in log order (a later TRUNCATE or DROP_GROUP is the caller's
- * to honour; entries already released may appear and must be skipped by index). Bodies are valid during the call only. */
+/* Open, verify everything, and call `replay` for every record in log order (a later TRUNCATE or DROP_GROUP is
+ * the caller's to honour; entries already released may appear and must be skipped by index). Bodies are valid
+ * during the call only. */
 OMEN_CHECKED enum omen_err node_log_open(const struct node_log_options *options,
-        enum omen_err (*replay)(void *arg, const struct node_log_record *record), void *arg, struct node_log **log_out,
-        struct err *err);
+        enum omen_err (*replay)(void *arg, const struct node_log_record *record), void *arg,
+        struct node_log **log_out, struct err *err);
 /* Completes what is queued, then stops the log thread. */
 void node_log_close(struct node_log *log);
 
 /* One asynchronous append; the caller owns the struct and everything it points to until `done`.
  * `done` runs on the log thread, in submission order per log: return quickly, never block.
- * result: OK when durable; OMEN_EFULL when no segment could be allocated (nothing was written: the caller may retry
- * later); anything else panicked. After an EFULL the entries of the group that follow the refused one get EFULL too, until
- * that index, or a lower one, is appended again: entries already queued behind it leave no hole. */
+ * result: OK when durable; OMEN_EFULL when no segment could be allocated (nothing was written: the caller may
+ * retry later); anything else panicked. After an EFULL the entries of the group that follow the refused one
+ * get EFULL too, until that index, or a lower one, is appended again: entries already queued behind it leave
+ * no hole. */
 struct node_log_append {
     const struct node_log_record *records;
     uint32_t count;
@@ -68,16 +71,17 @@ void node_log_append(struct node_log *log, struct node_log_append *append); /* a
 /* Entries of the group up to `index` are not needed any more. Any thread. */
 void node_log_release(struct node_log *log, uint64_t group, uint64_t replica, uint64_t index);
 
-/* Calls `replay` for every durable record of the group, in log order, reading the segments again: for a replica opened a
- * second time in one life of the process. Blocks on disk; appends go on, recycling waits. Any thread but the log's. */
+/* Calls `replay` for every durable record of the group, in log order, reading the segments again: for a
+ * replica opened a second time in one life of the process. Blocks on disk; appends go on, recycling waits.
+ * Any thread but the log's. */
 OMEN_CHECKED enum omen_err node_log_read_group(struct node_log *log, uint64_t group,
         enum omen_err (*replay)(void *arg, const struct node_log_record *record), void *arg, struct err *err);
 
 struct node_log_stats {
-    uint64_t bytes;             /* of all segments holding needed records */
+    uint64_t bytes; /* of all segments holding needed records */
     uint64_t syncs, appends, records, bytes_written;
-    uint64_t oldest_group;      /* whose checkpoint would free the oldest segment; 0 = none */
-    bool over_limit;            /* bytes > bytes_max */
+    uint64_t oldest_group; /* whose checkpoint would free the oldest segment; 0 = none */
+    bool over_limit;       /* bytes > bytes_max */
 };
 void node_log_stats(struct node_log *log, struct node_log_stats *stats_out);
 

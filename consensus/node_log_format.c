@@ -1,5 +1,5 @@
-/* Encoding, decoding and walking of node log segments: see node_log_format.h. Every length is checked against the image
- * before it is used; nothing is allocated. */
+/* Encoding, decoding and walking of node log segments: see node_log_format.h. Every length is checked against
+ * the image before it is used; nothing is allocated. */
 #include "common/err.h"
 #include "common/bytes.h"
 #include "common/check.h"
@@ -54,7 +54,8 @@ enum omen_err node_log_header_decode(const uint8_t *data, uint64_t len, const ch
         return err_corrupt(err, path, 6, "reserved bytes of the segment header are not zero");
     if (h.number == 0 || h.previous != h.number - 1)
         return err_corrupt(err, path, 16, "segment header has impossible numbers");
-    if (h.bytes < NODE_LOG_HEADER_BYTES || h.bytes > len) return err_corrupt(err, path, 48, "segment is cut short");
+    if (h.bytes < NODE_LOG_HEADER_BYTES || h.bytes > len)
+        return err_corrupt(err, path, 48, "segment is cut short");
     *header_out = h;
     return OMEN_OK;
 }
@@ -96,7 +97,8 @@ static bool batch_header_decode(const uint8_t *image, uint64_t image_bytes, uint
     out->record_count = load_u32(p + 32);
     out->body_crc = load_u32(p + 36);
     if (!all_zero(p + 40, 24) || out->segment != number || out->body_bytes % 8 != 0) return false;
-    return out->body_bytes <= image_bytes && range_fits(offset, node_log_batch_bytes(out->body_bytes), image_bytes);
+    return out->body_bytes <= image_bytes &&
+            range_fits(offset, node_log_batch_bytes(out->body_bytes), image_bytes);
 }
 
 static bool batch_body_valid(const uint8_t *image, uint64_t offset, const struct node_log_batch *batch)
@@ -133,8 +135,9 @@ static enum omen_err replay_batch(const char *path, const uint8_t *image, uint64
             return err_corrupt(err, path, at, "record body outside its batch");
         if (replay != NULL) {
             enum omen_err rc = replay(arg, &record);
-            if (rc != OMEN_OK) return err_set(err, rc, NULL, "%s: replay stopped at offset %llu: %s", path,
-                    (unsigned long long)at, err_name(rc));
+            if (rc != OMEN_OK)
+                return err_set(err, rc, NULL, "%s: replay stopped at offset %llu: %s", path,
+                        (unsigned long long)at, err_name(rc));
         }
         at += node_log_record_bytes(record.len);
     }
@@ -142,8 +145,9 @@ static enum omen_err replay_batch(const char *path, const uint8_t *image, uint64
     return OMEN_OK;
 }
 
-/* Is there a valid batch of this life, numbered `next_batch` or later, anywhere after `offset`? A forged image could make
- * each page look like the header of a huge batch; the bytes summed are bounded and beyond it we refuse. */
+/* Is there a valid batch of this life, numbered `next_batch` or later, anywhere after `offset`? A forged
+ * image could make each page look like the header of a huge batch; the bytes summed are bounded and beyond it
+ * we refuse. */
 static bool later_batch_exists(const struct node_log_walk *walk, const uint8_t *image, uint64_t image_bytes,
         uint64_t offset)
 {
@@ -178,7 +182,8 @@ enum omen_err node_log_walk(struct node_log_walk *walk, const uint8_t *image, ui
         walk->batch_count++;
     }
     if (walk->end == limit) return OMEN_OK;
-    if (walk->recorded_end != 0) return err_corrupt(err, walk->path, walk->end, "bad batch before the segment's end");
+    if (walk->recorded_end != 0)
+        return err_corrupt(err, walk->path, walk->end, "bad batch before the segment's end");
     if (later_batch_exists(walk, image, image_bytes, walk->end + NODE_LOG_ALIGN))
         return err_corrupt(err, walk->path, walk->end, "bad batch with a valid one after it");
     return OMEN_OK;

@@ -1,17 +1,19 @@
 /* Bytes of the node log: encode, decode and walk, on memory only. consensus/FORMAT.md is the table in prose.
  *
- * Segment header v1, 4096 bytes, little-endian.  0 magic "OMNL" | 4 u16 version | 6 zero [2] | 8 u64 node id |
- *   16 u64 segment number | 24 u64 first batch number | 32 u64 previous segment (0 = none) | 40 u64 offset at which
- *   the previous one ended | 48 u64 segment bytes | 56 zero, checked | 4092 u32 crc32c of 0..4091
- * Batch header, 64 bytes.  0 magic "OMNB" | 4 u32 crc32c of 8..63 | 8 u64 segment number | 16 u64 batch number |
- *   24 u64 body bytes | 32 u32 record count | 36 u32 crc32c of all after the header up to the next multiple of 4096 |
- *   40 zero [24], checked
- * Record, 48 bytes and the body padded to 8.  0 u64 group | 8 u64 replica | 16 u64 term | 24 u64 index | 32 u32 kind |
- *   36 u32 body bytes | 40 zero [8], checked
+ * Segment header v1, 4096 bytes, little-endian.  0 magic "OMNL" | 4 u16 version | 6 zero [2] |
+ *   8 u64 node id | 16 u64 segment number | 24 u64 first batch number | 32 u64 previous segment (0 = none) |
+ *   40 u64 offset at which the previous one ended | 48 u64 segment bytes | 56 zero, checked |
+ *   4092 u32 crc32c of 0..4091
+ * Batch header, 64 bytes.  0 magic "OMNB" | 4 u32 crc32c of 8..63 | 8 u64 segment number |
+ *   16 u64 batch number | 24 u64 body bytes | 32 u32 record count | 36 u32 crc32c of all after the header up
+ *   to the next multiple of 4096 | 40 zero [24], checked
+ * Record, 48 bytes and the body padded to 8.  0 u64 group | 8 u64 replica | 16 u64 term | 24 u64 index |
+ *   32 u32 kind | 36 u32 body bytes | 40 zero [8], checked
  *
- * Batches stand at multiples of 4096, not 512: a page that holds an acknowledged batch is then never written again, so a
- * write cut by power loss cannot take an older batch with it on a disk that rewrites 4 KB sectors. Measured on ext4 over
- * a virtual disk, the synced append costs the same (512 B: 123 us, 4 KB: 154 us at p50 of 150 runs, spread 100 us).
+ * Batches stand at multiples of 4096, not 512: a page that holds an acknowledged batch is then never written
+ * again, so a write cut by power loss cannot take an older batch with it on a disk that rewrites 4 KB
+ * sectors. In time the two cannot be told apart (133 us each, see node_log_segment.c); the price is space:
+ * a lone 1 KB entry takes 4 KB of log.
  *
  * Threads: pure functions. Determinism: yes. */
 #ifndef OMEN_CONSENSUS_NODE_LOG_FORMAT_H
@@ -63,17 +65,18 @@ void node_log_record_encode(const struct node_log_record *record, uint8_t out[NO
 
 /* Walk one segment. In: what its header and its successor's say. Out: where its valid batches end. */
 struct node_log_walk {
-    const char *path;           /* for errors */
-    uint64_t number;            /* of the segment: batches of an older life carry another one */
-    uint64_t next_batch;        /* in: number of the first batch; out: after the last valid one */
-    uint64_t recorded_end;      /* in: where the successor says this one ended; 0 = no successor, a torn tail may be */
-    uint64_t end;               /* out: offset after the last valid batch */
-    uint64_t batch_count;       /* out */
+    const char *path;      /* for errors */
+    uint64_t number;       /* of the segment: batches of an older life carry another one */
+    uint64_t next_batch;   /* in: number of the first batch; out: after the last valid one */
+    uint64_t recorded_end; /* in: end by the successor; 0 = none, a torn tail may be */
+    uint64_t end;          /* out: offset after the last valid batch */
+    uint64_t batch_count;  /* out */
 };
 
-/* image: the whole file. Calls `replay` (may be NULL) for each record of each valid batch, in order; stops at its error.
- * OMEN_ECORRUPT as C3 says: a bad batch before the recorded end, or one followed by a valid later batch. */
-OMEN_CHECKED enum omen_err node_log_walk(struct node_log_walk *walk, const uint8_t *image, uint64_t image_bytes,
-        node_log_replay replay, void *arg, struct err *err);
+/* image: the whole file. Calls `replay` (may be NULL) for each record of each valid batch, in order; stops at
+ * its error. OMEN_ECORRUPT as C3 says: a bad batch before the recorded end, or one followed by a valid later
+ * batch. */
+OMEN_CHECKED enum omen_err node_log_walk(struct node_log_walk *walk, const uint8_t *image,
+        uint64_t image_bytes, node_log_replay replay, void *arg, struct err *err);
 
 #endif

@@ -1,9 +1,10 @@
-/* What each group still needs of the node log: which segments hold its entries, up to where it has released them, its
- * hard state, and the first entry refused on a full disk. See node_log_impl.h for locks.
+/* What each group still needs of the node log: which segments hold its entries, up to where it has released
+ * them, its hard state, and the first entry refused on a full disk. See node_log_impl.h for locks.
  *
- * A segment goes when every group with entries in it has released its last one there, and only from the old end: a
- * TRUNCATE or DROP_GROUP record then always outlives the entries it voids. Hard states are carried: the first batch of
- * every segment begins with those of all groups, so an old segment may go as soon as a later one holds a batch. */
+ * A segment goes when every group with entries in it has released its last one there, and only from the old
+ * end: a TRUNCATE or DROP_GROUP record then always outlives the entries it voids. Hard states are carried:
+ * the first batch of every segment begins with those of all groups, so an old segment may go as soon as a
+ * later one holds a batch. */
 #include "common/err.h"
 #include "common/bytes.h"
 #include "common/check.h"
@@ -133,8 +134,8 @@ uint64_t log_oldest_group(const struct node_log *log)
     return 0;
 }
 
-/* After a refusal the caller may already have queued the entries that follow: taking those would leave a hole. The entry
- * that was refused, or an earlier one after a truncation, ends the state. */
+/* After a refusal the caller may already have queued the entries that follow: taking those would leave a
+ * hole. The entry that was refused, or an earlier one after a truncation, ends the state. */
 bool log_append_refused(struct node_log *log, const struct node_log_append *append)
 {
     for (uint32_t i = 0; i < append->count; i++) {

@@ -5,9 +5,9 @@
  *   node_log_segment.c  helper thread: segments prepared ahead and recycled; roll to a new one
  *   node_log_open.c     recovery; reading one group back
  *
- * Locks: `mutex` guards everything marked (m). The log thread alone owns what is marked (l); done callbacks run without
- * a lock. Segment files are renamed by the helper (old ones) and by the log thread (a new one), each followed by a sync of
- * the directory before it does anything else. */
+ * Locks: `mutex` guards everything marked (m). The log thread alone owns what is marked (l); done callbacks
+ * run without a lock. Segment files are renamed by the helper (old ones) and by the log thread (a new one),
+ * each followed by a sync of the directory before it does anything else. */
 #ifndef OMEN_CONSENSUS_NODE_LOG_IMPL_H
 #define OMEN_CONSENSUS_NODE_LOG_IMPL_H
 
@@ -19,16 +19,17 @@
 #define LOG_PATH_BYTES 1024
 #define LOG_SPARES_AHEAD 1u /* prepared before they are asked for */
 #define LOG_SPARES_MAX 2u   /* kept when segments are recycled; more are removed */
-#define LOG_COPY_BELOW 4096u /* bodies shorter than this are copied: an iovec and its share of a system call cost more */
+#define LOG_COPY_BELOW                                                                                       \
+    4096u /* bodies shorter than this are copied: an iovec and its share of a system call cost more */
 
 /* One replica of a group in this log. Lives until the log is closed. */
 struct log_group {
     uint64_t group, replica;
-    uint64_t released;          /* (m) entries up to here are not needed */
-    uint64_t refused_from;      /* (l) first index refused on a full disk, 0 = none */
-    uint64_t term, vote;        /* (m) last durable hard state */
-    bool has_hard_state;        /* (m) */
-    uint64_t use_segment;       /* (m) last segment holding an entry, and the position in its `uses` */
+    uint64_t released;     /* (m) entries up to here are not needed */
+    uint64_t refused_from; /* (l) first index refused on a full disk, 0 = none */
+    uint64_t term, vote;   /* (m) last durable hard state */
+    bool has_hard_state;   /* (m) */
+    uint64_t use_segment;  /* (m) last segment holding an entry, and the position in its `uses` */
     uint32_t use_slot;
 };
 
@@ -40,10 +41,10 @@ struct log_use {
 
 struct log_segment {
     uint64_t number, bytes;
-    uint64_t end;           /* after the last durable batch */
+    uint64_t end; /* after the last durable batch */
     uint64_t first_batch;
-    uint64_t batch_count;   /* > 0: every hard state known when it began is in it */
-    struct log_use *uses;   /* owned */
+    uint64_t batch_count; /* > 0: every hard state known when it began is in it */
+    struct log_use *uses; /* owned */
     uint32_t use_count, use_cap;
 };
 
@@ -52,9 +53,10 @@ struct node_log {
     char *dir;
 
     pthread_mutex_t mutex;
-    pthread_cond_t work;    /* log thread: something queued, or stopping */
-    pthread_cond_t chores;  /* helper: prepare, recycle, or stop */
-    pthread_cond_t spare;   /* log thread: a spare is ready, or none can be had; readers: helper is out of the way */
+    pthread_cond_t work;   /* log thread: something queued, or stopping */
+    pthread_cond_t chores; /* helper: prepare, recycle, or stop */
+    pthread_cond_t
+            spare; /* log thread: a spare is ready, or none can be had; readers: helper is out of the way */
     pthread_t log_thread, helper_thread;
     bool log_thread_started, helper_started;
     bool stopping, helper_stopping; /* (m) */
@@ -68,11 +70,11 @@ struct node_log {
 
     uint64_t spares[LOG_SPARES_MAX]; /* (m) names of prepared files of segment_bytes */
     uint32_t spare_count;
-    uint64_t spare_next;   /* (m) next name */
-    bool spare_wanted;     /* (m) the log thread waits */
-    bool spare_failed;     /* (m) the last attempt met a full disk */
-    bool recycling;        /* (m) the helper renames or removes an old segment */
-    uint32_t readers;      /* (m) node_log_read_group calls: nothing is recycled meanwhile */
+    uint64_t spare_next; /* (m) next name */
+    bool spare_wanted;   /* (m) the log thread waits */
+    bool spare_failed;   /* (m) the last attempt met a full disk */
+    bool recycling;      /* (m) the helper renames or removes an old segment */
+    uint32_t readers;    /* (m) node_log_read_group calls: nothing is recycled meanwhile */
 
     struct log_segment *current; /* (l) NULL until the first append of this life */
     struct vfs_file *file;       /* (l) of current */
@@ -83,14 +85,15 @@ struct node_log {
     bool carry_due;              /* (l) the next batch begins a segment and carries the hard states */
     struct iovec *iov;           /* (l) */
     uint32_t iov_count, iov_cap;
-    uint8_t *scratch;            /* (l) headers, padding and short bodies of one batch */
+    uint8_t *scratch; /* (l) headers, padding and short bodies of one batch */
     uint64_t scratch_len, scratch_cap;
 
     struct node_log_stats stats; /* (m) counters only; the rest is computed */
 };
 
 /* node_log_groups.c; all under the mutex */
-struct log_group *log_group_get(struct node_log *log, uint64_t group, uint64_t replica); /* created when new */
+struct log_group *log_group_get(struct node_log *log, uint64_t group,
+        uint64_t replica); /* created when new */
 /* The record is durable in `segment`. */
 void log_account(struct node_log *log, struct log_segment *segment, const struct node_log_record *record);
 bool log_segment_recyclable(const struct node_log *log); /* the oldest one */
@@ -107,13 +110,16 @@ void log_segment_path(const struct node_log *log, uint64_t number, char out[LOG_
 void log_spare_path(const struct node_log *log, uint64_t name, char out[LOG_PATH_BYTES]);
 bool log_segment_name_parse(const char *name, uint64_t *number_out);
 bool log_spare_name_parse(const char *name);
-struct log_segment *log_segment_add(struct node_log *log, const struct node_log_segment_header *header); /* mutex */
+struct log_segment *log_segment_add(struct node_log *log,
+        const struct node_log_segment_header *header); /* mutex */
 void log_segment_free(struct log_segment *segment);
-/* Log thread, without the mutex: make a segment with room for `batch_bytes` the current one. OMEN_OK or OMEN_EFULL. */
+/* Log thread, without the mutex: make a segment with room for `batch_bytes` the current one. OMEN_OK or
+ * OMEN_EFULL. */
 OMEN_CHECKED enum omen_err log_roll(struct node_log *log, uint64_t batch_bytes);
 void *log_helper_main(void *arg);
 
 /* node_log_open.c */
-OMEN_CHECKED enum omen_err log_recover(struct node_log *log, node_log_replay replay, void *arg, struct err *err);
+OMEN_CHECKED enum omen_err log_recover(struct node_log *log, node_log_replay replay, void *arg,
+        struct err *err);
 
 #endif

@@ -1,9 +1,10 @@
-/* Recovery of the node log: every byte up to the end is verified before anybody is served. See node_log.h for C3 and
- * node_log_impl.h for threads. A segment is read whole into memory, one at a time (32 MiB by default, 1 GiB at most).
+/* Recovery of the node log: every byte up to the end is verified before anybody is served. See node_log.h for
+ * C3 and node_log_impl.h for threads. A segment is read whole into memory, one at a time (32 MiB by default,
+ * 1 GiB at most).
  *
- * What is read was perhaps never synced (the process died, not the machine): the last segment and the directory are synced
- * before anything of it is handed out as durable. Nothing is written otherwise: a torn tail stays where it is, and the
- * segment begun by the first append says where the one before ended. */
+ * What is read was perhaps never synced (the process died, not the machine): the last segment and the
+ * directory are synced before anything of it is handed out as durable. Nothing is written otherwise: a torn
+ * tail stays where it is, and the segment begun by the first append says where the one before ended. */
 #include "common/err.h"
 
 #include <stdlib.h>
@@ -66,15 +67,14 @@ static enum omen_err spares_remove(struct node_log *log, const struct names *nam
     return OMEN_OK;
 }
 
-static enum omen_err segment_load(struct node_log *log, uint64_t number, uint8_t **image_out, uint64_t *bytes_out,
-        struct node_log_segment_header *header_out, struct err *err)
+static enum omen_err segment_load(struct node_log *log, uint64_t number, uint8_t **image_out,
+        uint64_t *bytes_out, struct node_log_segment_header *header_out, struct err *err)
 {
     char path[LOG_PATH_BYTES];
     size_t len = 0;
     log_segment_path(log, number, path);
-    enum omen_err rc =
-            vfs_read_file(log->options.vfs, path, NODE_LOG_SEGMENT_BYTES_MAX + NODE_LOG_RECORD_BYTES_MAX, image_out,
-                    &len, err);
+    enum omen_err rc = vfs_read_file(log->options.vfs, path,
+            NODE_LOG_SEGMENT_BYTES_MAX + NODE_LOG_RECORD_BYTES_MAX, image_out, &len, err);
     if (rc != OMEN_OK) return rc;
     *bytes_out = len;
     rc = node_log_header_decode(*image_out, len, path, header_out, err);
@@ -106,7 +106,8 @@ static enum omen_err recover_record(void *arg, const struct node_log_record *rec
 
 /* One segment, given its successor's header (NULL for the last). */
 static enum omen_err segment_recover(struct recovery *r, const struct node_log_segment_header *header,
-        const uint8_t *image, uint64_t bytes, const struct node_log_segment_header *successor, struct err *err)
+        const uint8_t *image, uint64_t bytes, const struct node_log_segment_header *successor,
+        struct err *err)
 {
     char path[LOG_PATH_BYTES];
     log_segment_path(r->log, header->number, path);
@@ -194,7 +195,8 @@ static struct log_segment *segments_hold(struct node_log *log, uint32_t *count_o
     while (log->recycling) pthread_cond_wait(&log->spare, &log->mutex);
     *count_out = log->segment_count;
     struct log_segment *copy = mem_must_calloc(log->segment_count + 1, sizeof *copy);
-    for (uint32_t i = 0; i < log->segment_count; i++) copy[i] = *log->segments[i]; /* `uses` is not looked at */
+    for (uint32_t i = 0; i < log->segment_count; i++)
+        copy[i] = *log->segments[i]; /* `uses` is not looked at */
     pthread_mutex_unlock(&log->mutex);
     return copy;
 }
@@ -238,7 +240,8 @@ enum omen_err node_log_read_group(struct node_log *log, uint64_t group, node_log
 
 /* ---- start ---- */
 
-/* The directory's own name must be durable before the first record is; whether an earlier life came so far is not known. */
+/* The directory's own name must be durable before the first record is; whether an earlier life came so far is
+ * not known. */
 static enum omen_err directory_make(struct node_log *log, struct err *err)
 {
     char parent[LOG_PATH_BYTES];

@@ -1,14 +1,23 @@
-/* Segments of the node log on disk: prepared ahead, taken into use, recycled. See node_log_impl.h for threads and locks.
+/* Segments of the node log on disk: prepared ahead, taken into use, recycled. See node_log_impl.h for threads
+ * and locks.
  *
- *   (no file) --allocate, zero, sync--> spare-N --header, sync, rename, sync dir--> N.log --rename, sync dir--> spare-N
- *                                          ^--------------------------------------------------------------------'
- * A file named N.log therefore always has a valid header with that number; a crash in between leaves a spare, which the
- * next start removes. A recycled file still holds batches of its old life: they carry the old segment number.
+ *   (no file) --allocate, zero, sync--> spare-N --header, sync, rename, sync dir--> N.log
+ *   N.log --rename, sync dir--> spare-N
+ * A file named N.log therefore always has a valid header with that number; a crash in between leaves a spare,
+ * which the next start removes. A recycled file still holds batches of its old life: they carry the old
+ * segment number.
  *
- * Zeroed ahead and not merely allocated: the first write into an allocated but unwritten extent changes the file's
- * metadata, so each fdatasync would commit the file system's journal. Measured (ext4 on a virtual disk, p50 of 150 synced
- * appends of 4 KB / 64 KB, us): sparse 203 / 418, allocated 187 / 239, zeroed 150 / 172, zeroed with O_DSYNC 179 / 172,
- * zeroed with O_DIRECT and fdatasync 167 / 137; at 512 KB: 427, 400, 421, 364, 254. */
+ * Zeroed ahead and not merely allocated: the first write into an allocated but unwritten extent changes the
+ * file's metadata, so each fdatasync would commit the file system's journal. Synced appends in us, ext4 on a
+ * virtual disk of a shared two-core machine; median of 7 interleaved rounds' p50 (lowest..highest round), 100
+ * appends a round, 40 at 512 KB:
+ *                      512 B            4 KB             64 KB            512 KB
+ *   sparse             182 (129..209)   187 (173..213)   212 (186..270)   567 (445..654)
+ *   allocated          122 (86..138)    194 (139..211)   222 (179..281)   537 (423..584)
+ *   zeroed             133 (103..165)   133 (115..169)   172 (123..199)   406 (345..423)
+ *   zeroed, O_DSYNC    144 (101..177)   136 (120..182)   160 (147..195)   404 (341..440)
+ *   zeroed, O_DIRECT   120 (101..136)   120 (106..143)   143 (139..176)   289 (257..313)
+ * From 4 KB up zeroed beats allocated. O_DSYNC cannot be told from fdatasync. */
 #include "common/err.h"
 
 #include <inttypes.h>
@@ -40,9 +49,12 @@ bool log_segment_name_parse(const char *name, uint64_t *number_out)
     uint64_t number = 0;
     for (int i = 0; i < 16; i++) {
         char c = name[i];
-        if (c >= '0' && c <= '9') number = number << 4 | (uint64_t)(c - '0');
-        else if (c >= 'a' && c <= 'f') number = number << 4 | (uint64_t)(c - 'a' + 10);
-        else return false;
+        if (c >= '0' && c <= '9')
+            number = number << 4 | (uint64_t)(c - '0');
+        else if (c >= 'a' && c <= 'f')
+            number = number << 4 | (uint64_t)(c - 'a' + 10);
+        else
+            return false;
     }
     *number_out = number;
     return strcmp(name + 16, ".log") == 0;
@@ -121,9 +133,10 @@ static void dir_sync_or_panic(struct node_log *log)
     if (vfs_sync_dir(log->options.vfs, log->dir, &err) != OMEN_OK) panic("node log: %s", err.message);
 }
 
-/* The old segment leaves the chain; true when it became a spare. Synced before the next one may leave, so that a crash
- * cannot leave a gap. */
-static bool segment_retire(struct node_log *log, const struct log_segment *segment, bool keep, uint64_t spare_name)
+/* The old segment leaves the chain; true when it became a spare. Synced before the next one may leave, so
+ * that a crash cannot leave a gap. */
+static bool segment_retire(struct node_log *log, const struct log_segment *segment, bool keep,
+        uint64_t spare_name)
 {
     char path[LOG_PATH_BYTES], spare[LOG_PATH_BYTES];
     struct err err = { 0 };
@@ -224,8 +237,10 @@ static void spare_give_back(struct node_log *log, uint64_t name, bool own_size)
     if (vfs_unlink(log->options.vfs, path, &err) != OMEN_OK) panic("node log: %s", err.message);
 }
 
-/* The spare gets its header and its name. The old current segment stays current when the directory is full. */
-static enum omen_err segment_enter(struct node_log *log, uint64_t name, const struct node_log_segment_header *header)
+/* The spare gets its header and its name. The old current segment stays current when the directory is
+ * full. */
+static enum omen_err segment_enter(struct node_log *log, uint64_t name,
+        const struct node_log_segment_header *header)
 {
     char spare[LOG_PATH_BYTES], path[LOG_PATH_BYTES];
     struct err err = { 0 };

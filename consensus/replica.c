@@ -1,9 +1,10 @@
-/* Replicas of one-member groups: propose, barrier, open, close. See replica.h for the contract and replica_impl.h for the
- * drawing, the locks and the other files.
+/* Replicas of one-member groups: propose, barrier, open, close. See replica.h for the contract and
+ * replica_impl.h for the drawing, the locks and the other files.
  *
- * Where raft enters: replica_propose hands the entry to the raft core of the group instead of the log; raft's append goes
- * to node_log_append as below and its commit callback, not the sync, calls entry_committed. What is before (admission) and
- * after (apply queue, outcomes) stays. Threads: any may call; done callbacks as replica.h says. */
+ * Where raft enters: replica_propose hands the entry to the raft core of the group instead of the log; raft's
+ * append goes to node_log_append as below and its commit callback, not the sync, calls entry_committed. What
+ * is before (admission) and after (apply queue, outcomes) stays. Threads: any may call; done callbacks as
+ * replica.h says. */
 #include "common/err.h"
 
 #include <string.h>
@@ -67,7 +68,8 @@ static enum omen_err busy(struct err *err, const char *what, uint64_t limit)
     return rc;
 }
 
-/* May an entry of `len` bytes be taken now? Mutex held. A single entry is taken whatever its size when none is in flight. */
+/* May an entry of `len` bytes be taken now? Mutex held. A single entry is taken whatever its size when none
+ * is in flight. */
 static enum omen_err admit(struct replica *r, uint32_t len, struct err *err)
 {
     const struct replica_host_options *o = &r->host->options;
@@ -77,7 +79,8 @@ static enum omen_err admit(struct replica *r, uint32_t len, struct err *err)
     }
     if (r->closing) return err_set(err, OMEN_ECANCELED, NULL, "the replica is being closed");
     if (r->disk_full || r->log_full)
-        return err_set(err, OMEN_EFULL, NULL, "the disk is full; reads go on, writes are refused until there is room");
+        return err_set(err, OMEN_EFULL, NULL,
+                "the disk is full; reads go on, writes are refused until there is room");
     if (r->inflight_count > 0 && r->inflight_bytes + len > o->group_inflight_bytes_max)
         return busy(err, "too many bytes in flight for this shard", o->group_inflight_bytes_max);
     if (r->inflight_count >= PROPOSALS_MAX) return busy(err, "too many writes in flight", PROPOSALS_MAX);
@@ -107,7 +110,8 @@ static void work_append(struct replica *r, struct work *work)
     r->inflight_bytes += work->len;
     r->inflight_count++;
     r->appends++;
-    node_log_append(r->host->log, &work->append); /* under the mutex: the log's order is the order of indexes */
+    node_log_append(r->host->log,
+            &work->append); /* under the mutex: the log's order is the order of indexes */
 }
 
 void replica_propose(struct replica *r, uint8_t *entry, uint32_t len, void *proposal_arg, replica_done done,
@@ -174,7 +178,8 @@ void replica_barrier(struct replica *r, replica_done done, void *done_arg)
         }
     }
     pthread_mutex_unlock(&r->mutex);
-    if (now) done(done_arg, rc, rc == OMEN_OK ? replica_sequence(r, applied) : 0, rc == OMEN_OK ? NULL : &err);
+    if (now)
+        done(done_arg, rc, rc == OMEN_OK ? replica_sequence(r, applied) : 0, rc == OMEN_OK ? NULL : &err);
 }
 
 /* ---- open ---- */
@@ -193,7 +198,8 @@ static enum omen_err redeliver(struct replica *r, const struct pending *p, struc
                 (unsigned long long)replica_sequence(r, r->applied));
     if (p->count > 0 && last < r->applied) {
         LOG_WARN("replica.log_behind", "group=%llu log=%llu applied=%llu", (unsigned long long)r->group,
-                (unsigned long long)replica_sequence(r, last), (unsigned long long)replica_sequence(r, r->applied));
+                (unsigned long long)replica_sequence(r, last),
+                (unsigned long long)replica_sequence(r, r->applied));
     }
     r->committed = last > r->applied ? last : r->applied;
     r->next_index = r->committed + 1;
@@ -201,9 +207,11 @@ static enum omen_err redeliver(struct replica *r, const struct pending *p, struc
         struct pending_entry *e = p->entries[i];
         if (e->index <= applied) continue;
         struct work *work = mem_must_calloc(1, sizeof *work);
-        *work = (struct work){
-            .kind = WORK_REDELIVERY, .replica = r, .index = e->index, .entry = e->body, .len = e->len
-        };
+        *work = (struct work){ .kind = WORK_REDELIVERY,
+            .replica = r,
+            .index = e->index,
+            .entry = e->body,
+            .len = e->len };
         r->bytes_since_checkpoint += e->len;
         pthread_mutex_lock(&r->mutex);
         replica_enqueue(r, work);
@@ -212,7 +220,8 @@ static enum omen_err redeliver(struct replica *r, const struct pending *p, struc
     return OMEN_OK;
 }
 
-/* Runs the redelivery and waits for it. A full disk ends it: reads must not be served without what was acknowledged. */
+/* Runs the redelivery and waits for it. A full disk ends it: reads must not be served without what was
+ * acknowledged. */
 static enum omen_err redelivery_wait(struct replica *r, struct err *err)
 {
     pthread_mutex_lock(&r->mutex);
@@ -266,8 +275,9 @@ static enum omen_err hard_state_write(struct replica *r, struct err *err)
         .len = sizeof vote,
     };
     enum omen_err rc = log_append_wait(r->host->log, &record);
-    if (rc == OMEN_EFULL) return err_set(err, rc, NULL, "no room for the first log segment of group %llu",
-            (unsigned long long)r->group);
+    if (rc == OMEN_EFULL)
+        return err_set(err, rc, NULL, "no room for the first log segment of group %llu",
+                (unsigned long long)r->group);
     return rc;
 }
 
@@ -277,8 +287,8 @@ void replica_release_log(struct replica *r)
     node_log_release(r->host->log, r->group, r->replica_id, replica_index(r, sequence));
 }
 
-enum omen_err replica_open(struct replica_host *host, uint64_t group, uint64_t replica_id, uint64_t first_sequence,
-        const struct replica_fsm *fsm, struct replica **replica_out, struct err *err)
+enum omen_err replica_open(struct replica_host *host, uint64_t group, uint64_t replica_id,
+        uint64_t first_sequence, const struct replica_fsm *fsm, struct replica **replica_out, struct err *err)
 {
     *replica_out = NULL;
     struct pending *pending = NULL;
@@ -313,7 +323,8 @@ static void close_and_free(struct replica *r, bool checkpoint)
     host_replica_remove(r->host, r);
     struct err err = { 0 };
     if (checkpoint && !stopped && replica_checkpoint(r, &err) != OMEN_OK) {
-        LOG_WARN("replica.last_checkpoint", "group=%llu reason=\"%s\"", (unsigned long long)r->group, err.message);
+        LOG_WARN("replica.last_checkpoint", "group=%llu reason=\"%s\"", (unsigned long long)r->group,
+                err.message);
     }
     replica_free(r);
 }

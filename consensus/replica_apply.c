@@ -1,8 +1,10 @@
-/* Apply workers: each takes replicas in turn and hands their committed entries, in order, to the state machine.
+/* Apply workers: each takes replicas in turn and hands their committed entries, in order, to the state
+ * machine.
  *
- * A replica is in the hands of at most one worker (`scheduled`), so its machine needs no lock against itself. One that
- * meets a full disk is parked and tried again every APPLY_RETRY_MS (D2); the worker's other groups go on.
- * Threads: see replica_impl.h. Determinism: the order of apply is the order of the log; nothing else reaches the machine. */
+ * A replica is in the hands of at most one worker (`scheduled`), so its machine needs no lock against itself.
+ * One that meets a full disk is parked and tried again every APPLY_RETRY_MS (D2); the worker's other groups
+ * go on. Threads: see replica_impl.h. Determinism: the order of apply is the order of the log; nothing else
+ * reaches the machine. */
 #include "common/err.h"
 
 #include <time.h>
@@ -77,12 +79,13 @@ void replica_stop(struct replica *r, enum omen_err rc, const struct err *err)
         r->disk_full = false;
         r->stop_err = *err;
         r->stop_err.code = rc;
-        if (err->message[0] == '\0') (void)err_set(&r->stop_err, rc, NULL, "replica stopped: %s", err_name(rc));
+        if (err->message[0] == '\0')
+            (void)err_set(&r->stop_err, rc, NULL, "replica stopped: %s", err_name(rc));
     }
     pthread_mutex_unlock(&r->mutex);
     if (first) {
-        LOG_ERROR("replica.stop", "group=%llu replica=%llu error=%s reason=\"%s\"", (unsigned long long)r->group,
-                (unsigned long long)r->replica_id, err_name(rc), err->message);
+        LOG_ERROR("replica.stop", "group=%llu replica=%llu error=%s reason=\"%s\"",
+                (unsigned long long)r->group, (unsigned long long)r->replica_id, err_name(rc), err->message);
     }
 }
 
@@ -119,7 +122,8 @@ static void barrier_finish(struct replica *r, struct work *work)
 static void entry_abandon(struct replica *r, struct work *work, const char *why)
 {
     struct err err = { 0 };
-    (void)err_set(&err, OMEN_EUNKNOWN, NULL, "%s while the write was in flight; it may be applied later", why);
+    (void)err_set(&err, OMEN_EUNKNOWN, NULL, "%s while the write was in flight; it may be applied later",
+            why);
     work_finish(r, work, OMEN_EUNKNOWN, &err);
 }
 

@@ -1,9 +1,10 @@
-/* The host of all replicas of a node: the log, the workers, what the log held at start, and the checkpoint thread.
+/* The host of all replicas of a node: the log, the workers, what the log held at start, and the checkpoint
+ * thread.
  *
- * A checkpoint is due for a replica when checkpoint_log_bytes have gone through it, when checkpoint_interval_ns has passed
- * and something was applied, or when the log is over its limit and the replica is the one that holds its oldest segment
- * (an idle shard must not pin the log, C1). Time comes from options.clock and decides only when, never what.
- * See replica_impl.h for locks and threads. */
+ * A checkpoint is due for a replica when checkpoint_log_bytes have gone through it, when
+ * checkpoint_interval_ns has passed and something was applied, or when the log is over its limit and the
+ * replica is the one that holds its oldest segment (an idle shard must not pin the log, C1). Time comes from
+ * options.clock and decides only when, never what. See replica_impl.h for locks and threads. */
 #include "common/err.h"
 
 #include <string.h>
@@ -96,7 +97,8 @@ enum omen_err host_pending_take(struct replica_host *host, uint64_t group, uint6
     bool again = group_was_closed(host, group);
     *pending_out = open ? NULL : pending_take(&host->pending, group, replica_id);
     pthread_mutex_unlock(&host->mutex);
-    if (open) return err_set(err, OMEN_EEXISTS, NULL, "group %llu is open already", (unsigned long long)group);
+    if (open)
+        return err_set(err, OMEN_EEXISTS, NULL, "group %llu is open already", (unsigned long long)group);
     enum omen_err rc = OMEN_OK;
     if (*pending_out == NULL && again) rc = pending_read_back(host, group, replica_id, pending_out, err);
     if (rc == OMEN_OK && *pending_out == NULL) {
@@ -110,8 +112,10 @@ enum omen_err host_pending_take(struct replica_host *host, uint64_t group, uint6
 void host_pending_return(struct replica_host *host, struct pending *pending)
 {
     pthread_mutex_lock(&host->mutex);
-    if (pending->term == 0 && pending->count == 0) pending_free(pending); /* the log knows nothing of it */
-    else pending_put(&host->pending, pending);
+    if (pending->term == 0 && pending->count == 0)
+        pending_free(pending); /* the log knows nothing of it */
+    else
+        pending_put(&host->pending, pending);
     pthread_mutex_unlock(&host->mutex);
 }
 
@@ -133,15 +137,16 @@ void host_replica_remove(struct replica_host *host, struct replica *r)
     if (!group_was_closed(host, r->group)) {
         if (host->closed_count == host->closed_cap) {
             host->closed_cap = host->closed_cap == 0 ? 16 : host->closed_cap * 2;
-            host->closed_groups =
-                    mem_must_realloc(host->closed_groups, host->closed_cap * sizeof *host->closed_groups);
+            host->closed_groups = mem_must_realloc(host->closed_groups,
+                    host->closed_cap * sizeof *host->closed_groups);
         }
         host->closed_groups[host->closed_count++] = r->group;
     }
     pthread_mutex_unlock(&host->mutex);
 }
 
-/* On a full disk the record is not written: the group then appears at the next start and is forgotten there. */
+/* On a full disk the record is not written: the group then appears at the next start and is forgotten
+ * there. */
 void host_group_drop(struct replica_host *host, uint64_t group, uint64_t replica_id)
 {
     struct node_log_record record = { .group = group, .replica = replica_id, .kind = NODE_LOG_DROP_GROUP };
@@ -237,7 +242,8 @@ static void checkpoint_turn(struct replica_host *host)
         if (r == NULL) return;
         struct err err = { 0 };
         if (replica_checkpoint(r, &err) != OMEN_OK) {
-            LOG_WARN("replica.checkpoint", "group=%llu reason=\"%s\"", (unsigned long long)r->group, err.message);
+            LOG_WARN("replica.checkpoint", "group=%llu reason=\"%s\"", (unsigned long long)r->group,
+                    err.message);
         }
         pthread_mutex_lock(&host->mutex);
         r->users--;
@@ -285,11 +291,12 @@ static void metrics_open(struct replica_host *host)
         .refused = metrics_counter(m, "omendb_consensus_refused_total", "Entries refused at admission", NULL),
         .applied = metrics_counter(m, "omendb_consensus_applied_total", "Entries applied", NULL),
         .checkpoints = metrics_counter(m, "omendb_consensus_checkpoints_total", "Durable checkpoints", NULL),
-        .checkpoint_failures =
-                metrics_counter(m, "omendb_consensus_checkpoint_failures_total", "Checkpoints that failed", NULL),
+        .checkpoint_failures = metrics_counter(m, "omendb_consensus_checkpoint_failures_total",
+                "Checkpoints that failed", NULL),
         .commit = metrics_histogram(m, "omendb_consensus_commit_seconds", "Propose to applied", NULL),
         .apply = metrics_histogram(m, "omendb_consensus_apply_seconds", "One entry's apply", NULL),
-        .inflight_bytes = metrics_gauge(m, "omendb_consensus_inflight_bytes", "Proposed and not yet applied", NULL),
+        .inflight_bytes = metrics_gauge(m, "omendb_consensus_inflight_bytes", "Proposed and not yet applied",
+                NULL),
         .log_bytes = metrics_gauge(m, "omendb_consensus_log_bytes", "Node log segments still needed", NULL),
     };
 }

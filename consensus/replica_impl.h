@@ -4,11 +4,11 @@
  *   replica_apply.c    apply workers
  *   replica_host.c     host, what the log held at start, checkpoint thread
  *
- * Locks, in this order: host->mutex, replica->mutex, worker->mutex, the node log's own. No callback of a caller and no
- * function of a state machine runs under one of them.
+ * Locks, in this order: host->mutex, replica->mutex, worker->mutex, the node log's own. No callback of a
+ * caller and no function of a state machine runs under one of them.
  *
  *   An entry:  QUEUED --synced--> COMMITTED --worker--> APPLIED --done(OK)
- *                |  disk full: done(EFULL)      | replica stopped or closed while waiting for room: done(EUNKNOWN)
+ *                |  disk full: done(EFULL)      | replica stopped, or closed while it waits: done(EUNKNOWN)
  *   A replica: RUNNING --apply says EFULL--> WAITING --room--> RUNNING     any --other error--> STOPPED
  *              any --close--> CLOSING --nothing in flight--> (gone) */
 #ifndef OMEN_CONSENSUS_REPLICA_IMPL_H
@@ -20,15 +20,15 @@
 #include "common/err.h"
 #include "consensus/replica.h"
 
-#define APPLY_RUN_MAX 64u              /* entries of one group before another group of the worker has its turn */
-#define APPLY_RETRY_MS 200u            /* how often an entry that met a full disk is tried again */
+#define APPLY_RUN_MAX 64u   /* entries of one group before another group of the worker has its turn */
+#define APPLY_RETRY_MS 200u /* how often an entry that met a full disk is tried again */
 #define CHECKPOINT_POLL_MS 100u
-#define BARRIERS_MAX 65536u            /* waiting, per group */
-#define PROPOSALS_MAX (1u << 20)       /* in flight, per group: bounds the bookkeeping of tiny entries */
+#define BARRIERS_MAX 65536u                 /* waiting, per group */
+#define PROPOSALS_MAX (1u << 20)            /* in flight, per group: bounds the bookkeeping of tiny entries */
 #define REPLICA_ENTRY_BYTES_MAX (64u << 20) /* one entry; the target is 512 KB */
 #define APPLY_WORKERS_MAX 256u
 #define BUSY_RETRY_MS 20u
-#define REPLICA_TERM 1u                /* of a group of one */
+#define REPLICA_TERM 1u /* of a group of one */
 
 enum work_kind { WORK_PROPOSAL, WORK_REDELIVERY, WORK_BARRIER };
 
@@ -39,11 +39,11 @@ struct work {
     enum work_kind kind;
     struct replica *replica;
     struct work *next;
-    uint64_t index;        /* of an entry */
-    uint8_t *entry;        /* owned by a proposal; borrowed by a redelivery */
+    uint64_t index; /* of an entry */
+    uint8_t *entry; /* owned by a proposal; borrowed by a redelivery */
     uint32_t len;
     void *proposal_arg;
-    replica_done done;     /* NULL: redelivery */
+    replica_done done; /* NULL: redelivery */
     void *done_arg;
     uint64_t began_ns;
 };
@@ -53,10 +53,10 @@ struct worker {
     pthread_t thread;
     bool started;
     pthread_mutex_t mutex;
-    pthread_cond_t wake;          /* monotonic clock */
+    pthread_cond_t wake;                  /* monotonic clock */
     struct replica *run_head, **run_tail; /* replicas with work, in turn */
-    struct replica *parked;       /* replicas waiting for room */
-    bool kick;                    /* try the parked ones now */
+    struct replica *parked;               /* replicas waiting for room */
+    bool kick;                            /* try the parked ones now */
     bool stopping;
 };
 
@@ -67,28 +67,28 @@ struct replica {
     uint64_t group, replica_id, first_sequence;
 
     pthread_mutex_t mutex;
-    pthread_cond_t idle;          /* work or append finished */
+    pthread_cond_t idle; /* work or append finished */
     struct work *queue_head, **queue_tail;
-    bool scheduled;               /* in the worker's hands: running, queued to run, or parked */
+    bool scheduled; /* in the worker's hands: running, queued to run, or parked */
     bool closing;
-    bool log_full;                /* refuse until no append is in the log's hands */
-    bool disk_full;               /* waiting for room */
-    uint64_t next_index;          /* given to the next proposal */
-    uint64_t committed;           /* last durable index */
-    uint64_t applied;             /* last applied index */
-    uint64_t appends;             /* in the log's hands */
+    bool log_full;       /* refuse until no append is in the log's hands */
+    bool disk_full;      /* waiting for room */
+    uint64_t next_index; /* given to the next proposal */
+    uint64_t committed;  /* last durable index */
+    uint64_t applied;    /* last applied index */
+    uint64_t appends;    /* in the log's hands */
     uint64_t inflight_bytes, inflight_count;
     uint32_t barriers;
     uint64_t bytes_since_checkpoint, checkpoints;
-    uint64_t checkpoint_applied;  /* index applied when the last checkpoint began */
-    uint64_t checkpoint_ns;       /* when it was tried last */
-    enum omen_err stopped;        /* OMEN_OK while running */
+    uint64_t checkpoint_applied; /* index applied when the last checkpoint began */
+    uint64_t checkpoint_ns;      /* when it was tried last */
+    enum omen_err stopped;       /* OMEN_OK while running */
     struct err stop_err;
 
     pthread_mutex_t checkpoint_mutex; /* one checkpoint at a time; taken before all others */
-    uint32_t users;               /* host->mutex: the checkpoint thread works on it */
-    struct replica *next;         /* host->mutex: list of open replicas */
-    struct replica *run_next;     /* worker->mutex */
+    uint32_t users;                   /* host->mutex: the checkpoint thread works on it */
+    struct replica *next;             /* host->mutex: list of open replicas */
+    struct replica *run_next;         /* worker->mutex */
 };
 
 /* An entry the log held at start. */
@@ -101,13 +101,13 @@ struct pending_entry {
 /* What the log holds of one replica: filled at start, or when a replica is opened again. */
 struct pending {
     uint64_t group, replica_id;
-    uint64_t term;                /* 0: no hard state seen */
+    uint64_t term;                  /* 0: no hard state seen */
     struct pending_entry **entries; /* owned, indexes without gap */
     uint32_t count, cap;
 };
 
 struct pending_set {
-    struct pending **items;       /* owned, sorted by (group, replica) */
+    struct pending **items; /* owned, sorted by (group, replica) */
     uint32_t count, cap;
 };
 
@@ -122,15 +122,15 @@ struct replica_host {
     struct node_log *log;
     struct worker *workers;
     uint32_t worker_count;
-    struct host_metrics metrics;  /* handles, all NULL without a registry */
+    struct host_metrics metrics; /* handles, all NULL without a registry */
     _Atomic uint64_t inflight_bytes;
-    _Atomic bool log_over;        /* far over the log's limit: proposals are refused */
+    _Atomic bool log_over; /* far over the log's limit: proposals are refused */
 
     pthread_mutex_t mutex;
-    pthread_cond_t changed;       /* users of a replica fell to 0; checkpoint thread: something is due */
+    pthread_cond_t changed; /* users of a replica fell to 0; checkpoint thread: something is due */
     struct replica *replicas;
     struct pending_set pending;
-    uint64_t *closed_groups;      /* opened and closed in this life: the log is read again */
+    uint64_t *closed_groups; /* opened and closed in this life: the log is read again */
     uint32_t closed_count, closed_cap;
     pthread_t checkpoint_thread;
     bool checkpoint_started, stopping;
@@ -145,7 +145,8 @@ void replica_stop(struct replica *replica, enum omen_err rc, const struct err *e
 
 /* replica_pending.c */
 enum omen_err pending_replay(void *arg, const struct node_log_record *record); /* arg: struct pending_set */
-struct pending *pending_take(struct pending_set *set, uint64_t group, uint64_t replica_id); /* removed; NULL = none */
+struct pending *pending_take(struct pending_set *set, uint64_t group,
+        uint64_t replica_id); /* removed; NULL = none */
 struct pending *pending_take_group(struct pending_set *set, uint64_t group);
 void pending_put(struct pending_set *set, struct pending *pending);
 void pending_free(struct pending *pending);
@@ -157,15 +158,20 @@ void replica_release_log(struct replica *replica);
 /* replica_host.c */
 OMEN_CHECKED enum omen_err log_append_wait(struct node_log *log, const struct node_log_record *record);
 void checkpoint_wake(struct replica_host *host);
-/* What the log holds for a replica about to be opened; empty when nothing. OMEN_EEXISTS when the group is open. */
+/* What the log holds for a replica about to be opened; empty when nothing. OMEN_EEXISTS when the group is
+ * open. */
 OMEN_CHECKED enum omen_err host_pending_take(struct replica_host *host, uint64_t group, uint64_t replica_id,
         struct pending **pending_out, struct err *err);
 void host_pending_return(struct replica_host *host, struct pending *pending); /* the open failed */
 void host_replica_add(struct replica_host *host, struct replica *replica);
-void host_replica_remove(struct replica_host *host, struct replica *replica); /* waits for the checkpoint thread */
+void host_replica_remove(struct replica_host *host,
+        struct replica *replica); /* waits for the checkpoint thread */
 void host_group_drop(struct replica_host *host, uint64_t group, uint64_t replica_id);
 
-static inline uint64_t replica_sequence(const struct replica *r, uint64_t index) { return r->first_sequence + index; }
+static inline uint64_t replica_sequence(const struct replica *r, uint64_t index)
+{
+    return r->first_sequence + index;
+}
 static inline uint64_t replica_index(const struct replica *r, uint64_t sequence)
 {
     return sequence > r->first_sequence ? sequence - r->first_sequence : 0;

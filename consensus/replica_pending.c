@@ -21,8 +21,10 @@ static uint32_t set_find(const struct pending_set *set, uint64_t group, uint64_t
     uint32_t low = 0, high = set->count;
     while (low < high) {
         uint32_t middle = low + (high - low) / 2;
-        if (key_compare(set->items[middle], group, replica_id) < 0) low = middle + 1;
-        else high = middle;
+        if (key_compare(set->items[middle], group, replica_id) < 0)
+            low = middle + 1;
+        else
+            high = middle;
     }
     return low;
 }
@@ -86,7 +88,8 @@ static enum omen_err entry_add(struct pending *p, const struct node_log_record *
     if (p->count > 0) {
         uint64_t last = p->entries[p->count - 1]->index;
         if (record->index <= last) return OMEN_ECORRUPT; /* twice, and no truncation in between */
-        /* A jump is written when the state machine was ahead of the log; what is before it is in the machine. */
+        /* A jump is written when the state machine was ahead of the log; what is before it is in the
+         * machine. */
         if (record->index != last + 1) entries_cut(p, 0);
     }
     if (p->count == p->cap) {

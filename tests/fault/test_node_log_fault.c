@@ -1,4 +1,5 @@
-/* The node log when the machine stops at any operation, when the disk is full, and when a write or a sync fails. */
+/* The node log when the machine stops at any operation, when the disk is full, and when a write or a sync
+ * fails. */
 #include "common/err.h"
 
 #include <check.h>
@@ -47,7 +48,8 @@ static void scenario(struct log_model *model, struct node_log *log)
         uint64_t group = 1 + i % 3;
         ck_assert_int_eq(log_model_entry(model, log, group, i * 7), OMEN_OK);
         if (i % 11 == 0) ck_assert_int_eq(log_model_hard_state(model, log, group), OMEN_OK);
-        if (i % 17 == 0) ck_assert_int_eq(log_model_truncate(model, log, group, model->groups[group - 1].last), OMEN_OK);
+        if (i % 17 == 0)
+            ck_assert_int_eq(log_model_truncate(model, log, group, model->groups[group - 1].last), OMEN_OK);
         if (i % 8 == 0) {
             for (uint64_t g = 1; g <= 3; g++) log_model_release(model, log, g, model->groups[g - 1].acked);
         }
@@ -202,7 +204,10 @@ START_TEST(a_failed_write_ends_the_process) { every_failure_ends_the_process(VFS
 END_TEST
 START_TEST(a_failed_sync_ends_the_process) { every_failure_ends_the_process(VFS_HOOK_DATASYNC, 100, 6); }
 END_TEST
-START_TEST(a_failed_directory_sync_ends_the_process) { every_failure_ends_the_process(VFS_HOOK_SYNC_DIR, 12, 1); }
+START_TEST(a_failed_directory_sync_ends_the_process)
+{
+    every_failure_ends_the_process(VFS_HOOK_SYNC_DIR, 12, 1);
+}
 END_TEST
 START_TEST(a_failed_rename_ends_the_process) { every_failure_ends_the_process(VFS_HOOK_RENAME, 8, 1); }
 END_TEST
@@ -263,8 +268,13 @@ static enum omen_err put(struct node_log *log, uint64_t group, uint64_t index, u
 {
     static const uint8_t body[20000];
     struct single w = { .mutex = PTHREAD_MUTEX_INITIALIZER, .cond = PTHREAD_COND_INITIALIZER };
-    struct node_log_record record = { .group = group, .replica = 1, .term = 1, .index = index,
-        .kind = NODE_LOG_ENTRY, .body = body, .len = len };
+    struct node_log_record record = { .group = group,
+        .replica = 1,
+        .term = 1,
+        .index = index,
+        .kind = NODE_LOG_ENTRY,
+        .body = body,
+        .len = len };
     struct node_log_append append = { .records = &record, .count = 1, .done = single_done, .arg = &w };
     node_log_append(log, &append);
     pthread_mutex_lock(&w.mutex);
@@ -280,7 +290,8 @@ START_TEST(an_entry_behind_a_refused_one_is_refused_too)
     struct node_log_options o = options(vfs_sim_vfs(sim));
     struct node_log *log;
     ck_assert_int_eq(node_log_open(&o, NULL, NULL, &log, NULL), OMEN_OK);
-    ck_assert_int_eq(put(log, 1, 1, 16000), OMEN_OK); /* leaves room for three small batches in each segment */
+    ck_assert_int_eq(put(log, 1, 1, 16000),
+            OMEN_OK); /* leaves room for three small batches in each segment */
     vfs_sim_set_capacity(sim, 4096);
     uint64_t index = 2;
     while (put(log, 1, index, 16000) == OMEN_OK) index++;

@@ -1,6 +1,7 @@
-/* The node log's decoder on arbitrary bytes: a segment's header and the walk over its batches, as the last segment and as
- * one with a recorded end. Never reads outside the image, never loops long. The first byte chooses how checksums are
- * treated: repaired for half of the inputs, or hardly any mutation would get past them. */
+/* The node log's decoder on arbitrary bytes: a segment's header and the walk over its batches, as the last
+ * segment and as one with a recorded end. Never reads outside the image, never loops long. The first byte
+ * chooses how checksums are treated: repaired for half of the inputs, or hardly any mutation would get past
+ * them. */
 #include "common/err.h"
 
 #include <stdlib.h>
@@ -52,7 +53,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     enum omen_err rc = node_log_header_decode(image, len, "fuzz", &header, &err);
     uint64_t number = rc == OMEN_OK ? header.number : 1, first = rc == OMEN_OK ? header.first_batch : 1;
     for (int recorded = 0; recorded < 2; recorded++) {
-        struct node_log_walk walk = { .path = "fuzz", .number = number, .next_batch = first,
+        struct node_log_walk walk = { .path = "fuzz",
+            .number = number,
+            .next_batch = first,
             .recorded_end = recorded ? align_up(len, NODE_LOG_ALIGN) : 0 };
         rc = node_log_walk(&walk, image, len, touch, &sum, &err);
         if (len >= NODE_LOG_HEADER_BYTES) CHECK(walk.end <= len);

@@ -1,5 +1,6 @@
-/* Random appends, truncations, releases and crashes of the node log over the simulated file system: after each crash every
- * acknowledged record is there, none twice, order kept. OMEN_SEED=n repeats a run's choices (threads may still differ). */
+/* Random appends, truncations, releases and crashes of the node log over the simulated file system: after
+ * each crash every acknowledged record is there, none twice, order kept. OMEN_SEED=n repeats a run's choices
+ * (threads may still differ). */
 #include "common/err.h"
 
 #include <check.h>

@@ -57,10 +57,13 @@ static void waited(struct node_log_append *append, enum omen_err result)
 }
 
 /* Mutex held; given up while waiting. */
-static enum omen_err append_wait(struct log_model *model, struct node_log *log, const struct node_log_record *record,
-        uint64_t *acked, uint64_t acked_to)
+static enum omen_err append_wait(struct log_model *model, struct node_log *log,
+        const struct node_log_record *record, uint64_t *acked, uint64_t acked_to)
 {
-    struct wait w = { .model = model, .cond = PTHREAD_COND_INITIALIZER, .acked = acked, .acked_to = acked_to };
+    struct wait w = { .model = model,
+        .cond = PTHREAD_COND_INITIALIZER,
+        .acked = acked,
+        .acked_to = acked_to };
     struct node_log_append append = { .records = record, .count = 1, .done = waited, .arg = &w };
     node_log_append(log, &append);
     while (!w.over) pthread_cond_wait(&w.cond, &model->mutex);
@@ -73,8 +76,13 @@ enum omen_err log_model_entry(struct log_model *model, struct node_log *log, uin
     uint8_t body[BODY_MAX];
     uint64_t index = g->last + 1;
     if (index >= LOG_MODEL_ENTRIES) return OMEN_OK;
-    struct node_log_record record = { .group = group, .replica = 1, .term = 1, .index = index, .kind = NODE_LOG_ENTRY,
-        .body = body, .len = body_make(group, index, salt, body) };
+    struct node_log_record record = { .group = group,
+        .replica = 1,
+        .term = 1,
+        .index = index,
+        .kind = NODE_LOG_ENTRY,
+        .body = body,
+        .len = body_make(group, index, salt, body) };
     pthread_mutex_lock(&model->mutex);
     g->salt[index] = salt;
     g->last = index;
@@ -88,8 +96,12 @@ enum omen_err log_model_hard_state(struct log_model *model, struct node_log *log
 {
     struct log_model_group *g = &model->groups[group - 1];
     uint64_t vote = (g->term + 1) * 3;
-    struct node_log_record record = { .group = group, .replica = 1, .term = g->term + 1, .kind = NODE_LOG_HARD_STATE,
-        .body = &vote, .len = 8 };
+    struct node_log_record record = { .group = group,
+        .replica = 1,
+        .term = g->term + 1,
+        .kind = NODE_LOG_HARD_STATE,
+        .body = &vote,
+        .len = 8 };
     pthread_mutex_lock(&model->mutex);
     g->term++;
     enum omen_err rc = append_wait(model, log, &record, &g->acked_term, record.term);
@@ -98,17 +110,23 @@ enum omen_err log_model_hard_state(struct log_model *model, struct node_log *log
     return rc;
 }
 
-enum omen_err log_model_truncate(struct log_model *model, struct node_log *log, uint64_t group, uint64_t index)
+enum omen_err log_model_truncate(struct log_model *model, struct node_log *log, uint64_t group,
+        uint64_t index)
 {
     struct log_model_group *g = &model->groups[group - 1];
-    struct node_log_record record = { .group = group, .replica = 1, .term = 1, .index = index,
+    struct node_log_record record = { .group = group,
+        .replica = 1,
+        .term = 1,
+        .index = index,
         .kind = NODE_LOG_TRUNCATE };
     pthread_mutex_lock(&model->mutex);
     uint64_t acked = g->acked;
     g->acked = index - 1; /* from now on a crash may find the entries or not */
     enum omen_err rc = append_wait(model, log, &record, &g->acked, index - 1);
-    if (rc == OMEN_OK) g->last = index - 1;
-    else g->acked = acked;
+    if (rc == OMEN_OK)
+        g->last = index - 1;
+    else
+        g->acked = acked;
     pthread_mutex_unlock(&model->mutex);
     return rc;
 }
@@ -159,7 +177,8 @@ static enum omen_err found_entry(struct found *f, struct found_group *g, const s
 static enum omen_err found_record(void *arg, const struct node_log_record *r)
 {
     struct found *f = arg;
-    if (r->group == 0 || r->group > LOG_MODEL_GROUPS || r->replica != 1) return complain(f, r, "unknown group");
+    if (r->group == 0 || r->group > LOG_MODEL_GROUPS || r->replica != 1)
+        return complain(f, r, "unknown group");
     struct found_group *g = &f->groups[r->group - 1];
     switch (r->kind) {
     case NODE_LOG_ENTRY: return found_entry(f, g, r);
@@ -181,8 +200,8 @@ static bool group_compare(struct log_model_group *m, const struct found_group *f
 {
     for (uint64_t i = m->released + 1; i <= m->acked; i++) {
         if (f->there[i] && f->salt[i] == m->salt[i]) continue;
-        snprintf(why, LOG_MODEL_WHY_BYTES, "group %llu: acknowledged entry %llu is %s", (unsigned long long)group,
-                (unsigned long long)i, f->there[i] ? "an older one" : "missing");
+        snprintf(why, LOG_MODEL_WHY_BYTES, "group %llu: acknowledged entry %llu is %s",
+                (unsigned long long)group, (unsigned long long)i, f->there[i] ? "an older one" : "missing");
         return false;
     }
     if (f->term < m->acked_term) {
@@ -201,8 +220,8 @@ static void group_continue(struct log_model_group *m, const struct found_group *
     m->term = m->acked_term = f->term;
 }
 
-bool log_model_open(struct log_model *model, const struct node_log_options *options, struct node_log **log_out,
-        char why[LOG_MODEL_WHY_BYTES])
+bool log_model_open(struct log_model *model, const struct node_log_options *options,
+        struct node_log **log_out, char why[LOG_MODEL_WHY_BYTES])
 {
     struct found *f = mem_must_calloc(1, sizeof *f);
     struct err err = { 0 };

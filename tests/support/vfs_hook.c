@@ -1,4 +1,5 @@
-/* See vfs_hook.h. Files are wrapped, for their operations go through file->vfs. Determinism: adds none of its own. */
+/* See vfs_hook.h. Files are wrapped, for their operations go through file->vfs. Determinism: adds none of its
+ * own. */
 #include "common/err.h"
 
 #include <stdlib.h>
@@ -19,7 +20,8 @@ static enum omen_err before(struct vfs *vfs, enum vfs_hook_op op, struct err *er
     return h->before(h->arg, op, err);
 }
 
-static enum omen_err hook_open(struct vfs *vfs, const char *path, int flags, struct vfs_file **file_out, struct err *err)
+static enum omen_err hook_open(struct vfs *vfs, const char *path, int flags, struct vfs_file **file_out,
+        struct err *err)
 {
     enum omen_err rc = (flags & VFS_CREATE) != 0 ? before(vfs, VFS_HOOK_CREATE, err) : OMEN_OK;
     struct vfs_file *inner = NULL;
@@ -38,13 +40,14 @@ static void hook_close(struct vfs_file *file)
     mem_free(file);
 }
 
-static enum omen_err hook_pread(struct vfs_file *file, void *dst, size_t len, uint64_t offset, struct err *err)
+static enum omen_err hook_pread(struct vfs_file *file, void *dst, size_t len, uint64_t offset,
+        struct err *err)
 {
     return vfs_pread(inner_of(file), dst, len, offset, err);
 }
 
-static enum omen_err hook_pwritev(struct vfs_file *file, const struct iovec *iov, int iov_count, uint64_t offset,
-        struct err *err)
+static enum omen_err hook_pwritev(struct vfs_file *file, const struct iovec *iov, int iov_count,
+        uint64_t offset, struct err *err)
 {
     enum omen_err rc = before(file->vfs, VFS_HOOK_WRITE, err);
     return rc == OMEN_OK ? vfs_pwritev(inner_of(file), iov, iov_count, offset, err) : rc;
@@ -118,8 +121,8 @@ static enum omen_err hook_sync_dir(struct vfs *vfs, const char *path, struct err
     return rc == OMEN_OK ? vfs_sync_dir(hook_of(vfs)->inner, path, err) : rc;
 }
 
-static enum omen_err hook_list(struct vfs *vfs, const char *path, bool (*each)(void *arg, const char *name), void *arg,
-        struct err *err)
+static enum omen_err hook_list(struct vfs *vfs, const char *path, bool (*each)(void *arg, const char *name),
+        void *arg, struct err *err)
 {
     return vfs_list(hook_of(vfs)->inner, path, each, arg, err);
 }
@@ -129,17 +132,31 @@ static enum omen_err hook_exists(struct vfs *vfs, const char *path, bool *exists
     return vfs_exists(hook_of(vfs)->inner, path, exists_out, err);
 }
 
-static enum omen_err hook_free_space(struct vfs *vfs, const char *path, uint64_t *free_out, uint64_t *total_out,
-        struct err *err)
+static enum omen_err hook_free_space(struct vfs *vfs, const char *path, uint64_t *free_out,
+        uint64_t *total_out, struct err *err)
 {
     return vfs_free_space(hook_of(vfs)->inner, path, free_out, total_out, err);
 }
 
 static const struct vfs_ops hook_ops = {
-    .open = hook_open, .close = hook_close, .pread = hook_pread, .pwritev = hook_pwritev, .datasync = hook_datasync,
-    .allocate = hook_allocate, .truncate = hook_truncate, .size = hook_size, .map = hook_map, .unmap = hook_unmap,
-    .writeback_hint = hook_writeback_hint, .rename = hook_rename, .unlink = hook_unlink, .mkdir = hook_mkdir,
-    .rmdir = hook_rmdir, .sync_dir = hook_sync_dir, .list = hook_list, .exists = hook_exists,
+    .open = hook_open,
+    .close = hook_close,
+    .pread = hook_pread,
+    .pwritev = hook_pwritev,
+    .datasync = hook_datasync,
+    .allocate = hook_allocate,
+    .truncate = hook_truncate,
+    .size = hook_size,
+    .map = hook_map,
+    .unmap = hook_unmap,
+    .writeback_hint = hook_writeback_hint,
+    .rename = hook_rename,
+    .unlink = hook_unlink,
+    .mkdir = hook_mkdir,
+    .rmdir = hook_rmdir,
+    .sync_dir = hook_sync_dir,
+    .list = hook_list,
+    .exists = hook_exists,
     .free_space = hook_free_space,
 };
 

@@ -1,4 +1,5 @@
-/* The node log on real files: order, restart, torn tails and damage, recycling, truncation, dropped groups. */
+/* The node log on real files: order, restart, torn tails and damage, recycling, truncation, dropped
+ * groups. */
 #include "common/err.h"
 
 #include <check.h>
@@ -107,12 +108,16 @@ static enum omen_err put_records(struct node_log *log, const struct node_log_rec
     return w.result;
 }
 
-static void put(struct node_log *log, enum node_log_kind kind, uint64_t group, uint64_t index, const void *body,
-        uint32_t len)
+static void put(struct node_log *log, enum node_log_kind kind, uint64_t group, uint64_t index,
+        const void *body, uint32_t len)
 {
-    struct node_log_record r = {
-        .group = group, .replica = 1, .term = 1, .index = index, .kind = kind, .body = body, .len = len
-    };
+    struct node_log_record r = { .group = group,
+        .replica = 1,
+        .term = 1,
+        .index = index,
+        .kind = kind,
+        .body = body,
+        .len = len };
     ck_assert_int_eq(put_records(log, &r, 1), OMEN_OK);
 }
 
@@ -124,7 +129,10 @@ static void put_entry(struct node_log *log, uint64_t group, uint64_t index, uint
     mem_free(body);
 }
 
-static void path_of(uint64_t number, char out[300]) { snprintf(out, 300, "%s/%016llx.log", g_dir, (unsigned long long)number); }
+static void path_of(uint64_t number, char out[300])
+{
+    snprintf(out, 300, "%s/%016llx.log", g_dir, (unsigned long long)number);
+}
 
 static bool segment_there(uint64_t number)
 {
@@ -200,8 +208,13 @@ START_TEST(callbacks_run_in_submission_order)
     for (uint32_t i = 0; i < COUNT; i++) {
         struct order *o = &orders[i];
         *o = (struct order){ .number = i, .next = &next, .wait = &w };
-        o->record = (struct node_log_record){ .group = i % 5 + 1, .replica = 1, .term = 1, .index = i / 5 + 1,
-            .kind = NODE_LOG_ENTRY, .body = "12345678", .len = 8 };
+        o->record = (struct node_log_record){ .group = i % 5 + 1,
+            .replica = 1,
+            .term = 1,
+            .index = i / 5 + 1,
+            .kind = NODE_LOG_ENTRY,
+            .body = "12345678",
+            .len = 8 };
         o->append = (struct node_log_append){ .records = &o->record, .count = 1, .done = ordered, .arg = o };
         node_log_append(log, &o->append);
     }
@@ -249,13 +262,15 @@ START_TEST(flipped_bit_in_the_middle_is_refused_by_name)
     put_entry(log, 1, 5, 100); /* now segment 2 records where segment 1 ended */
     put_entry(log, 1, 6, 100);
     node_log_close(log);
-    /* every region of segment 1: header, batch headers, record headers, bodies, padding; and the first batch of 2 */
-    long offsets[] = { 0, 5, 9, 60, 4000, 4095, 4096, 4101, 4104, 4130, 4165, 4200, 4300, 8191, 8192, 16384, 16390,
-        20479 };
+    /* every region of segment 1: header, batch headers, record headers, bodies, padding; and the first batch
+     * of 2 */
+    long offsets[] = { 0, 5, 9, 60, 4000, 4095, 4096, 4101, 4104, 4130, 4165, 4200, 4300, 8191, 8192, 16384,
+        16390, 20479 };
     for (size_t i = 0; i < sizeof offsets / sizeof *offsets; i++) {
         flip(1, offsets[i]);
         struct err err = refuse_log(OMEN_ECORRUPT);
-        ck_assert_msg(strstr(err.message, "0000000000000001.log") != NULL, "%ld: %s", offsets[i], err.message);
+        ck_assert_msg(strstr(err.message, "0000000000000001.log") != NULL, "%ld: %s", offsets[i],
+                err.message);
         ck_assert_ptr_nonnull(strstr(err.message, "offset"));
         flip(1, offsets[i]);
     }
@@ -430,8 +445,13 @@ START_TEST(many_groups_share_the_log)
     struct node_log_record records[GROUPS];
     for (uint64_t i = 1; i <= 8; i++) {
         for (uint32_t g = 0; g < GROUPS; g++) {
-            records[g] = (struct node_log_record){ .group = g + 1, .replica = 1, .term = 1, .index = i,
-                .kind = NODE_LOG_ENTRY, .body = "abcdefgh", .len = 8 };
+            records[g] = (struct node_log_record){ .group = g + 1,
+                .replica = 1,
+                .term = 1,
+                .index = i,
+                .kind = NODE_LOG_ENTRY,
+                .body = "abcdefgh",
+                .len = 8 };
         }
         ck_assert_int_eq(put_records(log, records, GROUPS), OMEN_OK);
     }

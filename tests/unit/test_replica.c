@@ -1,4 +1,5 @@
-/* Replicas of one member over a real log: order, exactly once per process life, re-delivery, limits, full disk, barrier. */
+/* Replicas of one member over a real log: order, exactly once per process life, re-delivery, limits, full
+ * disk, barrier. */
 #include "common/err.h"
 
 #include <check.h>
@@ -12,6 +13,7 @@
 #include "common/bytes.h"
 #include "common/mem.h"
 #include "consensus/replica.h"
+#include "tests/support/vfs_sim.h"
 
 #define SEGMENT (64u << 10)
 
@@ -30,18 +32,18 @@ static void teardown(void) { ck_assert_int_eq(vfs_remove_tree(vfs_posix(), g_dir
 
 struct machine {
     _Atomic uint64_t applied;
-    uint64_t durable;             /* set by checkpoint */
-    uint64_t applies;             /* calls that returned OK */
-    uint64_t sum;                 /* of first words, in order-dependent form */
-    _Atomic int fail;             /* error for apply, OMEN_OK = none */
+    uint64_t durable; /* set by checkpoint */
+    uint64_t applies; /* calls that returned OK */
+    uint64_t sum;     /* of first words, in order-dependent form */
+    _Atomic int fail; /* error for apply, OMEN_OK = none */
     _Atomic int checkpoint_fail;
-    _Atomic bool block;           /* apply waits */
+    _Atomic bool block; /* apply waits */
     _Atomic uint64_t checkpoints;
     uint64_t base;
 };
 
-static enum omen_err machine_apply(void *self, uint64_t sequence, const void *entry, uint32_t len, void *proposal_arg,
-        struct err *err)
+static enum omen_err machine_apply(void *self, uint64_t sequence, const void *entry, uint32_t len,
+        void *proposal_arg, struct err *err)
 {
     struct machine *m = self;
     while (m->block) usleep(500);
@@ -57,11 +59,15 @@ static enum omen_err machine_apply(void *self, uint64_t sequence, const void *en
 }
 
 static uint64_t machine_applied(void *self) { return ((struct machine *)self)->applied; }
-static uint64_t machine_needed_from(void *self) { return __atomic_load_n(&((struct machine *)self)->durable, __ATOMIC_SEQ_CST); }
+static uint64_t machine_needed_from(void *self)
+{
+    return __atomic_load_n(&((struct machine *)self)->durable, __ATOMIC_SEQ_CST);
+}
 static enum omen_err machine_checkpoint(void *self, struct err *err)
 {
     struct machine *m = self;
-    if (m->checkpoint_fail != OMEN_OK) return err_set(err, (enum omen_err)m->checkpoint_fail, NULL, "told to fail");
+    if (m->checkpoint_fail != OMEN_OK)
+        return err_set(err, (enum omen_err)m->checkpoint_fail, NULL, "told to fail");
     __atomic_store_n(&m->durable, m->applied, __ATOMIC_SEQ_CST);
     m->checkpoints++;
     return OMEN_OK;
@@ -69,8 +75,11 @@ static enum omen_err machine_checkpoint(void *self, struct err *err)
 
 static struct replica_fsm fsm(struct machine *m)
 {
-    return (struct replica_fsm){ .self = m, .apply = machine_apply, .applied = machine_applied,
-        .log_needed_from = machine_needed_from, .checkpoint = machine_checkpoint };
+    return (struct replica_fsm){ .self = m,
+        .apply = machine_apply,
+        .applied = machine_applied,
+        .log_needed_from = machine_needed_from,
+        .checkpoint = machine_checkpoint };
 }
 
 /* ---- host and proposals ---- */
@@ -519,6 +528,56 @@ START_TEST(a_failed_checkpoint_stops_but_a_full_disk_does_not)
 }
 END_TEST
 
+/* Pipelined proposals while the log cannot grow, then room, then a crash: what was acknowledged is there, in
+ * one piece. */
+START_TEST(a_full_log_refuses_resumes_and_keeps_its_promise)
+{
+    struct vfs_sim *sim = vfs_sim_new(5);
+    struct replica_host_options o = host_options();
+    o.log.vfs = vfs_sim_vfs(sim);
+    o.log.dir = "/log";
+    o.log.bytes_max = 64 * SEGMENT;
+    struct replica_host *host;
+    ck_assert_int_eq(replica_host_open(&o, &host, NULL), OMEN_OK);
+    struct machine m = { 0 };
+    struct results s;
+    results_init(&s);
+    struct replica *r = open_replica(host, 1, &m);
+    vfs_sim_set_capacity(sim, 4 * SEGMENT);
+    for (uint64_t i = 1; i <= 300; i++) propose(r, &s, i, 800 + 8 * (uint32_t)(i % 500));
+    wait_all(&s);
+    ck_assert_uint_gt(s.by_code[OMEN_EFULL], 0);
+    ck_assert_uint_eq(s.by_code[OMEN_OK] + s.by_code[OMEN_EFULL], 300);
+    vfs_sim_set_capacity(sim, 0);
+    uint32_t before = s.by_code[OMEN_OK];
+    for (int i = 0; i < 5000 && s.by_code[OMEN_OK] == before; i++) {
+        propose(r, &s, 1, 2048); /* the last refused append may just be on its way back */
+        wait_all(&s);
+        usleep(1000);
+    }
+    ck_assert_uint_eq(s.by_code[OMEN_OK], before + 1);
+    for (uint64_t i = 1; i <= 100; i++) propose(r, &s, i, 2048);
+    wait_all(&s);
+    ck_assert_uint_eq(s.by_code[OMEN_OK], before + 101);
+    uint64_t acknowledged = s.by_code[OMEN_OK];
+    ck_assert_uint_eq(m.applied, acknowledged);
+    struct vfs_sim *crashed = vfs_sim_after_crash(sim, 6);
+    replica_close(r, false);
+    replica_host_close(host);
+    vfs_sim_free(sim);
+
+    o.log.vfs = vfs_sim_vfs(crashed);
+    ck_assert_int_eq(replica_host_open(&o, &host, NULL), OMEN_OK);
+    struct machine found = { 0 };
+    r = open_replica(host, 1, &found);
+    ck_assert_uint_eq(found.applied, acknowledged);
+    ck_assert_uint_eq(found.sum, m.sum);
+    replica_close(r, false);
+    replica_host_close(host);
+    vfs_sim_free(crashed);
+}
+END_TEST
+
 /* ---- many threads ---- */
 
 struct client {
@@ -558,7 +617,10 @@ START_TEST(many_threads_and_groups)
     struct client clients[CLIENTS];
     for (uint32_t g = 0; g < GROUPS; g++) replicas[g] = open_replica(host, g + 1, &machines[g]);
     for (uint32_t c = 0; c < CLIENTS; c++) {
-        clients[c] = (struct client){ .replicas = replicas, .replica_count = GROUPS, .number = c, .rounds = ROUNDS };
+        clients[c] = (struct client){ .replicas = replicas,
+            .replica_count = GROUPS,
+            .number = c,
+            .rounds = ROUNDS };
         pthread_create(&clients[c].thread, NULL, client_main, &clients[c]);
     }
     uint64_t ok = 0, applies = 0;
@@ -595,6 +657,7 @@ int main(void)
     tcase_add_test(tc, barrier_waits_for_what_was_committed);
     tcase_add_test(tc, idle_group_is_checkpointed_when_it_pins_the_log);
     tcase_add_test(tc, a_failed_checkpoint_stops_but_a_full_disk_does_not);
+    tcase_add_test(tc, a_full_log_refuses_resumes_and_keeps_its_promise);
     tcase_add_test(tc, many_threads_and_groups);
     Suite *suite = suite_create("replica");
     suite_add_tcase(suite, tc);
