@@ -31,7 +31,7 @@ struct fake {
     uint32_t token_count;
     uint64_t incarnation, sequence;
     uint32_t fail_every; /* 0 = never; else each n-th write is BUSY, applied and UNKNOWN, in turn */
-    enum wire_op last_op;
+    bool partial;        /* errors of writes say that one shard of two was done */
 };
 
 static bool already_applied(const struct fake *f, struct op_id id)
@@ -108,7 +108,6 @@ static void answer(struct fake *f, const struct wire_request *request, struct wi
     }
     bool write = request->op >= WIRE_UPSERT && request->op <= WIRE_DELETE_PAYLOAD;
     enum omen_err code = next_answer(f, write);
-    f->last_op = request->op;
     f->token_count = request->token_count < 8 ? request->token_count : 8;
     for (uint32_t i = 0; i < f->token_count; i++) f->tokens[i] = request->tokens[i];
     if (write) f->ops[f->op_count++ % OPS_MAX] = request->write.op_id;
@@ -123,6 +122,11 @@ static void answer(struct fake *f, const struct wire_request *request, struct wi
     if (code != OMEN_OK) {
         err_set(&reply->err, code, NULL, "scripted %s", err_name(code));
         reply->err.retry_after_ms = code == OMEN_EBUSY ? 2 : 0;
+        static const struct wire_shard_outcome outcomes[] = { { 3, OMEN_OK, 1 }, { 4, OMEN_EFULL, 0 } };
+        if (f->partial) {
+            reply->write.shards = outcomes;
+            reply->write.shard_count = 2;
+        }
         return;
     }
     fill_reply(reply, request);
@@ -271,6 +275,16 @@ START_TEST(a_certain_failure_is_told_as_it_is)
     ck_assert_uint_eq(fakes[0].requests, 1);
     SCRIPT(&fakes[0], OMEN_EFULL, OMEN_EOPEXPIRED);
     ck_assert_int_eq(write_one(), OMEN_EOPEXPIRED);
+}
+END_TEST
+
+START_TEST(a_write_done_in_some_shards_is_never_told_as_failed)
+{
+    fakes[0].partial = true;
+    SCRIPT(&fakes[0], OMEN_EFULL, OMEN_EINVAL);
+    ck_assert_int_eq(write_one(), OMEN_EUNKNOWN);
+    ck_assert_int_eq(write_one(), OMEN_EUNKNOWN);
+    ck_assert_int_eq(write_one(), 0);
 }
 END_TEST
 
@@ -548,6 +562,7 @@ static Suite *client_suite(void)
     tcase_add_test(tc, an_unknown_outcome_is_retried_elsewhere_under_the_same_op_id);
     tcase_add_test(tc, an_uncertain_write_is_never_told_as_failed);
     tcase_add_test(tc, a_certain_failure_is_told_as_it_is);
+    tcase_add_test(tc, a_write_done_in_some_shards_is_never_told_as_failed);
     tcase_add_test(tc, busy_is_waited_out_until_the_deadline);
     tcase_add_test(tc, nobody_there_is_unavailable);
     tcase_add_test(tc, a_dead_endpoint_is_passed_over);

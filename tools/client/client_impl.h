@@ -99,6 +99,7 @@ struct attempts {
     uint32_t backoff_ms;
     uint32_t count; /* attempts made */
     bool uncertain; /* an attempt may have been carried out */
+    bool partial;   /* one was, in some shards */
 };
 void attempts_begin(struct omen_client *client, enum wire_op op, struct attempts *a_out);
 uint32_t attempts_left_ms(const struct attempts *a);
@@ -110,11 +111,10 @@ bool attempts_again(struct omen_client *client, struct attempts *a, enum omen_er
         uint32_t *wait_ms_out, enum omen_err *code_out);
 /* Make sure that a->endpoint was greeted. Never leaves a write uncertain. */
 OMEN_CHECKED enum omen_err client_greet(struct omen_client *client, struct attempts *a, struct err *err);
-/* Decode a reply; the server's own error comes back as the code. `*uncertain_out` is set when the bytes are no reply, and
- * when a write was applied in part. */
-OMEN_CHECKED enum omen_err client_take_reply(struct omen_client *client, const struct attempts *a,
-        struct bytes reply, struct arena *arena, struct wire_reply *reply_out, bool *uncertain_out,
-        struct err *err);
+/* Decode a reply; the server's own error comes back as the code. Marks what bytes that are no reply, or the outcome of a
+ * write in some shards, leave uncertain. */
+OMEN_CHECKED enum omen_err client_take_reply(struct omen_client *client, struct attempts *a,
+        struct bytes reply, struct arena *arena, struct wire_reply *reply_out, struct err *err);
 /* Complete `request` with what is the client's own (version, key, deadline; tokens unless `arena` is NULL) and encode it. */
 OMEN_CHECKED enum omen_err client_encode(struct omen_client *client, struct wire_request *request,
         struct arena *arena, const struct attempts *a, struct buf *out, struct err *err);

@@ -84,6 +84,9 @@ static enum omen_err conclude(struct omen_client *client, const struct attempts 
         return err_set(err, code, NULL, "no reply from %s in %u attempts and %u ms", url, a->count,
                 client->timeout_ms - attempts_left_ms(a));
     }
+    if (a->partial)
+        return err_set(err, OMEN_EUNKNOWN, err->field,
+                "outcome unknown: carried out in some shards, not in all (%s)", err->message);
     if (!a->uncertain) {
         if (code == OMEN_EOPEXPIRED)
             return err_set(err, code, NULL,
@@ -200,12 +203,12 @@ enum omen_err client_greet(struct omen_client *client, struct attempts *a, struc
 
 /* ---- one attempt ---- */
 
-enum omen_err client_take_reply(struct omen_client *client, const struct attempts *a, struct bytes reply,
-        struct arena *arena, struct wire_reply *reply_out, bool *uncertain_out, struct err *err)
+enum omen_err client_take_reply(struct omen_client *client, struct attempts *a, struct bytes reply,
+        struct arena *arena, struct wire_reply *reply_out, struct err *err)
 {
     enum omen_err rc = message_decode_reply(reply, a->op, arena, reply_out, err);
     if (rc != OMEN_OK) {
-        *uncertain_out = true; /* it was received, and maybe carried out */
+        a->uncertain = true; /* it was received, and maybe carried out */
         return rc;
     }
     tokens_merge(&client->tokens, reply_out->tokens, reply_out->token_count);
@@ -214,9 +217,10 @@ enum omen_err client_take_reply(struct omen_client *client, const struct attempt
     if (op_is_write(a->op)) {
         for (uint32_t i = 0; i < reply_out->write.shard_count; i++) {
             enum omen_err shard = reply_out->write.shards[i].code;
-            if (shard == OMEN_OK || shard == OMEN_EUNKNOWN) *uncertain_out = true; /* applied in part */
+            if (shard == OMEN_OK) a->partial = true;
+            if (shard == OMEN_EUNKNOWN) a->uncertain = true;
         }
-        if (reply_out->code == OMEN_EDEADLINE) *uncertain_out = true;
+        if (reply_out->code == OMEN_EDEADLINE) a->uncertain = true;
     }
     /* The server stopped the request, not we: another attempt may be answered. */
     return reply_out->code == OMEN_ECANCELED ? err->code = OMEN_EUNKNOWN : reply_out->code;
@@ -261,7 +265,7 @@ static enum omen_err attempt(struct omen_client *client, struct wire_request *re
         return rc;
     }
     return client_take_reply(client, a, (struct bytes){ s->reply.data, s->reply.len }, reply_arena, reply_out,
-            &a->uncertain, err);
+            err);
 }
 
 /* The cluster was restored from a backup since: what was seen of the old one is forgotten, and the request sent anew. */

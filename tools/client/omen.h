@@ -76,7 +76,9 @@ omen_code omen_alias_set(omen_client *client, const char *alias, const char *col
 omen_code omen_alias_drop(omen_client *client, const char *alias);
 void omen_free(void *ptr);
 
-/* ---- writes: durable and visible when they return OK; all points of a call or none ---- */
+/* ---- writes: durable and visible when they return OK; all points of a call or none ----
+ * In a collection of several shards that holds for each shard; a call that ended with some of them done is told as
+ * outcome_unknown, and sending the same points again completes it. */
 typedef struct {
     uint32_t affected;
     bool duplicate;

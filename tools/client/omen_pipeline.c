@@ -115,8 +115,7 @@ static bool slot_judge(struct slot *slot, uint32_t *wait_ms_out)
         struct wire_reply reply;
         arena_reset(&p->arena);
         rc = client_take_reply(p->client, &slot->attempts,
-                (struct bytes){ slot->reply.data, slot->reply.len }, &p->arena, &reply,
-                &slot->attempts.uncertain, &slot->err);
+                (struct bytes){ slot->reply.data, slot->reply.len }, &p->arena, &reply, &slot->err);
     } else {
         atomic_store(&p->client->endpoints[slot->attempts.endpoint].greeted, false);
     }

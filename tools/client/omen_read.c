@@ -187,7 +187,8 @@ omen_code omen_scroll(omen_client *client, const char *collection, const char *c
     enum omen_err rc = read_begin(&r, client, collection, WIRE_SCROLL, 1);
     if (rc == OMEN_OK) rc = cursor_bytes(cursor, &r, &r.request.scroll.cursor);
     r.request.scroll.limit = limit == 0 ? WIRE_SCROLL_LIMIT_DEFAULT : limit;
-    if (rc == OMEN_OK) rc = build_filter(filter, r.s, &r.request.scroll.filter, &r.request.scroll.filter_doc, r.err);
+    if (rc == OMEN_OK)
+        rc = build_filter(filter, r.s, &r.request.scroll.filter, &r.request.scroll.filter_doc, r.err);
     if (rc == OMEN_OK) rc = build_selection(select, r.s, &r.request.scroll.selection, r.err);
     if (rc == OMEN_OK) rc = client_call(client, &r.request, r.s, r.arena, &r.reply, r.err);
     if (rc == OMEN_OK)
@@ -205,7 +206,8 @@ omen_code omen_count(omen_client *client, const char *collection, const char *fi
 {
     struct read r;
     enum omen_err rc = read_begin(&r, client, collection, WIRE_COUNT, 0);
-    if (rc == OMEN_OK) rc = build_filter(filter, r.s, &r.request.count.filter, &r.request.count.filter_doc, r.err);
+    if (rc == OMEN_OK)
+        rc = build_filter(filter, r.s, &r.request.count.filter, &r.request.count.filter_doc, r.err);
     if (rc == OMEN_OK) rc = client_call(client, &r.request, r.s, r.arena, &r.reply, r.err);
     if (rc == OMEN_OK && count_out != NULL) *count_out = r.reply.count.points;
     return read_end(&r, rc, NULL);

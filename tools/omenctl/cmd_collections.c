@@ -32,7 +32,7 @@ static const struct option CREATE_OPTIONS[] = {
 
 static omen_vector_field parse_field(const struct cli *cli, const char *text)
 {
-    char *copy = mem_must_strdup(text); /* lives as long as the process */
+    char *copy = mem_must_strdup(text); /* the caller frees it by the name */
     char *dim = strchr(copy, ':');
     if (dim == NULL) usage_fail(cli->command, "--field wants NAME:DIM or NAME:DIM:METRIC, got \"%s\"", text);
     *dim++ = '\0';
@@ -69,6 +69,7 @@ static int run_create(struct cli *cli)
         usage_fail(cli->command, "--recall-target is above 0 and at most 1");
     const char *name = cli->arguments[0];
     omen_code rc = omen_collection_create(cli->db, name, &options);
+    for (uint32_t i = 0; i < create.fields.count; i++) mem_free((void *)(uintptr_t)fields[i].name);
     if (rc != OMEN_OK) return fail_with(rc);
     struct buf out;
     buf_init(&out);
@@ -284,7 +285,8 @@ const struct command COLLECTION_COMMANDS[] = {
             .argument_max = 1,
             .run = run_create,
             .help = "Examples:\n  omenctl collections create books --dim 384\n"
-                    "  omenctl collections create shop --field image:512:l2 --field text:384 --shard-key tenant --shards 4\n" },
+                    "  omenctl collections create shop --field image:512:l2 --field text:384 "
+                    "--shard-key tenant --shards 4\n" },
     { .name = "collections list",
             .arguments = "",
             .summary = "All collections",
@@ -296,7 +298,9 @@ const struct command COLLECTION_COMMANDS[] = {
             .argument_min = 1,
             .argument_max = 1,
             .run = run_describe,
-            .help = "Examples:\n  omenctl collections describe books\n  omenctl --json collections describe books\n" },
+            .help = "Examples:\n"
+                    "  omenctl collections describe books\n"
+                    "  omenctl --json collections describe books\n" },
     { .name = "collections drop",
             .arguments = "NAME [--yes]",
             .summary = "Remove a collection and all its points",

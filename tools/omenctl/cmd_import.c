@@ -195,7 +195,8 @@ const struct command IMPORT_COMMANDS[] = {
             .argument_max = 1,
             .patient = true,
             .run = run_import,
-            .help = "DIR holds meta.json {name, count, dim, metric, base, query, truth, payload}. Vectors: .fbin .f16bin .u8bin\n"
+            .help = "DIR holds meta.json {name, count, dim, metric, base, query, truth, "
+                    "payload}. Vectors: .fbin .f16bin .u8bin\n"
                     "(u32 rows, u32 dims, rows), .fvecs .bvecs .npy; payload: JSON lines, line i for row i.\n"
                     "An import that was broken off is simply run again: points are replaced by themselves.\n"
                     "Examples:\n  omenctl import build/demo/data --collection packages --create\n"

@@ -80,6 +80,7 @@ const struct command PAYLOAD_COMMANDS[] = {
             .argument_min = 2,
             .argument_max = ARGS_LIST_MAX,
             .run = run_delete,
-            .help = "Examples:\n  omenctl points delete-payload books 1 2 --path read --path review.stars\n" },
+            .help = "Examples:\n"
+                    "  omenctl points delete-payload books 1 2 --path read --path review.stars\n" },
     { .name = NULL },
 };

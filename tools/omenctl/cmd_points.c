@@ -251,7 +251,15 @@ static int run_count(struct cli *cli)
     "  omenctl points scroll books --filter '{\"must\": [{\"key\": \"year\", \"range\": {\"gte\": 1980}}]}'\n"
 
 const struct command POINT_COMMANDS[] = {
-    UPSERT_COMMAND,
+    { .name = "points upsert",
+            .arguments = "COLLECTION [FILE|-]",
+            .summary = "Write points from JSON lines; atomic per batch",
+            .options = UPSERT_OPTIONS,
+            .argument_min = 1,
+            .argument_max = 2,
+            .patient = true,
+            .run = run_upsert,
+            .help = UPSERT_HELP },
     { .name = "points get",
             .arguments = "COLLECTION ID..",
             .summary = "Points by id",
@@ -269,7 +277,9 @@ const struct command POINT_COMMANDS[] = {
             .argument_min = 1,
             .argument_max = ARGS_LIST_MAX,
             .run = run_delete,
-            .help = "Examples:\n  omenctl points delete books 1 2\n  omenctl points delete books --from ids.txt\n" },
+            .help = "Examples:\n"
+                    "  omenctl points delete books 1 2\n"
+                    "  omenctl points delete books --from ids.txt\n" },
     { .name = "points scroll",
             .arguments = "COLLECTION",
             .summary = "Points in order of id",
@@ -288,6 +298,7 @@ const struct command POINT_COMMANDS[] = {
             .argument_max = 1,
             .run = run_count,
             .help = "Examples:\n  omenctl points count books\n"
-                    "  omenctl points count books --filter '{\"must\": [{\"key\": \"tags\", \"match\": {\"value\": \"classic\"}}]}'\n" },
+                    "  omenctl points count books --filter '{\"must\": [{\"key\": \"tags\", "
+                    "\"match\": {\"value\": \"classic\"}}]}'\n" },
     { .name = NULL },
 };

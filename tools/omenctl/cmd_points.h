@@ -14,19 +14,6 @@ int tell_affected(const struct cli *cli, const char *verb, uint64_t affected);
 /* cmd_upsert.c */
 int run_upsert(struct cli *cli);
 extern const struct option UPSERT_OPTIONS[];
-#define UPSERT_COMMAND                                                                                           \
-    {                                                                                                            \
-        .name = "points upsert", .arguments = "COLLECTION [FILE|-]",                                             \
-        .summary = "Write points from JSON lines; atomic per batch", .options = UPSERT_OPTIONS,                  \
-        .argument_min = 1, .argument_max = 2, .patient = true, .run = run_upsert,                                \
-        .help = "One point a line, from FILE or standard input:\n"                                               \
-                "  {\"id\": 1, \"vector\": [0.1, 0.2], \"payload\": {\"title\": \"Dune\"}}\n"                    \
-                "  {\"id\": \"6f1c2a1e-8a52-4f0e-9b1a-0c6f5b7d9e11\", \"vectors\": {\"text\": [0.1], "           \
-                "\"image\": [0.2]}}\n"                                                                           \
-                "Members \"version\", \"score\" and \"shard_key\" are passed over, so that what points scroll\n" \
-                "--json --with-vectors prints can be read again. Writing a point again replaces it.\n"           \
-                "Examples:\n  omenctl points upsert books books.jsonl\n"                                         \
-                "  zcat books.jsonl.gz | omenctl points upsert books -\n"                                        \
-    }
+extern const char UPSERT_HELP[];
 
 #endif

@@ -257,9 +257,11 @@ const struct command SEARCH_COMMANDS[] = {
             .argument_max = 1,
             .run = run_search,
             .help = "Examples:\n  omenctl search books --vector '[1, 0, 0, 0]' --k 2 --show title,year\n"
-                    "  omenctl search books --id 1 --filter '{\"must\": [{\"key\": \"tags\", \"match\": {\"value\": \"classic\"}}]}'\n"
+                    "  omenctl search books --id 1 --filter '{\"must\": [{\"key\": \"tags\", "
+                    "\"match\": {\"value\": \"classic\"}}]}'\n"
                     "  omenctl search packages --query-file query.fbin --row 0\n"
                     "  omenctl search packages --query-file query.fbin --all --truth truth.ibin\n"
-                    "A result counts as found when its distance is at most the k-th true distance times (1 + 1e-5).\n" },
+                    "A result counts as found when its distance is at most the k-th true "
+                    "distance times (1 + 1e-5).\n" },
     { .name = NULL },
 };

@@ -22,6 +22,16 @@ const struct option UPSERT_OPTIONS[] = {
     { NULL, OPTION_FLAG, NULL, NULL, NULL },
 };
 
+const char UPSERT_HELP[] =
+        "One point a line, from FILE or standard input:\n"
+        "  {\"id\": 1, \"vector\": [0.1, 0.2], \"payload\": {\"title\": \"Dune\"}}\n"
+        "  {\"id\": \"6f1c2a1e-8a52-4f0e-9b1a-0c6f5b7d9e11\", \"vectors\": {\"text\": [0.1]}}\n"
+        "Members \"version\", \"score\" and \"shard_key\" are passed over, so that what points scroll\n"
+        "--json --with-vectors prints can be read again. Writing a point again replaces it.\n"
+        "Examples:\n"
+        "  omenctl points upsert books books.jsonl\n"
+        "  zcat books.jsonl.gz | omenctl points upsert books -\n";
+
 struct column {
     char field[OMEN_NAME_BYTES_MAX + 1];
     uint32_t dim;

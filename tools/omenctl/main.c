@@ -1,5 +1,5 @@
 /* omenctl: administration and data from the command line. Global options, the table of commands, dispatch. */
-#include <fcntl.h>
+#include <errno.h>
 #include <langinfo.h>
 #include <locale.h>
 #include <signal.h>
@@ -87,8 +87,9 @@ int main(int argc, char **argv)
     }
     int code = cli.command->run(&cli);
     omen_close(cli.db);
+    errno = 0;
     if ((fflush(stdout) != 0 || ferror(stdout)) && code == EXIT_OK) {
-        fprintf(stderr, "omenctl: cannot write the output\n");
+        if (errno != EPIPE) fprintf(stderr, "omenctl: cannot write the output\n"); /* head has seen enough */
         code = EXIT_FAILED;
     }
     return code;
