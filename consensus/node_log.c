@@ -5,7 +5,7 @@
  * never begun before the first is durable, so a good batch after a bad one can only be damage (C3).
  *
  * Buffered pwritev and fdatasync on a zeroed segment; figures in node_log_segment.c. O_DIRECT is measurably
- * faster at 512 KB (289 against 406 us) and not told apart below 64 KB; it is not used yet, because struct vfs
+ * faster at 512 KB (289 against 406 us) and not told apart below 64 KB; it is not used yet: struct vfs
  * has no flag for it and every body would have to be copied into aligned memory.
  *
  * Determinism: none of replicated state; the order of records of one group is the order of its appends. */
