@@ -183,7 +183,7 @@ class Search(OmenctlTest):
     def test_table_for_people(self):
         self.books()
         out = self.run_("search", self.name, "--vector", "[1, 0, 0, 0]", "--k", 2, "--show", "title,year").splitlines()
-        self.assertRegex(out[0], r"^2 of 4 points searched exactly in \d+\.\d ms \(engine \d+\.\d ms\), higher score is nearer$")
+        self.assertRegex(out[0], r"^2 hits, 4 rows scanned, in \d+\.\d ms \(engine \d+\.\d ms\); higher score is nearer$")
         self.assertEqual(out[1].split(), ["rank", "id", "score", "title", "year"])
         self.assertEqual(out[2].split(), ["1", "1", "0.9705", "Dune", "1965"])
         # Wide characters take two columns: "year" starts where the title column ends for the terminal.

@@ -154,7 +154,7 @@ static void print_json(const omen_results *results, uint64_t latency_ns)
 static void print_table(const omen_results *results, const char *const *paths, uint32_t path_count,
         uint64_t latency_ns)
 {
-    printf("%zu of %llu points searched exactly in %.1f ms (engine %.1f ms), %s score is nearer\n",
+    printf("%zu hits, %llu rows scanned, in %.1f ms (engine %.1f ms); %s score is nearer\n",
             results->count, (unsigned long long)results->rows_scanned, (double)latency_ns / 1e6,
             (double)results->engine_ns / 1e6, results->higher_is_nearer ? "higher" : "lower");
     if (results->count == 0) return;
