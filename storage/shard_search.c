@@ -17,9 +17,12 @@ static enum omen_err search_check(const struct shard_store *s, const struct sear
 {
     char field[ERR_FIELD_BYTES];
     const char *wrong = NULL;
-    if (p->field >= s->schema.field_count) wrong = "field";
-    else if (p->k == 0 || p->k > OMEN_K_MAX) wrong = "k";
-    else if (p->query == NULL) wrong = "query";
+    if (p->field >= s->schema.field_count)
+        wrong = "field";
+    else if (p->k == 0 || p->k > OMEN_K_MAX)
+        wrong = "k";
+    else if (p->query == NULL)
+        wrong = "query";
     if (wrong == NULL) return OMEN_OK;
     snprintf(field, sizeof field, "searches[%u].%s", i, wrong);
     return err_set(err, OMEN_EINVAL, field, "out of range");
@@ -33,8 +36,8 @@ struct field_pass {
     uint32_t count;
 };
 
-static enum omen_err pass_prepare(const struct store_view *view, const struct search_params *searches, uint32_t count,
-        uint32_t field, struct arena *arena, struct field_pass *pass)
+static enum omen_err pass_prepare(const struct store_view *view, const struct search_params *searches,
+        uint32_t count, uint32_t field, struct arena *arena, struct field_pass *pass)
 {
     const struct vector_field *f = &view->store->schema.fields[field];
     uint64_t live = view->pin->points;
@@ -51,7 +54,8 @@ static enum omen_err pass_prepare(const struct store_view *view, const struct se
         if (rc != OMEN_OK) return rc;
         pass->searches[n] = i;
         pass->queries[n] = (struct flat_query){ searches[i].query, &pass->topks[n], searches[i].filter,
-            searches[i].has_score_threshold ? flat_distance_max(f->metric, searches[i].score_threshold) : INFINITY };
+            searches[i].has_score_threshold ? flat_distance_max(f->metric, searches[i].score_threshold)
+                                            : INFINITY };
     }
     return OMEN_OK;
 }
@@ -79,8 +83,8 @@ static enum omen_err pass_scan(const struct store_view *view, struct field_pass 
     return rc;
 }
 
-static enum omen_err hits_make(const struct store_view *view, const struct search_params *p, struct topk *topk,
-        struct arena *arena, struct hit **hits_out, uint32_t *count_out, struct err *err)
+static enum omen_err hits_make(const struct store_view *view, const struct search_params *p,
+        struct topk *topk, struct arena *arena, struct hit **hits_out, uint32_t *count_out, struct err *err)
 {
     enum metric metric = view->store->schema.fields[p->field].metric;
     topk_sort(topk);
@@ -99,9 +103,9 @@ static enum omen_err hits_make(const struct store_view *view, const struct searc
     return OMEN_OK;
 }
 
-static enum omen_err search_field(const struct store_view *view, const struct search_params *searches, uint32_t count,
-        uint32_t field, const struct read_limit *limit, struct arena *arena, struct hit **hits_out,
-        uint32_t *hit_counts_out, struct search_stats *stats, struct err *err)
+static enum omen_err search_field(const struct store_view *view, const struct search_params *searches,
+        uint32_t count, uint32_t field, const struct read_limit *limit, struct arena *arena,
+        struct hit **hits_out, uint32_t *hit_counts_out, struct search_stats *stats, struct err *err)
 {
     struct field_pass pass;
     enum omen_err rc = pass_prepare(view, searches, count, field, arena, &pass);
@@ -114,9 +118,9 @@ static enum omen_err search_field(const struct store_view *view, const struct se
     return rc;
 }
 
-enum omen_err shard_store_search(const struct store_view *view, const struct search_params *searches, uint32_t count,
-        const struct read_limit *limit, struct arena *arena, struct hit **hits_out, uint32_t *hit_counts_out,
-        struct search_stats *stats_out, struct err *err)
+enum omen_err shard_store_search(const struct store_view *view, const struct search_params *searches,
+        uint32_t count, const struct read_limit *limit, struct arena *arena, struct hit **hits_out,
+        uint32_t *hit_counts_out, struct search_stats *stats_out, struct err *err)
 {
     uint32_t fields = 0;
     struct search_stats stats = { 0 };
@@ -127,7 +131,8 @@ enum omen_err shard_store_search(const struct store_view *view, const struct sea
     }
     for (uint32_t f = 0; f < view->store->schema.field_count; f++) {
         if ((fields >> f & 1) == 0) continue;
-        enum omen_err rc = search_field(view, searches, count, f, limit, arena, hits_out, hit_counts_out, &stats, err);
+        enum omen_err rc = search_field(view, searches, count, f, limit, arena, hits_out, hit_counts_out,
+                &stats, err);
         if (rc != OMEN_OK) return rc;
     }
     if (stats_out != NULL) *stats_out = stats;

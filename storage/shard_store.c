@@ -22,9 +22,11 @@ void shard_store_options_default(struct shard_store_options *options)
 
 static enum omen_err options_check(const struct shard_store_options *o, struct err *err)
 {
-    if (o->vfs == NULL || o->dir == NULL || o->schema == NULL) return err_set(err, OMEN_EINVAL, "options", "vfs, dir and schema are needed");
+    if (o->vfs == NULL || o->dir == NULL || o->schema == NULL)
+        return err_set(err, OMEN_EINVAL, "options", "vfs, dir and schema are needed");
     if (strlen(o->dir) + 64 > STORE_PATH_BYTES) return err_set(err, OMEN_ETOOBIG, "dir", "path is too long");
-    if (o->chunk_bytes < STREAM_CHUNK_BYTES_MIN || o->chunk_bytes > STREAM_CHUNK_BYTES_MAX || o->chunk_bytes % 4096 != 0)
+    if (o->chunk_bytes < STREAM_CHUNK_BYTES_MIN || o->chunk_bytes > STREAM_CHUNK_BYTES_MAX ||
+            o->chunk_bytes % 4096 != 0)
         return err_set(err, OMEN_EINVAL, "chunk_bytes", "must be a multiple of 4096 from %u to %u",
                 STREAM_CHUNK_BYTES_MIN, STREAM_CHUNK_BYTES_MAX);
     if (o->schema->field_count > OMEN_VECTOR_FIELDS_MAX)
@@ -50,8 +52,8 @@ static bool any_chunk(void *arg, const char *name)
 
 /* Finish a creation: CHECKPOINT comes last and atomically, so a store without one holds nothing yet. One that does hold
  * something has lost its CHECKPOINT. */
-static enum omen_err checkpoint_create(struct shard_store *s, const char *path, const struct meta_state *state,
-        struct err *err)
+static enum omen_err checkpoint_create(struct shard_store *s, const char *path,
+        const struct meta_state *state, struct err *err)
 {
     char stream_dir[STORE_PATH_BYTES];
     bool chunks = false;
@@ -82,8 +84,8 @@ static enum omen_err dirs_make(struct shard_store *s, struct err *err)
 }
 
 /* Metadata, checkpoint and stream; *end_out = what is durable. */
-static enum omen_err files_open(struct shard_store *s, const struct shard_store_options *o, struct meta_state *state,
-        struct checkpoint *end_out, struct err *err)
+static enum omen_err files_open(struct shard_store *s, const struct shard_store_options *o,
+        struct meta_state *state, struct checkpoint *end_out, struct err *err)
 {
     char meta_dir[STORE_PATH_BYTES], stream_dir[STORE_PATH_BYTES], checkpoint_path[STORE_PATH_BYTES];
     store_path(s, "meta", meta_dir);
@@ -98,8 +100,8 @@ static enum omen_err files_open(struct shard_store *s, const struct shard_store_
     rc = vfs_exists(s->vfs, checkpoint_path, &there, err);
     if (rc == OMEN_OK && !there) rc = checkpoint_create(s, checkpoint_path, state, err);
     if (rc == OMEN_OK)
-        rc = checkpoint_file_open(s->vfs, checkpoint_path, s->shard_id, s->replica_id, &s->checkpoint_file, &s->last,
-                &s->older, err);
+        rc = checkpoint_file_open(s->vfs, checkpoint_path, s->shard_id, s->replica_id, &s->checkpoint_file,
+                &s->last, &s->older, err);
     if (rc != OMEN_OK) return rc;
     /* LMDB's state is a durable checkpoint too: it stands in when the newer slot is damaged. */
     *end_out = s->last;
@@ -131,7 +133,8 @@ static enum omen_err store_init(struct shard_store *s, const struct shard_store_
     s->active = delta_new();
     s->plan = plan_new(&s->schema);
     if (s->schema.shard_key[0] == '\0') return OMEN_OK;
-    return doc_path_parse(s->schema.shard_key, strlen(s->schema.shard_key), &s->schema_arena, &s->shard_key_path, err);
+    return doc_path_parse(s->schema.shard_key, strlen(s->schema.shard_key), &s->schema_arena,
+            &s->shard_key_path, err);
 }
 
 static void store_free(struct shard_store *s)
@@ -179,8 +182,8 @@ enum omen_err shard_store_open(const struct shard_store_options *options, struct
     }
     atomic_store(&s->durable, end.sequence);
     atomic_store(&s->log_needed, s->older.sequence);
-    LOG_INFO("store.open", "dir=\"%s\" shard=%llu sequence=%llu points=%llu", s->dir, (unsigned long long)s->shard_id,
-            (unsigned long long)end.sequence, (unsigned long long)s->points);
+    LOG_INFO("store.open", "dir=\"%s\" shard=%llu sequence=%llu points=%llu", s->dir,
+            (unsigned long long)s->shard_id, (unsigned long long)end.sequence, (unsigned long long)s->points);
     *store_out = s;
     return OMEN_OK;
 }
@@ -200,7 +203,10 @@ uint64_t shard_store_applied(const struct shard_store *store)
 }
 
 uint64_t shard_store_durable(const struct shard_store *store) { return atomic_load(&store->durable); }
-uint64_t shard_store_log_needed_from(const struct shard_store *store) { return atomic_load(&store->log_needed); }
+uint64_t shard_store_log_needed_from(const struct shard_store *store)
+{
+    return atomic_load(&store->log_needed);
+}
 
 void shard_store_stats(struct shard_store *store, struct shard_store_stats *stats_out)
 {

@@ -2,8 +2,8 @@
  *
  * Writes come as log entries in sequence order (apply); the entry is copied once into the append stream and searched
  * there in place. Reads take a view: the state after one sequence, unaffected by later writes (multi-version by
- * {born, died} sequence per row). A checkpoint makes everything up to its sequence durable; after a crash the store opens at its
- * last checkpoint and the log re-delivers the rest.
+ * {born, died} sequence per row). A checkpoint makes everything up to its sequence durable; after a crash the store
+ * opens at its last checkpoint and the log re-delivers the rest.
  *
  *   CLOSED --open: lmdb, stream scan, cut to checkpoint--> OPEN --apply/checkpoint--> OPEN --close--> CLOSED
  *   OPEN --I/O error or disk full in apply--> STOPPED (reads go on; apply answers the first error for ever, but
@@ -23,56 +23,67 @@
 struct shard_store;
 
 struct shard_store_options {
-    struct vfs *vfs;                  /* borrowed, outlives the store (LMDB alone goes to the real file system) */
-    const char *dir;                  /* created when missing */
-    uint64_t shard_id, replica_id;    /* checked against what the files say */
+    struct vfs *vfs; /* borrowed, outlives the store (LMDB alone goes to the real file system) */
+    const char *dir; /* created when missing */
+    uint64_t shard_id, replica_id;          /* checked against what the files say */
     const struct collection_schema *schema; /* copied; must equal the stored one */
-    uint64_t base_sequence;           /* sequence before the first entry */
-    uint64_t chunk_bytes;             /* default 64 MiB; a multiple of 4096; tests use 64 KiB */
-    uint64_t delta_bytes_max;         /* merge into LMDB past this; default 64 MiB */
-    uint32_t op_table_max;            /* applied ops remembered; default 1,000,000 */
-    uint64_t op_retention_ms;         /* log time an op id lives; default 120,000 */
+    uint64_t base_sequence;                 /* sequence before the first entry; counts at creation only */
+    uint64_t chunk_bytes;                   /* default 64 MiB; a multiple of 4096; tests use 64 KiB */
+    uint64_t delta_bytes_max;               /* merge into LMDB past this; default 64 MiB */
+    uint32_t op_table_max;                  /* applied ops remembered; default 1,000,000 */
+    uint64_t op_retention_ms;               /* log time an op id lives; default 120,000 */
 };
 void shard_store_options_default(struct shard_store_options *options);
 
 /* Open or create. Scans the stream after LMDB's sequence and checks every CRC up to the checkpoint; what lies past the
  * checkpoint is cut. OMEN_ECORRUPT names file and offset. Cost: reads the stream once. */
-OMEN_CHECKED enum omen_err shard_store_open(const struct shard_store_options *options, struct shard_store **store_out,
-        struct err *err);
+OMEN_CHECKED enum omen_err shard_store_open(const struct shard_store_options *options,
+        struct shard_store **store_out, struct err *err);
 /* Waits for views to be released. Does not checkpoint. */
 void shard_store_close(struct shard_store *store);
 
 /* What became of one request of an entry. */
 struct apply_outcome {
-    enum omen_err code;     /* OK, OPEXPIRED, ETOOBIG (merged payload) ...: same on every replica */
-    uint32_t affected;      /* points written or deleted */
-    uint64_t sequence;      /* of the entry that applied it first (earlier for a duplicate) */
-    bool duplicate;         /* op id was applied before; nothing done now */
+    /* OK; OPEXPIRED; ETOOBIG (a merged payload, or more than 256 MiB of changed points in one entry); EINVAL (a
+     * payload operation that touches the shard key or names no path; issued further ahead of log time than
+     * op_retention_ms). Same on every replica; other than OK: nothing of the request was done. */
+    enum omen_err code;
+    uint32_t affected;  /* points written or deleted */
+    uint64_t sequence;  /* of the entry that applied it first (earlier for a duplicate) */
+    bool duplicate;     /* op id was applied before; nothing done now */
 };
 
 /* Apply entry `sequence` (must be applied + 1; lower ones are skipped and answer OK with no outcomes filled, higher
  * ones are a bug and CHECKed). `outcomes` [request_count of the entry] or NULL. Visible to views taken after it returns.
  * Thread: one apply worker. Blocks: memcpy into the page cache, now and then a chunk allocation. */
-OMEN_CHECKED enum omen_err shard_store_apply(struct shard_store *store, uint64_t sequence, const void *entry, size_t len,
-        struct apply_outcome *outcomes, struct err *err);
+OMEN_CHECKED enum omen_err shard_store_apply(struct shard_store *store, uint64_t sequence, const void *entry,
+        size_t len, struct apply_outcome *outcomes, struct err *err);
 
-uint64_t shard_store_applied(const struct shard_store *store);  /* visible; any thread */
-uint64_t shard_store_durable(const struct shard_store *store);  /* last durable checkpoint; any thread */
+uint64_t shard_store_applied(const struct shard_store *store); /* visible; any thread */
+uint64_t shard_store_durable(const struct shard_store *store); /* last durable checkpoint; any thread */
 /* The log may be dropped up to here: the checkpoint before the last one, so that one damaged record loses nothing. */
 uint64_t shard_store_log_needed_from(const struct shard_store *store);
 
 /* Make all applied so far durable: sync the stream, then the checkpoint record; merges the delta into LMDB when it is
  * past its bound. Thread: one checkpointer, beside apply and readers. Blocks on the disk. */
-OMEN_CHECKED enum omen_err shard_store_checkpoint(struct shard_store *store, uint64_t *durable_out, struct err *err);
+OMEN_CHECKED enum omen_err shard_store_checkpoint(struct shard_store *store, uint64_t *durable_out,
+        struct err *err);
 
 /* A fixed state to read. Cheap; any thread; hold it for one request. Everything a read returns borrows from the view
  * (or the arena) and dies with it. */
-struct store_view { struct shard_store *store; uint64_t sequence; struct view_pin *pin; /* the room's own */ };
+struct store_view {
+    struct shard_store *store;
+    uint64_t sequence;
+    struct view_pin *pin; /* the room's own */
+};
 void store_view_acquire(struct shard_store *store, struct store_view *view_out);
 void store_view_release(struct store_view *view);
 
 /* Polled about every 64 KiB of scanned data: true = give up with OMEN_EDEADLINE. NULL = never. */
-struct read_limit { bool (*stop)(void *arg); void *arg; };
+struct read_limit {
+    bool (*stop)(void *arg);
+    void *arg;
+};
 
 struct search_stats {
     uint64_t rows_scanned, distances_computed, filter_evaluated, bytes_read;
@@ -81,22 +92,27 @@ struct search_stats {
 /* Exact k nearest for `count` searches sharing one pass over the data when they name the same field. hits_out[i] is
  * allocated in `arena` [hit_counts_out[i]], nearest first (hit_compare). Selected payload and vectors borrow from the
  * view; payload selection copies go to the arena. Errors: EINVAL, EDEADLINE, ENOMEM, ECORRUPT. */
-OMEN_CHECKED enum omen_err shard_store_search(const struct store_view *view, const struct search_params *searches,
-        uint32_t count, const struct read_limit *limit, struct arena *arena, struct hit **hits_out,
-        uint32_t *hit_counts_out, struct search_stats *stats_out, struct err *err);
+OMEN_CHECKED enum omen_err shard_store_search(const struct store_view *view,
+        const struct search_params *searches, uint32_t count, const struct read_limit *limit,
+        struct arena *arena, struct hit **hits_out, uint32_t *hit_counts_out, struct search_stats *stats_out,
+        struct err *err);
 
 /* Points by key; `any_key` in a request returns every match of the id. Missing ones are left out. */
-struct get_request { point_id id; struct shard_key key; bool any_key; };
+struct get_request {
+    point_id id;
+    struct shard_key key;
+    bool any_key;
+};
 OMEN_CHECKED enum omen_err shard_store_get(const struct store_view *view, const struct get_request *requests,
-        uint32_t count, const struct point_selection *selection, struct arena *arena, struct point_view **points_out,
-        uint32_t *count_out, struct err *err);
+        uint32_t count, const struct point_selection *selection, struct arena *arena,
+        struct point_view **points_out, uint32_t *count_out, struct err *err);
 
 /* Next `limit` live matching points in order of point key, after `after` (NULL = from the start). `more_out`: whether
  * another page may exist. Stable: a point that is there throughout is returned exactly once over the pages. */
 OMEN_CHECKED enum omen_err shard_store_scroll(const struct store_view *view, const struct point_key *after,
         uint32_t limit, const struct filter *filter, const struct point_selection *selection,
-        const struct read_limit *read_limit, struct arena *arena, struct point_view **points_out, uint32_t *count_out,
-        bool *more_out, struct err *err);
+        const struct read_limit *read_limit, struct arena *arena, struct point_view **points_out,
+        uint32_t *count_out, bool *more_out, struct err *err);
 
 /* Exact number of live points, or of those that match. Without filter: no scan. */
 OMEN_CHECKED enum omen_err shard_store_count(const struct store_view *view, const struct filter *filter,
@@ -105,8 +121,8 @@ OMEN_CHECKED enum omen_err shard_store_count(const struct store_view *view, cons
 struct shard_store_stats {
     uint64_t applied, durable, points, rows_dead;
     uint64_t stream_bytes, stream_chunks, delta_bytes, meta_bytes, applied_ops;
-    uint64_t op_table_full;     /* 1 when admission must answer BUSY */
-    enum omen_err stopped;      /* OMEN_OK, or why apply stopped */
+    uint64_t op_table_full; /* 1 when admission must answer BUSY */
+    enum omen_err stopped;  /* OMEN_OK, or why apply stopped */
 };
 void shard_store_stats(struct shard_store *store, struct shard_store_stats *stats_out);
 

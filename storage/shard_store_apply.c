@@ -58,13 +58,14 @@ enum omen_err apply_staged(struct shard_store *s, uint64_t sequence, const struc
 }
 
 /* A checked entry that is next in line. apply_mutex held. */
-static enum omen_err apply_next(struct shard_store *s, uint64_t sequence, const void *bytes, const struct entry *parsed,
-        struct apply_outcome *outcomes, struct err *err)
+static enum omen_err apply_next(struct shard_store *s, uint64_t sequence, const void *bytes,
+        const struct entry *parsed, struct apply_outcome *outcomes, struct err *err)
 {
     struct stream_end before = stream_end(s->stream);
     struct stream_unit unit;
     struct plan_units units = { 0 };
-    enum omen_err rc = stream_append(s->stream, STREAM_UNIT_ENTRY, sequence, 0, bytes, parsed->total_bytes, &unit, err);
+    enum omen_err rc = stream_append(s->stream, STREAM_UNIT_ENTRY, sequence, 0, bytes, parsed->total_bytes,
+            &unit, err);
     if (rc != OMEN_OK) return rc;
     struct entry entry;
     entry_attach(unit.body, &s->schema, &entry);
@@ -95,7 +96,8 @@ enum omen_err shard_store_apply(struct shard_store *store, uint64_t sequence, co
     /* Not deep: the checksum was verified where the bytes came from, and is again when the stream is scanned. */
     err_clear(&local);
     rc = entry_parse(entry, len, &store->schema, false, &parsed, &local);
-    if (rc == OMEN_OK && parsed.derived) rc = err_set(&local, OMEN_ECORRUPT, NULL, "derived entry in the log");
+    if (rc == OMEN_OK && parsed.derived)
+        rc = err_set(&local, OMEN_ECORRUPT, NULL, "derived entry in the log");
     if (rc == OMEN_OK) rc = apply_next(store, sequence, entry, &parsed, outcomes, &local);
     if (rc != OMEN_OK && rc != store->stopped) store_stop(store, rc, &local);
     if (rc != OMEN_OK && err != NULL) *err = local;

@@ -32,8 +32,12 @@ static enum omen_err freeze(struct shard_store *s, struct stream_end end)
     s->frozen = s->active;
     s->active = fresh;
     s->frozen_ops = ops;
-    s->frozen_state = (struct meta_state){ .sequence = s->applied, .log_time_ms = s->log_time_ms, .points = s->points,
-        .op_first = ops.first, .op_next = ops.next, .end = end };
+    s->frozen_state = (struct meta_state){ .sequence = s->applied,
+        .log_time_ms = s->log_time_ms,
+        .points = s->points,
+        .op_first = ops.first,
+        .op_next = ops.next,
+        .end = end };
     pthread_mutex_unlock(&s->version_mutex);
     return OMEN_OK;
 }
@@ -47,8 +51,10 @@ static enum omen_err capture_take(struct shard_store *s, struct capture *c, stru
     } else {
         c->sequence = atomic_load_explicit(&s->applied, memory_order_relaxed);
         c->end = stream_end(s->stream);
-        bool due = s->frozen == NULL && delta_count(s->active) > 0 && delta_bytes(s->active) >= s->delta_bytes_max;
-        if (due && freeze(s, c->end) != OMEN_OK) LOG_WARN("store.merge_waits", "dir=\"%s\" error=no_memory", s->dir);
+        bool due = s->frozen == NULL && delta_count(s->active) > 0 &&
+                delta_bytes(s->active) >= s->delta_bytes_max;
+        if (due && freeze(s, c->end) != OMEN_OK)
+            LOG_WARN("store.merge_waits", "dir=\"%s\" error=no_memory", s->dir);
         rc = stream_sync_begin(s->stream, &c->sync); /* last: what it takes must be synced */
         if (rc != OMEN_OK) err_set(err, rc, NULL, "capturing a checkpoint of %s", s->dir);
     }

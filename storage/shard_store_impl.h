@@ -3,7 +3,7 @@
  *   shard_store.c             options, open, close, stats, scrub
  *   shard_store_recover.c     the stream's scan and replay at open
  *   shard_store_apply.c       one entry: append, plan, commit, publish
- *   shard_store_plan.c        what the ops of an entry lead to, before anything is changed
+ *   shard_store_plan*.c       what the ops of an entry lead to, before anything is changed
  *   shard_store_checkpoint.c  checkpoints and merges
  *   shard_store_view.c        views, lookups and walks over deltas and LMDB
  *   shard_store_read.c        get, scroll, count        shard_search.c   search
@@ -31,11 +31,11 @@ struct plan;
 
 /* One version to read: deltas and LMDB transaction that together hold the state at the view's sequence. */
 struct view_pin {
-    struct meta_txn *txn;         /* begun while the pin is in use */
-    enum omen_err meta_rc;        /* not OK: LMDB could not be read; lookups answer this */
+    struct meta_txn *txn;          /* begun while the pin is in use */
+    enum omen_err meta_rc;         /* not OK: LMDB could not be read; lookups answer this */
     struct delta *active, *frozen; /* referenced; frozen may be NULL */
-    uint64_t points;              /* live at the view's sequence */
-    struct view_pin *next;        /* in the free list */
+    uint64_t points;               /* live at the view's sequence */
+    struct view_pin *next;         /* in the free list */
 };
 
 struct shard_store {
@@ -46,38 +46,38 @@ struct shard_store {
     uint64_t delta_bytes_max, op_retention_ms;
     uint32_t op_table_max;
     struct arena schema_arena;
-    const struct doc_path *shard_key_path;   /* NULL without shard key */
+    const struct doc_path *shard_key_path; /* NULL without shard key */
 
     struct stream *stream;
     struct meta *meta;
     struct checkpoint_file *checkpoint_file;
     struct blocks *blocks;
 
-    pthread_mutex_t apply_mutex;             /* held over one entry, and to capture a checkpoint */
+    pthread_mutex_t apply_mutex; /* held over one entry, and to capture a checkpoint */
     struct op_table *ops;
-    uint64_t log_time_ms;                    /* of the last entry; monotone */
-    struct plan *plan;                       /* buffers kept from entry to entry */
+    uint64_t log_time_ms; /* of the last entry; monotone */
+    struct plan *plan;    /* buffers kept from entry to entry */
     struct view_pin apply_pin;
-    enum omen_err stopped;                   /* why apply stopped, or OMEN_OK; OMEN_EFULL and ENOMEM are retried */
+    enum omen_err stopped; /* why apply stopped, or OMEN_OK; OMEN_EFULL and ENOMEM are retried */
     struct err stopped_err;
 
-    pthread_mutex_t version_mutex;           /* what a view captures */
+    pthread_mutex_t version_mutex; /* what a view captures */
     pthread_cond_t view_released;
-    _Atomic uint64_t applied;                /* written under version_mutex, read anywhere */
+    _Atomic uint64_t applied; /* written under version_mutex, read anywhere */
     uint64_t points;
     struct delta *active, *frozen;
     struct view_pin *free_pins;
     uint32_t pin_count, view_count;
-    _Atomic uint64_t op_count;               /* for stats */
-    _Atomic int stopped_stat;                /* copy of `stopped` */
+    _Atomic uint64_t op_count; /* for stats */
+    _Atomic int stopped_stat;  /* copy of `stopped` */
 
     pthread_mutex_t checkpoint_mutex;
     struct checkpoint last, older;
     _Atomic uint64_t durable, log_needed;
-    struct meta_state frozen_state;          /* what LMDB becomes when `frozen` is merged */
+    struct meta_state frozen_state; /* what LMDB becomes when `frozen` is merged */
     struct op_range frozen_ops;
 
-    _Atomic uint32_t scrub_next;             /* block */
+    _Atomic uint32_t scrub_next; /* block */
 };
 
 /* ---- shard_store_view.c ---- */
@@ -87,11 +87,11 @@ void view_pin_take(struct shard_store *s, struct view_pin *pin);
 void view_pin_drop(struct view_pin *pin);
 
 /* Row of `key` at `sequence`, ROW_NONE when there is no such point. */
-OMEN_CHECKED enum omen_err view_find(const struct shard_store *s, const struct view_pin *pin, uint64_t sequence,
-        const struct point_key *key, struct row_ref *row_out, struct err *err);
+OMEN_CHECKED enum omen_err view_find(const struct shard_store *s, const struct view_pin *pin,
+        uint64_t sequence, const struct point_key *key, struct row_ref *row_out, struct err *err);
 /* The same of a key that the active delta does not have. */
-OMEN_CHECKED enum omen_err view_find_older(const struct shard_store *s, const struct view_pin *pin, uint64_t sequence,
-        const struct point_key *key, struct row_ref *row_out, struct err *err);
+OMEN_CHECKED enum omen_err view_find_older(const struct shard_store *s, const struct view_pin *pin,
+        uint64_t sequence, const struct point_key *key, struct row_ref *row_out, struct err *err);
 
 /* Live points in order of key. */
 struct view_iter {
@@ -103,11 +103,11 @@ struct view_iter {
     struct meta_location meta_location;
     bool meta_valid;
 };
-OMEN_CHECKED enum omen_err view_iter_open(const struct shard_store *s, const struct view_pin *pin, uint64_t sequence,
-        const struct point_key *from, struct view_iter *it_out, struct err *err);
+OMEN_CHECKED enum omen_err view_iter_open(const struct shard_store *s, const struct view_pin *pin,
+        uint64_t sequence, const struct point_key *from, struct view_iter *it_out, struct err *err);
 /* *found_out false at the end. */
-OMEN_CHECKED enum omen_err view_iter_next(struct view_iter *it, struct point_key *key_out, struct row_ref *row_out,
-        bool *found_out, struct err *err);
+OMEN_CHECKED enum omen_err view_iter_next(struct view_iter *it, struct point_key *key_out,
+        struct row_ref *row_out, bool *found_out, struct err *err);
 void view_iter_close(struct view_iter *it);
 
 /* Row that LMDB says, checked against the stream. OMEN_ECORRUPT when there is no such row or it is another point's. */
@@ -123,7 +123,8 @@ static inline void row_op(const struct shard_store *s, struct row_ref row, struc
 
 /* A row as a reply carries it. OMEN_ENOMEM when the arena is full. */
 OMEN_CHECKED enum omen_err row_point_view(const struct shard_store *s, struct row_ref row,
-        const struct point_selection *selection, struct arena *arena, struct point_view *point_out, struct err *err);
+        const struct point_selection *selection, struct arena *arena, struct point_view *point_out,
+        struct err *err);
 
 /* ---- shard_store_plan.c ---- */
 
@@ -134,7 +135,7 @@ void plan_free(struct plan *plan);
 struct plan_units {
     const struct stream_unit *replay; /* [replay_count] derived units, or NULL to append new ones */
     uint32_t replay_count;
-    uint32_t staged;                  /* blocks staged: the entry's, then one per derived unit */
+    uint32_t staged; /* blocks staged: the entry's, then one per derived unit */
 };
 
 /* Work out what entry `sequence` (block staged at position blocks_count) leads to: outcomes, records in the table of
@@ -154,7 +155,7 @@ enum omen_err store_stop(struct shard_store *s, enum omen_err rc, const struct e
 
 /* ---- shard_store_recover.c ---- */
 
-OMEN_CHECKED enum omen_err store_recover(struct shard_store *s, const struct meta_state *state, uint64_t end_sequence,
-        struct err *err);
+OMEN_CHECKED enum omen_err store_recover(struct shard_store *s, const struct meta_state *state,
+        uint64_t end_sequence, struct err *err);
 
 #endif

@@ -13,8 +13,8 @@
 static const uint8_t empty_doc_bytes[9] = { DOC_OBJECT };
 static const struct doc empty_doc = { empty_doc_bytes, sizeof empty_doc_bytes };
 
-static enum omen_err payload_select(struct doc payload, const struct point_selection *selection, struct arena *arena,
-        struct doc *doc_out, struct err *err)
+static enum omen_err payload_select(struct doc payload, const struct point_selection *selection,
+        struct arena *arena, struct doc *doc_out, struct err *err)
 {
     *doc_out = payload.data != NULL ? payload : empty_doc;
     if (selection->payload_path_count == 0) return OMEN_OK;
@@ -32,8 +32,9 @@ static enum omen_err payload_select(struct doc payload, const struct point_selec
     return rc;
 }
 
-enum omen_err row_point_view(const struct shard_store *s, struct row_ref row, const struct point_selection *selection,
-        struct arena *arena, struct point_view *point_out, struct err *err)
+enum omen_err row_point_view(const struct shard_store *s, struct row_ref row,
+        const struct point_selection *selection, struct arena *arena, struct point_view *point_out,
+        struct err *err)
 {
     const struct block *b = blocks_at(s->blocks, row.block);
     struct entry_op op;
@@ -43,7 +44,8 @@ enum omen_err row_point_view(const struct shard_store *s, struct row_ref row, co
     for (uint32_t f = 0; f < s->schema.field_count; f++)
         if ((selection->vector_mask >> f & 1) != 0 && op.rows[f] != ENTRY_NO_ROW)
             point_out->vectors[f] = entry_row(&b->entry, f, op.rows[f], s->schema.fields[f].dim);
-    return selection->with_payload ? payload_select(op.payload, selection, arena, &point_out->payload, err) : OMEN_OK;
+    return selection->with_payload ? payload_select(op.payload, selection, arena, &point_out->payload, err)
+                                   : OMEN_OK;
 }
 
 /* Points gathered in arena memory that grows. */
@@ -71,8 +73,8 @@ static enum omen_err gather(struct gathered *g, const struct shard_store *s, str
 
 /* ---- get ---- */
 
-static enum omen_err get_any_key(const struct store_view *view, point_id id, const struct point_selection *selection,
-        struct gathered *g, struct err *err)
+static enum omen_err get_any_key(const struct store_view *view, point_id id,
+        const struct point_selection *selection, struct gathered *g, struct err *err)
 {
     struct point_key from = { .id = id }, key;
     struct view_iter it;
@@ -90,9 +92,9 @@ static enum omen_err get_any_key(const struct store_view *view, point_id id, con
     return rc;
 }
 
-enum omen_err shard_store_get(const struct store_view *view, const struct get_request *requests, uint32_t count,
-        const struct point_selection *selection, struct arena *arena, struct point_view **points_out,
-        uint32_t *count_out, struct err *err)
+enum omen_err shard_store_get(const struct store_view *view, const struct get_request *requests,
+        uint32_t count, const struct point_selection *selection, struct arena *arena,
+        struct point_view **points_out, uint32_t *count_out, struct err *err)
 {
     struct gathered g = { .arena = arena };
     enum omen_err rc = OMEN_OK;
@@ -123,9 +125,10 @@ static bool stop_polled(const struct read_limit *limit, uint64_t *bytes, uint32_
     return limit != NULL && limit->stop != NULL && limit->stop(limit->arg);
 }
 
-static enum omen_err scroll_page(const struct store_view *view, struct view_iter *it, const struct point_key *after,
-        uint32_t limit, const struct filter *filter, const struct point_selection *selection,
-        const struct read_limit *read_limit, struct gathered *g, bool *more_out, struct err *err)
+static enum omen_err scroll_page(const struct store_view *view, struct view_iter *it,
+        const struct point_key *after, uint32_t limit, const struct filter *filter,
+        const struct point_selection *selection, const struct read_limit *read_limit, struct gathered *g,
+        bool *more_out, struct err *err)
 {
     uint64_t bytes = 0;
     *more_out = false;
@@ -138,7 +141,8 @@ static enum omen_err scroll_page(const struct store_view *view, struct view_iter
         if (after != NULL && point_key_compare(&key, after) == 0) continue;
         struct entry_op op;
         row_op(view->store, row, &op);
-        if (stop_polled(read_limit, &bytes, op.payload.len)) return err_set(err, OMEN_EDEADLINE, NULL, "scroll");
+        if (stop_polled(read_limit, &bytes, op.payload.len))
+            return err_set(err, OMEN_EDEADLINE, NULL, "scroll");
         if (filter != NULL && !filter_match(filter, op.key.id, op.payload)) continue;
         if (g->count == limit) {
             *more_out = true;
@@ -150,8 +154,9 @@ static enum omen_err scroll_page(const struct store_view *view, struct view_iter
 }
 
 enum omen_err shard_store_scroll(const struct store_view *view, const struct point_key *after, uint32_t limit,
-        const struct filter *filter, const struct point_selection *selection, const struct read_limit *read_limit,
-        struct arena *arena, struct point_view **points_out, uint32_t *count_out, bool *more_out, struct err *err)
+        const struct filter *filter, const struct point_selection *selection,
+        const struct read_limit *read_limit, struct arena *arena, struct point_view **points_out,
+        uint32_t *count_out, bool *more_out, struct err *err)
 {
     if (limit == 0 || limit > OMEN_SCROLL_LIMIT_MAX)
         return err_set(err, OMEN_EINVAL, "limit", "must be 1 to %d", OMEN_SCROLL_LIMIT_MAX);
@@ -185,7 +190,8 @@ enum omen_err shard_store_count(const struct store_view *view, const struct filt
             if (!block_row_visible(b, at, view->sequence)) continue;
             struct entry_op op;
             entry_op_at(&b->entry, at, &op);
-            if (stop_polled(limit, &bytes, op.payload.len)) return err_set(err, OMEN_EDEADLINE, NULL, "count");
+            if (stop_polled(limit, &bytes, op.payload.len))
+                return err_set(err, OMEN_EDEADLINE, NULL, "count");
             count += filter_match(filter, op.key.id, op.payload);
         }
     }

@@ -13,12 +13,13 @@
 #include "common/check.h"
 #include "common/mem.h"
 
-#define RECOVER_DERIVED_MAX 4096u /* derived units of one entry: its limit of derived bytes over a unit's, and some */
+#define RECOVER_DERIVED_MAX                                                                                  \
+    4096u /* derived units of one entry: its limit of derived bytes over a unit's, and some */
 
 struct recovery {
     struct shard_store *s;
-    struct stream_end at;         /* in the stream */
-    uint64_t sequence;            /* of the last entry unit read */
+    struct stream_end at; /* in the stream */
+    uint64_t sequence;    /* of the last entry unit read */
     struct stream_unit derived[RECOVER_DERIVED_MAX];
     uint32_t derived_count;
 };
@@ -30,8 +31,8 @@ static enum omen_err unit_corrupt(const struct recovery *r, const struct stream_
 }
 
 /* The next unit, whole, of the right kind and in sequence. */
-static enum omen_err unit_next(struct recovery *r, struct stream_unit *unit_out, struct entry *entry_out, bool *end_out,
-        struct err *err)
+static enum omen_err unit_next(struct recovery *r, struct stream_unit *unit_out, struct entry *entry_out,
+        bool *end_out, struct err *err)
 {
     struct err reason;
     err_clear(&reason);
@@ -51,8 +52,8 @@ static enum omen_err unit_next(struct recovery *r, struct stream_unit *unit_out,
     return OMEN_OK;
 }
 
-static enum omen_err block_add_dead(struct recovery *r, const struct stream_unit *unit, const struct entry *entry,
-        struct err *err)
+static enum omen_err block_add_dead(struct recovery *r, const struct stream_unit *unit,
+        const struct entry *entry, struct err *err)
 {
     enum omen_err rc = blocks_stage(r->s->blocks, 0, unit, entry, err);
     if (rc == OMEN_OK) blocks_publish(r->s->blocks, 1);
@@ -68,11 +69,13 @@ static enum omen_err scan_merged(struct recovery *r, const struct meta_state *st
         struct entry entry;
         bool end = false;
         enum omen_err rc = unit_next(r, &unit, &entry, &end, err);
-        if (rc == OMEN_OK && end) rc = stream_corrupt(r->s->stream, r->at.position, "stream ends before LMDB's state", err);
+        if (rc == OMEN_OK && end)
+            rc = stream_corrupt(r->s->stream, r->at.position, "stream ends before LMDB's state", err);
         if (rc == OMEN_OK) rc = block_add_dead(r, &unit, &entry, err);
         if (rc != OMEN_OK) return rc;
     }
-    if (stream_position_pack(r->at.position) != until || r->at.chain != state->end.chain || r->sequence != state->sequence)
+    if (stream_position_pack(r->at.position) != until || r->at.chain != state->end.chain ||
+            r->sequence != state->sequence)
         return stream_corrupt(r->s->stream, state->end.position, "stream and LMDB's state disagree", err);
     return OMEN_OK;
 }
@@ -174,7 +177,8 @@ enum omen_err store_recover(struct shard_store *s, const struct meta_state *stat
         rc = scan_unmerged(r, err);
     }
     if (rc == OMEN_OK && r->sequence != end_sequence)
-        rc = stream_corrupt(s->stream, r->at.position, "stream ends at another sequence than the checkpoint", err);
+        rc = stream_corrupt(s->stream, r->at.position, "stream ends at another sequence than the checkpoint",
+                err);
     mem_free(r);
     return rc;
 }

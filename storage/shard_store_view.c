@@ -36,7 +36,8 @@ void view_pin_drop(struct view_pin *pin)
 void store_view_acquire(struct shard_store *store, struct store_view *view_out)
 {
     pthread_mutex_lock(&store->version_mutex);
-    while (store->view_count >= STORE_VIEWS_MAX) pthread_cond_wait(&store->view_released, &store->version_mutex);
+    while (store->view_count >= STORE_VIEWS_MAX)
+        pthread_cond_wait(&store->view_released, &store->version_mutex);
     store->view_count++;
     struct view_pin *pin = store->free_pins;
     if (pin != NULL) {
@@ -48,7 +49,8 @@ void store_view_acquire(struct shard_store *store, struct store_view *view_out)
         CHECK(rc == OMEN_OK); /* STORE_VIEWS_MAX is below the limit of transactions */
     }
     view_pin_take(store, pin);
-    *view_out = (struct store_view){ store, atomic_load_explicit(&store->applied, memory_order_relaxed), pin };
+    *view_out = (struct store_view){ store, atomic_load_explicit(&store->applied, memory_order_relaxed),
+        pin };
     pthread_mutex_unlock(&store->version_mutex);
 }
 
@@ -72,14 +74,18 @@ enum omen_err row_of_location(const struct shard_store *s, const struct point_ke
 {
     uint32_t block = blocks_find(s->blocks, location->position);
     const char *wrong = NULL;
-    if (block == UINT32_MAX) wrong = "a point is said to be in a unit that is not there";
-    else if (location->op >= blocks_at(s->blocks, block)->entry.op_count) wrong = "a point is said to be past its unit";
-    else if (location->version != blocks_at(s->blocks, block)->sequence) wrong = "a point is said to have another version";
+    if (block == UINT32_MAX)
+        wrong = "a point is said to be in a unit that is not there";
+    else if (location->op >= blocks_at(s->blocks, block)->entry.op_count)
+        wrong = "a point is said to be past its unit";
+    else if (location->version != blocks_at(s->blocks, block)->sequence)
+        wrong = "a point is said to have another version";
     if (wrong == NULL) {
         struct entry_op op;
         *row_out = (struct row_ref){ block, location->op };
         row_op(s, *row_out, &op);
-        if (op.kind != POINT_UPSERT || point_key_compare(&op.key, key) != 0) wrong = "another point lies at its place";
+        if (op.kind != POINT_UPSERT || point_key_compare(&op.key, key) != 0)
+            wrong = "another point lies at its place";
     }
     return wrong == NULL ? OMEN_OK : stream_corrupt(s->stream, location->position, wrong, err);
 }
@@ -136,17 +142,20 @@ static enum omen_err iter_step(struct view_iter *it, struct point_key *key_out, 
     bool in_frozen = frozen && point_key_compare(&it->frozen.key, key_out) == 0;
     bool in_meta = it->meta_valid && point_key_compare(&it->meta_key, key_out) == 0;
     enum omen_err rc = OMEN_OK;
-    if (in_active) *row_out = it->active.row;
-    else if (in_frozen) *row_out = it->frozen.row;
-    else rc = row_of_location(it->store, key_out, &it->meta_location, row_out, err);
+    if (in_active)
+        *row_out = it->active.row;
+    else if (in_frozen)
+        *row_out = it->frozen.row;
+    else
+        rc = row_of_location(it->store, key_out, &it->meta_location, row_out, err);
     if (in_active) delta_iter_next(&it->active);
     if (in_frozen) delta_iter_next(&it->frozen);
     if (rc == OMEN_OK && in_meta) rc = iter_meta_next(it, err);
     return rc;
 }
 
-enum omen_err view_iter_next(struct view_iter *it, struct point_key *key_out, struct row_ref *row_out, bool *found_out,
-        struct err *err)
+enum omen_err view_iter_next(struct view_iter *it, struct point_key *key_out, struct row_ref *row_out,
+        bool *found_out, struct err *err)
 {
     enum omen_err rc;
     do {

@@ -21,10 +21,10 @@ struct delta_node {
 
 struct delta {
     _Atomic uint32_t refs;
-    struct arena arena;           /* writer */
-    struct delta_node *head;      /* no key; DELTA_HEIGHT_MAX links */
+    struct arena arena;      /* writer */
+    struct delta_node *head; /* no key; DELTA_HEIGHT_MAX links */
     _Atomic uint64_t bytes, count;
-    uint64_t random;              /* writer */
+    uint64_t random; /* writer */
 };
 
 /* As point_key_compare, in line: numbers before UUIDs, then id, then hash of the shard key. */
@@ -92,9 +92,11 @@ static uint32_t random_height(struct delta *d)
 }
 
 /* Last node before (key, sequence) on `level`, walking from `at`, which stands before it. */
-static inline struct delta_node *walk(struct delta_node *at, uint32_t level, const struct point_key *key, uint64_t sequence)
+static inline struct delta_node *walk(struct delta_node *at, uint32_t level, const struct point_key *key,
+        uint64_t sequence)
 {
-    for (struct delta_node *next; (next = node_next(at, level)) != NULL && node_before(next, key, sequence);) at = next;
+    for (struct delta_node *next; (next = node_next(at, level)) != NULL && node_before(next, key, sequence);)
+        at = next;
     return at;
 }
 
@@ -118,7 +120,8 @@ void delta_put(struct delta *delta, const struct point_key *key, uint64_t sequen
     if (spot == NULL || height > DELTA_SPOT_LEVELS) {
         seek(delta, key, sequence, before, height);
     } else {
-        for (uint32_t level = 0; level < height; level++) before[level] = walk(spot->before[level], level, key, sequence);
+        for (uint32_t level = 0; level < height; level++)
+            before[level] = walk(spot->before[level], level, key, sequence);
     }
     struct delta_node *n = node_new(delta, height);
     n->key = *key;
@@ -132,7 +135,8 @@ void delta_put(struct delta *delta, const struct point_key *key, uint64_t sequen
     atomic_fetch_add_explicit(&delta->count, 1, memory_order_relaxed);
 }
 
-bool delta_find(struct delta *delta, const struct point_key *key, struct delta_spot *spot_out, struct row_ref *row_out)
+bool delta_find(struct delta *delta, const struct point_key *key, struct delta_spot *spot_out,
+        struct row_ref *row_out)
 {
     const struct delta_node *n = seek(delta, key, UINT64_MAX, spot_out->before, DELTA_SPOT_LEVELS);
     if (n == NULL || key_compare(&n->key, key) != 0) return false;
@@ -140,7 +144,8 @@ bool delta_find(struct delta *delta, const struct point_key *key, struct delta_s
     return true;
 }
 
-bool delta_get(const struct delta *delta, const struct point_key *key, uint64_t sequence, struct row_ref *row_out)
+bool delta_get(const struct delta *delta, const struct point_key *key, uint64_t sequence,
+        struct row_ref *row_out)
 {
     const struct delta_node *n = seek(delta, key, sequence, NULL, 0);
     if (n == NULL || key_compare(&n->key, key) != 0) return false;
@@ -174,5 +179,11 @@ void delta_iter_next(struct delta_iter *it)
     iter_settle(it, n);
 }
 
-uint64_t delta_bytes(const struct delta *delta) { return atomic_load_explicit(&delta->bytes, memory_order_relaxed); }
-uint64_t delta_count(const struct delta *delta) { return atomic_load_explicit(&delta->count, memory_order_relaxed); }
+uint64_t delta_bytes(const struct delta *delta)
+{
+    return atomic_load_explicit(&delta->bytes, memory_order_relaxed);
+}
+uint64_t delta_count(const struct delta *delta)
+{
+    return atomic_load_explicit(&delta->count, memory_order_relaxed);
+}

@@ -20,10 +20,13 @@ void delta_unref(struct delta *delta);        /* NULL is fine; any thread */
 /* Where a key stands or would stand: what a lookup of the writer leaves behind for the put that follows, so that a write
  * walks the list once. Stays right while the writer puts other keys. */
 #define DELTA_SPOT_LEVELS 4
-struct delta_spot { struct delta_node *before[DELTA_SPOT_LEVELS]; };
+struct delta_spot {
+    struct delta_node *before[DELTA_SPOT_LEVELS];
+};
 
 /* The newest state of `key`, as delta_get at the newest sequence. Writer only. */
-bool delta_find(struct delta *delta, const struct point_key *key, struct delta_spot *spot_out, struct row_ref *row_out);
+bool delta_find(struct delta *delta, const struct point_key *key, struct delta_spot *spot_out,
+        struct row_ref *row_out);
 
 /* State of `key` from `sequence` on: a row, or ROW_NONE for a tombstone. At most once per (key, sequence), sequences of
  * a key never falling. `spot` of this key, or NULL. Writer only. Panics when memory is out. */
@@ -31,7 +34,8 @@ void delta_put(struct delta *delta, const struct point_key *key, uint64_t sequen
         const struct delta_spot *spot);
 
 /* The newest state at `sequence`: false when the delta says nothing; else a row or ROW_NONE. Any thread. */
-bool delta_get(const struct delta *delta, const struct point_key *key, uint64_t sequence, struct row_ref *row_out);
+bool delta_get(const struct delta *delta, const struct point_key *key, uint64_t sequence,
+        struct row_ref *row_out);
 
 /* Walk keys in order, each with its newest state at `sequence`; keys written later only are skipped. */
 struct delta_iter {
@@ -39,7 +43,7 @@ struct delta_iter {
     uint64_t sequence;
     struct point_key key;
     struct row_ref row;
-    uint64_t version;              /* sequence that wrote `row` */
+    uint64_t version; /* sequence that wrote `row` */
 };
 /* At the first key >= `from` (NULL = the first). */
 void delta_iter_seek(const struct delta *delta, const struct point_key *from, uint64_t sequence,

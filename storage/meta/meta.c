@@ -125,8 +125,10 @@ static enum omen_err env_open(struct meta *meta, struct err *err)
     if (rc == 0) rc = mdb_env_open(meta->env, meta->dir, MDB_NOTLS, 0644);
     if (rc == 0) rc = mdb_txn_begin(meta->env, NULL, MDB_RDONLY, &txn);
     if (rc == 0) rc = mdb_dbi_open(txn, NULL, 0, &meta->dbi);
-    if (rc == 0) rc = mdb_txn_commit(txn);
-    else if (txn != NULL) mdb_txn_abort(txn);
+    if (rc == 0)
+        rc = mdb_txn_commit(txn);
+    else if (txn != NULL)
+        mdb_txn_abort(txn);
     return rc == 0 ? OMEN_OK : meta_lmdb_error(meta, rc, "open", err);
 }
 
@@ -151,13 +153,16 @@ static enum omen_err meta_create(struct meta *meta, const struct meta_identity *
     uint8_t *value = mem_must_alloc(META_IDENTITY_BYTES_MAX);
     meta_state_encode(&(struct meta_state){ .sequence = identity->base_sequence }, state);
     MDB_val k_state = { 1, (char[]){ 's' } }, v_state = { sizeof state, state };
-    MDB_val k_identity = { 1, (char[]){ 'i' } }, v_identity = { meta_identity_encode(identity, value), value };
+    MDB_val k_identity = { 1, (char[]){ 'i' } },
+            v_identity = { meta_identity_encode(identity, value), value };
     MDB_txn *txn = NULL;
     int mrc = mdb_txn_begin(meta->env, NULL, 0, &txn);
     if (mrc == 0) mrc = mdb_put(txn, meta->dbi, &k_state, &v_state, 0);
     if (mrc == 0) mrc = mdb_put(txn, meta->dbi, &k_identity, &v_identity, 0);
-    if (mrc == 0) mrc = mdb_txn_commit(txn);
-    else if (txn != NULL) mdb_txn_abort(txn);
+    if (mrc == 0)
+        mrc = mdb_txn_commit(txn);
+    else if (txn != NULL)
+        mdb_txn_abort(txn);
     mem_free(value);
     if (mrc != 0) return meta_lmdb_error(meta, mrc, "create", err);
     rc = vfs_sync_dir(vfs_posix(), meta->dir, err);
@@ -165,8 +170,8 @@ static enum omen_err meta_create(struct meta *meta, const struct meta_identity *
 }
 
 /* Stored identity against the one asked for. The base sequence counts only at creation. */
-static enum omen_err identity_check(const struct meta *meta, const struct meta_identity *identity, MDB_val stored,
-        uint64_t *base_out, struct err *err)
+static enum omen_err identity_check(const struct meta *meta, const struct meta_identity *identity,
+        MDB_val stored, uint64_t *base_out, struct err *err)
 {
     const uint8_t *v = stored.mv_data;
     if (stored.mv_size < 32 || !meta_value_good("i", 1, v, stored.mv_size))
@@ -184,11 +189,12 @@ static enum omen_err identity_check(const struct meta *meta, const struct meta_i
     size_t len = meta_identity_encode(&same_base, wanted);
     bool equal = len == stored.mv_size && memcmp(wanted, v, len) == 0;
     mem_free(wanted);
-    return equal ? OMEN_OK : err_set(err, OMEN_EINVAL, "schema", "differs from the one stored in %s", meta->data_path);
+    return equal ? OMEN_OK
+                 : err_set(err, OMEN_EINVAL, "schema", "differs from the one stored in %s", meta->data_path);
 }
 
-static enum omen_err head_read(struct meta *meta, const struct meta_identity *identity, struct meta_state *state_out,
-        uint64_t *base_out, struct err *err)
+static enum omen_err head_read(struct meta *meta, const struct meta_identity *identity,
+        struct meta_state *state_out, uint64_t *base_out, struct err *err)
 {
     MDB_txn *txn = NULL;
     MDB_val k_state = { 1, (char[]){ 's' } }, k_identity = { 1, (char[]){ 'i' } }, v_state, v_identity;
@@ -196,11 +202,14 @@ static enum omen_err head_read(struct meta *meta, const struct meta_identity *id
     if (mrc == 0) mrc = mdb_get(txn, meta->dbi, &k_state, &v_state);
     if (mrc == 0) mrc = mdb_get(txn, meta->dbi, &k_identity, &v_identity);
     enum omen_err rc = OMEN_OK;
-    if (mrc == MDB_NOTFOUND) rc = err_set(err, OMEN_ECORRUPT, NULL, "%s: state is missing", meta->data_path);
-    else if (mrc != 0) rc = meta_lmdb_error(meta, mrc, "read", err);
+    if (mrc == MDB_NOTFOUND)
+        rc = err_set(err, OMEN_ECORRUPT, NULL, "%s: state is missing", meta->data_path);
+    else if (mrc != 0)
+        rc = meta_lmdb_error(meta, mrc, "read", err);
     else if (!meta_state_decode(v_state.mv_data, v_state.mv_size, state_out))
         rc = err_set(err, OMEN_ECORRUPT, NULL, "%s: checksum of the state", meta->data_path);
-    else rc = identity_check(meta, identity, v_identity, base_out, err);
+    else
+        rc = identity_check(meta, identity, v_identity, base_out, err);
     if (txn != NULL) mdb_txn_abort(txn);
     return rc;
 }
@@ -263,11 +272,12 @@ static enum omen_err dirs_make(struct meta *meta, struct err *err)
     return rc == OMEN_OK ? vfs_mkdir(vfs_posix(), meta->dir, err) : rc;
 }
 
-enum omen_err meta_open(struct vfs *vfs, const char *dir, const struct meta_identity *identity, struct meta **meta_out,
-        struct meta_state *state_out, uint64_t *base_out, struct err *err)
+enum omen_err meta_open(struct vfs *vfs, const char *dir, const struct meta_identity *identity,
+        struct meta **meta_out, struct meta_state *state_out, uint64_t *base_out, struct err *err)
 {
     *meta_out = NULL;
-    if (strlen(dir) + sizeof "/CHECKSUM.tmp" > META_PATH_BYTES) return err_set(err, OMEN_ETOOBIG, "dir", "path is too long");
+    if (strlen(dir) + sizeof "/CHECKSUM.tmp" > META_PATH_BYTES)
+        return err_set(err, OMEN_ETOOBIG, "dir", "path is too long");
     struct meta *meta = mem_must_calloc(1, sizeof *meta);
     meta->vfs = vfs;
     snprintf(meta->dir, sizeof meta->dir, "%s", dir);

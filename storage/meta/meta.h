@@ -19,7 +19,7 @@
 #include "storage/meta/op_table.h"
 #include "storage/stream/stream.h"
 
-#define META_READERS_MAX 1024       /* transactions alive */
+#define META_READERS_MAX 1024        /* transactions alive */
 #define META_MAP_BYTES (64ull << 30) /* address space, not memory; the file never grows past it */
 
 struct meta_identity {
@@ -31,9 +31,9 @@ struct meta_identity {
 struct meta_state {
     uint64_t sequence;
     uint64_t log_time_ms;
-    uint64_t points;             /* live keys */
-    uint64_t op_first, op_next;  /* numbers of the applied ops kept */
-    struct stream_end end;       /* of the stream after `sequence` */
+    uint64_t points;            /* live keys */
+    uint64_t op_first, op_next; /* numbers of the applied ops kept */
+    struct stream_end end;      /* of the stream after `sequence` */
 };
 
 /* Where a point's row lies: unit header's position and op within the unit. */
@@ -79,14 +79,17 @@ OMEN_CHECKED enum omen_err meta_ops(struct meta_txn *txn, const struct meta_stat
 /* ---- merging ---- */
 
 struct meta_merge;
-OMEN_CHECKED enum omen_err meta_merge_begin(struct meta *meta, struct meta_merge **merge_out, struct err *err);
+OMEN_CHECKED enum omen_err meta_merge_begin(struct meta *meta, struct meta_merge **merge_out,
+        struct err *err);
 /* Keys in ascending order are fastest. location NULL = the point is gone (fine when it was not there). */
 OMEN_CHECKED enum omen_err meta_merge_put(struct meta_merge *merge, const struct point_key *key,
         const struct meta_location *location, struct err *err);
 /* Replace the applied ops by those of the range; chunks written before are not written again. */
-OMEN_CHECKED enum omen_err meta_merge_ops(struct meta_merge *merge, const struct op_range *ops, struct err *err);
+OMEN_CHECKED enum omen_err meta_merge_ops(struct meta_merge *merge, const struct op_range *ops,
+        struct err *err);
 /* Commit, synced. OMEN_EFULL: nothing changed, may be tried again. `merge` is gone either way. */
-OMEN_CHECKED enum omen_err meta_merge_commit(struct meta_merge *merge, const struct meta_state *state, struct err *err);
+OMEN_CHECKED enum omen_err meta_merge_commit(struct meta_merge *merge, const struct meta_state *state,
+        struct err *err);
 void meta_merge_abort(struct meta_merge *merge);
 /* After a commit: write CHECKSUM for data.mdb as it is and remove the marker. Failure loses nothing: the marker stays,
  * and the next seal or open makes up for it. */

@@ -43,12 +43,14 @@ void meta_location_encode(const uint8_t key[META_POINT_KEY_BYTES], const struct 
     meta_value_seal(key, META_POINT_KEY_BYTES, out, META_LOCATION_BYTES);
 }
 
-bool meta_location_decode(const void *key, size_t key_len, const void *value, size_t len, struct meta_location *l_out)
+bool meta_location_decode(const void *key, size_t key_len, const void *value, size_t len,
+        struct meta_location *l_out)
 {
     const uint8_t *v = value;
     if (key_len != META_POINT_KEY_BYTES || len != META_LOCATION_BYTES) return false;
     if (!meta_value_good(key, key_len, v, len)) return false;
-    *l_out = (struct meta_location){ { load_u32(v + 4), load_u32(v + 8) }, load_u32(v + 12), load_u64(v + 16) };
+    *l_out = (struct meta_location){ { load_u32(v + 4), load_u32(v + 8) }, load_u32(v + 12),
+        load_u64(v + 16) };
     return true;
 }
 

@@ -11,7 +11,8 @@
 #define META_STATE_BYTES 64u
 #define META_OPS_HEAD_BYTES 16u
 #define META_OPS_BYTES_MAX (META_OPS_HEAD_BYTES + OP_CHUNK_RECORDS * OP_RECORD_BYTES)
-#define META_IDENTITY_BYTES_MAX (48u + OMEN_VECTOR_FIELDS_MAX * (OMEN_NAME_BYTES_MAX + 8u) + 4u + DOC_PATH_BYTES_MAX)
+#define META_IDENTITY_BYTES_MAX                                                                              \
+    (48u + OMEN_VECTOR_FIELDS_MAX * (OMEN_NAME_BYTES_MAX + 8u) + 4u + DOC_PATH_BYTES_MAX)
 #define META_CHECKSUM_BYTES 32u
 
 /* Every value begins with u32 crc32c over key bytes and the value's bytes from 4 on. */
@@ -24,7 +25,8 @@ void meta_ops_key(uint64_t chunk, uint8_t out[META_OPS_KEY_BYTES]);
 /* Location v1, 24 bytes.  0 u32 crc | 4 u32 chunk | 8 u32 offset | 12 u32 op | 16 u64 version */
 void meta_location_encode(const uint8_t key[META_POINT_KEY_BYTES], const struct meta_location *l,
         uint8_t out[META_LOCATION_BYTES]);
-bool meta_location_decode(const void *key, size_t key_len, const void *value, size_t len, struct meta_location *l_out);
+bool meta_location_decode(const void *key, size_t key_len, const void *value, size_t len,
+        struct meta_location *l_out);
 
 /* State v1, 64 bytes, key "s".  0 u32 crc | 4 u16 version | 6 zero[2] | 8 u64 sequence | 16 u64 log_time_ms |
  * 24 u64 points | 32 u64 op_first | 40 u64 op_next | 48 u32 chunk | 52 u32 offset | 56 u32 chain | 60 zero[4] */

@@ -55,8 +55,8 @@ enum omen_err meta_merge_put(struct meta_merge *merge, const struct point_key *k
     return mrc == 0 ? OMEN_OK : meta_lmdb_error(merge->meta, mrc, "merge into", err);
 }
 
-static enum omen_err ops_chunk_put(struct meta_merge *merge, const struct op_range *ops, uint64_t chunk, uint8_t *value,
-        struct err *err)
+static enum omen_err ops_chunk_put(struct meta_merge *merge, const struct op_range *ops, uint64_t chunk,
+        uint8_t *value, struct err *err)
 {
     uint8_t key[META_OPS_KEY_BYTES];
     meta_ops_key(chunk, key);
@@ -83,7 +83,8 @@ static enum omen_err ops_expire(struct meta_merge *merge, uint64_t first_chunk, 
         if (mrc == MDB_NOTFOUND) return OMEN_OK;
         if (mrc != 0) return meta_lmdb_error(merge->meta, mrc, "merge into", err);
         const uint8_t *key = k.mv_data;
-        if (k.mv_size != META_OPS_KEY_BYTES || key[0] != 'o' || load_u64_be(key + 1) >= first_chunk) return OMEN_OK;
+        if (k.mv_size != META_OPS_KEY_BYTES || key[0] != 'o' || load_u64_be(key + 1) >= first_chunk)
+            return OMEN_OK;
         uint8_t copy[META_OPS_KEY_BYTES];
         memcpy(copy, key, sizeof copy);
         k = (MDB_val){ sizeof copy, copy };
@@ -97,9 +98,11 @@ enum omen_err meta_merge_ops(struct meta_merge *merge, const struct op_range *op
     uint64_t chunk = ops->first / OP_CHUNK_RECORDS;
     enum omen_err rc = ops_expire(merge, chunk, err);
     if (rc != OMEN_OK || ops->first == ops->next) return rc;
-    if (chunk < merge->meta->ops_written / OP_CHUNK_RECORDS) chunk = merge->meta->ops_written / OP_CHUNK_RECORDS;
+    if (chunk < merge->meta->ops_written / OP_CHUNK_RECORDS)
+        chunk = merge->meta->ops_written / OP_CHUNK_RECORDS;
     uint8_t *value = mem_must_alloc(META_OPS_BYTES_MAX);
-    for (; rc == OMEN_OK && chunk * OP_CHUNK_RECORDS < ops->next; chunk++) rc = ops_chunk_put(merge, ops, chunk, value, err);
+    for (; rc == OMEN_OK && chunk * OP_CHUNK_RECORDS < ops->next; chunk++)
+        rc = ops_chunk_put(merge, ops, chunk, value, err);
     mem_free(value);
     if (rc == OMEN_OK) merge->ops_next = ops->next;
     return rc;

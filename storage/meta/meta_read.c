@@ -13,7 +13,7 @@
 
 struct meta_txn {
     struct meta *meta;
-    MDB_txn *txn;  /* NULL before the first begin */
+    MDB_txn *txn; /* NULL before the first begin */
     bool active;
 };
 
@@ -29,7 +29,8 @@ enum omen_err meta_txn_new(struct meta *meta, struct meta_txn **txn_out, struct 
     *txn_out = NULL;
     if (atomic_fetch_add(&meta->txn_count, 1) >= META_READERS_MAX) {
         atomic_fetch_sub(&meta->txn_count, 1);
-        return err_set(err, OMEN_EBUSY, NULL, "more than %u readers of %s", META_READERS_MAX, meta->data_path);
+        return err_set(err, OMEN_EBUSY, NULL, "more than %u readers of %s", META_READERS_MAX,
+                meta->data_path);
     }
     struct meta_txn *t = mem_must_calloc(1, sizeof *t);
     t->meta = meta;
@@ -40,7 +41,8 @@ enum omen_err meta_txn_new(struct meta *meta, struct meta_txn **txn_out, struct 
 enum omen_err meta_txn_begin(struct meta_txn *txn, struct err *err)
 {
     CHECK(!txn->active);
-    int mrc = txn->txn == NULL ? mdb_txn_begin(txn->meta->env, NULL, MDB_RDONLY, &txn->txn) : mdb_txn_renew(txn->txn);
+    int mrc = txn->txn == NULL ? mdb_txn_begin(txn->meta->env, NULL, MDB_RDONLY, &txn->txn)
+                               : mdb_txn_renew(txn->txn);
     if (mrc != 0) return meta_lmdb_error(txn->meta, mrc, "begin to read", err);
     txn->active = true;
     return OMEN_OK;
@@ -69,7 +71,8 @@ static enum omen_err value_corrupt(const struct meta *meta, const MDB_val *key, 
         point_key_decode((const uint8_t *)key->mv_data + 1, &k);
         point_id_format(k.id, text);
     }
-    return err_set(err, OMEN_ECORRUPT, NULL, "%s: checksum of the location of point %s", meta->data_path, text);
+    return err_set(err, OMEN_ECORRUPT, NULL, "%s: checksum of the location of point %s", meta->data_path,
+            text);
 }
 
 enum omen_err meta_get(struct meta_txn *txn, const struct point_key *key, struct meta_location *location_out,
@@ -95,8 +98,8 @@ static enum omen_err cursor_take(struct meta_cursor *c, int mrc, struct err *err
     return mrc == 0 || mrc == MDB_NOTFOUND ? OMEN_OK : meta_lmdb_error(c->txn->meta, mrc, "read", err);
 }
 
-enum omen_err meta_cursor_open(struct meta_txn *txn, const struct point_key *from, struct meta_cursor **cursor_out,
-        struct err *err)
+enum omen_err meta_cursor_open(struct meta_txn *txn, const struct point_key *from,
+        struct meta_cursor **cursor_out, struct err *err)
 {
     uint8_t bytes[META_POINT_KEY_BYTES] = { 'p' };
     *cursor_out = NULL;
@@ -148,13 +151,15 @@ enum omen_err meta_ops(struct meta_txn *txn, const struct meta_state *state,
         meta_ops_key(chunk, key);
         MDB_val k = { sizeof key, key }, v;
         int mrc = mdb_get(txn->txn, meta->dbi, &k, &v);
-        if (mrc == MDB_NOTFOUND) return err_set(err, OMEN_ECORRUPT, NULL, "%s: applied ops are missing", meta->data_path);
+        if (mrc == MDB_NOTFOUND)
+            return err_set(err, OMEN_ECORRUPT, NULL, "%s: applied ops are missing", meta->data_path);
         if (mrc != 0) return meta_lmdb_error(meta, mrc, "read", err);
         const uint8_t *value = v.mv_data;
         if (v.mv_size < META_OPS_HEAD_BYTES || !meta_value_good(key, sizeof key, value, v.mv_size))
             return err_set(err, OMEN_ECORRUPT, NULL, "%s: checksum of applied ops", meta->data_path);
         uint64_t first = chunk * OP_CHUNK_RECORDS + load_u32(value + 4), count = load_u32(value + 8);
-        uint64_t until = (chunk + 1) * OP_CHUNK_RECORDS < state->op_next ? (chunk + 1) * OP_CHUNK_RECORDS : state->op_next;
+        uint64_t until = (chunk + 1) * OP_CHUNK_RECORDS < state->op_next ? (chunk + 1) * OP_CHUNK_RECORDS
+                                                                         : state->op_next;
         if (v.mv_size != META_OPS_HEAD_BYTES + count * OP_RECORD_BYTES || first > n || first + count < until)
             return err_set(err, OMEN_ECORRUPT, NULL, "%s: range of applied ops", meta->data_path);
         for (; n < until; n++) {

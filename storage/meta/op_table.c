@@ -12,14 +12,14 @@
 #define OP_SLOT_EMPTY UINT32_MAX
 
 struct op_table {
-    uint64_t first, next;        /* records alive are first..next-1 */
-    uint64_t pinned;             /* chunks from this record on stay; UINT64_MAX = none */
-    struct op_record **chunks;   /* [chunk_count] */
-    uint64_t chunk_first;        /* number of chunks[0] */
+    uint64_t first, next;      /* records alive are first..next-1 */
+    uint64_t pinned;           /* chunks from this record on stay; UINT64_MAX = none */
+    struct op_record **chunks; /* [chunk_count] */
+    uint64_t chunk_first;      /* number of chunks[0] */
     size_t chunk_count, chunk_cap;
-    uint32_t *slots;             /* [slot_count], power of two: record number - slot_base, or empty; at most half full */
+    uint32_t *slots; /* [slot_count], power of two: record number - slot_base, or empty; at most half full */
     uint64_t slot_count;
-    uint64_t slot_base;          /* moved up at each rebuild, so that numbers fit u32 */
+    uint64_t slot_base; /* moved up at each rebuild, so that numbers fit u32 */
 };
 
 static inline struct op_record *record_at(const struct op_table *t, uint64_t number)

@@ -20,21 +20,22 @@
  * 36 u16 code | 38 zero[10] */
 struct op_record {
     uint64_t client, seq, issue_ms;
-    uint64_t sequence;  /* of the entry that answered it */
+    uint64_t sequence; /* of the entry that answered it */
     uint32_t affected;
-    uint16_t code;      /* enum omen_err */
+    uint16_t code; /* enum omen_err */
 };
 
 struct op_table;
 struct op_table *op_table_new(uint64_t first); /* empty; the next record gets number `first` */
 void op_table_free(struct op_table *t);
 
-const struct op_record *op_table_find(const struct op_table *t, uint64_t client, uint64_t seq); /* until the next put */
+const struct op_record *op_table_find(const struct op_table *t, uint64_t client,
+        uint64_t seq); /* until the next put */
 /* OMEN_ENOMEM. The op must not be in the table. */
 OMEN_CHECKED enum omen_err op_table_put(struct op_table *t, const struct op_record *record);
-void op_table_undo(struct op_table *t, uint64_t next);                 /* forget records numbered >= next */
+void op_table_undo(struct op_table *t, uint64_t next); /* forget records numbered >= next */
 void op_table_expire(struct op_table *t, uint64_t log_time_ms, uint64_t retention_ms);
-uint64_t op_table_count(const struct op_table *t);                     /* writer's thread */
+uint64_t op_table_count(const struct op_table *t); /* writer's thread */
 uint64_t op_table_first(const struct op_table *t);
 uint64_t op_table_next(const struct op_table *t);
 
@@ -45,7 +46,7 @@ struct op_range {
     uint64_t chunk_first;      /* number of chunks[0] */
 };
 OMEN_CHECKED enum omen_err op_table_pin(struct op_table *t, struct op_range *range_out);
-void op_table_unpin(struct op_table *t, struct op_range *range);       /* under the writer's lock */
+void op_table_unpin(struct op_table *t, struct op_range *range); /* under the writer's lock */
 static inline const struct op_record *op_range_at(const struct op_range *r, uint64_t number)
 {
     return &r->chunks[number / OP_CHUNK_RECORDS - r->chunk_first][number % OP_CHUNK_RECORDS];

@@ -6,15 +6,13 @@
 #include "common/check.h"
 #include "common/mem.h"
 
-struct blocks *blocks_new(void)
-{
-    return mem_must_calloc(1, sizeof(struct blocks));
-}
+struct blocks *blocks_new(void) { return mem_must_calloc(1, sizeof(struct blocks)); }
 
 void blocks_free(struct blocks *blocks)
 {
     if (blocks == NULL) return;
-    for (uint32_t i = 0; i < blocks_count(blocks); i++) mem_free((void *)(uintptr_t)blocks_at(blocks, i)->died);
+    for (uint32_t i = 0; i < blocks_count(blocks); i++)
+        mem_free((void *)(uintptr_t)blocks_at(blocks, i)->died);
     for (uint32_t i = 0; i < BLOCKS_PAGES_MAX && blocks->pages[i] != NULL; i++) mem_free(blocks->pages[i]);
     mem_free(blocks);
 }
@@ -64,8 +62,10 @@ uint32_t blocks_find(const struct blocks *blocks, struct stream_position positio
     uint32_t low = 0, high = blocks_count(blocks);
     while (low < high) {
         uint32_t mid = low + (high - low) / 2;
-        if (stream_position_pack(blocks_at(blocks, mid)->unit.position) < wanted) low = mid + 1;
-        else high = mid;
+        if (stream_position_pack(blocks_at(blocks, mid)->unit.position) < wanted)
+            low = mid + 1;
+        else
+            high = mid;
     }
     if (low == blocks_count(blocks)) return UINT32_MAX;
     return stream_position_pack(blocks_at(blocks, low)->unit.position) == wanted ? low : UINT32_MAX;

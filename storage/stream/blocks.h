@@ -12,26 +12,31 @@
 #include "storage/entry.h"
 #include "storage/stream/stream.h"
 
-#define BLOCKS_PAGE 1024u        /* blocks per page */
-#define BLOCKS_PAGES_MAX 65536u  /* 67 million units in one replica */
+#define BLOCKS_PAGE 1024u       /* blocks per page */
+#define BLOCKS_PAGES_MAX 65536u /* 67 million units in one replica */
 
 struct block {
     uint64_t sequence;
-    struct entry entry;              /* attached to the mapped bytes */
+    struct entry entry; /* attached to the mapped bytes */
     struct stream_unit unit;
-    _Atomic uint64_t *died;          /* [entry.op_count], owned */
+    _Atomic uint64_t *died; /* [entry.op_count], owned */
 };
 
 /* A row: block (position in the table) and op. */
-struct row_ref { uint32_t block, op; };
+struct row_ref {
+    uint32_t block, op;
+};
 #define ROW_NONE ((struct row_ref){ UINT32_MAX, UINT32_MAX })
 static inline bool row_is_none(struct row_ref r) { return r.block == UINT32_MAX; }
-static inline bool row_equal(struct row_ref a, struct row_ref b) { return a.block == b.block && a.op == b.op; }
+static inline bool row_equal(struct row_ref a, struct row_ref b)
+{
+    return a.block == b.block && a.op == b.op;
+}
 
 struct blocks {
     struct block *_Atomic pages[BLOCKS_PAGES_MAX];
-    _Atomic uint32_t count;          /* published */
-    _Atomic uint64_t row_count;      /* ops of all blocks */
+    _Atomic uint32_t count;     /* published */
+    _Atomic uint64_t row_count; /* ops of all blocks */
 };
 
 struct blocks *blocks_new(void);
@@ -39,10 +44,10 @@ void blocks_free(struct blocks *blocks);
 
 /* Get a block ready at the end of the table, all rows dead since `sequence`, seen by nobody. `staged` blocks lie before
  * it already. OMEN_EFULL at the limit, OMEN_ENOMEM. Writer. */
-OMEN_CHECKED enum omen_err blocks_stage(struct blocks *blocks, uint32_t staged, const struct stream_unit *unit,
-        const struct entry *entry, struct err *err);
-void blocks_unstage(struct blocks *blocks, uint32_t staged);  /* drop all staged ones */
-void blocks_publish(struct blocks *blocks, uint32_t staged);  /* let readers see them */
+OMEN_CHECKED enum omen_err blocks_stage(struct blocks *blocks, uint32_t staged,
+        const struct stream_unit *unit, const struct entry *entry, struct err *err);
+void blocks_unstage(struct blocks *blocks, uint32_t staged); /* drop all staged ones */
+void blocks_publish(struct blocks *blocks, uint32_t staged); /* let readers see them */
 
 static inline struct block *blocks_at(const struct blocks *blocks, uint32_t i)
 {

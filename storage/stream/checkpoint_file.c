@@ -46,8 +46,8 @@ static bool slot_decode(const uint8_t in[CHECKPOINT_SLOT_BYTES], uint32_t slot, 
     return c->generation > 0 && c->generation % 2 == slot;
 }
 
-enum omen_err checkpoint_file_create(struct vfs *vfs, const char *path, uint64_t shard_id, uint64_t replica_id,
-        uint64_t base_sequence, struct err *err)
+enum omen_err checkpoint_file_create(struct vfs *vfs, const char *path, uint64_t shard_id,
+        uint64_t replica_id, uint64_t base_sequence, struct err *err)
 {
     uint8_t slots[2 * CHECKPOINT_SLOT_BYTES];
     struct checkpoint c = { .generation = 1, .sequence = base_sequence };
@@ -58,7 +58,8 @@ enum omen_err checkpoint_file_create(struct vfs *vfs, const char *path, uint64_t
 }
 
 enum omen_err checkpoint_file_open(struct vfs *vfs, const char *path, uint64_t shard_id, uint64_t replica_id,
-        struct checkpoint_file **file_out, struct checkpoint *last_out, struct checkpoint *older_out, struct err *err)
+        struct checkpoint_file **file_out, struct checkpoint *last_out, struct checkpoint *older_out,
+        struct err *err)
 {
     uint8_t slots[2 * CHECKPOINT_SLOT_BYTES];
     struct checkpoint_file *f = mem_must_calloc(1, sizeof *f);
@@ -99,7 +100,8 @@ enum omen_err checkpoint_file_write(struct checkpoint_file *file, const struct c
 {
     uint8_t slot[CHECKPOINT_SLOT_BYTES];
     slot_encode(c, file->shard_id, file->replica_id, slot);
-    enum omen_err rc = vfs_pwrite(file->file, slot, sizeof slot, c->generation % 2 * CHECKPOINT_SLOT_BYTES, err);
+    enum omen_err rc = vfs_pwrite(file->file, slot, sizeof slot, c->generation % 2 * CHECKPOINT_SLOT_BYTES,
+            err);
     return rc == OMEN_OK ? vfs_datasync(file->file, err) : rc;
 }
 

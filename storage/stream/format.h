@@ -6,11 +6,15 @@
 #include "storage/stream/stream.h"
 
 #define STREAM_FORMAT_VERSION 1
-#define STREAM_BODY_HEAD_BYTES 16u /* of the body, repeated in the unit header; the entry's own crc covers the rest */
+#define STREAM_BODY_HEAD_BYTES                                                                               \
+    16u /* of the body, repeated in the unit header; the entry's own crc covers the rest */
 
 /* Chunk header v1, 4096 bytes.  0 "OMCH" | 4 u16 version | 6 zero[2] | 8 u64 shard_id | 16 u64 replica_id |
  * 24 u32 chunk | 28 u32 file_bytes | 32 zero[4060] | 4092 u32 crc32c of 0..4091 */
-struct chunk_header { uint64_t shard_id, replica_id; uint32_t chunk, file_bytes; };
+struct chunk_header {
+    uint64_t shard_id, replica_id;
+    uint32_t chunk, file_bytes;
+};
 void chunk_header_encode(const struct chunk_header *h, uint8_t out[STREAM_CHUNK_HEADER_BYTES]);
 /* NULL when good, else what is wrong. */
 const char *chunk_header_decode(const uint8_t in[STREAM_CHUNK_HEADER_BYTES], struct chunk_header *h_out);

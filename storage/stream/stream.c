@@ -17,13 +17,14 @@
 #include "storage/stream/format.h"
 
 #define STREAM_PATH_BYTES 4096
-#define STREAM_WRITEBACK_BYTES (8u << 20) /* hand dirty pages to the kernel in such steps, so a checkpoint finds few */
+#define STREAM_WRITEBACK_BYTES                                                                               \
+    (8u << 20) /* hand dirty pages to the kernel in such steps, so a checkpoint finds few */
 
 struct stream_chunk {
     struct vfs_file *file;
     const uint8_t *map; /* [file_bytes], read only */
     uint32_t number, file_bytes;
-    bool dirty;       /* written since the last stream_sync_begin; appender's lock */
+    bool dirty; /* written since the last stream_sync_begin; appender's lock */
     struct stream_chunk *retired_next;
 };
 
@@ -32,13 +33,14 @@ struct stream {
     char *dir;
     uint64_t shard_id, replica_id;
     uint32_t chunk_bytes;
-    struct stream_end end;       /* appender's */
-    struct stream_chunk *writing; /* appender's: the chunk of `end`, NULL before the first; the table may move */
-    uint32_t written_back;       /* offset in the current chunk up to which writeback was started */
-    pthread_mutex_t mutex;       /* chunk table below */
-    struct stream_chunk **chunks; /* [chunk_cap], slot i = chunk i + 1 */
+    struct stream_end end; /* appender's */
+    struct stream_chunk
+            *writing;      /* appender's: the chunk of `end`, NULL before the first; the table may move */
+    uint32_t written_back; /* offset in the current chunk up to which writeback was started */
+    pthread_mutex_t mutex; /* chunk table below */
+    struct stream_chunk **chunks;    /* [chunk_cap], slot i = chunk i + 1 */
     uint32_t chunk_count, chunk_cap; /* chunks past the current one are allocated ahead or left by a rewind */
-    _Atomic uint64_t published;  /* copy of end.position for stream_prepare, packed */
+    _Atomic uint64_t published;      /* copy of end.position for stream_prepare, packed */
     uint64_t allocated_bytes;
     struct stream_chunk *retired; /* replaced before they held a published unit; closed at the end */
 };
@@ -167,12 +169,12 @@ err_chunk:
     return rc;
 }
 
-enum omen_err stream_open(const struct stream_options *options, struct stream_end end, struct stream **stream_out,
-        struct err *err)
+enum omen_err stream_open(const struct stream_options *options, struct stream_end end,
+        struct stream **stream_out, struct err *err)
 {
     *stream_out = NULL;
-    if (options->chunk_bytes < STREAM_CHUNK_BYTES_MIN || options->chunk_bytes > STREAM_CHUNK_BYTES_MAX
-            || options->chunk_bytes % 4096 != 0)
+    if (options->chunk_bytes < STREAM_CHUNK_BYTES_MIN || options->chunk_bytes > STREAM_CHUNK_BYTES_MAX ||
+            options->chunk_bytes % 4096 != 0)
         return err_set(err, OMEN_EINVAL, "chunk_bytes", "must be a multiple of 4096 from %u to %u",
                 STREAM_CHUNK_BYTES_MIN, STREAM_CHUNK_BYTES_MAX);
     struct stream *s = mem_must_calloc(1, sizeof *s);
@@ -187,8 +189,8 @@ enum omen_err stream_open(const struct stream_options *options, struct stream_en
     pthread_mutex_init(&s->mutex, NULL);
     enum omen_err rc = OMEN_OK;
     for (uint32_t n = 1; n <= end.position.chunk && rc == OMEN_OK; n++) rc = chunk_open_existing(s, n, err);
-    if (rc == OMEN_OK && end.position.chunk > 0
-            && end.position.offset > s->chunks[end.position.chunk - 1]->file_bytes)
+    if (rc == OMEN_OK && end.position.chunk > 0 &&
+            end.position.offset > s->chunks[end.position.chunk - 1]->file_bytes)
         rc = stream_corrupt(s, end.position, "chunk ends before the checkpoint", err);
     if (rc == OMEN_OK) rc = remove_strays(s, err);
     if (rc == OMEN_OK && end.position.chunk > 0) s->writing = s->chunks[end.position.chunk - 1];
@@ -222,14 +224,15 @@ static bool position_before(struct stream_position a, struct stream_position b)
     return stream_position_pack(a) < stream_position_pack(b);
 }
 
-enum omen_err stream_next(struct stream *stream, struct stream_end *at, struct stream_unit *unit_out, bool *end_out,
-        struct err *err)
+enum omen_err stream_next(struct stream *stream, struct stream_end *at, struct stream_unit *unit_out,
+        bool *end_out, struct err *err)
 {
     *end_out = false;
     for (;;) {
         struct stream_position end = stream->end.position, p = at->position;
         if (stream_position_pack(p) == stream_position_pack(end)) {
-            if (at->chain != stream->end.chain) return stream_corrupt(stream, p, "chain ends differently", err);
+            if (at->chain != stream->end.chain)
+                return stream_corrupt(stream, p, "chain ends differently", err);
             *end_out = true;
             return OMEN_OK;
         }
@@ -243,22 +246,26 @@ enum omen_err stream_next(struct stream *stream, struct stream_end *at, struct s
         const uint8_t *base = stream->chunks[p.chunk - 1]->map;
         struct unit_header h;
         const char *wrong = unit_header_decode(base + p.offset, &h);
-        if (wrong == NULL && stream_position_pack(h.position) != stream_position_pack(p)) wrong = "unit of another place";
+        if (wrong == NULL && stream_position_pack(h.position) != stream_position_pack(p))
+            wrong = "unit of another place";
         if (wrong == NULL && h.chain != at->chain) wrong = "unit does not follow the one before";
-        if (wrong == NULL && !range_fits((uint64_t)p.offset + STREAM_UNIT_HEADER_BYTES, h.body_bytes, chunk_end))
+        if (wrong == NULL &&
+                !range_fits((uint64_t)p.offset + STREAM_UNIT_HEADER_BYTES, h.body_bytes, chunk_end))
             wrong = "unit is longer than its chunk";
-        if (wrong == NULL && h.body_bytes > 0
-                && memcmp(base + p.offset + STREAM_UNIT_HEADER_BYTES, h.body_head, STREAM_BODY_HEAD_BYTES) != 0)
+        if (wrong == NULL && h.body_bytes > 0 &&
+                memcmp(base + p.offset + STREAM_UNIT_HEADER_BYTES, h.body_head, STREAM_BODY_HEAD_BYTES) != 0)
             wrong = "head of the entry";
         if (wrong != NULL) return stream_corrupt(stream, p, wrong, err);
         struct stream_position after = { p.chunk, p.offset + STREAM_UNIT_HEADER_BYTES + h.body_bytes };
-        if (h.type == STREAM_UNIT_CHUNK_END) after = (struct stream_position){ p.chunk + 1, STREAM_CHUNK_HEADER_BYTES };
-        if (position_before(end, after)) return stream_corrupt(stream, p, "unit reaches past the checkpoint", err);
+        if (h.type == STREAM_UNIT_CHUNK_END)
+            after = (struct stream_position){ p.chunk + 1, STREAM_CHUNK_HEADER_BYTES };
+        if (position_before(end, after))
+            return stream_corrupt(stream, p, "unit reaches past the checkpoint", err);
         at->position = after;
         at->chain = h.crc;
         if (h.type == STREAM_UNIT_CHUNK_END) continue;
-        *unit_out = (struct stream_unit){ h.type, h.sequence, h.part, base + p.offset + STREAM_UNIT_HEADER_BYTES,
-            h.body_bytes, p };
+        *unit_out = (struct stream_unit){ h.type, h.sequence, h.part,
+            base + p.offset + STREAM_UNIT_HEADER_BYTES, h.body_bytes, p };
         return OMEN_OK;
     }
 }
@@ -267,11 +274,13 @@ enum omen_err stream_unit_check(const struct stream *stream, const struct stream
 {
     struct unit_header h;
     const char *wrong = unit_header_decode(unit->body - STREAM_UNIT_HEADER_BYTES, &h);
-    if (wrong == NULL && (h.body_bytes != unit->body_bytes || h.sequence != unit->sequence)) wrong = "unit header changed";
-    if (wrong == NULL && memcmp(h.body_head, unit->body, STREAM_BODY_HEAD_BYTES) != 0) wrong = "head of the entry";
-    if (wrong == NULL
-            && crc32c(0, unit->body + STREAM_BODY_HEAD_BYTES, unit->body_bytes - STREAM_BODY_HEAD_BYTES)
-                    != load_u32(h.body_head + 12))
+    if (wrong == NULL && (h.body_bytes != unit->body_bytes || h.sequence != unit->sequence))
+        wrong = "unit header changed";
+    if (wrong == NULL && memcmp(h.body_head, unit->body, STREAM_BODY_HEAD_BYTES) != 0)
+        wrong = "head of the entry";
+    if (wrong == NULL &&
+            crc32c(0, unit->body + STREAM_BODY_HEAD_BYTES, unit->body_bytes - STREAM_BODY_HEAD_BYTES) !=
+                    load_u32(h.body_head + 12))
         wrong = "entry checksum";
     return wrong == NULL ? OMEN_OK : stream_corrupt(stream, unit->position, wrong, err);
 }
@@ -334,7 +343,8 @@ static enum omen_err chunk_ensure(struct stream *s, uint32_t number, uint64_t un
 {
     uint64_t need = align_up(STREAM_CHUNK_HEADER_BYTES + unit_bytes, 4096);
     if (need < s->chunk_bytes) need = s->chunk_bytes;
-    if (number > STREAM_CHUNKS_MAX || need > UINT32_MAX) return err_set(err, OMEN_EFULL, NULL, "too many chunks in %s", s->dir);
+    if (number > STREAM_CHUNKS_MAX || need > UINT32_MAX)
+        return err_set(err, OMEN_EFULL, NULL, "too many chunks in %s", s->dir);
     if (number <= s->chunk_count) {
         if (s->chunks[number - 1]->file_bytes >= need) return OMEN_OK;
         enum omen_err rc = chunks_retire(s, number, err);
@@ -374,7 +384,10 @@ static enum omen_err chunk_roll(struct stream *s, uint64_t sequence, uint64_t un
     struct stream_chunk *next = rc == OMEN_OK ? s->chunks[at.position.chunk] : NULL;
     pthread_mutex_unlock(&s->mutex);
     if (rc != OMEN_OK) return rc;
-    struct unit_header h = { .type = STREAM_UNIT_CHUNK_END, .sequence = sequence, .chain = at.chain, .position = at.position };
+    struct unit_header h = { .type = STREAM_UNIT_CHUNK_END,
+        .sequence = sequence,
+        .chain = at.chain,
+        .position = at.position };
     if (left >= STREAM_UNIT_HEADER_BYTES) {
         rc = unit_write(s, &h, NULL, err);
         if (rc != OMEN_OK) return rc;
@@ -389,14 +402,15 @@ static enum omen_err chunk_roll(struct stream *s, uint64_t sequence, uint64_t un
     return OMEN_OK;
 }
 
-enum omen_err stream_append(struct stream *stream, enum stream_unit_type type, uint64_t sequence, uint32_t part,
-        const void *body, uint32_t body_bytes, struct stream_unit *unit_out, struct err *err)
+enum omen_err stream_append(struct stream *stream, enum stream_unit_type type, uint64_t sequence,
+        uint32_t part, const void *body, uint32_t body_bytes, struct stream_unit *unit_out, struct err *err)
 {
     CHECK(body_bytes >= 64 && body_bytes % 64 == 0);
     struct stream_end before = stream->end;
     uint64_t unit_bytes = STREAM_UNIT_HEADER_BYTES + (uint64_t)body_bytes;
     enum omen_err rc = chunk_roll(stream, sequence, unit_bytes, err);
-    struct unit_header h = { type, sequence, body_bytes, part, stream->end.chain, { 0 }, stream->end.position, 0 };
+    struct unit_header h = { type, sequence, body_bytes, part, stream->end.chain, { 0 }, stream->end.position,
+        0 };
     memcpy(h.body_head, body, STREAM_BODY_HEAD_BYTES);
     if (rc == OMEN_OK) rc = unit_write(stream, &h, body, err);
     if (rc != OMEN_OK) {
@@ -404,8 +418,8 @@ enum omen_err stream_append(struct stream *stream, enum stream_unit_type type, u
         return rc;
     }
     struct stream_chunk *c = stream->writing;
-    *unit_out = (struct stream_unit){ type, sequence, part, c->map + h.position.offset + STREAM_UNIT_HEADER_BYTES,
-        body_bytes, h.position };
+    *unit_out = (struct stream_unit){ type, sequence, part,
+        c->map + h.position.offset + STREAM_UNIT_HEADER_BYTES, body_bytes, h.position };
     stream->end.position.offset += (uint32_t)unit_bytes;
     stream->end.chain = h.crc;
     uint32_t dirty = stream->end.position.offset - stream->written_back;
@@ -413,7 +427,8 @@ enum omen_err stream_append(struct stream *stream, enum stream_unit_type type, u
         vfs_writeback_hint(c->file, stream->written_back, dirty);
         stream->written_back = stream->end.position.offset;
     }
-    atomic_store_explicit(&stream->published, stream_position_pack(stream->end.position), memory_order_relaxed);
+    atomic_store_explicit(&stream->published, stream_position_pack(stream->end.position),
+            memory_order_relaxed);
     return OMEN_OK;
 }
 
@@ -463,7 +478,8 @@ void stream_prepare(struct stream *stream)
     pthread_mutex_lock(&stream->mutex);
     uint64_t at = atomic_load_explicit(&stream->published, memory_order_relaxed);
     uint32_t current = (uint32_t)(at >> 32), used = (uint32_t)at;
-    bool due = current > 0 && stream->chunk_count == current && used > stream->chunks[current - 1]->file_bytes / 2;
+    bool due = current > 0 && stream->chunk_count == current &&
+            used > stream->chunks[current - 1]->file_bytes / 2;
     if (due && chunk_ensure(stream, current + 1, 0, &err) != OMEN_OK)
         LOG_WARN("stream.prepare", "error=\"%s\"", err.message);
     pthread_mutex_unlock(&stream->mutex);

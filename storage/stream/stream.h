@@ -28,18 +28,26 @@ enum stream_unit_type { STREAM_UNIT_ENTRY = 1, STREAM_UNIT_DERIVED = 2, STREAM_U
 
 /* Where a unit's header begins, or where the next one would: chunk 1.. and byte in its file. {0, 0} = before the first.
  * The logical order is (chunk, offset). */
-struct stream_position { uint32_t chunk, offset; };
+struct stream_position {
+    uint32_t chunk, offset;
+};
 
-static inline uint64_t stream_position_pack(struct stream_position p) { return (uint64_t)p.chunk << 32 | p.offset; }
+static inline uint64_t stream_position_pack(struct stream_position p)
+{
+    return (uint64_t)p.chunk << 32 | p.offset;
+}
 
 /* An end and the crc of the unit header that ends there: what a checkpoint stores. */
-struct stream_end { struct stream_position position; uint32_t chain; };
+struct stream_end {
+    struct stream_position position;
+    uint32_t chain;
+};
 
 struct stream_unit {
     enum stream_unit_type type;
     uint64_t sequence;
-    uint32_t part;                   /* 0 for the entry, 1.. for the derived units of its sequence */
-    const uint8_t *body;             /* in the map: 64-byte aligned, lives until stream_close */
+    uint32_t part;       /* 0 for the entry, 1.. for the derived units of its sequence */
+    const uint8_t *body; /* in the map: 64-byte aligned, lives until stream_close */
     uint32_t body_bytes;
     struct stream_position position; /* of the header */
 };
@@ -61,8 +69,8 @@ void stream_close(struct stream *stream);
 
 /* Walk the units up to the end in order, verifying headers and chain; bodies with stream_unit_check. `*at` starts as
  * {{0,0},0}. `*end_out` true: there is none left, and the chain agreed with the end's. */
-OMEN_CHECKED enum omen_err stream_next(struct stream *stream, struct stream_end *at, struct stream_unit *unit_out,
-        bool *end_out, struct err *err);
+OMEN_CHECKED enum omen_err stream_next(struct stream *stream, struct stream_end *at,
+        struct stream_unit *unit_out, bool *end_out, struct err *err);
 /* Header and body of a unit against their checksums. OMEN_ECORRUPT with file and offset. Any thread. */
 OMEN_CHECKED enum omen_err stream_unit_check(const struct stream *stream, const struct stream_unit *unit,
         struct err *err);
@@ -74,18 +82,24 @@ enum omen_err stream_corrupt(const struct stream *stream, struct stream_position
  * nothing is appended: OMEN_EFULL when no chunk could be allocated, OMEN_EIO. */
 OMEN_CHECKED enum omen_err stream_append(struct stream *stream, enum stream_unit_type type, uint64_t sequence,
         uint32_t part, const void *body, uint32_t body_bytes, struct stream_unit *unit_out, struct err *err);
-struct stream_end stream_end(const struct stream *stream);           /* appender's thread */
-void stream_rewind(struct stream *stream, struct stream_end end);    /* forget units appended after `end` was taken */
+struct stream_end stream_end(const struct stream *stream); /* appender's thread */
+void stream_rewind(struct stream *stream,
+        struct stream_end end); /* forget units appended after `end` was taken */
 
 /* Chunks written since the last call are collected by _begin (appender stopped, i.e. under its lock) and synced by
  * _run (appender going on). A failed sync is final for the store. */
-struct stream_sync { struct stream_chunk **chunks; uint32_t count; };
+struct stream_sync {
+    struct stream_chunk **chunks;
+    uint32_t count;
+};
 OMEN_CHECKED enum omen_err stream_sync_begin(struct stream *stream, struct stream_sync *sync_out);
-OMEN_CHECKED enum omen_err stream_sync_run(struct stream_sync *sync, struct err *err); /* frees what _begin took */
+OMEN_CHECKED enum omen_err stream_sync_run(struct stream_sync *sync,
+        struct err *err); /* frees what _begin took */
 
 /* Allocate the next chunk ahead once the current one is half full. Failure is no error: the appender will meet it. */
 void stream_prepare(struct stream *stream);
 
-void stream_usage(struct stream *stream, uint64_t *bytes_out, uint64_t *chunks_out); /* any thread; allocated */
+void stream_usage(struct stream *stream, uint64_t *bytes_out,
+        uint64_t *chunks_out); /* any thread; allocated */
 
 #endif

@@ -18,8 +18,8 @@ struct bench {
     struct vfs_sim *sim;
     char dir[200];
     struct shard_store_options options;
-    struct shard_store *store;  /* NULL while closed */
-    uint64_t acknowledged;      /* a checkpoint said that this much is durable */
+    struct shard_store *store; /* NULL while closed */
+    uint64_t acknowledged;     /* a checkpoint said that this much is durable */
 };
 
 static void setup(struct bench *b)
@@ -124,7 +124,8 @@ START_TEST(no_failed_operation_loses_a_checkpoint)
             /* Stopped: reads go on, apply and checkpoint answer the same. */
             store_model_check_now(&b.model, b.store);
             uint64_t next = shard_store_applied(b.store) + 1;
-            if (next <= SCRIPT_ENTRIES) ck_assert_int_eq(store_model_apply(&b.model, b.store, next, &err), rc);
+            if (next <= SCRIPT_ENTRIES)
+                ck_assert_int_eq(store_model_apply(&b.model, b.store, next, &err), rc);
             ck_assert_int_eq(shard_store_checkpoint(b.store, NULL, &err), rc);
         }
         crash_and_finish(&b, n);
@@ -192,7 +193,8 @@ static bool refused_or_right(struct bench *b, const char *name, uint64_t offset)
         return false;
     }
     ck_assert_msg(rc == OMEN_ECORRUPT, "%s at %llu: %s", name, (unsigned long long)offset, err.message);
-    ck_assert_msg(strstr(err.message, name) != NULL, "%s at %llu: %s", name, (unsigned long long)offset, err.message);
+    ck_assert_msg(strstr(err.message, name) != NULL, "%s at %llu: %s", name, (unsigned long long)offset,
+            err.message);
     return true;
 }
 
@@ -217,7 +219,7 @@ START_TEST(a_flipped_bit_in_the_stream_is_named_or_harmless)
         char path[300], name[40];
         snprintf(name, sizeof name, "%016x.chunk", chunk);
         snprintf(path, sizeof path, "%s/stream/%s", b.dir, name);
-        for (uint64_t offset = 0; ; offset += offset < 5000 ? 37 : 13) {
+        for (uint64_t offset = 0;; offset += offset < 5000 ? 37 : 13) {
             b.sim = vfs_sim_after_crash(good, 1);
             bool there = vfs_sim_flip_bit(b.sim, path, offset, (unsigned)(offset % 8));
             if (there) refused += refused_or_right(&b, name, offset);
@@ -271,7 +273,8 @@ START_TEST(a_flipped_bit_in_the_metadata_is_named)
         ck_assert_int_eq(vfs_pread(file, &byte, 1, offset, NULL), OMEN_OK);
         byte ^= (uint8_t)(1u << offset % 8);
         ck_assert_int_eq(vfs_pwrite(file, &byte, 1, offset, NULL), OMEN_OK);
-        ck_assert_msg(refused_or_right(&b, "data.mdb", offset), "flipped byte %llu was not noticed", (unsigned long long)offset);
+        ck_assert_msg(refused_or_right(&b, "data.mdb", offset), "flipped byte %llu was not noticed",
+                (unsigned long long)offset);
         byte ^= (uint8_t)(1u << offset % 8);
         ck_assert_int_eq(vfs_pwrite(file, &byte, 1, offset, NULL), OMEN_OK);
     }

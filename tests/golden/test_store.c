@@ -17,7 +17,8 @@
 #define ENTRIES 6
 #define MERGED 4 /* entries below the merge */
 
-static const char *const files[] = { "CHECKPOINT", "stream/0000000000000001.chunk", "meta/data.mdb", "meta/CHECKSUM" };
+static const char *const files[] = { "CHECKPOINT", "stream/0000000000000001.chunk", "meta/data.mdb",
+    "meta/CHECKSUM" };
 
 static struct collection_schema schema(void)
 {
@@ -27,7 +28,8 @@ static struct collection_schema schema(void)
     return s;
 }
 
-static void options_of(struct shard_store_options *o, const struct collection_schema *s, const char *dir, uint64_t delta)
+static void options_of(struct shard_store_options *o, const struct collection_schema *s, const char *dir,
+        uint64_t delta)
 {
     shard_store_options_default(o);
     o->vfs = vfs_posix();
@@ -47,21 +49,30 @@ static struct shard_key tenant(uint32_t n)
 }
 
 /* Entry `n` of the script: two upserts, an operation on what came before. */
-static void entry_make(struct entry_builder *b, uint32_t n, struct arena *arena, uint8_t **bytes, uint32_t *len)
+static void entry_make(struct entry_builder *b, uint32_t n, struct arena *arena, uint8_t **bytes,
+        uint32_t *len)
 {
     float v[4], w[17];
     for (uint32_t i = 0; i < 4; i++) v[i] = (float)(n * 10 + i) / 4;
     for (uint32_t i = 0; i < 17; i++) w[i] = (float)n - (float)i;
     entry_builder_reset(b);
     entry_builder_begin_request(b, (struct op_id){ 77, n, 1000 + n });
-    struct point_op up = { .kind = POINT_UPSERT, .id = { 0, n, POINT_ID_U64 }, .key = tenant(0), .vectors = { v, w },
+    struct point_op up = { .kind = POINT_UPSERT,
+        .id = { 0, n, POINT_ID_U64 },
+        .key = tenant(0),
+        .vectors = { v, w },
         .payload = doc_of(arena, "{'tenant': 'a', 'n': 1, 'tags': ['x', 2.5, null]}") };
     ck_assert_int_eq(entry_builder_add(b, &up), OMEN_OK);
-    up = (struct point_op){ .kind = POINT_UPSERT, .id = { 0x0102030405060708, n, POINT_ID_UUID }, .key = tenant(n % 2),
-        .vectors = { v }, .payload = doc_of(arena, n % 2 == 0 ? "{'tenant': 'a'}" : "{'tenant': 'bb', 'deep': {'er': true}}") };
+    up = (struct point_op){ .kind = POINT_UPSERT,
+        .id = { 0x0102030405060708, n, POINT_ID_UUID },
+        .key = tenant(n % 2),
+        .vectors = { v },
+        .payload = doc_of(arena, n % 2 == 0 ? "{'tenant': 'a'}" : "{'tenant': 'bb', 'deep': {'er': true}}") };
     ck_assert_int_eq(entry_builder_add(b, &up), OMEN_OK);
     entry_builder_begin_request(b, (struct op_id){ 78, n, 1000 + n });
-    struct point_op set = { .kind = POINT_SET_PAYLOAD, .id = { 0, n / 2, POINT_ID_U64 }, .any_key = true,
+    struct point_op set = { .kind = POINT_SET_PAYLOAD,
+        .id = { 0, n / 2, POINT_ID_U64 },
+        .any_key = true,
         .payload = doc_of(arena, "{'n': 2, 'more': 'text'}") };
     struct point_op gone = { .kind = POINT_DELETE, .id = { 0, n - 2, POINT_ID_U64 }, .key = tenant(0) };
     ck_assert_int_eq(entry_builder_add(b, n % 3 == 0 && n > 1 ? &gone : &set), OMEN_OK);
@@ -80,7 +91,8 @@ static struct shard_store *open_at(const char *dir, const struct collection_sche
 }
 
 /* Apply entry `n`; both requests must be answered as duplicates, or not. */
-static void apply_entry(struct shard_store *store, struct entry_builder *b, uint32_t n, uint64_t sequence, bool duplicate)
+static void apply_entry(struct shard_store *store, struct entry_builder *b, uint32_t n, uint64_t sequence,
+        bool duplicate)
 {
     struct apply_outcome outcomes[2];
     struct arena arena;
@@ -109,7 +121,9 @@ static void listing_of(struct shard_store *store, struct buf *out)
     arena_init(&arena, 4096, 0);
     store_view_acquire(store, &view);
     buf_printf(out, "sequence %llu\n", (unsigned long long)view.sequence);
-    ck_assert_int_eq(shard_store_scroll(&view, NULL, 100, NULL, &everything, NULL, &arena, &points, &count, &more, NULL), OMEN_OK);
+    ck_assert_int_eq(shard_store_scroll(&view, NULL, 100, NULL, &everything, NULL, &arena, &points, &count,
+                             &more, NULL),
+            OMEN_OK);
     for (uint32_t i = 0; i < count; i++) {
         char id[POINT_ID_TEXT_BYTES];
         point_id_format(points[i].id, id);
@@ -192,10 +206,11 @@ START_TEST(a_store_of_version_1_is_read_and_written_on)
     buf_init(&listing);
     listing_of(store, &listing);
     ck_assert_int_eq(vfs_read_file(vfs_posix(), LISTING, 1 << 20, &expected, &len, NULL), OMEN_OK);
-    ck_assert_msg(len == listing.len && memcmp(expected, listing.data, len) == 0, "expected\n%.*s\ngot\n%.*s", (int)len,
-            (const char *)expected, (int)listing.len, (const char *)listing.data);
+    ck_assert_msg(len == listing.len && memcmp(expected, listing.data, len) == 0, "expected\n%.*s\ngot\n%.*s",
+            (int)len, (const char *)expected, (int)listing.len, (const char *)listing.data);
     struct entry_builder *b = entry_builder_new(&s);
-    for (uint32_t n = 1; n <= ENTRIES; n++) apply_entry(store, b, n, 100 + ENTRIES + n, true); /* known on both sides of the merge */
+    for (uint32_t n = 1; n <= ENTRIES; n++)
+        apply_entry(store, b, n, 100 + ENTRIES + n, true); /* known on both sides of the merge */
     apply_entry(store, b, ENTRIES + 1, 100 + 2 * ENTRIES + 1, false);
     ck_assert_int_eq(shard_store_checkpoint(store, NULL, NULL), OMEN_OK);
     shard_store_close(store);

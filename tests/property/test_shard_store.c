@@ -16,14 +16,14 @@
 
 struct history {
     struct store_model model;
-    struct vfs_sim *sim;      /* NULL: the real file system, where closing without checkpoint is the crash */
+    struct vfs_sim *sim; /* NULL: the real file system, where closing without checkpoint is the crash */
     char dir[200];
     struct shard_store_options options;
     struct shard_store *store;
     struct store_view views[VIEWS];
     uint64_t crash_seed;
     struct vfs_hook hook;
-    bool in_checkpoint;       /* the hook may act: no lock is held that apply or a view needs */
+    bool in_checkpoint; /* the hook may act: no lock is held that apply or a view needs */
 };
 
 static void apply(struct history *h, uint64_t sequence)
@@ -49,7 +49,8 @@ static void view_some(struct history *h)
 static enum omen_err amid_checkpoint(void *arg, enum vfs_hook_op op, struct err *err)
 {
     struct history *h = arg;
-    if (!h->in_checkpoint || (op != VFS_HOOK_DATASYNC && op != VFS_HOOK_RENAME && op != VFS_HOOK_UNLINK)) return OMEN_OK;
+    if (!h->in_checkpoint || (op != VFS_HOOK_DATASYNC && op != VFS_HOOK_RENAME && op != VFS_HOOK_UNLINK))
+        return OMEN_OK;
     h->in_checkpoint = false;
     for (uint64_t i = store_model_random(&h->model, 3); i > 0; i--) {
         store_model_step(&h->model);
@@ -80,8 +81,9 @@ static void history_start(struct history *h, uint64_t seed, bool simulated)
     if (simulated) {
         char part[200];
         h->sim = vfs_sim_new(seed);
-        for (char *slash = strchr(h->dir + 1, '/'); ; slash = strchr(slash + 1, '/')) {
-            snprintf(part, sizeof part, "%.*s", slash != NULL ? (int)(slash - h->dir) : (int)sizeof part - 1, h->dir);
+        for (char *slash = strchr(h->dir + 1, '/');; slash = strchr(slash + 1, '/')) {
+            snprintf(part, sizeof part, "%.*s", slash != NULL ? (int)(slash - h->dir) : (int)sizeof part - 1,
+                    h->dir);
             ck_assert_int_eq(vfs_mkdir(vfs_sim_vfs(h->sim), part, NULL), OMEN_OK);
             if (slash == NULL) break;
         }
@@ -146,8 +148,12 @@ static void crash(struct history *h)
     store_model_check_now(&h->model, h->store);
     ck_assert_uint_ge(applied, shard_store_log_needed_from(h->store));
     for (uint64_t s = shard_store_log_needed_from(h->store) + 1; s <= h->model.sequence; s++) {
-        if (s > applied) apply(h, s);
-        else ck_assert_int_eq(shard_store_apply(h->store, s, h->model.entries[s].bytes, h->model.entries[s].len, NULL, NULL), OMEN_OK);
+        if (s > applied)
+            apply(h, s);
+        else
+            ck_assert_int_eq(shard_store_apply(h->store, s, h->model.entries[s].bytes,
+                                     h->model.entries[s].len, NULL, NULL),
+                    OMEN_OK);
     }
     store_model_check_now(&h->model, h->store);
 }

@@ -12,10 +12,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#define POINTS 300       /* alive at every sequence after the first */
-#define IDS 400          /* they take turns */
+#define POINTS 300 /* alive at every sequence after the first */
+#define IDS 400    /* they take turns */
 #define DIM 8
-#define ENTRIES 500      /* at least; and until there were MERGES */
+#define ENTRIES 500 /* at least; and until there were MERGES */
 #define ENTRIES_MAX 50000
 #define MERGES 40
 #define READERS 2
@@ -62,7 +62,8 @@ static void *run_writer(void *arg)
     entry_builder_begin_request(b, (struct op_id){ 0 });
     for (uint64_t id = 0; id < POINTS; id++, alive[id - 1] = true) add_upsert(b, id, 1);
     apply(s, b, 1);
-    for (uint64_t seq = 2; seq <= ENTRIES || (atomic_load(&s->merges) < MERGES && seq <= ENTRIES_MAX); seq++) {
+    for (uint64_t seq = 2; seq <= ENTRIES || (atomic_load(&s->merges) < MERGES && seq <= ENTRIES_MAX);
+            seq++) {
         entry_builder_reset(b);
         entry_builder_begin_request(b, (struct op_id){ .client = 1, .seq = seq, .issue_ms = seq });
         for (uint64_t i = 0; i < 12; i++) {
@@ -108,7 +109,9 @@ static uint64_t scroll_all(const struct store_view *view, struct arena *arena, u
     for (bool more = true; more;) {
         struct point_view *points = NULL;
         uint32_t count = 0;
-        ck_assert_int_eq(shard_store_scroll(view, from, 97, NULL, &selection, NULL, arena, &points, &count, &more, NULL), OMEN_OK);
+        ck_assert_int_eq(shard_store_scroll(view, from, 97, NULL, &selection, NULL, arena, &points, &count,
+                                 &more, NULL),
+                OMEN_OK);
         for (uint32_t i = 0; i < count; i++) {
             struct point_key key = point_key_make(points[i].id, points[i].key);
             if (from != NULL) ck_assert_int_lt(point_key_compare(from, &key), 0);
@@ -128,9 +131,11 @@ static uint64_t search_all(const struct store_view *view, struct arena *arena, u
     struct search_params params = { .query = query, .k = IDS, .selection = { .vector_mask = 1 } };
     struct hit *hits;
     uint64_t digest = 0;
-    ck_assert_int_eq(shard_store_search(view, &params, 1, NULL, arena, &hits, count_out, NULL, NULL), OMEN_OK);
+    ck_assert_int_eq(shard_store_search(view, &params, 1, NULL, arena, &hits, count_out, NULL, NULL),
+            OMEN_OK);
     for (uint32_t i = 0; i < *count_out; i++)
-        digest += mix(hits[i].point.id.lo + mix(hits[i].point.version) + (uint64_t)hits[i].point.vectors[0][3]);
+        digest += mix(
+                hits[i].point.id.lo + mix(hits[i].point.version) + (uint64_t)hits[i].point.vectors[0][3]);
     return digest;
 }
 

@@ -62,8 +62,10 @@ static struct bytes shard_key_bytes(uint32_t which)
 static void put_tenant(struct doc_builder *b, uint32_t which)
 {
     doc_key(b, "tenant", 6);
-    if (which == 2) doc_put_i64(b, 7);
-    else doc_put_string(b, which == 0 ? "a" : "bb", which + 1);
+    if (which == 2)
+        doc_put_i64(b, 7);
+    else
+        doc_put_string(b, which == 0 ? "a" : "bb", which + 1);
 }
 
 /* A payload; with tenant `which`, or without one for 3. */
@@ -119,8 +121,11 @@ static struct point_op random_op(struct store_model *m, struct arena *arena)
     uint64_t dice = store_model_random(m, 20);
     uint32_t which = (uint32_t)store_model_random(m, 3);
     struct point_op op = { .id = random_id(m), .key = { shard_key_bytes(which) } };
-    op.kind = dice < 10 ? POINT_UPSERT : dice < 13 ? POINT_DELETE : dice < 16 ? POINT_SET_PAYLOAD
-            : dice < 18 ? POINT_OVERWRITE_PAYLOAD : POINT_DELETE_PAYLOAD;
+    op.kind = dice < 10 ? POINT_UPSERT
+            : dice < 13 ? POINT_DELETE
+            : dice < 16 ? POINT_SET_PAYLOAD
+            : dice < 18 ? POINT_OVERWRITE_PAYLOAD
+                        : POINT_DELETE_PAYLOAD;
     if (op.kind != POINT_UPSERT && store_model_random(m, 4) == 0) {
         op.any_key = true;
         op.key.canonical = (struct bytes){ NULL, 0 };
@@ -132,10 +137,12 @@ static struct point_op random_op(struct store_model *m, struct arena *arena)
         break;
     case POINT_DELETE: break;
     case POINT_SET_PAYLOAD: /* now and then it touches the shard key */
-        op.payload = random_payload(m, store_model_random(m, 15) == 0 ? (uint32_t)store_model_random(m, 3) : 3, arena);
+        op.payload = random_payload(m,
+                store_model_random(m, 15) == 0 ? (uint32_t)store_model_random(m, 3) : 3, arena);
         break;
     case POINT_OVERWRITE_PAYLOAD:
-        op.payload = random_payload(m, store_model_random(m, 15) == 0 ? (uint32_t)store_model_random(m, 4) : which, arena);
+        op.payload = random_payload(m,
+                store_model_random(m, 15) == 0 ? (uint32_t)store_model_random(m, 4) : which, arena);
         break;
     case POINT_DELETE_PAYLOAD: op.payload = random_paths(m, arena); break;
     }
@@ -150,7 +157,8 @@ static struct model_point *find(struct model_state *s, point_id id, struct bytes
 {
     for (uint32_t i = 0; i < s->point_count; i++) {
         struct model_point *p = &s->points[i];
-        if (point_id_equal(p->id, id) && p->shard_key_len == key.len && memcmp(p->shard_key, key.data, key.len) == 0)
+        if (point_id_equal(p->id, id) && p->shard_key_len == key.len &&
+                memcmp(p->shard_key, key.data, key.len) == 0)
             return p;
     }
     return NULL;
@@ -199,14 +207,16 @@ static enum omen_err do_payload(struct model_state *s, const struct point_op *op
         struct doc_iter it = doc_iter(op->payload);
         for (struct doc item; doc_next(&it, NULL, &item); count++) {
             struct bytes text = doc_string(item);
-            ck_assert_int_eq(doc_path_parse((const char *)text.data, text.len, &arena, &paths[count], NULL), OMEN_OK);
+            ck_assert_int_eq(doc_path_parse((const char *)text.data, text.len, &arena, &paths[count], NULL),
+                    OMEN_OK);
         }
         ck_assert_int_eq(doc_remove(before, paths, count, &out, NULL), OMEN_OK);
     }
     struct doc after = { out.data, (uint32_t)out.len };
     struct bytes name = { (const uint8_t *)"tenant", 6 };
     struct doc old = doc_member(before, name), now = doc_member(after, name);
-    bool kept = old.data == NULL || (now.data != NULL && now.len == old.len && memcmp(now.data, old.data, old.len) == 0);
+    bool kept = old.data == NULL ||
+            (now.data != NULL && now.len == old.len && memcmp(now.data, old.data, old.len) == 0);
     if (kept) {
         set_doc(p, out.data, out.len);
         p->version = s->sequence;
@@ -242,7 +252,8 @@ static enum omen_err do_op(struct model_state *s, const struct point_op *op, uin
     return OMEN_OK;
 }
 
-static struct apply_outcome do_request(struct model_state *s, struct op_id id, const struct point_op *ops, uint32_t count)
+static struct apply_outcome do_request(struct model_state *s, struct op_id id, const struct point_op *ops,
+        uint32_t count)
 {
     struct apply_outcome out = { .code = OMEN_OK, .sequence = s->sequence };
     if (id.client != 0) {
@@ -282,9 +293,11 @@ static struct apply_outcome do_request(struct model_state *s, struct op_id id, c
 static struct op_id random_op_id(struct store_model *m, const struct model_state *s)
 {
     uint64_t dice = store_model_random(m, 12);
-    struct op_id id = { 1 + store_model_random(m, 3), ++m->next_op_seq, s->log_time_ms - store_model_random(m, 30) };
+    struct op_id id = { 1 + store_model_random(m, 3), ++m->next_op_seq,
+        s->log_time_ms - store_model_random(m, 30) };
     if (dice == 0) return (struct op_id){ 0, 0, 0 };
-    if (dice < 3 && s->op_count > 0) return s->ops[s->op_count - 1 - store_model_random(m, s->op_count < 30 ? s->op_count : 30)].id;
+    if (dice < 3 && s->op_count > 0)
+        return s->ops[s->op_count - 1 - store_model_random(m, s->op_count < 30 ? s->op_count : 30)].id;
     if (dice == 3) id.issue_ms = s->log_time_ms - MODEL_RETENTION_MS - store_model_random(m, 3);
     if (dice == 4) id.issue_ms = s->log_time_ms + MODEL_RETENTION_MS - 1 + store_model_random(m, 3);
     return id;
@@ -318,7 +331,8 @@ void store_model_step(struct store_model *m)
     arena_fini(&arena);
 }
 
-enum omen_err store_model_apply(struct store_model *m, struct shard_store *store, uint64_t sequence, struct err *err)
+enum omen_err store_model_apply(struct store_model *m, struct shard_store *store, uint64_t sequence,
+        struct err *err)
 {
     struct apply_outcome outcomes[MODEL_REQUESTS_MAX];
     const struct model_entry *e = &m->entries[sequence];
@@ -326,11 +340,11 @@ enum omen_err store_model_apply(struct store_model *m, struct shard_store *store
     if (rc != OMEN_OK) return rc;
     for (uint32_t i = 0; i < e->request_count; i++) {
         const struct apply_outcome *a = &outcomes[i], *b = &e->outcomes[i];
-        ck_assert_msg(a->code == b->code && a->duplicate == b->duplicate && a->affected == b->affected
-                        && (a->code == OMEN_EOPEXPIRED || a->sequence == b->sequence),
-                "entry %llu request %u: code %d affected %u sequence %llu duplicate %d, expected %d %u %llu %d",
-                (unsigned long long)sequence, i, a->code, a->affected, (unsigned long long)a->sequence, a->duplicate,
-                b->code, b->affected, (unsigned long long)b->sequence, b->duplicate);
+        ck_assert_msg(a->code == b->code && a->duplicate == b->duplicate && a->affected == b->affected &&
+                        (a->code == OMEN_EOPEXPIRED || a->sequence == b->sequence),
+                "entry %llu request %u: code %d affected %u sequence %llu duplicate %d, not %d %u %llu %d",
+                (unsigned long long)sequence, i, a->code, a->affected, (unsigned long long)a->sequence,
+                a->duplicate, b->code, b->affected, (unsigned long long)b->sequence, b->duplicate);
     }
     return OMEN_OK;
 }
@@ -357,7 +371,8 @@ static void same_point(const struct model_point *want, const struct point_view *
 
 static int by_key(const void *a, const void *b)
 {
-    struct point_key ka = key_of(*(struct model_point *const *)a), kb = key_of(*(struct model_point *const *)b);
+    struct point_key ka = key_of(*(struct model_point *const *)a),
+                     kb = key_of(*(struct model_point *const *)b);
     return point_key_compare(&ka, &kb);
 }
 
@@ -397,8 +412,8 @@ static const struct filter *n_filter(struct store_model *m, int64_t bound, struc
 }
 
 /* Scroll page by page against the sorted points; each exactly once. */
-static void check_scroll(struct store_model *m, const struct store_view *view, struct model_point **sorted, uint32_t count,
-        const struct filter *filter, struct arena *arena)
+static void check_scroll(struct store_model *m, const struct store_view *view, struct model_point **sorted,
+        uint32_t count, const struct filter *filter, struct arena *arena)
 {
     struct point_key after;
     const struct point_key *from = NULL;
@@ -407,7 +422,8 @@ static void check_scroll(struct store_model *m, const struct store_view *view, s
         struct point_view *points = NULL;
         struct err err;
         uint32_t got = 0, limit = 1 + (uint32_t)store_model_random(m, 20);
-        enum omen_err rc = shard_store_scroll(view, from, limit, filter, &everything, NULL, arena, &points, &got, &more, &err);
+        enum omen_err rc = shard_store_scroll(view, from, limit, filter, &everything, NULL, arena, &points,
+                &got, &more, &err);
         ck_assert_msg(rc == OMEN_OK, "scroll: %s", err.message);
         ck_assert_uint_le(got, limit);
         ck_assert_uint_le(seen + got, count);
@@ -420,10 +436,12 @@ static void check_scroll(struct store_model *m, const struct store_view *view, s
     ck_assert_uint_eq(seen, count);
 }
 
-static void check_get(struct store_model *m, const struct store_view *view, struct model_state *s, struct arena *arena)
+static void check_get(struct store_model *m, const struct store_view *view, struct model_state *s,
+        struct arena *arena)
 {
     for (uint32_t i = 0; i < 6; i++) {
-        struct get_request request = { .id = random_id(m), .key = { shard_key_bytes((uint32_t)store_model_random(m, 3)) } };
+        struct get_request request = { .id = random_id(m),
+            .key = { shard_key_bytes((uint32_t)store_model_random(m, 3)) } };
         request.any_key = store_model_random(m, 2) == 0;
         struct point_view *points = NULL;
         struct err err;
@@ -431,8 +449,8 @@ static void check_get(struct store_model *m, const struct store_view *view, stru
         enum omen_err rc = shard_store_get(view, &request, 1, &everything, arena, &points, &got, &err);
         ck_assert_msg(rc == OMEN_OK, "get: %s", err.message);
         for (uint32_t p = 0; p < s->point_count; p++) {
-            bool match = point_id_equal(s->points[p].id, request.id)
-                    && (request.any_key || &s->points[p] == find(s, request.id, request.key.canonical));
+            bool match = point_id_equal(s->points[p].id, request.id) &&
+                    (request.any_key || &s->points[p] == find(s, request.id, request.key.canonical));
             want += match;
         }
         ck_assert_uint_eq(got, want);
@@ -444,7 +462,11 @@ static void check_get(struct store_model *m, const struct store_view *view, stru
     }
 }
 
-struct scored { float distance; struct point_key key; const struct model_point *point; };
+struct scored {
+    float distance;
+    struct point_key key;
+    const struct model_point *point;
+};
 
 static int by_distance(const void *a, const void *b)
 {

@@ -28,7 +28,10 @@ struct model_point {
     float vectors[2][MODEL_DIM_MAX];
 };
 
-struct model_applied { struct op_id id; struct apply_outcome outcome; };
+struct model_applied {
+    struct op_id id;
+    struct apply_outcome outcome;
+};
 
 /* The state after one sequence. Plain data: copied to remember it. */
 struct model_state {
@@ -52,9 +55,9 @@ struct store_model {
     struct entry_builder *builder;
     struct doc_builder *docs;
     uint64_t next_op_seq;
-    struct model_state *states[MODEL_SEQUENCES_MAX];  /* by sequence; [0] = empty */
-    struct model_entry entries[MODEL_SEQUENCES_MAX];  /* by sequence; [0] unused */
-    uint64_t sequence;                                /* of the newest */
+    struct model_state *states[MODEL_SEQUENCES_MAX]; /* by sequence; [0] = empty */
+    struct model_entry entries[MODEL_SEQUENCES_MAX]; /* by sequence; [0] unused */
+    uint64_t sequence;                               /* of the newest */
 };
 
 void store_model_init(struct store_model *m, uint64_t seed);
@@ -64,7 +67,8 @@ uint64_t store_model_random(struct store_model *m, uint64_t below);
 /* Make the next entry and the state after it. */
 void store_model_step(struct store_model *m);
 /* Apply entry `sequence` to the store and compare the outcomes. Returns apply's code; compares only when it is OK. */
-enum omen_err store_model_apply(struct store_model *m, struct shard_store *store, uint64_t sequence, struct err *err);
+enum omen_err store_model_apply(struct store_model *m, struct shard_store *store, uint64_t sequence,
+        struct err *err);
 /* Count, get, scroll and search of a view against the state at its sequence. */
 void store_model_check(struct store_model *m, const struct store_view *view);
 void store_model_check_now(struct store_model *m, struct shard_store *store);
