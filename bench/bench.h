@@ -7,9 +7,11 @@
 #include <stddef.h>
 #include <stdint.h>
 
-int bench_stream(int argc, char **argv); /* append stream: throughput to the last durable checkpoint, kill, reopen, check */
-int bench_scan(int argc, char **argv);   /* exact scan against streaming read bandwidth */
-int bench_wire(int argc, char **argv);   /* a server over the wire: upserts, group commit, small searches */
+int bench_stream(int argc,
+        char **argv); /* append stream: throughput to the last durable checkpoint, kill, reopen, check */
+int bench_scan(int argc, char **argv);  /* exact scan against streaming read bandwidth */
+int bench_index(int argc, char **argv); /* vector indexes: build rate, recall, speed, beside hnswlib */
+int bench_wire(int argc, char **argv);  /* a server over the wire: upserts, group commit, small searches */
 
 uint64_t bench_now_ns(void);
 /* CPU time of this process so far. */
@@ -17,13 +19,14 @@ uint64_t bench_cpu_ns(void);
 
 /* "--name value"; NULL when absent. `i` steps over what was taken. Exits with 2 and usage on an unknown option. */
 struct bench_option {
-    const char *name;   /* "--dim" */
+    const char *name; /* "--dim" */
     const char *help;
-    uint64_t *number;   /* one of the three */
+    uint64_t *number; /* one of the three */
     const char **text;
     bool *flag;
 };
-void bench_parse(int argc, char **argv, const char *usage, const struct bench_option *options, size_t option_count);
+void bench_parse(int argc, char **argv, const char *usage, const struct bench_option *options,
+        size_t option_count);
 
 /* One JSON object, printed and flushed by json_line_end. Numbers are printed so that they parse. */
 void json_line_begin(const char *bench);

@@ -5,15 +5,24 @@
 
 #include "bench/bench.h"
 
-static const struct { const char *name; int (*run)(int argc, char **argv); const char *help; } benches[] = {
-    { "stream", bench_stream, "append stream: vectors/s to the last durable checkpoint, then kill -9, reopen, check" },
+static const struct {
+    const char *name;
+    int (*run)(int argc, char **argv);
+    const char *help;
+} benches[] = {
+    { "stream", bench_stream,
+            "append stream: vectors/s to the last durable checkpoint, then kill -9, reopen, check" },
     { "scan", bench_scan, "exact scan of data larger than the caches, against streaming read bandwidth" },
+    { "index", bench_index,
+            "a vector index over a data set: build rate, memory, recall, speed, beside hnswlib" },
     { "wire", bench_wire, "a running server: durable upserts, group commit of many clients, small searches" },
 };
 
 static int usage(FILE *out)
 {
-    fprintf(out, "usage: omen-bench BENCH [options]\n\nPrints one JSON object per line. BENCH --help lists its options.\n\n");
+    fprintf(out,
+            "usage: omen-bench BENCH [options]\n\n"
+            "Prints one JSON object per line. BENCH --help lists its options.\n\n");
     for (size_t i = 0; i < sizeof benches / sizeof benches[0]; i++)
         fprintf(out, "  %-8s %s\n", benches[i].name, benches[i].help);
     return out == stdout ? 0 : 2;

@@ -1,5 +1,5 @@
-/* omen-bench scan: the exact search over a shard store larger than the caches, one thread, against the rate at which the same
- * thread can stream through anonymous memory of the same size, in turns in the same run. Prints medians. */
+/* omen-bench scan: the exact search over a shard store larger than the caches, one thread, against the rate at which
+ * the same thread can stream through anonymous memory of the same size, in turns in the same run. Prints medians. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,7 +24,8 @@ static struct shard_store *load(const char *dir, const struct collection_schema 
     options.shard_id = options.replica_id = 1;
     options.schema = schema;
     struct shard_store *store;
-    if (vfs_remove_tree(vfs_posix(), dir, &err) != OMEN_OK || shard_store_open(&options, &store, &err) != OMEN_OK)
+    if (vfs_remove_tree(vfs_posix(), dir, &err) != OMEN_OK ||
+            shard_store_open(&options, &store, &err) != OMEN_OK)
         panic("%s", err.message);
     struct entry_builder *builder = entry_builder_new(schema);
     float row[OMEN_DIM_MAX];
@@ -88,14 +89,15 @@ int bench_scan(int argc, char **argv)
     const char *dir = "/tmp/omen-bench-scan";
     const struct bench_option options[] = {
         { "--dim", "components per vector (128)", &dim, NULL, NULL },
-        { "--count", "vectors (2500000: 1.28 GB at 128-d, past this machine class's caches)", &count, NULL, NULL },
+        { "--count", "vectors (2500000: 1.28 GB at 128-d, past this machine class's caches)", &count, NULL,
+                NULL },
         { "--rounds", "interleaved rounds (9)", &rounds, NULL, NULL },
         { "--dir", "scratch directory (/tmp/omen-bench-scan)", NULL, &dir, NULL },
     };
     bench_parse(argc, argv, "scan [options]", options, sizeof options / sizeof options[0]);
     if (dim == 0 || dim > OMEN_DIM_MAX || count < BATCH_POINTS || rounds == 0 || rounds > ROUNDS_MAX) {
-        fprintf(stderr, "omen-bench scan: --dim 1..%d, --count >= %d, --rounds 1..%d\n", OMEN_DIM_MAX, BATCH_POINTS,
-                ROUNDS_MAX);
+        fprintf(stderr, "omen-bench scan: --dim 1..%d, --count >= %d, --rounds 1..%d\n", OMEN_DIM_MAX,
+                BATCH_POINTS, ROUNDS_MAX);
         return 2;
     }
     struct collection_schema schema = { .field_count = 1 };
@@ -105,7 +107,8 @@ int bench_scan(int argc, char **argv)
     uint64_t bytes = count * dim * 4;
     uint8_t *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED) panic("no memory for the floor");
-    madvise(memory, bytes, MADV_HUGEPAGE); /* the floor at its best: fewer page walks than the store's file mapping has */
+    madvise(memory, bytes,
+            MADV_HUGEPAGE); /* the floor at its best: fewer page walks than the store's file mapping has */
     memset(memory, 1, bytes);
 
     double scan[ROUNDS_MAX], floor_rate[ROUNDS_MAX];

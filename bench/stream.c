@@ -5,8 +5,9 @@
  *          64 MiB beside it, as in a node: the append stream alone. Timed until the last checkpoint is durable.
  *   node   the same entries through a replica: the node log (fsynced) first, then the stream. Timed until everything is
  *          acknowledged and checkpointed.
- * The writer is a process of its own; after the timing it is killed with -9. The parent opens the store again, scrolls over every
- * point and compares vector and payload with what was generated. A row that is missing, doubled or different fails the run.
+ * The writer is a process of its own; after the timing it is killed with -9. The parent opens the store again, scrolls
+ * over every point and compares vector and payload with what was generated. A row that is missing, doubled or different
+ * fails the run.
  * The disk's sequential rate is measured right before, in the same directory, over the same number of bytes. */
 #include <errno.h>
 #include <pthread.h>
@@ -36,7 +37,10 @@ struct run {
     struct collection_schema schema;
 };
 
-struct built { uint8_t *bytes; uint32_t len; };
+struct built {
+    uint8_t *bytes;
+    uint32_t len;
+};
 
 /* Bounded hand-over from the thread that builds entries to the one that applies them. */
 struct queue {
@@ -47,7 +51,10 @@ struct queue {
     bool ended;
 };
 
-struct builder { const struct run *run; struct queue *queue; };
+struct builder {
+    const struct run *run;
+    struct queue *queue;
+};
 
 static void make_payload(const struct run *run, uint64_t row, struct doc_builder *b, struct doc *doc_out)
 {
@@ -165,7 +172,8 @@ static void *run_checkpoints(void *arg)
 
 static void write_store(const struct run *run, struct queue *queue)
 {
-    struct checkpointer c = { .store = open_store(run), .mutex = PTHREAD_MUTEX_INITIALIZER,
+    struct checkpointer c = { .store = open_store(run),
+        .mutex = PTHREAD_MUTEX_INITIALIZER,
         .changed = PTHREAD_COND_INITIALIZER };
     pthread_t thread;
     CHECK(pthread_create(&thread, NULL, run_checkpoints, &c) == 0);
@@ -195,8 +203,8 @@ static void write_store(const struct run *run, struct queue *queue)
 
 /* ---- the writer through log and replica ---- */
 
-static enum omen_err fsm_apply(void *self, uint64_t sequence, const void *entry, uint32_t len, void *proposal_arg,
-        struct err *err)
+static enum omen_err fsm_apply(void *self, uint64_t sequence, const void *entry, uint32_t len,
+        void *proposal_arg, struct err *err)
 {
     (void)proposal_arg;
     return shard_store_apply(self, sequence, entry, len, NULL, err);
@@ -211,7 +219,11 @@ static enum omen_err fsm_checkpoint(void *self, struct err *err)
     return shard_store_checkpoint(self, &durable, err);
 }
 
-struct window { pthread_mutex_t mutex; pthread_cond_t changed; uint32_t inflight; };
+struct window {
+    pthread_mutex_t mutex;
+    pthread_cond_t changed;
+    uint32_t inflight;
+};
 
 static void proposal_done(void *arg, enum omen_err result, uint64_t sequence, const struct err *err)
 {
@@ -267,8 +279,10 @@ _Noreturn static void run_writer(const struct run *run, int report_fd)
     pthread_t thread;
     uint64_t start = bench_now_ns();
     CHECK(pthread_create(&thread, NULL, build_entries, &builder) == 0);
-    if (strcmp(run->path, "node") == 0) write_node(run, &queue);
-    else write_store(run, &queue);
+    if (strcmp(run->path, "node") == 0)
+        write_node(run, &queue);
+    else
+        write_store(run, &queue);
     uint64_t report[2] = { bench_now_ns() - start, bench_cpu_ns() };
     CHECK(write(report_fd, report, sizeof report) == (ssize_t)sizeof report);
     for (;;) pause();
@@ -291,8 +305,8 @@ static uint64_t check_rows(const struct run *run, struct shard_store *store)
         struct point_view *points;
         uint32_t count;
         struct err err;
-        if (shard_store_scroll(&view, seen > 0 ? &after : NULL, 4096, NULL, &selection, NULL, &arena, &points, &count,
-                    &more, &err) != OMEN_OK)
+        if (shard_store_scroll(&view, seen > 0 ? &after : NULL, 4096, NULL, &selection, NULL, &arena, &points,
+                    &count, &more, &err) != OMEN_OK)
             panic("scroll: %s", err.message);
         for (uint32_t i = 0; i < count; i++) {
             struct doc payload;
@@ -300,7 +314,8 @@ static uint64_t check_rows(const struct run *run, struct shard_store *store)
             make_payload(run, seen, docs, &payload);
             bool same = points[i].id.lo == seen && points[i].vectors[0] != NULL &&
                     memcmp(points[i].vectors[0], row, run->dim * sizeof *row) == 0 &&
-                    points[i].payload.len == payload.len && memcmp(points[i].payload.data, payload.data, payload.len) == 0;
+                    points[i].payload.len == payload.len &&
+                    memcmp(points[i].payload.data, payload.data, payload.len) == 0;
             wrong += !same;
             seen++;
         }
@@ -325,7 +340,8 @@ static int run_path(struct run *run, const char *path)
     struct err err;
     char sub[4096];
     snprintf(sub, sizeof sub, "%s/store", run->dir);
-    if (vfs_mkdir(vfs_posix(), run->dir, &err) != OMEN_OK || vfs_remove_tree(vfs_posix(), sub, &err) != OMEN_OK)
+    if (vfs_mkdir(vfs_posix(), run->dir, &err) != OMEN_OK ||
+            vfs_remove_tree(vfs_posix(), sub, &err) != OMEN_OK)
         panic("%s", err.message);
     snprintf(sub, sizeof sub, "%s/log", run->dir);
     if (vfs_remove_tree(vfs_posix(), sub, &err) != OMEN_OK) panic("%s", err.message);

@@ -36,7 +36,8 @@ static void print_usage(FILE *out, const char *usage, const struct bench_option 
     for (size_t i = 0; i < option_count; i++) fprintf(out, "  %-16s %s\n", options[i].name, options[i].help);
 }
 
-void bench_parse(int argc, char **argv, const char *usage, const struct bench_option *options, size_t option_count)
+void bench_parse(int argc, char **argv, const char *usage, const struct bench_option *options,
+        size_t option_count)
 {
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "--help") == 0) {
@@ -48,12 +49,15 @@ void bench_parse(int argc, char **argv, const char *usage, const struct bench_op
             if (strcmp(argv[i], options[j].name) == 0) option = &options[j];
         bool wants_value = option != NULL && option->flag == NULL;
         if (option == NULL || (wants_value && i + 1 >= argc)) {
-            fprintf(stderr, "omen-bench: %s '%s'\n", option == NULL ? "unknown option" : "no value for", argv[i]);
+            fprintf(stderr, "omen-bench: %s '%s'\n", option == NULL ? "unknown option" : "no value for",
+                    argv[i]);
             print_usage(stderr, usage, options, option_count);
             exit(2);
         }
-        if (option->flag != NULL) *option->flag = true;
-        else if (option->text != NULL) *option->text = argv[++i];
+        if (option->flag != NULL)
+            *option->flag = true;
+        else if (option->text != NULL)
+            *option->text = argv[++i];
         else if (config_parse_bytes(argv[++i], option->number) != OMEN_OK) {
             fprintf(stderr, "omen-bench: %s wants a number, got '%s'\n", option->name, argv[i]);
             exit(2);
@@ -151,7 +155,8 @@ typedef uint64_t lanes __attribute__((vector_size(64), aligned(8), may_alias));
 #if defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 __attribute__((target_clones("default", "avx2", "avx512f")))
 #endif
-double bench_memory_read_rate(const void *data, uint64_t bytes, uint32_t passes)
+double
+bench_memory_read_rate(const void *data, uint64_t bytes, uint32_t passes)
 {
     double best = 0;
     volatile uint64_t sink = 0;

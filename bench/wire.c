@@ -27,7 +27,10 @@
 #define BATCH_POINTS 500
 #define CLIENTS_MAX 256
 
-struct server { pid_t pid; char listen[128]; };
+struct server {
+    pid_t pid;
+    char listen[128];
+};
 
 static void must(omen_code code, const char *what)
 {
@@ -43,7 +46,8 @@ static bool read_ready_file(const char *path, struct server *server)
     struct doc_builder *builder = doc_builder_new(65536);
     struct doc ready;
     bool ok = json_parse((const char *)text, len, builder, &ready, NULL) == OMEN_OK;
-    struct doc listen = ok ? doc_member(ready, (struct bytes){ (const uint8_t *)"listen", 6 }) : (struct doc){ 0 };
+    struct doc listen = ok ? doc_member(ready, (struct bytes){ (const uint8_t *)"listen", 6 })
+                           : (struct doc){ 0 };
     if (listen.data != NULL && doc_type(listen) == DOC_STRING) {
         struct bytes url = doc_string(listen);
         snprintf(server->listen, sizeof server->listen, "%.*s", (int)url.len, (const char *)url.data);
@@ -63,8 +67,8 @@ static void start_server(const char *binary, const char *dir, struct server *ser
     char ready[PATH_MAX], data[PATH_MAX];
     snprintf(ready, sizeof ready, "%s/ready.json", dir);
     snprintf(data, sizeof data, "%s/data", dir);
-    const char *argv[] = { binary, "--standalone", "--data", data, "--listen", "tcp://127.0.0.1:0",
-        "--http", "http://127.0.0.1:0", "--ready-file", ready, "--set", "log.level=warn", NULL };
+    const char *argv[] = { binary, "--standalone", "--data", data, "--listen", "tcp://127.0.0.1:0", "--http",
+        "http://127.0.0.1:0", "--ready-file", ready, "--set", "log.level=warn", NULL };
     int rc = posix_spawn(&server->pid, binary, NULL, NULL, (char *const *)(uintptr_t)argv, environ);
     if (rc != 0) panic("cannot start %s: %s", binary, strerror(rc));
     for (int i = 0; i < 1000; i++) {
@@ -94,7 +98,8 @@ static uint64_t process_cpu_us(pid_t pid)
     char *after = strrchr(text, ')');
     unsigned long user = 0, system_time = 0;
     if (after == NULL ||
-            sscanf(after + 2, "%*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %lu %lu", &user, &system_time) != 2)
+            sscanf(after + 2, "%*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %lu %lu", &user, &system_time) !=
+                    2)
         panic("cannot parse %s", path);
     return (user + system_time) * 1000000u / (uint64_t)sysconf(_SC_CLK_TCK);
 }
@@ -108,13 +113,15 @@ static char *make_payload(uint64_t row, uint64_t bytes)
     return text;
 }
 
-static void run_upserts(struct server *server, uint64_t dim, uint64_t count, uint64_t payload_bytes, uint64_t depth)
+static void run_upserts(struct server *server, uint64_t dim, uint64_t count, uint64_t payload_bytes,
+        uint64_t depth)
 {
     omen_client *client;
     must(omen_open(server->listen, NULL, &client), "open");
     char name[32];
     snprintf(name, sizeof name, "upsert%llu", (unsigned long long)depth);
-    must(omen_collection_create(client, name, &(omen_collection_options){ .dim = (uint32_t)dim, .metric = "l2" }),
+    must(omen_collection_create(client, name,
+                 &(omen_collection_options){ .dim = (uint32_t)dim, .metric = "l2" }),
             "create");
     /* Payload text is made before the clock starts: the bench measures the database, not snprintf. */
     char **payloads = mem_must_alloc(count * sizeof *payloads);
@@ -130,7 +137,8 @@ static void run_upserts(struct server *server, uint64_t dim, uint64_t count, uin
             ids[i] = (omen_id){ .number = first + i };
             bench_row(first + i, (uint32_t)dim, vectors + i * dim);
         }
-        must(omen_pipeline_upsert(pipeline, ids, vectors, (uint32_t)dim, (const char *const *)payloads + first, n),
+        must(omen_pipeline_upsert(pipeline, ids, vectors, (uint32_t)dim,
+                     (const char *const *)payloads + first, n),
                 "upsert");
     }
     uint64_t acknowledged;
@@ -193,7 +201,8 @@ static void run_group(struct server *server, const char *dir, uint64_t dim, uint
 {
     omen_client *client;
     must(omen_open(server->listen, NULL, &client), "open");
-    must(omen_collection_create(client, "group", &(omen_collection_options){ .dim = (uint32_t)dim, .metric = "l2" }),
+    must(omen_collection_create(client, "group",
+                 &(omen_collection_options){ .dim = (uint32_t)dim, .metric = "l2" }),
             "create");
     uint64_t sync_before = bench_disk_sync_ns(dir, 300);
     pthread_barrier_t barrier;
@@ -230,7 +239,8 @@ static void run_searches(struct server *server, uint64_t dim, uint64_t points, u
 {
     omen_client *client;
     must(omen_open(server->listen, NULL, &client), "open");
-    must(omen_collection_create(client, "small", &(omen_collection_options){ .dim = (uint32_t)dim, .metric = "l2" }),
+    must(omen_collection_create(client, "small",
+                 &(omen_collection_options){ .dim = (uint32_t)dim, .metric = "l2" }),
             "create");
     float *row = mem_must_alloc(dim * sizeof *row);
     for (uint64_t i = 0; i < points; i++) {
@@ -239,7 +249,8 @@ static void run_searches(struct server *server, uint64_t dim, uint64_t points, u
         bench_row(i, (uint32_t)dim, row);
         must(omen_upsert(client, "small", &id, row, (uint32_t)dim, &payload, 1, NULL), "upsert");
     }
-    uint64_t *added = mem_must_alloc(searches * sizeof *added), *total = mem_must_alloc(searches * sizeof *total);
+    uint64_t *added = mem_must_alloc(searches * sizeof *added),
+             *total = mem_must_alloc(searches * sizeof *total);
     uint64_t engine_sum = 0, server_cpu = 0, client_cpu = 0;
     for (uint64_t i = 0; i < searches + 200; i++) {
         if (i == 200) { /* warm now */
@@ -250,7 +261,8 @@ static void run_searches(struct server *server, uint64_t dim, uint64_t points, u
         omen_results *results;
         bench_row(1000000 + i, (uint32_t)dim, row);
         uint64_t start = bench_now_ns();
-        must(omen_search(client, "small", row, (uint32_t)dim, &(omen_search_options){ .k = 10 }, &results), "search");
+        must(omen_search(client, "small", row, (uint32_t)dim, &(omen_search_options){ .k = 10 }, &results),
+                "search");
         uint64_t ns = bench_now_ns() - start;
         engine_sum += results->engine_ns;
         if (i >= 200) {
@@ -294,7 +306,8 @@ static void default_server(char *path_out, size_t path_bytes)
 
 int bench_wire(int argc, char **argv)
 {
-    uint64_t dim = 128, count = 500000, payload_bytes = 200, depth = 4, clients = 64, each = 1000, searches = 20000;
+    uint64_t dim = 128, count = 500000, payload_bytes = 200, depth = 4, clients = 64, each = 1000,
+             searches = 20000;
     const char *dir = "/tmp/omen-bench-wire", *binary = NULL;
     const struct bench_option options[] = {
         { "--dim", "components per vector (128)", &dim, NULL, NULL },

@@ -38,10 +38,12 @@ static enum omen_err map_payload(struct dataset *ds, struct doc meta, struct err
     struct stat st;
     if (fd < 0) return err_os(err, errno, "cannot open", path);
     enum omen_err rc = OMEN_OK;
-    if (fstat(fd, &st) != 0) rc = err_os(err, errno, "cannot stat", path);
+    if (fstat(fd, &st) != 0)
+        rc = err_os(err, errno, "cannot stat", path);
     else if (st.st_size > 0) {
         void *map = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_SHARED, fd, 0);
-        if (map == MAP_FAILED) rc = err_os(err, errno, "cannot map", path);
+        if (map == MAP_FAILED)
+            rc = err_os(err, errno, "cannot map", path);
         else {
             ds->payload = map;
             ds->payload_bytes = (uint64_t)st.st_size;
@@ -53,7 +55,8 @@ static enum omen_err map_payload(struct dataset *ds, struct doc meta, struct err
 
 static enum omen_err read_meta(struct dataset *ds, struct doc meta, struct err *err)
 {
-    if (doc_type(meta) != DOC_OBJECT) return err_set(err, OMEN_EINVAL, NULL, "%s/meta.json: wants an object", ds->dir);
+    if (doc_type(meta) != DOC_OBJECT)
+        return err_set(err, OMEN_EINVAL, NULL, "%s/meta.json: wants an object", ds->dir);
     struct doc name = doc_member(meta, (struct bytes){ (const uint8_t *)"name", 4 });
     if (name.data != NULL && doc_type(name) == DOC_STRING) {
         struct bytes text = doc_string(name);
@@ -68,8 +71,8 @@ static enum omen_err read_meta(struct dataset *ds, struct doc meta, struct err *
     if (rc == OMEN_OK) rc = open_member(ds, meta, "truth", false, &ds->truth, err);
     if (rc == OMEN_OK) rc = map_payload(ds, meta, err);
     if (rc == OMEN_OK && ds->query.count > 0 && ds->query.dim != ds->base.dim)
-        rc = err_set(err, OMEN_EINVAL, "query", "%s: queries have %u dimensions, rows %u", ds->dir, ds->query.dim,
-                ds->base.dim);
+        rc = err_set(err, OMEN_EINVAL, "query", "%s: queries have %u dimensions, rows %u", ds->dir,
+                ds->query.dim, ds->base.dim);
     return rc;
 }
 

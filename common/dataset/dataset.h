@@ -16,9 +16,9 @@ enum matrix_type { MATRIX_F32, MATRIX_F16, MATRIX_U8, MATRIX_U32, MATRIX_I64 };
 
 /* A mapped matrix file; also readable alone (query files). */
 struct matrix {
-    const uint8_t *map;      /* whole file, owned */
+    const uint8_t *map; /* whole file, owned */
     uint64_t map_bytes;
-    const uint8_t *rows;     /* first component of row 0 */
+    const uint8_t *rows; /* first component of row 0 */
     uint64_t row_stride_bytes;
     uint64_t count;
     uint32_t dim;
@@ -31,14 +31,15 @@ void matrix_close(struct matrix *matrix);
 /* Row as f32; `row` < count. out [dim]. */
 void matrix_row_f32(const struct matrix *matrix, uint64_t row, float *out);
 /* Row of integers (truth); out [dim]. Values above u32 are OMEN_EINVAL. */
-OMEN_CHECKED enum omen_err matrix_row_u32(const struct matrix *matrix, uint64_t row, uint32_t *out, struct err *err);
+OMEN_CHECKED enum omen_err matrix_row_u32(const struct matrix *matrix, uint64_t row, uint32_t *out,
+        struct err *err);
 
 struct dataset {
     char name[OMEN_NAME_BYTES_MAX + 1];
-    char *dir;                /* owned */
+    char *dir; /* owned */
     enum metric metric;
-    struct matrix base, query, truth; /* query, truth: count 0 when the folder has none */
-    const uint8_t *payload;   /* mapped JSON lines; NULL without payload */
+    struct matrix base, query, truth;     /* query, truth: count 0 when the folder has none */
+    const uint8_t *payload;               /* mapped JSON lines; NULL without payload */
     uint64_t payload_bytes, payload_next; /* offset of the next line */
 };
 

@@ -37,7 +37,8 @@ static enum omen_err map_file(const char *path, const uint8_t **map_out, uint64_
         rc = err_set(err, OMEN_EINVAL, NULL, "%s: not a file, or empty", path);
     } else {
         void *map = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_SHARED, fd, 0);
-        if (map == MAP_FAILED) rc = err_os(err, errno, "cannot map", path);
+        if (map == MAP_FAILED)
+            rc = err_os(err, errno, "cannot map", path);
         else {
             *map_out = map;
             *bytes_out = (uint64_t)st.st_size;
@@ -80,7 +81,8 @@ static enum omen_err read_vecs(struct matrix *m, enum matrix_type type, const ch
     m->rows = m->map + 4;
     for (uint64_t i = 0; i < m->count; i++)
         if (load_u32(m->map + i * m->row_stride_bytes) != m->dim)
-            return err_set(err, OMEN_EINVAL, NULL, "%s: row %llu has another dimension", path, (unsigned long long)i);
+            return err_set(err, OMEN_EINVAL, NULL, "%s: row %llu has another dimension", path,
+                    (unsigned long long)i);
     return OMEN_OK;
 }
 
@@ -96,9 +98,16 @@ static enum omen_err read_npy(struct matrix *m, const char *path, struct err *er
     char header[4097];
     memcpy(header, m->map + start, header_bytes);
     header[header_bytes] = '\0';
-    static const struct { const char *descr; enum matrix_type type; } kinds[] = {
-        { "'<f4'", MATRIX_F32 }, { "'<f2'", MATRIX_F16 }, { "'|u1'", MATRIX_U8 }, { "'<u4'", MATRIX_U32 },
-        { "'<i4'", MATRIX_U32 }, { "'<i8'", MATRIX_I64 },
+    static const struct {
+        const char *descr;
+        enum matrix_type type;
+    } kinds[] = {
+        { "'<f4'", MATRIX_F32 },
+        { "'<f2'", MATRIX_F16 },
+        { "'|u1'", MATRIX_U8 },
+        { "'<u4'", MATRIX_U32 },
+        { "'<i4'", MATRIX_U32 },
+        { "'<i8'", MATRIX_I64 },
     };
     bool known = false;
     for (size_t i = 0; i < sizeof kinds / sizeof kinds[0]; i++) {
@@ -110,7 +119,8 @@ static enum omen_err read_npy(struct matrix *m, const char *path, struct err *er
         return err_set(err, OMEN_EINVAL, NULL, "%s: want C order and one of <f4 <f2 |u1 <u4 <i4 <i8", path);
     const char *shape = strstr(header, "'shape': (");
     unsigned long long rows = 0, dim = 0;
-    if (shape == NULL || sscanf(shape, "'shape': (%llu, %llu)", &rows, &dim) != 2 || dim == 0 || dim > (1u << 20))
+    if (shape == NULL || sscanf(shape, "'shape': (%llu, %llu)", &rows, &dim) != 2 || dim == 0 ||
+            dim > (1u << 20))
         return err_set(err, OMEN_EINVAL, NULL, "%s: want a shape of two dimensions", path);
     m->count = rows;
     m->dim = (uint32_t)dim;
@@ -118,15 +128,24 @@ static enum omen_err read_npy(struct matrix *m, const char *path, struct err *er
     m->rows = m->map + start + header_bytes;
     uint64_t body = m->map_bytes - start - header_bytes;
     if (rows > body / m->row_stride_bytes || body != rows * m->row_stride_bytes)
-        return err_set(err, OMEN_EINVAL, NULL, "%s: announces %llu x %llu, the file is of another size", path, rows, dim);
+        return err_set(err, OMEN_EINVAL, NULL, "%s: announces %llu x %llu, the file is of another size", path,
+                rows, dim);
     return OMEN_OK;
 }
 
 enum omen_err matrix_open(const char *path, struct matrix *matrix_out, struct err *err)
 {
-    static const struct { const char *ending; enum matrix_type type; bool vecs; } formats[] = {
-        { ".fbin", MATRIX_F32, false }, { ".f16bin", MATRIX_F16, false }, { ".u8bin", MATRIX_U8, false },
-        { ".ibin", MATRIX_U32, false }, { ".fvecs", MATRIX_F32, true }, { ".bvecs", MATRIX_U8, true },
+    static const struct {
+        const char *ending;
+        enum matrix_type type;
+        bool vecs;
+    } formats[] = {
+        { ".fbin", MATRIX_F32, false },
+        { ".f16bin", MATRIX_F16, false },
+        { ".u8bin", MATRIX_U8, false },
+        { ".ibin", MATRIX_U32, false },
+        { ".fvecs", MATRIX_F32, true },
+        { ".bvecs", MATRIX_U8, true },
         { ".ivecs", MATRIX_U32, true },
     };
     struct matrix m = { 0 };
@@ -134,11 +153,12 @@ enum omen_err matrix_open(const char *path, struct matrix *matrix_out, struct er
     if (dot == NULL) dot = "";
     enum omen_err rc = map_file(path, &m.map, &m.map_bytes, err);
     if (rc != OMEN_OK) return rc;
-    rc = err_set(err, OMEN_EINVAL, NULL, "%s: unknown format, want .fbin .f16bin .u8bin .ibin .fvecs .bvecs .ivecs .npy",
-            path);
+    rc = err_set(err, OMEN_EINVAL, NULL,
+            "%s: unknown format, want .fbin .f16bin .u8bin .ibin .fvecs .bvecs .ivecs .npy", path);
     for (size_t i = 0; i < sizeof formats / sizeof formats[0]; i++) {
         if (strcmp(dot, formats[i].ending) != 0) continue;
-        rc = formats[i].vecs ? read_vecs(&m, formats[i].type, path, err) : read_bin(&m, formats[i].type, path, err);
+        rc = formats[i].vecs ? read_vecs(&m, formats[i].type, path, err)
+                             : read_bin(&m, formats[i].type, path, err);
     }
     if (strcmp(dot, ".npy") == 0) rc = read_npy(&m, path, err);
     if (rc != OMEN_OK) {
@@ -161,9 +181,12 @@ static float half_to_float(uint16_t half)
 {
     uint32_t sign = (uint32_t)(half & 0x8000) << 16, exponent = (half >> 10) & 31, mantissa = half & 1023;
     uint32_t bits;
-    if (exponent == 31) bits = sign | 0x7f800000 | mantissa << 13;
-    else if (exponent != 0) bits = sign | (exponent + 112) << 23 | mantissa << 13;
-    else if (mantissa == 0) bits = sign;
+    if (exponent == 31)
+        bits = sign | 0x7f800000 | mantissa << 13;
+    else if (exponent != 0)
+        bits = sign | (exponent + 112) << 23 | mantissa << 13;
+    else if (mantissa == 0)
+        bits = sign;
     else {
         uint32_t shift = (uint32_t)__builtin_clz(mantissa) - 21;
         bits = sign | (113 - shift) << 23 | ((mantissa << shift) & 1023) << 13;
@@ -195,9 +218,11 @@ enum omen_err matrix_row_u32(const struct matrix *matrix, uint64_t row, uint32_t
     if (matrix->type != MATRIX_U32 && matrix->type != MATRIX_I64)
         return err_set(err, OMEN_EINVAL, NULL, "row numbers must be integers");
     for (uint32_t i = 0; i < matrix->dim; i++) {
-        uint64_t value = matrix->type == MATRIX_U32 ? load_u32(src + 4 * (size_t)i) : load_u64(src + 8 * (size_t)i);
-        if (value > UINT32_MAX) return err_set(err, OMEN_EINVAL, NULL, "row number out of range in row %llu",
-                (unsigned long long)row);
+        uint64_t value = matrix->type == MATRIX_U32 ? load_u32(src + 4 * (size_t)i)
+                                                    : load_u64(src + 8 * (size_t)i);
+        if (value > UINT32_MAX)
+            return err_set(err, OMEN_EINVAL, NULL, "row number out of range in row %llu",
+                    (unsigned long long)row);
         out[i] = (uint32_t)value;
     }
     return OMEN_OK;

@@ -2,9 +2,9 @@
  *
  * kill -9 alone leaves every write in the page cache, so a server that acknowledges before its fsync would pass a kill test
  * unnoticed. Here writes to files whose name ends in VOLATILE_SUFFIX (".log") are kept in this process's memory and reach
- * the real file only at fdatasync or fsync, all at once; a kill loses the rest, as a power cut would. Reads of held-back
- * VOLATILE_SYNC_MS makes each sync take that long: the time in which an early acknowledgement can be caught. Reads of held-back
- * ranges are not supported (the node log reads only what a former process synced); mapped files must not be named so.
+ * the real file only at fdatasync or fsync, all at once; a kill loses the rest, as a power cut would. VOLATILE_SYNC_MS
+ * makes each sync take that long: the time in which an early acknowledgement can be caught. Reads of held-back ranges
+ * are not supported (the node log reads only what a former process synced); mapped files must not be named so.
  * Built and loaded by test_kills.py; the server binary is the one that ships. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -19,7 +19,12 @@
 #define VOLATILE_SUFFIX ".log"
 #define HELD_MAX (1u << 16)
 
-struct held { int fd; off_t offset; size_t len; char *data; };
+struct held {
+    int fd;
+    off_t offset;
+    size_t len;
+    char *data;
+};
 
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 static struct held held[HELD_MAX];
@@ -34,8 +39,8 @@ __attribute__((constructor)) static void find_real(void)
 {
     const char *ms = getenv("VOLATILE_SYNC_MS");
     sync_us = ms != NULL ? (useconds_t)atoi(ms) * 1000 : 0;
-    real_pwrite = (ssize_t (*)(int, const void *, size_t, off_t))dlsym(RTLD_NEXT, "pwrite");
-    real_pwritev = (ssize_t (*)(int, const struct iovec *, int, off_t))dlsym(RTLD_NEXT, "pwritev");
+    real_pwrite = (ssize_t(*)(int, const void *, size_t, off_t))dlsym(RTLD_NEXT, "pwrite");
+    real_pwritev = (ssize_t(*)(int, const struct iovec *, int, off_t))dlsym(RTLD_NEXT, "pwritev");
     real_fdatasync = (int (*)(int))dlsym(RTLD_NEXT, "fdatasync");
 }
 
@@ -63,7 +68,10 @@ ssize_t pwritev(int fd, const struct iovec *iov, int count, off_t offset)
     return (ssize_t)len;
 }
 
-ssize_t pwritev64(int fd, const struct iovec *iov, int count, off_t offset) { return pwritev(fd, iov, count, offset); }
+ssize_t pwritev64(int fd, const struct iovec *iov, int count, off_t offset)
+{
+    return pwritev(fd, iov, count, offset);
+}
 
 ssize_t pwrite(int fd, const void *data, size_t len, off_t offset)
 {
