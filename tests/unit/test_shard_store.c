@@ -1,0 +1,521 @@
+/* Promises of the shard store that random histories meet too seldom: limits, refusals, sizes, stale bytes. */
+#include "common/err.h"
+#include "common/log.h"
+#include "common/mem.h"
+#include "storage/shard_store.h"
+#include "tests/support/doc_text.h"
+#include "tests/support/entry_support.h"
+#include "tests/support/vfs_sim.h"
+
+#include <check.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#define DIM 4
+
+static char dir[200];
+static struct vfs_sim *sim; /* NULL: the real file system */
+static struct collection_schema schema;
+static struct shard_store_options options;
+static struct shard_store *store;
+static struct entry_builder *builder;
+static struct arena arena;
+static uint64_t sequence; /* of the last entry sent */
+
+static void setup(void)
+{
+    const char *tmp = getenv("TMPDIR");
+    snprintf(dir, sizeof dir, "%s/omen-XXXXXX", tmp != NULL ? tmp : "/tmp");
+    ck_assert_ptr_nonnull(mkdtemp(dir));
+    schema = test_schema_simple(DIM, "");
+    shard_store_options_default(&options);
+    options.vfs = vfs_posix();
+    options.dir = dir;
+    options.schema = &schema;
+    options.chunk_bytes = 64 << 10;
+    builder = entry_builder_new(&schema);
+    arena_init(&arena, 1 << 14, 0);
+    sequence = 0;
+    sim = NULL;
+    store = NULL;
+}
+
+static void teardown(void)
+{
+    shard_store_close(store);
+    entry_builder_free(builder);
+    arena_fini(&arena);
+    if (sim != NULL) vfs_sim_free(sim);
+    ck_assert_int_eq(vfs_remove_tree(vfs_posix(), dir, NULL), OMEN_OK);
+}
+
+static void reopen(void)
+{
+    struct err err;
+    shard_store_close(store);
+    enum omen_err rc = shard_store_open(&options, &store, &err);
+    ck_assert_msg(rc == OMEN_OK, "open: %s", err.message);
+    sequence = shard_store_applied(store);
+}
+
+static void checkpoint(void) { ck_assert_int_eq(shard_store_checkpoint(store, NULL, NULL), OMEN_OK); }
+
+static void begin(struct op_id id)
+{
+    entry_builder_reset(builder);
+    entry_builder_begin_request(builder, id);
+}
+
+static void add(enum point_op_kind kind, uint64_t id, const char *payload)
+{
+    static const float v[DIM] = { 1, 2, 3, 4 };
+    struct point_op op = { .kind = kind, .id = { 0, id, POINT_ID_U64 } };
+    if (payload != NULL) op.payload = doc_of(&arena, payload);
+    if (kind == POINT_UPSERT) op.vectors[0] = v;
+    ck_assert_int_eq(entry_builder_add(builder, &op), OMEN_OK);
+}
+
+/* Send what was built, at log time 1000; outcome of the first request (ENOTFOUND: none was filled in). */
+static struct apply_outcome send(void)
+{
+    struct apply_outcome outcomes[8] = { { .code = OMEN_ENOTFOUND } };
+    struct err err;
+    uint8_t *bytes;
+    uint32_t len;
+    ck_assert_int_eq(entry_builder_finish(builder, 1000, 1, false, &bytes, &len), OMEN_OK);
+    enum omen_err rc = shard_store_apply(store, ++sequence, bytes, len, outcomes, &err);
+    ck_assert_msg(rc == OMEN_OK, "apply: %s", err.message);
+    mem_free(bytes);
+    return outcomes[0];
+}
+
+static void upsert(uint64_t id, const char *payload)
+{
+    begin((struct op_id){ 0 });
+    add(POINT_UPSERT, id, payload);
+    ck_assert_int_eq(send().code, OMEN_OK);
+}
+
+/* A string of `len` letters as payload member `name`. */
+static const char *long_payload(const char *name, size_t len)
+{
+    char *text = arena_alloc(&arena, len + 40);
+    int at = sprintf(text, "{'%s': '", name);
+    memset(text + at, 'y', len);
+    strcpy(text + at + len, "'}");
+    return text;
+}
+
+static uint64_t count_now(void)
+{
+    struct store_view view;
+    uint64_t count = 0;
+    store_view_acquire(store, &view);
+    ck_assert_int_eq(shard_store_count(&view, NULL, NULL, &count, NULL), OMEN_OK);
+    store_view_release(&view);
+    return count;
+}
+
+/* Payload of a point as text, or "gone". */
+static const char *payload_now(uint64_t id, const struct point_selection *selection)
+{
+    static const struct point_selection all = { .with_payload = true };
+    struct get_request request = { .id = { 0, id, POINT_ID_U64 } };
+    struct store_view view;
+    struct point_view *points;
+    uint32_t count = 0;
+    store_view_acquire(store, &view);
+    ck_assert_int_eq(shard_store_get(&view, &request, 1, selection != NULL ? selection : &all, &arena,
+                             &points, &count, NULL),
+            OMEN_OK);
+    const char *text = count == 0 ? "gone" : doc_show(&arena, points[0].payload);
+    store_view_release(&view);
+    return text;
+}
+
+START_TEST(a_payload_grown_too_big_refuses_its_request_whole)
+{
+    reopen();
+    upsert(1, long_payload("a", 40000));
+    upsert(2, "{'x': 1}");
+    begin((struct op_id){ 5, 1, 1000 });
+    add(POINT_SET_PAYLOAD, 2, "{'x': 2}");
+    add(POINT_DELETE, 2, NULL);
+    add(POINT_SET_PAYLOAD, 1, long_payload("b", 40000));
+    struct apply_outcome first = send();
+    ck_assert_int_eq(first.code, OMEN_ETOOBIG);
+    ck_assert_uint_eq(first.affected, 0);
+    ck_assert_str_eq(payload_now(2, NULL), "{'x':1}");
+    ck_assert_uint_eq(count_now(), 2);
+    checkpoint();
+    reopen();
+    begin((struct op_id){ 5, 1, 1000 });
+    add(POINT_DELETE, 2, NULL);
+    struct apply_outcome again = send();
+    ck_assert(again.duplicate && again.code == OMEN_ETOOBIG);
+    ck_assert_uint_eq(again.sequence, first.sequence);
+    ck_assert_uint_eq(count_now(), 2);
+}
+END_TEST
+
+START_TEST(derived_points_fill_several_units_and_come_back)
+{
+    reopen();
+    begin((struct op_id){ 0 });
+    for (uint64_t id = 0; id < 60; id++) add(POINT_UPSERT, id, long_payload("a", 60000));
+    send(); /* 3.6 MB in chunks of 64 KiB */
+    begin((struct op_id){ 0 });
+    for (uint64_t id = 0; id < 60; id++) add(POINT_SET_PAYLOAD, id, "{'n': 1}");
+    for (uint64_t id = 0; id < 60; id += 2) add(POINT_DELETE_PAYLOAD, id, "['a']");
+    for (uint64_t id = 0; id < 60; id += 3) add(POINT_DELETE, id, NULL);
+    ck_assert_uint_eq(send().affected, 110);
+    for (int round = 0; round < 3; round++) {
+        ck_assert_uint_eq(count_now(), 40);
+        ck_assert_str_eq(payload_now(2, NULL), "{'n':1}");
+        ck_assert_uint_gt(strlen(payload_now(1, NULL)), 60000);
+        ck_assert_str_eq(payload_now(3, NULL), "gone");
+        if (round == 1) options.delta_bytes_max = 1;
+        checkpoint();
+        reopen();
+    }
+}
+END_TEST
+
+START_TEST(entries_already_applied_are_skipped)
+{
+    reopen();
+    upsert(1, "{}");
+    upsert(2, "{}");
+    sequence = 0;
+    for (uint64_t id = 3; id <= 4; id++) {
+        begin((struct op_id){ 0 });
+        add(POINT_UPSERT, id, "{}");
+        ck_assert_int_eq(send().code, OMEN_ENOTFOUND);
+    }
+    ck_assert_uint_eq(count_now(), 2);
+    ck_assert_uint_eq(shard_store_applied(store), 2);
+    upsert(3, "{}");
+    ck_assert_uint_eq(count_now(), 3);
+}
+END_TEST
+
+START_TEST(what_was_cut_never_comes_back)
+{
+    reopen();
+    upsert(1, "{}");
+    checkpoint();
+    upsert(2, "{'other': 'life'}");
+    upsert(3, "{'other': 'life'}");
+    upsert(4, "{'other': 'life'}");
+    reopen();
+    ck_assert_uint_eq(count_now(), 1);
+    upsert(2, "{'other': 'life'}"); /* as long as before: the stale units follow on at the byte */
+    reopen();
+    ck_assert_uint_eq(count_now(), 1);
+    upsert(9, "{'other': 'wife'}");
+    checkpoint();
+    reopen();
+    ck_assert_uint_eq(count_now(), 2);
+    ck_assert_str_eq(payload_now(2, NULL), "gone");
+    ck_assert_str_eq(payload_now(3, NULL), "gone");
+    ck_assert_str_eq(payload_now(9, NULL), "{'other':'wife'}");
+    upsert(3, "{'other': 'wife'}");
+    checkpoint();
+    reopen();
+    ck_assert_uint_eq(count_now(), 3);
+}
+END_TEST
+
+static void file_of_store(const char *name, char path[300]) { snprintf(path, 300, "%s/%s", dir, name); }
+
+static void open_refused(enum omen_err code, const char *word)
+{
+    struct err err;
+    struct shard_store *other = NULL;
+    enum omen_err rc = shard_store_open(&options, &other, &err);
+    ck_assert_msg(rc == code, "code %d, expected %d: %s", rc, code, err.message);
+    ck_assert_ptr_null(other);
+    ck_assert_msg(strstr(err.message, word) != NULL || strstr(err.field, word) != NULL, "%s: %s", err.field,
+            err.message);
+}
+
+START_TEST(a_write_that_the_disk_lost_is_noticed)
+{
+    char path[300];
+    uint8_t *old_life, *now;
+    size_t len;
+    file_of_store("stream/0000000000000001.chunk", path);
+    reopen();
+    upsert(1, "{}");
+    checkpoint();
+    upsert(2, "{'other': 'life'}");
+    upsert(3, "{'other': 'life'}");
+    ck_assert_int_eq(vfs_read_file(vfs_posix(), path, 1 << 20, &old_life, &len, NULL), OMEN_OK);
+    reopen();
+    upsert(2, "{'other': 'wife'}");
+    upsert(3, "{'other': 'wife'}");
+    checkpoint();
+    shard_store_close(store);
+    store = NULL;
+    ck_assert_int_eq(vfs_read_file(vfs_posix(), path, 1 << 20, &now, &len, NULL), OMEN_OK);
+    ck_assert_mem_ne(now, old_life, len);
+    /* The old life's units, whole and valid by themselves: one of them, then both. */
+    size_t unit = 0;
+    for (unit = 4096 + 64; memcmp(now + unit, "OMUN", 4) != 0;) unit += 64;
+    size_t next = unit + 64;
+    while (memcmp(now + next, "OMUN", 4) != 0) next += 64;
+    memcpy(now + unit, old_life + unit, next - unit);
+    ck_assert_int_eq(vfs_replace_file(vfs_posix(), path, now, len, NULL), OMEN_OK);
+    open_refused(OMEN_ECORRUPT, "0000000000000001.chunk");
+    ck_assert_int_eq(vfs_replace_file(vfs_posix(), path, old_life, len, NULL), OMEN_OK);
+    open_refused(OMEN_ECORRUPT, "0000000000000001.chunk");
+    mem_free(now);
+    mem_free(old_life);
+}
+END_TEST
+
+START_TEST(another_replica_or_schema_is_refused)
+{
+    reopen();
+    upsert(1, "{}");
+    checkpoint();
+    shard_store_close(store);
+    store = NULL;
+    options.shard_id = 4;
+    open_refused(OMEN_EINVAL, "shard_id");
+    options.shard_id = 0;
+    options.replica_id = 4;
+    open_refused(OMEN_EINVAL, "replica_id");
+    options.replica_id = 0;
+    schema.fields[0].dim++;
+    open_refused(OMEN_EINVAL, "schema");
+    schema.fields[0].dim--;
+    options.chunk_bytes = 5000;
+    open_refused(OMEN_EINVAL, "chunk_bytes");
+    options.chunk_bytes = 32 << 10; /* may change: the files say their own size */
+    reopen();
+    ck_assert_uint_eq(count_now(), 1);
+}
+END_TEST
+
+START_TEST(missing_files_are_named)
+{
+    static const char *const names[] = { "CHECKPOINT", "stream/0000000000000001.chunk", "meta/data.mdb",
+        "meta/CHECKSUM" };
+    for (size_t i = 0; i < 4; i++) {
+        if (i > 0) {
+            teardown();
+            setup();
+        }
+        reopen();
+        upsert(1, "{}");
+        checkpoint();
+        shard_store_close(store);
+        store = NULL;
+        char path[300];
+        file_of_store(names[i], path);
+        ck_assert_int_eq(vfs_unlink(vfs_posix(), path, NULL), OMEN_OK);
+        open_refused(OMEN_ECORRUPT, names[i]);
+        open_refused(OMEN_ECORRUPT, names[i]); /* nothing was repaired by guessing */
+    }
+}
+END_TEST
+
+START_TEST(unknown_files_in_the_stream_are_removed)
+{
+    char path[300];
+    bool there = true;
+    reopen();
+    upsert(1, "{}");
+    checkpoint();
+    shard_store_close(store);
+    store = NULL;
+    file_of_store("stream/leftover.tmp", path);
+    ck_assert_int_eq(vfs_replace_file(vfs_posix(), path, "x", 1, NULL), OMEN_OK);
+    reopen();
+    ck_assert_int_eq(vfs_exists(vfs_posix(), path, &there, NULL), OMEN_OK);
+    ck_assert(!there);
+    ck_assert_uint_eq(count_now(), 1);
+}
+END_TEST
+
+START_TEST(an_interrupted_merge_is_verified_and_sealed_again)
+{
+    char path[300];
+    bool there = true;
+    options.delta_bytes_max = 1;
+    reopen();
+    upsert(1, "{}");
+    checkpoint();
+    shard_store_close(store);
+    store = NULL;
+    file_of_store("meta/MERGING", path);
+    ck_assert_int_eq(vfs_replace_file(vfs_posix(), path, "OMMG", 4, NULL), OMEN_OK);
+    char checksum[300];
+    file_of_store("meta/CHECKSUM", checksum); /* of the file before the merge */
+    ck_assert_int_eq(vfs_replace_file(vfs_posix(), checksum, "old", 3, NULL), OMEN_OK);
+    reopen();
+    ck_assert_uint_eq(count_now(), 1);
+    ck_assert_int_eq(vfs_exists(vfs_posix(), path, &there, NULL), OMEN_OK);
+    ck_assert(!there);
+    reopen();
+}
+END_TEST
+
+static bool stop_at_once(void *arg)
+{
+    ++*(int *)arg;
+    return true;
+}
+
+START_TEST(reads_stop_when_told)
+{
+    reopen();
+    begin((struct op_id){ 0 });
+    for (uint64_t id = 0; id < 2000; id++) add(POINT_UPSERT, id, "{'n': 1}");
+    send();
+    const struct filter *filter;
+    ck_assert_int_eq(filter_parse(doc_of(&arena, "{'must': {'key': 'n', 'match': {'value': 2}}}"), &arena,
+                             &filter, NULL),
+            OMEN_OK);
+    int polls = 0;
+    struct read_limit limit = { stop_at_once, &polls };
+    struct store_view view;
+    struct point_view *points;
+    uint32_t count = 7;
+    uint64_t n = 7;
+    bool more;
+    store_view_acquire(store, &view);
+    ck_assert_int_eq(shard_store_count(&view, filter, &limit, &n, NULL), OMEN_EDEADLINE);
+    ck_assert_int_eq(shard_store_scroll(&view, NULL, 10, filter, NULL, &limit, &arena, &points, &count, &more,
+                             NULL),
+            OMEN_EDEADLINE);
+    ck_assert_int_eq(polls, 2);
+    ck_assert(count == 7 && n == 7);
+    ck_assert_int_eq(shard_store_scroll(&view, NULL, 0, NULL, NULL, NULL, &arena, &points, &count, &more,
+                             NULL),
+            OMEN_EINVAL);
+    ck_assert_int_eq(shard_store_scroll(&view, NULL, OMEN_SCROLL_LIMIT_MAX + 1, NULL, NULL, NULL, &arena,
+                             &points, &count, &more, NULL),
+            OMEN_EINVAL);
+    store_view_release(&view);
+}
+END_TEST
+
+START_TEST(a_search_out_of_range_is_refused_by_place)
+{
+    static const float query[DIM];
+    struct search_params params[2] = { { .query = query, .k = 1 }, { .query = query, .k = 0 } };
+    struct hit *hits[2];
+    uint32_t counts[2];
+    struct store_view view;
+    struct err err;
+    reopen();
+    upsert(1, "{}");
+    store_view_acquire(store, &view);
+    ck_assert_int_eq(shard_store_search(&view, params, 2, NULL, &arena, hits, counts, NULL, &err),
+            OMEN_EINVAL);
+    ck_assert_str_eq(err.field, "searches[1].k");
+    params[1] = (struct search_params){ .query = query, .k = OMEN_K_MAX, .field = 1 };
+    ck_assert_int_eq(shard_store_search(&view, params, 2, NULL, &arena, hits, counts, NULL, &err),
+            OMEN_EINVAL);
+    ck_assert_str_eq(err.field, "searches[1].field");
+    params[1].field = 0;
+    ck_assert_int_eq(shard_store_search(&view, params, 2, NULL, &arena, hits, counts, NULL, &err), OMEN_OK);
+    ck_assert_uint_eq(counts[1], 1);
+    store_view_release(&view);
+}
+END_TEST
+
+START_TEST(a_selection_returns_what_it_names)
+{
+    const struct doc_path *path;
+    reopen();
+    upsert(1, "{'a': 1, 'b': {'c': 2, 'd': 3}}");
+    ck_assert_int_eq(doc_path_parse("b.c", 3, &arena, &path, NULL), OMEN_OK);
+    struct point_selection s = { .with_payload = true,
+        .payload_include = true,
+        .payload_paths = &path,
+        .payload_path_count = 1 };
+    ck_assert_str_eq(payload_now(1, &s), "{'b':{'c':2}}");
+    s.payload_include = false;
+    ck_assert_str_eq(payload_now(1, &s), "{'a':1,'b':{'d':3}}");
+    begin((struct op_id){ 0 });
+    add(POINT_UPSERT, 2, NULL);
+    send();
+    ck_assert_str_eq(payload_now(2, NULL), "{}");
+}
+END_TEST
+
+START_TEST(a_full_op_table_is_reported_and_never_evicts)
+{
+    struct shard_store_stats stats;
+    options.op_table_max = 10;
+    reopen();
+    for (uint64_t n = 1; n <= 20; n++) {
+        begin((struct op_id){ 1, n, 1000 });
+        add(POINT_UPSERT, n, NULL);
+        send();
+        shard_store_stats(store, &stats);
+        ck_assert_uint_eq(stats.op_table_full, n >= 10);
+    }
+    begin((struct op_id){ 1, 1, 1000 });
+    add(POINT_DELETE, 1, NULL);
+    ck_assert(send().duplicate);
+    ck_assert_uint_eq(stats.applied_ops, 20);
+    ck_assert_uint_eq(stats.points, 20);
+}
+END_TEST
+
+START_TEST(the_scrubber_finds_a_flipped_bit)
+{
+    struct err err;
+    char path[300];
+    sim = vfs_sim_new(3);
+    for (size_t i = 1; i <= strlen(dir); i++) {
+        char part[200];
+        if (dir[i] != '/' && dir[i] != '\0') continue;
+        snprintf(part, sizeof part, "%.*s", (int)i, dir);
+        ck_assert_int_eq(vfs_mkdir(vfs_sim_vfs(sim), part, NULL), OMEN_OK);
+    }
+    options.vfs = vfs_sim_vfs(sim);
+    reopen();
+    for (uint64_t id = 0; id < 20; id++) upsert(id, "{'some': 'payload'}");
+    for (int i = 0; i < 10; i++) ck_assert_int_eq(shard_store_scrub(store, 3000, &err), OMEN_OK);
+    file_of_store("stream/0000000000000001.chunk", path);
+    ck_assert(vfs_sim_flip_bit(sim, path, 4096 + 2500, 1));
+    enum omen_err rc = OMEN_OK;
+    for (int i = 0; i < 10 && rc == OMEN_OK; i++) rc = shard_store_scrub(store, 3000, &err);
+    ck_assert_int_eq(rc, OMEN_ECORRUPT);
+    ck_assert_ptr_nonnull(strstr(err.message, "0000000000000001.chunk"));
+}
+END_TEST
+
+int main(void)
+{
+    log_configure(LOG_LEVEL_ERROR + 1, LOG_FORMAT_TEXT, 2);
+    Suite *suite = suite_create("shard_store");
+    TCase *tc = tcase_create("promises");
+    tcase_set_timeout(tc, 60);
+    tcase_add_checked_fixture(tc, setup, teardown);
+    tcase_add_test(tc, a_payload_grown_too_big_refuses_its_request_whole);
+    tcase_add_test(tc, derived_points_fill_several_units_and_come_back);
+    tcase_add_test(tc, entries_already_applied_are_skipped);
+    tcase_add_test(tc, what_was_cut_never_comes_back);
+    tcase_add_test(tc, a_write_that_the_disk_lost_is_noticed);
+    tcase_add_test(tc, another_replica_or_schema_is_refused);
+    tcase_add_test(tc, missing_files_are_named);
+    tcase_add_test(tc, unknown_files_in_the_stream_are_removed);
+    tcase_add_test(tc, an_interrupted_merge_is_verified_and_sealed_again);
+    tcase_add_test(tc, reads_stop_when_told);
+    tcase_add_test(tc, a_search_out_of_range_is_refused_by_place);
+    tcase_add_test(tc, a_selection_returns_what_it_names);
+    tcase_add_test(tc, a_full_op_table_is_reported_and_never_evicts);
+    tcase_add_test(tc, the_scrubber_finds_a_flipped_bit);
+    suite_add_tcase(suite, tc);
+    SRunner *runner = srunner_create(suite);
+    srunner_run_all(runner, CK_ENV);
+    int failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return failed == 0 ? 0 : 1;
+}
