@@ -48,9 +48,9 @@ struct apply_outcome {
      * payload operation that touches the shard key or names no path; issued further ahead of log time than
      * op_retention_ms). Same on every replica; other than OK: nothing of the request was done. */
     enum omen_err code;
-    uint32_t affected;  /* points written or deleted */
-    uint64_t sequence;  /* of the entry that applied it first (earlier for a duplicate) */
-    bool duplicate;     /* op id was applied before; nothing done now */
+    uint32_t affected; /* points written or deleted */
+    uint64_t sequence; /* of the entry that applied it first (earlier for a duplicate) */
+    bool duplicate;    /* op id was applied before; nothing done now */
 };
 
 /* Apply entry `sequence` (must be applied + 1; lower ones are skipped and answer OK with no outcomes filled, higher

@@ -66,7 +66,7 @@ START_TEST(delta_answers_exactly_for_every_sequence)
         writes[i].row = rng(4) == 0 ? ROW_NONE : (struct row_ref){ (uint32_t)rng(1000), (uint32_t)i };
         struct point_key k = key_of(writes[i].key);
         struct delta_spot spot;
-        struct row_ref now, want;
+        struct row_ref now, want = ROW_NONE;
         bool found = delta_find(d, &k, &spot, &now);
         ck_assert_int_eq(found, model_get(writes, writes[i].key, i, &want));
         if (found) ck_assert(row_equal(now, want));
@@ -77,7 +77,7 @@ START_TEST(delta_answers_exactly_for_every_sequence)
         uint32_t key = (uint32_t)rng(KEYS);
         uint64_t sequence = rng(STEPS + 10);
         struct point_key k = key_of(key);
-        struct row_ref got, want;
+        struct row_ref got, want = ROW_NONE;
         bool found = delta_get(d, &k, sequence, &got);
         ck_assert_int_eq(found, model_get(writes, key, sequence < STEPS ? sequence : STEPS, &want));
         if (found) ck_assert(row_equal(got, want));
