@@ -130,6 +130,13 @@ COMMIT := $(or $(shell test -e .git && git rev-parse --short=12 HEAD 2>/dev/null
 $(B)/obj/common/version.o: FILE_FLAGS := -DOMEN_COMMIT='"$(COMMIT)"'
 $(B)/obj/common/version.o: $(B)/stamp/commit
 
+# The rival of `omen-bench index`: C++ and hnswlib's headers where installed, compiled as its users would.
+ifneq ($(and $(wildcard /usr/include/hnswlib/hnswlib.h),$(shell command -v g++)),)
+OBJS_rival := $(B)/obj/bench/rival_hnswlib.o
+LIBS_rival := -lstdc++
+$(B)/obj/bench/rival_none.o: FILE_FLAGS := -DOMEN_HAVE_HNSWLIB
+endif
+
 # LLVMFuzzerTestOneInput has no header of ours.
 $(B)/obj/tests/fuzz/%.o: FILE_FLAGS := -Wno-missing-prototypes
 
@@ -152,6 +159,11 @@ $(B)/obj/%.o: %.c $(B)/stamp/flags
 	$(call say,CC,$<)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CPPFLAGS_ALL) $(CPPFLAGS) $(CFLAGS_ALL) $(WERROR) $(CFLAGS) $(FILE_FLAGS) -MMD -MP -c -o $@ $<
+
+$(B)/obj/bench/rival_hnswlib.o: bench/rival_hnswlib.cc bench/rival_hnswlib.h $(B)/stamp/flags
+	$(call say,CXX,$<)
+	@mkdir -p $(@D)
+	$(Q)g++ -std=gnu++17 -I. -O3 -march=native -g -pthread -c -o $@ $<
 
 # Archives and links are written aside and moved into place: whoever runs the old file keeps it.
 define archive
@@ -176,9 +188,9 @@ $(B)/omenctl: $(call objs,$(SRCS_omenctl)) $(LIB_omenclient) $(LIB_common) $(B)/
 $(B)/omen-inspect: $(call objs,$(SRCS_inspect)) $(LIB_storage) $(LIB_common) $(B)/stamp/srcs_inspect
 	$(call say,LINK,$@)
 	$(call link,$(LIBS))
-$(B)/omen-bench: $(call objs,$(SRCS_bench)) $(LIB_omenclient) $(LIBS_BELOW_NODE) $(B)/stamp/srcs_bench
+$(B)/omen-bench: $(call objs,$(SRCS_bench)) $(OBJS_rival) $(LIB_omenclient) $(LIBS_BELOW_NODE) $(B)/stamp/srcs_bench
 	$(call say,LINK,$@)
-	$(call link,$(LIBS))
+	$(call link,$(LIBS) $(LIBS_rival))
 
 $(TEST_BINS): $(B)/%: $(B)/obj/%.o $(ALL_LIBS)
 	$(call say,LINK,$@)

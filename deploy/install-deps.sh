@@ -3,6 +3,7 @@
 #
 #   deploy/install-deps.sh        to build, run and test
 #   deploy/install-deps.sh dev    also clang and clang-format, for `make fuzz` and `make fmt`
+#   deploy/install-deps.sh bench  also a C++ compiler and hnswlib's headers, for `omen-bench index --rivals`
 #
 # A no-op when all is there. As root it installs; as anybody else it prints the one command to run and fails.
 # The mirror is whatever apt is configured with.
@@ -13,7 +14,8 @@ packages='make gcc libc6-dev libnng-dev liblmdb-dev libmsgpack-dev libuv1-dev li
 case ${1-} in
     '') ;;
     dev) packages="$packages clang libclang-rt-14-dev clang-format" ;;
-    *) echo "usage: install-deps.sh [dev]" >&2; exit 2 ;;
+    bench) packages="$packages g++ libhnswlib-dev" ;;
+    *) echo "usage: install-deps.sh [dev|bench]" >&2; exit 2 ;;
 esac
 
 if ! command -v dpkg-query >/dev/null 2>&1; then

@@ -7,7 +7,7 @@
  *
  * Slots are u32 positions of rows in the segment, never point ids: the segment maps between the two. Queries and rows are
  * f32; under METRIC_COSINE both are normalised by the caller before they come here. Distances are those of storage/kernel:
- * squared l2, or 1 - dot is never used: -dot for ip and cosine; smaller is nearer.
+ * squared l2, or -dot for ip and cosine; smaller is nearer.
  *
  * Threads: any number of index_search at once, each with its own scratch. An index whose ops have `insert` and `remove`
  * says in its own header what may run beside searches; the others are immutable after build and map.

@@ -1,0 +1,35 @@
+/* What index.c dispatches to, and helpers that kinds of index share; private to storage/index. */
+#ifndef OMEN_STORAGE_INDEX_INDEX_IMPL_H
+#define OMEN_STORAGE_INDEX_INDEX_IMPL_H
+
+#include "storage/index/index.h"
+
+/* Of every kind: rows, params and control were checked by index_build, params and control are never NULL. */
+typedef enum omen_err index_build_fn(const struct index_rows *rows, const struct index_params *params,
+        const struct index_control *control, struct index **index_out, struct err *err);
+
+index_build_fn index_flat_build;
+index_build_fn index_sealed_build;
+enum omen_err index_sealed_map(struct vfs *vfs, const char *path, const struct index_rows *rows, bool pin,
+        struct index **index_out, struct err *err);
+
+static inline bool index_bit(const uint64_t *bits, uint32_t slot) { return bits[slot / 64] >> (slot % 64) & 1; }
+uint64_t index_bits_count(const uint64_t *bits, uint32_t slot_count);
+
+static inline bool index_hit_before(struct index_hit a, struct index_hit b)
+{
+    return a.distance < b.distance || (a.distance == b.distance && a.slot < b.slot);
+}
+/* The k nearest of those offered: a max-heap in caller's memory. */
+struct index_heap {
+    struct index_hit *hits; /* [k] */
+    uint32_t k, count;
+};
+void index_heap_push(struct index_heap *heap, struct index_hit hit); /* k > 0 */
+void index_heap_sort(struct index_heap *heap);                       /* nearest first; no push afterwards */
+static inline float index_heap_bound(const struct index_heap *heap)
+{
+    return heap->count < heap->k ? __builtin_inff() : heap->hits[0].distance;
+}
+
+#endif
