@@ -1,9 +1,12 @@
 /* Payload operations: merge, remove, select. Part of apply, so deterministic: the result depends on the two
- * docs and the paths alone. One walk copies what stays; several paths are followed at once, each as a cursor
- * at its next step.
+ * docs and the paths alone. One walk copies what stays; all paths are followed at once: they are sorted, so
+ * those that begin alike are one cursor, and members, which ascend too, are merged with their next steps.
  * Threads: any, on different outputs. Recursion is bounded by DOC_PATH_STEPS_MAX.
- * Cost: members visited x cursors that reach them. */
+ * Cost: about one comparison per member visited and one per path, not their product: 256 paths against a
+ * payload of 64 KiB, times 10,000 points of a batch, must not hold up a shard. */
 #include "common/query/doc_path.h"
+
+#include <stdlib.h>
 
 #include "common/check.h"
 
@@ -97,20 +100,42 @@ enum omen_err doc_merge(struct doc base, struct doc patch, struct buf *out, stru
 
 /* ---- remove and select ------------------------------------------------------------------------------- */
 
+/* Paths in order, so that those which begin alike stand together and a path stands before its continuations. */
+static int step_order(const struct doc_step *a, const struct doc_step *b)
+{
+    if (a->kind != b->kind) return a->kind < b->kind ? -1 : 1;
+    if (a->kind == DOC_STEP_KEY) return doc_key_compare(a->key, b->key);
+    if (a->kind == DOC_STEP_SLOT) return a->slot < b->slot ? -1 : a->slot > b->slot;
+    return 0;
+}
+
+static int path_order(const void *a, const void *b)
+{
+    const struct doc_path *pa = *(const struct doc_path *const *)a, *pb = *(const struct doc_path *const *)b;
+    for (uint32_t i = 0; i < pa->step_count && i < pb->step_count; i++) {
+        int order = step_order(&pa->steps[i], &pb->steps[i]);
+        if (order != 0) return order;
+    }
+    return pa->step_count < pb->step_count ? -1 : pa->step_count > pb->step_count;
+}
+
+/* Paths [first, end) that have led here together: they agree on all steps before `step`, and all of them have it. */
 struct cursor {
-    const struct doc_path *path;
-    uint32_t step; /* the one that must lead on from here, < path->step_count */
+    uint32_t first, end;
+    uint32_t at; /* paths before it lead to children that the walk has passed; first .. end */
+    uint32_t step;
 };
 
 struct edit {
     struct buf *out;
-    bool include;           /* keep what the paths name; else drop it */
-    struct cursor *cursors; /* a stack: each level of the walk pushes those that reach it; owned */
+    bool include;                  /* keep what the paths name; else drop it */
+    const struct doc_path **paths; /* in path_order; owned */
+    struct cursor *cursors;        /* a stack: each level of the walk pushes those that reach it; owned */
     uint32_t cursor_count, cursor_cap;
     bool no_memory;
 };
 
-static void push_cursor(struct edit *e, struct cursor c)
+static void push_cursor(struct edit *e, uint32_t first, uint32_t end, uint32_t step)
 {
     if (e->cursor_count == e->cursor_cap) {
         uint32_t cap = e->cursor_cap == 0 ? 64 : 2 * e->cursor_cap;
@@ -122,25 +147,54 @@ static void push_cursor(struct edit *e, struct cursor c)
         e->cursors = grown;
         e->cursor_cap = cap;
     }
-    e->cursors[e->cursor_count++] = c;
+    e->cursors[e->cursor_count++] = (struct cursor){ first, end, first, step };
 }
 
-/* Push the cursors of [first, end) that lead on to this child; true when one of them ends there. */
+/* First of the paths [from, end) whose step is not before `want`, or, with `after`, is behind it. Gallops: the cost is
+ * the logarithm of the distance, so that a walk over all children passes all paths in about their number. */
+static uint32_t seek_path(const struct edit *e, uint32_t from, uint32_t end, uint32_t step,
+        const struct doc_step *want, bool after)
+{
+    uint32_t reach = 1, low = from, high = end; /* paths before `low` are passed over, that at `high` is not */
+    while (low < high) {
+        uint32_t probe = reach != 0 && high - low >= reach ? low + reach - 1 : low + (high - low) / 2;
+        int order = step_order(&e->paths[probe]->steps[step], want);
+        if (order < 0 || (after && order == 0)) {
+            low = probe + 1;
+            reach *= 2; /* 0 once `high` is known: halve from then on */
+        } else {
+            high = probe;
+            reach = 0;
+        }
+    }
+    return low;
+}
+
+/* Push what leads on over the step `want`; true when a path ends there. Looks from path `from` on, which is moved up to
+ * the place that was found. */
+static bool advance_cursor(struct edit *e, struct cursor c, const struct doc_step *want, uint32_t *from)
+{
+    uint32_t first = seek_path(e, *from, c.end, c.step, want, false);
+    *from = first;
+    if (first == c.end || step_order(&e->paths[first]->steps[c.step], want) != 0) return false;
+    if (e->paths[first]->step_count == c.step + 1) return true;
+    push_cursor(e, first, seek_path(e, first, c.end, c.step, want, true), c.step + 1);
+    return false;
+}
+
+/* Push the cursors of [first, end) that lead on to this child; true when a path ends there. Children come in ascending
+ * order of their keys or slots. */
 static bool advance_cursors(struct edit *e, uint32_t first, uint32_t end, bool object, struct bytes key,
         uint32_t slot)
 {
+    static const struct doc_step all = { .kind = DOC_STEP_ALL };
+    const struct doc_step child = { object ? DOC_STEP_KEY : DOC_STEP_SLOT, slot, key };
     for (uint32_t i = first; i < end; i++) {
-        struct cursor c = e->cursors[i];
-        const struct doc_step *s = &c.path->steps[c.step];
-        bool leads_here;
-        if (s->kind == DOC_STEP_KEY)
-            leads_here = object && doc_key_compare(s->key, key) == 0;
-        else
-            leads_here = !object && (s->kind == DOC_STEP_ALL || s->slot == slot);
-        if (!leads_here) continue;
-        c.step++;
-        if (c.step == c.path->step_count) return true;
-        push_cursor(e, c);
+        const struct cursor c = e->cursors[i]; /* a copy: pushing may move them */
+        uint32_t at = c.at, all_at = c.first;
+        if (!object && advance_cursor(e, c, &all, &all_at)) return true;
+        if (advance_cursor(e, c, &child, &at)) return true;
+        e->cursors[i].at = at;
     }
     return false;
 }
@@ -178,10 +232,17 @@ static enum omen_err edit_doc(struct doc base, const struct doc_path *const *pat
     enum omen_err rc = check_object(base, err);
     if (rc != OMEN_OK) return rc;
     struct edit e = { .out = out, .include = include };
-    for (uint32_t i = 0; i < path_count; i++) push_cursor(&e, (struct cursor){ paths[i], 0 });
     size_t start = out->len;
-    edit_container(&e, base, 0);
+    if (path_count > 0) {
+        e.paths = mem_alloc(path_count * sizeof *e.paths);
+        if (e.paths == NULL) return finish(out, start, true, err);
+        memcpy(e.paths, paths, path_count * sizeof *e.paths);
+        qsort(e.paths, path_count, sizeof *e.paths, path_order);
+        push_cursor(&e, 0, path_count, 0);
+    }
+    if (!e.no_memory) edit_container(&e, base, 0);
     mem_free(e.cursors);
+    mem_free(e.paths);
     return finish(out, start, e.no_memory, err);
 }
 

@@ -1,7 +1,8 @@
 /* Payload paths and the payload operations of apply: parse, walk, merge, remove, select. */
 #include <check.h>
+#include <stdio.h>
 
-#include "common/query/doc.h"
+#include "common/query/doc_path.h"
 #include "tests/support/doc_text.h"
 
 static struct arena arena;
@@ -317,6 +318,141 @@ START_TEST(operations_survive_each_failed_allocation)
 }
 END_TEST
 
+/* ---- edits against their definition, on random docs and paths ---------------------------------------------------- */
+
+static uint32_t next_random(uint64_t *state)
+{
+    *state = *state * UINT64_C(6364136223846793005) + 1442695040888963407u;
+    return (uint32_t)(*state >> 33);
+}
+
+static void put_random(struct doc_builder *b, uint64_t *state, uint32_t depth)
+{
+    uint32_t kind = depth == 4 ? 0 : next_random(state) % 4, count = next_random(state) % 5;
+    if (kind == 0) {
+        doc_put_i64(b, count);
+        return;
+    }
+    if (kind == 1 && depth > 0) {
+        doc_begin_array(b);
+        for (uint32_t i = 0; i < count; i++) put_random(b, state, depth + 1);
+    } else {
+        doc_begin_object(b);
+        for (uint32_t i = 0; i < count; i++) {
+            char key = (char)('a' + i);
+            if (next_random(state) % 4 == 0) continue;
+            doc_key(b, &key, 1);
+            put_random(b, state, depth + 1);
+        }
+    }
+    doc_end(b);
+}
+
+static const struct doc_path *random_path(uint64_t *state)
+{
+    char text[64];
+    int len = snprintf(text, sizeof text, "%c", 'a' + next_random(state) % 5);
+    for (uint32_t steps = next_random(state) % 4; steps > 0; steps--) {
+        char *at = text + len;
+        size_t room = sizeof text - (size_t)len;
+        uint32_t kind = next_random(state) % 4;
+        if (kind == 0)
+            len += snprintf(at, room, "[]");
+        else if (kind == 1)
+            len += snprintf(at, room, "[%u]", next_random(state) % 5);
+        else
+            len += snprintf(at, room, ".%c", 'a' + next_random(state) % 5);
+    }
+    return path_of(text);
+}
+
+struct trail {
+    struct doc_step steps[8];
+    uint32_t count;
+};
+
+/* 0: the path leads elsewhere; 1: through here and on; 2: here. */
+static int path_meets(const struct doc_path *path, const struct trail *trail)
+{
+    if (path->step_count < trail->count) return 0;
+    for (uint32_t i = 0; i < trail->count; i++) {
+        const struct doc_step *want = &path->steps[i], *here = &trail->steps[i];
+        bool object = here->kind == DOC_STEP_KEY;
+        if (object != (want->kind == DOC_STEP_KEY)) return 0;
+        if (object && doc_key_compare(want->key, here->key) != 0) return 0;
+        if (want->kind == DOC_STEP_SLOT && want->slot != here->slot) return 0;
+    }
+    return path->step_count == trail->count ? 2 : 1;
+}
+
+/* The definition: each place is held against each path. */
+static void put_edited(struct doc_builder *b, struct doc from, const struct doc_path *const *paths,
+        uint32_t path_count, bool include, struct trail *trail)
+{
+    struct doc_iter it = doc_iter(from);
+    struct bytes key;
+    struct doc value;
+    bool object = doc_type(from) == DOC_OBJECT;
+    if (object)
+        doc_begin_object(b);
+    else
+        doc_begin_array(b);
+    for (uint32_t slot = 0; doc_next(&it, &key, &value); slot++) {
+        trail->steps[trail->count++] =
+                (struct doc_step){ object ? DOC_STEP_KEY : DOC_STEP_SLOT, slot, object ? key : (struct bytes){ 0 } };
+        int meets = 0;
+        for (uint32_t i = 0; i < path_count; i++) {
+            int met = path_meets(paths[i], trail);
+            if (met > meets) meets = met;
+        }
+        bool descend = meets == 1 && doc_type(value) >= DOC_ARRAY;
+        if (descend || (meets == 2) == include) {
+            if (object) doc_key(b, (const char *)key.data, key.len);
+            if (descend)
+                put_edited(b, value, paths, path_count, include, trail);
+            else
+                doc_put_doc(b, value);
+        }
+        trail->count--;
+    }
+    doc_end(b);
+}
+
+START_TEST(edits_with_many_paths_are_as_with_each_place_held_against_each)
+{
+    uint64_t seed = 20261122, state = seed;
+    struct doc_builder *builder = doc_builder_new(DOC_BYTES_MAX), *model = doc_builder_new(DOC_BYTES_MAX);
+    for (int round = 0; round < 3000; round++) {
+        doc_builder_reset(builder, DOC_BYTES_MAX);
+        doc_begin_object(builder);
+        for (char key = 'a'; key < 'f'; key++) {
+            doc_key(builder, &key, 1);
+            put_random(builder, &state, 1);
+        }
+        doc_end(builder);
+        struct doc base, want;
+        ck_assert_int_eq(doc_builder_finish(builder, &base, &err), OMEN_OK);
+        const struct doc_path *paths[40];
+        uint32_t count = next_random(&state) % 40;
+        for (uint32_t i = 0; i < count; i++) paths[i] = random_path(&state);
+        bool include = round % 2 == 0;
+        struct trail trail = { .count = 0 };
+        doc_builder_reset(model, DOC_BYTES_MAX);
+        put_edited(model, base, paths, count, include, &trail);
+        ck_assert_int_eq(doc_builder_finish(model, &want, &err), OMEN_OK);
+        struct buf out;
+        buf_init(&out);
+        ck_assert_int_eq(doc_select(base, paths, count, include, &out, &err), OMEN_OK);
+        ck_assert_msg(out.len == want.len && memcmp(out.data, want.data, want.len) == 0,
+                "seed %llu round %d", (unsigned long long)seed, round);
+        buf_fini(&out);
+        arena_reset(&arena);
+    }
+    doc_builder_free(builder);
+    doc_builder_free(model);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("doc_path");
@@ -334,6 +470,7 @@ int main(void)
     tcase_add_test(tc, select_keeps_or_leaves_out_the_paths);
     tcase_add_test(tc, edits_of_an_absent_payload_give_an_empty_one);
     tcase_add_test(tc, operations_survive_each_failed_allocation);
+    tcase_add_test(tc, edits_with_many_paths_are_as_with_each_place_held_against_each);
     suite_add_tcase(suite, tc);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_ENV);
