@@ -187,7 +187,6 @@ void replica_barrier(struct replica *r, replica_done done, void *done_arg)
 /* Puts what the log holds above the machine's state into the apply queue. */
 static enum omen_err redeliver(struct replica *r, const struct pending *p, struct err *err)
 {
-    r->closing = true; /* an apply that meets a full disk gives up instead of waiting */
     uint64_t applied = r->applied;
     uint64_t first = p->count > 0 ? p->entries[0]->index : 0;
     uint64_t last = p->count > 0 ? p->entries[p->count - 1]->index : 0;
@@ -220,13 +219,13 @@ static enum omen_err redeliver(struct replica *r, const struct pending *p, struc
     return OMEN_OK;
 }
 
-/* Runs the redelivery and waits for it. A full disk ends it: reads must not be served without what was
- * acknowledged. */
+/* Waits until the redelivery is done, or until it waits for room (D2): the rest is applied when there is some.
+ * Meanwhile barriers queue behind it and tokens are ahead of what is applied, so no reader who may count on an
+ * acknowledged write misses it. */
 static enum omen_err redelivery_wait(struct replica *r, struct err *err)
 {
     pthread_mutex_lock(&r->mutex);
-    while (r->scheduled) pthread_cond_wait(&r->idle, &r->mutex);
-    r->closing = false;
+    while (r->scheduled && !r->disk_full) pthread_cond_wait(&r->idle, &r->mutex);
     enum omen_err rc = r->stopped;
     if (rc != OMEN_OK && err != NULL) *err = r->stop_err;
     pthread_mutex_unlock(&r->mutex);
@@ -257,6 +256,7 @@ static struct replica *replica_new(struct replica_host *host, uint64_t group, ui
 
 static void replica_free(struct replica *r)
 {
+    pending_free(r->redelivered);
     pthread_mutex_destroy(&r->checkpoint_mutex);
     pthread_cond_destroy(&r->idle);
     pthread_mutex_destroy(&r->mutex);
@@ -287,6 +287,16 @@ void replica_release_log(struct replica *r)
     node_log_release(r->host->log, r->group, r->replica_id, replica_index(r, sequence));
 }
 
+/* Nothing is in flight any more when it returns. */
+static void replica_drain(struct replica *r)
+{
+    pthread_mutex_lock(&r->mutex);
+    r->closing = true;
+    if (r->disk_full) worker_kick(r->worker); /* one last try, then the rest is answered EUNKNOWN */
+    while (r->appends > 0 || r->scheduled) pthread_cond_wait(&r->idle, &r->mutex);
+    pthread_mutex_unlock(&r->mutex);
+}
+
 enum omen_err replica_open(struct replica_host *host, uint64_t group, uint64_t replica_id,
         uint64_t first_sequence, const struct replica_fsm *fsm, struct replica **replica_out, struct err *err)
 {
@@ -299,11 +309,12 @@ enum omen_err replica_open(struct replica_host *host, uint64_t group, uint64_t r
     if (rc == OMEN_OK) rc = redelivery_wait(r, err);
     if (rc == OMEN_OK && pending->term == 0) rc = hard_state_write(r, err);
     if (rc != OMEN_OK) {
+        replica_drain(r);
         host_pending_return(host, pending);
         replica_free(r);
         return rc;
     }
-    pending_free(pending);
+    r->redelivered = pending;
     replica_release_log(r);
     host_replica_add(host, r);
     *replica_out = r;
@@ -314,10 +325,8 @@ enum omen_err replica_open(struct replica_host *host, uint64_t group, uint64_t r
 
 static void close_and_free(struct replica *r, bool checkpoint)
 {
+    replica_drain(r);
     pthread_mutex_lock(&r->mutex);
-    r->closing = true;
-    if (r->disk_full) worker_kick(r->worker); /* one last try, then the rest is answered EUNKNOWN */
-    while (r->appends > 0 || r->scheduled) pthread_cond_wait(&r->idle, &r->mutex);
     bool stopped = r->stopped != OMEN_OK;
     pthread_mutex_unlock(&r->mutex);
     host_replica_remove(r->host, r);

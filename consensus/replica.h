@@ -53,8 +53,9 @@ OMEN_CHECKED enum omen_err replica_host_open(const struct replica_host_options *
 /* Every replica must be closed before. */
 void replica_host_close(struct replica_host *host);
 
-/* Create or re-open a replica; returns when every entry the log holds for it is applied. `first_sequence` is
- * the sequence before the first entry (shard base). group ids are never reused. */
+/* Create or re-open a replica; returns when every entry the log holds for it is applied, or when the disk is
+ * too full for that (replica_status tells): then they wait for room, and barriers wait for them.
+ * `first_sequence` is the sequence before the first entry (shard base). group ids are never reused. */
 OMEN_CHECKED enum omen_err replica_open(struct replica_host *host, uint64_t group, uint64_t replica_id,
         uint64_t first_sequence, const struct replica_fsm *fsm, struct replica **replica_out,
         struct err *err);

@@ -155,6 +155,7 @@ static bool entry_run(struct replica *r, struct work *work)
     if (wait) {
         r->disk_full = true;
         queue_push_front(r, work);
+        pthread_cond_broadcast(&r->idle); /* whoever opens it goes on */
     }
     pthread_mutex_unlock(&r->mutex);
     if (first) {

@@ -210,7 +210,10 @@ static bool checkpoint_due(struct replica *r, uint64_t now, uint64_t oldest_grou
     bool fresh = r->applied > r->checkpoint_applied;
     bool due = fresh && r->bytes_since_checkpoint >= o->checkpoint_log_bytes;
     due = due || (fresh && now - r->checkpoint_ns >= o->checkpoint_interval_ns);
-    due = due || (fresh && r->group == oldest_group);
+    /* A machine may keep the log of the checkpoint before its last one; when nothing new comes, only another
+     * checkpoint lets go of it. */
+    bool pinning = r->fsm.log_needed_from(r->fsm.self) < replica_sequence(r, r->applied);
+    due = due || (r->group == oldest_group && (fresh || pinning));
     due = due && r->stopped == OMEN_OK && !r->closing;
     /* A failed attempt (full disk) is not repeated at every turn. */
     due = due && (r->checkpoint_ns == 0 || now - r->checkpoint_ns >= (uint64_t)CHECKPOINT_POLL_MS * 1000000);

@@ -71,12 +71,13 @@ struct replica {
     struct work *queue_head, **queue_tail;
     bool scheduled; /* in the worker's hands: running, queued to run, or parked */
     bool closing;
-    bool log_full;       /* refuse until no append is in the log's hands */
-    bool disk_full;      /* waiting for room */
-    uint64_t next_index; /* given to the next proposal */
-    uint64_t committed;  /* last durable index */
-    uint64_t applied;    /* last applied index */
-    uint64_t appends;    /* in the log's hands */
+    bool log_full;               /* refuse until no append is in the log's hands */
+    bool disk_full;              /* waiting for room */
+    struct pending *redelivered; /* owned: entries of the log that wait for room borrow from it */
+    uint64_t next_index;         /* given to the next proposal */
+    uint64_t committed;          /* last durable index */
+    uint64_t applied;            /* last applied index */
+    uint64_t appends;            /* in the log's hands */
     uint64_t inflight_bytes, inflight_count;
     uint32_t barriers;
     uint64_t bytes_since_checkpoint, checkpoints;

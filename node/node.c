@@ -148,6 +148,7 @@ static const char *service_not_ready(void *self)
     struct node *node = self;
     if (atomic_load(&node->stopping)) return "stopping";
     if (atomic_load(&node->shard_stopped)) return "a shard has stopped taking writes, see the log";
+    if (atomic_load(&node->shard_waits)) return "a shard waits for room on the disk";
     if (atomic_load(&node->env.disk_full))
         return "the disk is nearly full: only reads and deletes are served";
     return NULL;

@@ -43,6 +43,7 @@ struct node {
     struct replica *catalog_replica;
     uint64_t opened_ns;
     _Atomic bool stopping;
+    _Atomic bool shard_waits;   /* one waits for room on the disk */
     _Atomic bool shard_stopped; /* one cannot apply any more */
 
     pthread_rwlock_t table_lock; /* guards the table and `map` */

@@ -44,7 +44,7 @@ void node_watch_disk(struct node *node)
 
 static void sweep_shards(struct node *node)
 {
-    bool stopped = false;
+    bool stopped = false, waits = false;
     uint64_t after = 0;
     for (;;) { /* one at a time: a sweep answers calls, which must not happen under the table's lock */
         struct shard_host *shard = NULL;
@@ -62,8 +62,10 @@ static void sweep_shards(struct node *node)
         shard_host_stats(shard, &store, &replica);
         /* A full disk is no damage: it goes on when there is room (CORRECTNESS D2). */
         stopped |= (store.stopped != OMEN_OK && store.stopped != OMEN_EFULL) || replica.stopped != OMEN_OK;
+        waits |= replica.disk_full;
         shard_host_unhold(shard);
     }
+    atomic_store(&node->shard_waits, waits);
     atomic_store(&node->shard_stopped, stopped);
 }
 

@@ -77,7 +77,9 @@ static enum omen_err stop_here(struct shard_store *s, enum omen_err rc, struct e
 static enum omen_err capture_persist(struct shard_store *s, struct capture *c, struct err *err)
 {
     enum omen_err rc = stream_sync_run(&c->sync, err);
-    if (rc != OMEN_OK || c->sequence == s->last.sequence) return rc;
+    if (rc != OMEN_OK) return rc;
+    /* Nothing new: the second slot is brought up too, or an idle shard would hold the log of the node for ever. */
+    if (c->sequence == s->last.sequence && c->sequence == s->older.sequence) return OMEN_OK;
     struct checkpoint next = { s->last.generation + 1, c->sequence, c->end };
     rc = checkpoint_file_write(s->checkpoint_file, &next, err);
     if (rc != OMEN_OK) return rc;
