@@ -121,6 +121,7 @@ static enum omen_err store_init(struct shard_store *s, const struct shard_store_
     s->replica_id = o->replica_id;
     s->base_sequence = o->base_sequence;
     s->schema = *o->schema;
+    s->chunk_bytes = o->chunk_bytes;
     s->delta_bytes_max = o->delta_bytes_max;
     s->op_retention_ms = o->op_retention_ms;
     s->op_table_max = o->op_table_max;

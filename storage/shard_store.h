@@ -69,6 +69,31 @@ uint64_t shard_store_log_needed_from(const struct shard_store *store);
 OMEN_CHECKED enum omen_err shard_store_checkpoint(struct shard_store *store, uint64_t *durable_out,
         struct err *err);
 
+/* ---- room (CORRECTNESS A1: apply never refuses for lack of it, admission does) ---- */
+
+/* What a write needs of the stream, at most: the entry it becomes and the whole points that its payload operations derive,
+ * by the sizes those points have now. Needs of requests that share an entry add up. A point that grows between admission
+ * and apply can need more; then apply allocates, or waits on a full disk (OMEN_EFULL). */
+struct write_need {
+    uint64_t entry_bytes, derived_bytes;
+    uint64_t derived_point_bytes; /* of the largest */
+};
+/* Any thread; looks points up when there are payload operations. OMEN_ENOMEM, OMEN_EIO, OMEN_ECORRUPT. */
+OMEN_CHECKED enum omen_err shard_store_need(struct shard_store *store, const struct point_op *ops,
+        uint32_t count, struct write_need *need_out, struct err *err);
+void write_need_add(struct write_need *sum, const struct write_need *need);
+
+#define STORE_NEEDS_MAX 8u
+/* What else is to be left: nothing; room for deletes on a disk that is full (CORRECTNESS D2); half a chunk, for what comes
+ * next. */
+enum store_spare { STORE_SPARE_NONE, STORE_SPARE_DELETES, STORE_SPARE_AHEAD };
+/* Do entries of these needs [count, at most STORE_NEEDS_MAX, in their order] fit what is allocated? Any thread, cheap. */
+bool shard_store_has_room(struct shard_store *store, const struct write_need *needs, uint32_t count,
+        enum store_spare spare);
+/* Allocate until they do. OMEN_EFULL, OMEN_EIO: the store goes on as before. Any thread; blocks on the disk, apply hardly. */
+OMEN_CHECKED enum omen_err shard_store_make_room(struct shard_store *store, const struct write_need *needs,
+        uint32_t count, enum store_spare spare, struct err *err);
+
 /* A fixed state to read. Cheap; any thread; hold it for one request. Everything a read returns borrows from the view
  * (or the arena) and dies with it. */
 struct store_view {

@@ -111,14 +111,11 @@ static enum omen_err merge_points(struct shard_store *s, struct meta_merge *m, s
 static enum omen_err merge_write(struct shard_store *s, struct err *err)
 {
     struct meta_merge *m;
-    enum omen_err rc = meta_merge_begin(s->meta, &m, err);
+    enum omen_err rc = meta_merge_begin(s->meta, delta_count(s->frozen), &s->frozen_ops, &m, err);
     if (rc != OMEN_OK) return rc;
     rc = merge_points(s, m, err);
     if (rc == OMEN_OK) rc = meta_merge_ops(m, &s->frozen_ops, err);
-    if (rc != OMEN_OK) {
-        meta_merge_abort(m);
-        return rc;
-    }
+    if (rc != OMEN_OK) return meta_merge_fail(m, rc, err);
     return meta_merge_commit(m, &s->frozen_state, err);
 }
 

@@ -4,6 +4,7 @@
  *   shard_store_recover.c     the stream's scan and replay at open
  *   shard_store_apply.c       one entry: append, plan, commit, publish
  *   shard_store_plan*.c       what the ops of an entry lead to, before anything is changed
+ *   shard_store_room.c        what a write needs of the stream, known before it is proposed
  *   shard_store_checkpoint.c  checkpoints and merges
  *   shard_store_view.c        views, lookups and walks over deltas and LMDB
  *   shard_store_read.c        get, scroll, count        shard_search.c   search
@@ -43,7 +44,7 @@ struct shard_store {
     char dir[STORE_PATH_BYTES];
     uint64_t shard_id, replica_id, base_sequence;
     struct collection_schema schema;
-    uint64_t delta_bytes_max, op_retention_ms;
+    uint64_t chunk_bytes, delta_bytes_max, op_retention_ms;
     uint32_t op_table_max;
     struct arena schema_arena;
     const struct doc_path *shard_key_path; /* NULL without shard key */

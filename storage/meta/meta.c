@@ -12,8 +12,11 @@
 #include "storage/meta/meta_internal.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "common/bytes.h"
 #include "common/check.h"
@@ -115,6 +118,19 @@ static enum omen_err checksum_verify(struct meta *meta, struct err *err)
 
 /* ---- open ---- */
 
+/* LMDB maps its table of readers from a sparse file: on a full disk another reader would be a SIGBUS. */
+static int lock_allocate(struct meta *meta)
+{
+    char path[META_PATH_BYTES];
+    struct stat st;
+    meta_path(meta, "lock.mdb", path);
+    int fd = open(path, O_RDWR | O_CLOEXEC);
+    if (fd < 0) return errno;
+    int rc = fstat(fd, &st) == 0 ? posix_fallocate(fd, 0, st.st_size) : errno;
+    close(fd);
+    return rc == EOPNOTSUPP ? 0 : rc;
+}
+
 static enum omen_err env_open(struct meta *meta, struct err *err)
 {
     MDB_txn *txn = NULL;
@@ -123,6 +139,7 @@ static enum omen_err env_open(struct meta *meta, struct err *err)
     rc = mdb_env_set_mapsize(meta->env, META_MAP_BYTES);
     if (rc == 0) rc = mdb_env_set_maxreaders(meta->env, META_READERS_MAX + 16);
     if (rc == 0) rc = mdb_env_open(meta->env, meta->dir, MDB_NOTLS, 0644);
+    if (rc == 0) rc = lock_allocate(meta);
     if (rc == 0) rc = mdb_txn_begin(meta->env, NULL, MDB_RDONLY, &txn);
     if (rc == 0) rc = mdb_dbi_open(txn, NULL, 0, &meta->dbi);
     if (rc == 0)
@@ -254,7 +271,10 @@ static enum omen_err meta_open_files(struct meta *meta, const struct meta_identi
     LOG_WARN("meta.merge_interrupted", "path=\"%s\"", meta->data_path);
     rc = env_open(meta, err);
     if (rc == OMEN_OK) rc = verify_all(meta, err);
-    return rc == OMEN_OK ? meta_seal(meta, err) : rc;
+    if (rc == OMEN_OK) rc = meta_seal(meta, err);
+    if (rc != OMEN_EFULL) return rc;
+    LOG_WARN("meta.seal_waits", "path=\"%s\"", meta->data_path); /* the marker stays: verified again at the next open */
+    return OMEN_OK;
 }
 
 /* LMDB needs real directories also when the vfs is a simulated one. */

@@ -79,8 +79,11 @@ OMEN_CHECKED enum omen_err meta_ops(struct meta_txn *txn, const struct meta_stat
 /* ---- merging ---- */
 
 struct meta_merge;
-OMEN_CHECKED enum omen_err meta_merge_begin(struct meta *meta, struct meta_merge **merge_out,
-        struct err *err);
+/* `points`: at most so many puts follow; ops: those of meta_merge_ops. The space that all of them may take is allocated
+ * here, before anything is changed. OMEN_EFULL, from here or any function below: the old state stands, readers go on, the
+ * merge may be tried again when there is room. OMEN_EIO: LMDB or the disk is broken. */
+OMEN_CHECKED enum omen_err meta_merge_begin(struct meta *meta, uint64_t points, const struct op_range *ops,
+        struct meta_merge **merge_out, struct err *err);
 /* Keys in ascending order are fastest. location NULL = the point is gone (fine when it was not there). */
 OMEN_CHECKED enum omen_err meta_merge_put(struct meta_merge *merge, const struct point_key *key,
         const struct meta_location *location, struct err *err);
@@ -90,7 +93,9 @@ OMEN_CHECKED enum omen_err meta_merge_ops(struct meta_merge *merge, const struct
 /* Commit, synced. OMEN_EFULL: nothing changed, may be tried again. `merge` is gone either way. */
 OMEN_CHECKED enum omen_err meta_merge_commit(struct meta_merge *merge, const struct meta_state *state,
         struct err *err);
-void meta_merge_abort(struct meta_merge *merge);
+/* Give a merge up after a function of it failed with `rc`: the code to go on with, OMEN_EFULL when a full disk was behind
+ * an OMEN_EIO. `merge` is gone. */
+enum omen_err meta_merge_fail(struct meta_merge *merge, enum omen_err rc, struct err *err);
 /* After a commit: write CHECKSUM for data.mdb as it is and remove the marker. Failure loses nothing: the marker stays,
  * and the next seal or open makes up for it. */
 OMEN_CHECKED enum omen_err meta_seal(struct meta *meta, struct err *err);

@@ -15,6 +15,7 @@ struct meta {
     MDB_dbi dbi; /* the unnamed database: no second lookup per transaction */
     char dir[META_PATH_BYTES];
     char data_path[META_PATH_BYTES];
+    uint64_t merge_bytes; /* how far a merge may need data.mdb to grow; merge's thread */
     uint64_t ops_written; /* op records numbered below lie in LMDB; merge's thread */
     _Atomic uint32_t txn_count;
 };

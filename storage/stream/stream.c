@@ -37,10 +37,11 @@ struct stream {
     struct stream_chunk
             *writing;      /* appender's: the chunk of `end`, NULL before the first; the table may move */
     uint32_t written_back; /* offset in the current chunk up to which writeback was started */
-    pthread_mutex_t mutex; /* chunk table below */
+    pthread_mutex_t create_mutex; /* one makes or removes chunk files; taken before `mutex`, which is never held over disk */
+    pthread_mutex_t mutex;        /* chunk table below */
     struct stream_chunk **chunks;    /* [chunk_cap], slot i = chunk i + 1 */
     uint32_t chunk_count, chunk_cap; /* chunks past the current one are allocated ahead or left by a rewind */
-    _Atomic uint64_t published;      /* copy of end.position for stream_prepare, packed */
+    _Atomic uint64_t published;      /* copy of end.position, packed; its chunk changes under `mutex` */
     uint64_t allocated_bytes;
     struct stream_chunk *retired; /* replaced before they held a published unit; closed at the end */
 };
@@ -68,9 +69,9 @@ enum omen_err stream_corrupt(const struct stream *stream, struct stream_position
 
 /* ---- open ---- */
 
-/* What a listing found: the highest chunk, and names to remove. */
+/* Names to remove: those that are no chunk of the table. */
 struct listing {
-    uint32_t end_chunk;
+    uint32_t chunk_count;
     struct buf doomed; /* NUL-terminated names */
 };
 
@@ -92,14 +93,14 @@ static bool listing_each(void *arg, const char *name)
 {
     struct listing *l = arg;
     uint32_t number = chunk_number_of(name);
-    if (number == 0 || number > l->end_chunk) buf_append(&l->doomed, name, strlen(name) + 1);
+    if (number == 0 || number > l->chunk_count) buf_append(&l->doomed, name, strlen(name) + 1);
     return true;
 }
 
-/* Files past the checkpoint and files nobody knows go: their units would be re-delivered by the log. */
+/* Files nobody knows go, and chunks past the checkpoint that are not kept as room: the log delivers their units again. */
 static enum omen_err remove_strays(struct stream *s, struct err *err)
 {
-    struct listing l = { .end_chunk = s->end.position.chunk };
+    struct listing l = { .chunk_count = s->chunk_count };
     buf_init(&l.doomed);
     enum omen_err rc = vfs_list(s->vfs, s->dir, listing_each, &l, err);
     if (rc == OMEN_OK && l.doomed.failed) rc = err_set(err, OMEN_ENOMEM, NULL, "listing %s", s->dir);
@@ -169,6 +170,27 @@ err_chunk:
     return rc;
 }
 
+/* Chunks past the end hold nothing of ours, but the space that the entries to be delivered again were given before. */
+static void keep_prepared(struct stream *s)
+{
+    for (;;) {
+        char path[STREAM_PATH_BYTES];
+        struct err err;
+        bool there = false;
+        uint32_t number = s->chunk_count + 1;
+        chunk_path(s, number, path);
+        if (number > STREAM_CHUNKS_MAX || vfs_exists(s->vfs, path, &there, &err) != OMEN_OK || !there) return;
+        if (chunk_open_existing(s, number, &err) != OMEN_OK) return;
+        struct stream_chunk *c = s->chunks[number - 1];
+        /* Again: a crash may have kept the length and lost the space. */
+        if (c->file_bytes >= s->chunk_bytes && vfs_allocate(c->file, c->file_bytes, &err) == OMEN_OK) continue;
+        s->chunk_count--;
+        s->allocated_bytes -= c->file_bytes;
+        chunk_close(c);
+        return;
+    }
+}
+
 enum omen_err stream_open(const struct stream_options *options, struct stream_end end,
         struct stream **stream_out, struct err *err)
 {
@@ -186,13 +208,17 @@ enum omen_err stream_open(const struct stream_options *options, struct stream_en
     s->end = end;
     atomic_init(&s->published, stream_position_pack(end.position));
     s->written_back = end.position.offset;
+    pthread_mutex_init(&s->create_mutex, NULL);
     pthread_mutex_init(&s->mutex, NULL);
     enum omen_err rc = OMEN_OK;
     for (uint32_t n = 1; n <= end.position.chunk && rc == OMEN_OK; n++) rc = chunk_open_existing(s, n, err);
     if (rc == OMEN_OK && end.position.chunk > 0 &&
             end.position.offset > s->chunks[end.position.chunk - 1]->file_bytes)
         rc = stream_corrupt(s, end.position, "chunk ends before the checkpoint", err);
-    if (rc == OMEN_OK) rc = remove_strays(s, err);
+    if (rc == OMEN_OK) {
+        keep_prepared(s);
+        rc = remove_strays(s, err);
+    }
     if (rc == OMEN_OK && end.position.chunk > 0) s->writing = s->chunks[end.position.chunk - 1];
     if (rc != OMEN_OK) {
         stream_close(s);
@@ -212,6 +238,7 @@ void stream_close(struct stream *stream)
         chunk_close(c);
     }
     pthread_mutex_destroy(&stream->mutex);
+    pthread_mutex_destroy(&stream->create_mutex);
     mem_free(stream->chunks);
     mem_free(stream->dir);
     mem_free(stream);
@@ -287,7 +314,7 @@ enum omen_err stream_unit_check(const struct stream *stream, const struct stream
 
 /* ---- append ---- */
 
-/* Make chunk file `number` of `file_bytes`: allocated, headed, its name durable. The caller holds the mutex. */
+/* Make chunk file `number` of `file_bytes`: allocated, headed, its name durable. The caller holds create_mutex. */
 static enum omen_err chunk_create(struct stream *s, uint32_t number, uint32_t file_bytes,
         struct stream_chunk **chunk_out, struct err *err)
 {
@@ -315,48 +342,83 @@ static enum omen_err chunk_create(struct stream *s, uint32_t number, uint32_t fi
             LOG_WARN("stream.unlink", "path=\"%s\"", path);
         return rc;
     }
-    s->allocated_bytes += file_bytes;
     *chunk_out = c;
     return OMEN_OK;
 }
 
-/* Give up chunks from `number` on, which hold nothing published (allocated ahead, or left by a rewind): too small for
- * the unit at hand. Closed with the stream only, because a sync may be using them. */
+/* Give up chunks from `number` on, which hold nothing (allocated ahead, or left by a rewind): too small for the unit at
+ * hand. Closed with the stream only, because a sync may be using them. create_mutex held. */
 static enum omen_err chunks_retire(struct stream *s, uint32_t number, struct err *err)
 {
-    while (s->chunk_count >= number) {
-        struct stream_chunk *c = s->chunks[s->chunk_count - 1];
+    for (;;) {
         char path[STREAM_PATH_BYTES];
+        pthread_mutex_lock(&s->mutex);
+        uint32_t in_use = (uint32_t)(atomic_load_explicit(&s->published, memory_order_relaxed) >> 32);
+        struct stream_chunk *c = s->chunk_count >= number && s->chunk_count > in_use
+                ? s->chunks[s->chunk_count - 1]
+                : NULL;
+        if (c != NULL) {
+            s->chunk_count--;
+            s->allocated_bytes -= c->file_bytes;
+            c->retired_next = s->retired;
+            s->retired = c;
+        }
+        pthread_mutex_unlock(&s->mutex);
+        if (c == NULL) return OMEN_OK;
         chunk_path(s, c->number, path);
         enum omen_err rc = vfs_unlink(s->vfs, path, err);
         if (rc != OMEN_OK) return rc;
-        s->chunk_count--;
-        s->allocated_bytes -= c->file_bytes;
-        c->retired_next = s->retired;
-        s->retired = c;
     }
-    return OMEN_OK;
 }
 
-/* Have chunk `number` in the table with room for a unit of `unit_bytes`. */
-static enum omen_err chunk_ensure(struct stream *s, uint32_t number, uint64_t unit_bytes, struct err *err)
+/* Size of the chunk file that a unit needs. */
+static uint64_t chunk_bytes_for(const struct stream *s, uint64_t unit_bytes)
 {
     uint64_t need = align_up(STREAM_CHUNK_HEADER_BYTES + unit_bytes, 4096);
-    if (need < s->chunk_bytes) need = s->chunk_bytes;
-    if (number > STREAM_CHUNKS_MAX || need > UINT32_MAX)
+    return need < s->chunk_bytes ? s->chunk_bytes : need;
+}
+
+/* The chunk `number` when it is in the table and large enough, else NULL. mutex held. */
+static struct stream_chunk *chunk_ready(const struct stream *s, uint32_t number, uint64_t file_bytes)
+{
+    if (number > s->chunk_count || s->chunks[number - 1]->file_bytes < file_bytes) return NULL;
+    return s->chunks[number - 1];
+}
+
+/* Chunks that are too small are given up only for one that will find space. create_mutex held. */
+static enum omen_err retire_pays(struct stream *s, uint32_t number, uint64_t file_bytes, struct err *err)
+{
+    uint64_t free_bytes = 0, total_bytes = 0;
+    if (s->chunk_count < number) return OMEN_OK;
+    enum omen_err rc = vfs_free_space(s->vfs, s->dir, &free_bytes, &total_bytes, err);
+    for (uint32_t n = number; n <= s->chunk_count; n++) free_bytes += s->chunks[n - 1]->file_bytes;
+    if (rc == OMEN_OK && free_bytes < file_bytes)
+        rc = err_set(err, OMEN_EFULL, NULL, "no room for a chunk of %llu bytes in %s",
+                (unsigned long long)file_bytes, s->dir);
+    return rc;
+}
+
+/* Have chunk `number` in the table with at least `file_bytes`. create_mutex held. */
+static enum omen_err chunk_ensure(struct stream *s, uint32_t number, uint64_t file_bytes, struct err *err)
+{
+    if (number > STREAM_CHUNKS_MAX || file_bytes > UINT32_MAX)
         return err_set(err, OMEN_EFULL, NULL, "too many chunks in %s", s->dir);
-    if (number <= s->chunk_count) {
-        if (s->chunks[number - 1]->file_bytes >= need) return OMEN_OK;
-        enum omen_err rc = chunks_retire(s, number, err);
-        if (rc != OMEN_OK) return rc;
-    }
+    pthread_mutex_lock(&s->mutex);
+    bool ready = chunk_ready(s, number, file_bytes) != NULL;
     enum omen_err rc = table_reserve(s, number);
+    pthread_mutex_unlock(&s->mutex);
     if (rc != OMEN_OK) return err_set(err, rc, NULL, "table of chunks");
-    struct stream_chunk *c;
-    rc = chunk_create(s, number, (uint32_t)need, &c, err);
+    if (ready) return OMEN_OK;
+    rc = retire_pays(s, number, file_bytes, err);
+    if (rc == OMEN_OK) rc = chunks_retire(s, number, err);
+    struct stream_chunk *c = NULL;
+    if (rc == OMEN_OK && s->chunk_count + 1 != number) return OMEN_OK; /* the appender went on: look again */
+    if (rc == OMEN_OK) rc = chunk_create(s, number, (uint32_t)file_bytes, &c, err);
     if (rc != OMEN_OK) return rc;
-    CHECK(number == s->chunk_count + 1);
+    pthread_mutex_lock(&s->mutex);
     s->chunks[s->chunk_count++] = c;
+    s->allocated_bytes += c->file_bytes;
+    pthread_mutex_unlock(&s->mutex);
     return OMEN_OK;
 }
 
@@ -373,16 +435,36 @@ static enum omen_err unit_write(struct stream *s, struct unit_header *h, const v
     return vfs_pwritev(c->file, iov, h->body_bytes > 0 ? 2 : 1, h->position.offset, err);
 }
 
+/* The chunk to go on in. In use from here on: `published` says so, and whoever prepares chunks leaves it alone. */
+static enum omen_err next_chunk(struct stream *s, uint32_t number, uint64_t unit_bytes,
+        struct stream_chunk **next_out, struct err *err)
+{
+    struct stream_position begin = { number, STREAM_CHUNK_HEADER_BYTES };
+    uint64_t file_bytes = chunk_bytes_for(s, unit_bytes);
+    for (bool tried = false;; tried = true) {
+        pthread_mutex_lock(&s->mutex);
+        struct stream_chunk *c = chunk_ready(s, number, file_bytes);
+        if (c != NULL)
+            atomic_store_explicit(&s->published, stream_position_pack(begin), memory_order_relaxed);
+        pthread_mutex_unlock(&s->mutex);
+        *next_out = c;
+        if (c != NULL) return OMEN_OK;
+        CHECK(!tried);
+        pthread_mutex_lock(&s->create_mutex);
+        enum omen_err rc = chunk_ensure(s, number, file_bytes, err);
+        pthread_mutex_unlock(&s->create_mutex);
+        if (rc != OMEN_OK) return rc;
+    }
+}
+
 /* Move to the next chunk when a unit of `unit_bytes` does not fit the current one. */
 static enum omen_err chunk_roll(struct stream *s, uint64_t sequence, uint64_t unit_bytes, struct err *err)
 {
     struct stream_end at = s->end;
     uint32_t left = s->writing == NULL ? 0 : s->writing->file_bytes - at.position.offset;
     if (s->writing != NULL && unit_bytes <= left) return OMEN_OK;
-    pthread_mutex_lock(&s->mutex);
-    enum omen_err rc = chunk_ensure(s, at.position.chunk + 1, unit_bytes, err);
-    struct stream_chunk *next = rc == OMEN_OK ? s->chunks[at.position.chunk] : NULL;
-    pthread_mutex_unlock(&s->mutex);
+    struct stream_chunk *next;
+    enum omen_err rc = next_chunk(s, at.position.chunk + 1, unit_bytes, &next, err);
     if (rc != OMEN_OK) return rc;
     struct unit_header h = { .type = STREAM_UNIT_CHUNK_END,
         .sequence = sequence,
@@ -472,17 +554,73 @@ enum omen_err stream_sync_run(struct stream_sync *sync, struct err *err)
     return rc;
 }
 
+/* A chunk that is lacking. */
+struct gap {
+    uint32_t number;
+    uint64_t file_bytes;
+};
+
+static bool unit_fits(const struct stream *s, struct stream_position *at, uint64_t unit_bytes,
+        struct gap *gap_out)
+{
+    uint64_t file_bytes = at->chunk == 0 ? 0 : s->chunks[at->chunk - 1]->file_bytes;
+    if (unit_bytes > file_bytes - at->offset) {
+        file_bytes = chunk_bytes_for(s, unit_bytes);
+        *gap_out = (struct gap){ at->chunk + 1, file_bytes };
+        if (chunk_ready(s, at->chunk + 1, file_bytes) == NULL) return false;
+        *at = (struct stream_position){ at->chunk + 1, STREAM_CHUNK_HEADER_BYTES };
+    }
+    at->offset += (uint32_t)unit_bytes;
+    return true;
+}
+
+/* Lays the units out as appends would. mutex held. */
+static bool needs_fit(const struct stream *s, const struct stream_need *needs, uint32_t count,
+        struct gap *gap_out)
+{
+    uint64_t published = atomic_load_explicit(&s->published, memory_order_relaxed);
+    struct stream_position at = { (uint32_t)(published >> 32), (uint32_t)published };
+    for (uint32_t i = 0; i < count; i++) {
+        if (!unit_fits(s, &at, needs[i].entry_bytes, gap_out)) return false;
+        for (uint32_t u = 0; u < needs[i].derived_units; u++)
+            if (!unit_fits(s, &at, needs[i].derived_unit_bytes, gap_out)) return false;
+    }
+    return true;
+}
+
+bool stream_has_room(struct stream *stream, const struct stream_need *needs, uint32_t count)
+{
+    struct gap gap;
+    pthread_mutex_lock(&stream->mutex);
+    bool fits = needs_fit(stream, needs, count, &gap);
+    pthread_mutex_unlock(&stream->mutex);
+    return fits;
+}
+
+enum omen_err stream_make_room(struct stream *stream, const struct stream_need *needs, uint32_t count,
+        struct err *err)
+{
+    enum omen_err rc = OMEN_OK;
+    pthread_mutex_lock(&stream->create_mutex);
+    while (rc == OMEN_OK) {
+        struct gap gap;
+        pthread_mutex_lock(&stream->mutex);
+        bool fits = needs_fit(stream, needs, count, &gap);
+        pthread_mutex_unlock(&stream->mutex);
+        if (fits) break;
+        rc = chunk_ensure(stream, gap.number, gap.file_bytes, err);
+    }
+    pthread_mutex_unlock(&stream->create_mutex);
+    return rc;
+}
+
 void stream_prepare(struct stream *stream)
 {
     struct err err;
-    pthread_mutex_lock(&stream->mutex);
-    uint64_t at = atomic_load_explicit(&stream->published, memory_order_relaxed);
-    uint32_t current = (uint32_t)(at >> 32), used = (uint32_t)at;
-    bool due = current > 0 && stream->chunk_count == current &&
-            used > stream->chunks[current - 1]->file_bytes / 2;
-    if (due && chunk_ensure(stream, current + 1, 0, &err) != OMEN_OK)
+    struct stream_need half = { .entry_bytes = stream->chunk_bytes / 2 };
+    bool begun = atomic_load_explicit(&stream->published, memory_order_relaxed) != 0;
+    if (begun && stream_make_room(stream, &half, 1, &err) != OMEN_OK)
         LOG_WARN("stream.prepare", "error=\"%s\"", err.message);
-    pthread_mutex_unlock(&stream->mutex);
 }
 
 void stream_usage(struct stream *stream, uint64_t *bytes_out, uint64_t *chunks_out)

@@ -11,7 +11,8 @@
  * header before them and name their own place, so a stale unit of an earlier life of the file, or one that was written
  * to the wrong place, is never taken for one of ours even inside the checkpointed range.
  *
- * Threads: one appender; stream_sync_* and stream_prepare by one checkpointer beside it; bodies by any reader.
+ * Threads: one appender; stream_sync_* by one checkpointer beside it; stream_prepare and stream_make_room by any; bodies by
+ * any reader.
  * Determinism: positions depend on chunk_bytes and on the entries only; nothing in results depends on positions. */
 #ifndef OMEN_STORAGE_STREAM_H
 #define OMEN_STORAGE_STREAM_H
@@ -61,7 +62,8 @@ struct stream_options {
 
 struct stream;
 
-/* Map the chunks up to `end`, remove files past it and files of unknown names. OMEN_ECORRUPT names a chunk that is
+/* Map the chunks up to `end` and whole, allocated ones that follow it without a gap: the units that the log delivers again
+ * find the room they had, also on a full disk. Remove other files. OMEN_ECORRUPT names a chunk that is
  * missing, too short or has a bad header. Units are not looked at: read them with stream_next. */
 OMEN_CHECKED enum omen_err stream_open(const struct stream_options *options, struct stream_end end,
         struct stream **stream_out, struct err *err);
@@ -98,6 +100,20 @@ OMEN_CHECKED enum omen_err stream_sync_run(struct stream_sync *sync,
 
 /* Allocate the next chunk ahead once the current one is half full. Failure is no error: the appender will meet it. */
 void stream_prepare(struct stream *stream);
+
+/* What is to be appended: one unit of `entry_bytes`, then `derived_units` of at most `derived_unit_bytes`; bodies with
+ * their headers. Upper bounds do: units go where the one before ends or into the next chunk, so smaller ones never end
+ * further on. */
+struct stream_need {
+    uint64_t entry_bytes, derived_unit_bytes;
+    uint32_t derived_units;
+};
+/* Do these fit what is allocated, in this order, after all that is appended already? Any thread; never blocks on disk. */
+bool stream_has_room(struct stream *stream, const struct stream_need *needs, uint32_t count);
+/* Allocate chunks until they do. OMEN_EFULL when there is no space: what could be had is kept. Any thread; blocks on disk,
+ * the appender beside it only when it needs a chunk itself. */
+OMEN_CHECKED enum omen_err stream_make_room(struct stream *stream, const struct stream_need *needs,
+        uint32_t count, struct err *err);
 
 void stream_usage(struct stream *stream, uint64_t *bytes_out,
         uint64_t *chunks_out); /* any thread; allocated */
