@@ -13,13 +13,13 @@ Everything is a plain TCP socket, msgpack and numpy; the protocol is in common/w
 
 from .client import Client, connect
 from .collection import Collection, Hits, Point, VectorField, WriteResult
-from .errors import (AlreadyExists, AuthenticationFailed, Busy, Corrupt, DeadlineExceeded, DiskFull, InvalidRequest,
-                     NotFound, OmenError, OperationExpired, OutcomeUnknown, PermissionDenied, ProtocolError, ServerError,
-                     TooBig, Unavailable, VersionMismatch)
+from .errors import (AlreadyExists, AuthenticationFailed, Busy, ClientClosed, Corrupt, DeadlineExceeded, DiskFull,
+                     InvalidRequest, NotFound, OmenError, OperationExpired, OutcomeUnknown, PermissionDenied,
+                     ProtocolError, ServerError, TooBig, Unavailable, VersionMismatch)
 from .pipeline import Pipeline
 
 __version__ = "0.1.0"
 __all__ = ["connect", "Client", "Collection", "Hits", "Pipeline", "Point", "VectorField", "WriteResult", "OmenError",
-           "AlreadyExists", "AuthenticationFailed", "Busy", "Corrupt", "DeadlineExceeded", "DiskFull", "InvalidRequest",
-           "NotFound", "OperationExpired", "OutcomeUnknown", "PermissionDenied", "ProtocolError", "ServerError", "TooBig",
-           "Unavailable", "VersionMismatch"]
+           "AlreadyExists", "AuthenticationFailed", "Busy", "ClientClosed", "Corrupt", "DeadlineExceeded", "DiskFull",
+           "InvalidRequest", "NotFound", "OperationExpired", "OutcomeUnknown", "PermissionDenied", "ProtocolError",
+           "ServerError", "TooBig", "Unavailable", "VersionMismatch"]

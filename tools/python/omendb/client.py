@@ -10,12 +10,11 @@ import time
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Dict, List, Optional, Sequence, Union
 
-import msgpack
-
 from .collection import Collection, VectorField
 from .connection import Connection, connect_any, parse_endpoint
-from .errors import (RETRYABLE, AlreadyExists, DeadlineExceeded, OmenError, OutcomeUnknown, Unavailable,
-                     VersionMismatch, from_reply)
+from .errors import (AlreadyExists, ClientClosed, DeadlineExceeded, OmenError, OutcomeUnknown, Unavailable, VersionMismatch,
+                     from_reply, outcome_of, should_retry)
+from .values import pack, unpack
 
 PROTOCOL_VERSION = 1
 _TOKENS_MAX = 1024
@@ -44,6 +43,8 @@ class Client:
         if isinstance(endpoints, str):
             endpoints = endpoints.split(",")
         self._endpoints = [e.strip() for e in endpoints]
+        if not self._endpoints:
+            raise ValueError("no endpoints")
         for endpoint in self._endpoints:
             parse_endpoint(endpoint)
         if consistency not in ("session", "eventual", "linearizable"):
@@ -149,11 +150,13 @@ class Client:
                 tokens = [[self._incarnation, shard, seq] for shard, seq in self._tokens.items()]
             if tokens and self._consistency == "session":
                 envelope["tokens"] = tokens
-        return msgpack.packb(envelope, use_bin_type=True)
+        return pack(envelope)
 
     def decode(self, body: bytes) -> dict:
         """A reply's map; raises the typed error when it says so."""
-        reply = msgpack.unpackb(body, raw=False, strict_map_key=False)
+        if not body:  # what a server sends that has no memory for a reply
+            raise OutcomeUnknown("the server answered with nothing")
+        reply = unpack(body)
         if not reply.get("ok"):
             raise from_reply(reply.get("error", {}))
         self._remember(reply.get("tokens", ()))
@@ -173,7 +176,7 @@ class Client:
         """The living connection, made anew when it is lost."""
         with self._lock:
             if self._closed:
-                raise Unavailable("the client is closed")
+                raise ClientClosed("the client is closed")
             if self._connection is not None and not self._connection.closed:
                 return self._connection
             timeout = max(0.05, min(5.0, deadline - time.monotonic()))
@@ -181,10 +184,12 @@ class Client:
             self._connection = connection
         hello = {"v": 1, "op": "hello", "versions": [1, PROTOCOL_VERSION], "client": "omendb-python/0.1.0"}
         try:
-            reply = msgpack.unpackb(connection.send(msgpack.packb(hello)).result(timeout), raw=False)
-        except FutureTimeout:
+            reply = unpack(connection.send(pack(hello), timeout).result(timeout))
+        except (FutureTimeout, OutcomeUnknown, DeadlineExceeded) as e:
             connection.close()
-            raise Unavailable(f"{connection.endpoint} does not answer") from None
+            with self._lock:
+                self._endpoint += 1  # a server that accepts and says nothing: try another one first
+            raise Unavailable(f"{connection.endpoint} does not answer: {e}") from None
         if not reply.get("ok"):
             connection.close()
             raise from_reply(reply.get("error", {}))
@@ -196,28 +201,26 @@ class Client:
 
     def _call(self, request: dict, timeout: Optional[float] = None) -> dict:
         """Send, wait, retry what a retry can mend (with the same op id) until the timeout."""
-        deadline = time.monotonic() + (self.timeout if timeout is None else timeout)
+        timeout = self.timeout if timeout is None else timeout
+        deadline = time.monotonic() + timeout
+        maybe_applied = False  # a try of a write was sent and not answered
         for attempt in itertools.count():
+            connection = None
             try:
                 connection = self._connected(deadline)
-                future = connection.send(self.encode(request, deadline))
+                future = connection.send(self.encode(request, deadline), deadline - time.monotonic())
                 return self.decode(future.result(max(0.0, deadline - time.monotonic())))
             except FutureTimeout:
+                connection.give_up_if_silent()
                 cause = OutcomeUnknown if "op_id" in request else DeadlineExceeded
-                raise cause(f"{request['op']}: no answer within {self.timeout} s") from None
+                raise cause(f"{request['op']}: no answer within {timeout:g} s") from None
             except OmenError as e:
-                if not should_retry(e):
-                    raise
+                maybe_applied = maybe_applied or (isinstance(e, OutcomeUnknown) and "op_id" in request)
                 pause = retry_pause(e, attempt)
-                if time.monotonic() + pause >= deadline:
-                    raise
+                if not should_retry(e) or time.monotonic() + pause >= deadline:
+                    raise outcome_of(e, maybe_applied) from e.__cause__
                 time.sleep(pause)
         raise AssertionError("unreachable")
-
-
-def should_retry(error: OmenError) -> bool:
-    """Lost connections and what the server calls retryable."""
-    return error.code in RETRYABLE or (error.code == 0 and isinstance(error, (Unavailable, OutcomeUnknown)))
 
 
 def retry_pause(error: OmenError, attempt: int) -> float:

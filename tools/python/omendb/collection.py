@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Union
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
+
+from .values import pack
 
 PointId = Union[int, str, uuid.UUID]
 Vectors = Union[np.ndarray, Sequence[Sequence[float]], Dict[str, np.ndarray]]
 BATCH_POINTS = 1000
 BATCH_BYTES = 4 << 20
+BATCH_SEARCHES = 1000
+BATCH_HITS = 400_000
 
 
 @dataclass(frozen=True)
@@ -82,24 +86,41 @@ class Hits:
 
 # ---- to and from the wire ----
 
+_ID_RANGE = "ids are numbers from 0 to 2**64 - 1, or UUIDs"
+
+
+def as_id_list(ids):
+    """Something that can be counted and cut: an array or range as it is, anything else as a list."""
+    if isinstance(ids, np.ndarray):
+        if ids.ndim != 1:
+            raise ValueError(f"ids: want [n], got shape {ids.shape}")
+        return ids
+    if isinstance(ids, range):
+        return ids
+    if isinstance(ids, (str, bytes, int, uuid.UUID, np.integer)):
+        raise ValueError(f"ids: want a list of ids, got {ids!r}")
+    return list(ids)
+
+
 def encode_ids(ids: Sequence[PointId]):
     """Numbers as packed u64, anything with a UUID as an array."""
+    ids = as_id_list(ids)
     if isinstance(ids, np.ndarray) and ids.dtype.kind in "iu" or isinstance(ids, range):
         array = np.asarray(ids)
         if array.size and array.dtype.kind == "i" and array.min() < 0:
-            raise ValueError("ids are numbers from 0 to 2**64 - 1, or UUIDs")
-        return array.astype("<u8").tobytes()
-    ids = list(ids)
-    if all(isinstance(i, (int, np.integer)) and not isinstance(i, bool) for i in ids):
-        try:
-            return np.array(ids, dtype="<u8").tobytes()
-        except OverflowError:
-            raise ValueError("ids are numbers from 0 to 2**64 - 1, or UUIDs") from None
-    return [encode_id(i) for i in ids]
+            raise ValueError(_ID_RANGE)
+        if array.dtype.kind in "iu":  # a range past 2**63 becomes objects
+            return array.astype("<u8").tobytes()
+    ids = [encode_id(i) for i in ids]
+    if any(isinstance(i, str) for i in ids):
+        return ids
+    return np.array(ids, dtype="<u8").tobytes()
 
 
 def encode_id(i: PointId):
     if isinstance(i, (int, np.integer)) and not isinstance(i, bool):
+        if not 0 <= i < 2**64:  # numpy before 2.0 would wrap it silently
+            raise ValueError(f"{_ID_RANGE}; got {i}")
         return int(i)
     if isinstance(i, uuid.UUID):
         return str(i)
@@ -114,10 +135,21 @@ def decode_ids(ids) -> list:
     return [uuid.UUID(i) if isinstance(i, str) else i for i in ids]
 
 
+def as_floats(values, what: str) -> np.ndarray:
+    if values is None or isinstance(values, (str, bytes)):
+        raise ValueError(f"{what}: want numbers, got {values!r}")
+    try:
+        return np.ascontiguousarray(values, dtype="<f4")
+    except (TypeError, ValueError) as e:
+        raise ValueError(f"{what}: want numbers in rows of equal length: {e}") from None
+
+
 def as_rows(vectors, count: int, what: str = "vectors") -> np.ndarray:
-    rows = np.ascontiguousarray(vectors, dtype="<f4")
+    rows = as_floats(vectors, what)
     if rows.ndim == 1 and count == 1:
         rows = rows[None, :]
+    if count == 0 and rows.size == 0:
+        return rows.reshape(0, 0)
     if rows.ndim != 2 or len(rows) != count:
         raise ValueError(f"{what}: want {count} rows of components, got shape {rows.shape}")
     return rows
@@ -179,7 +211,7 @@ class Collection:
             the sum over the requests.
         """
         total = WriteResult()
-        for request in upsert_requests(self.name, ids, vectors, payloads, batch_points):
+        for request, _ in upsert_requests(self.name, ids, vectors, payloads, batch_points):
             self._add(total, self._write(request))
         return total
 
@@ -200,6 +232,8 @@ class Collection:
     def delete_payload(self, ids: Sequence[PointId], paths: Sequence[str], *,
                        shard_keys: Optional[Sequence] = None) -> WriteResult:
         """Drop the members at ``paths`` from the payloads of existing points."""
+        if isinstance(paths, str):
+            raise ValueError(f"paths: want a list of paths, got {paths!r}")
         return self._by_ids("points.delete_payload", ids, shard_keys, paths=list(paths))
 
     def pipeline(self, *, in_flight: int = 64, on_ack=None):
@@ -229,21 +263,28 @@ class Collection:
 
     def search_batch(self, vectors, *, k: int = 10, filter: Optional[dict] = None, field: str = "", offset: int = 0,
                      score_threshold: Optional[float] = None, with_payload=True, with_vectors=False) -> List[Hits]:
-        """One search per row of ``vectors`` in one request; they share the pass over the data."""
-        rows = np.ascontiguousarray(vectors, dtype="<f4")
+        """One search per row of ``vectors``; they share the pass over the data. More than 1000 searches or 400,000 hits
+        go out as several requests."""
+        rows = as_floats(vectors, "vectors")
+        if rows.size == 0:
+            return []
         if rows.ndim != 2:
-            raise ValueError("search_batch wants [n][dim]")
+            raise ValueError(f"vectors: want [n][dim], got shape {rows.shape}")
         one = {"k": k, "field": field, "offset": offset, "filter": filter, "score_threshold": score_threshold}
-        return self._search([(row, one) for row in rows], with_payload, with_vectors)
+        step = max(1, min(BATCH_SEARCHES, BATCH_HITS // max(1, int(k) + int(offset))))
+        found: List[Hits] = []
+        for first in range(0, len(rows), step):
+            found += self._search([(row, one) for row in rows[first:first + step]], with_payload, with_vectors)
+        return found
 
     def get(self, ids: Sequence[PointId], *, shard_keys: Optional[Sequence] = None, with_payload=True,
             with_vectors=False) -> List[Point]:
         """Points by id, in the order asked; missing ones are left out."""
-        request = {"op": "points.get", "collection": self.name, "ids": encode_ids(ids), "with_payload": with_payload,
-                   "with_vectors": with_vectors}
-        if shard_keys is not None:
-            request["keys"] = list(shard_keys)
-        return decode_points(self.client._call(request)["points"])
+        points: List[Point] = []
+        for request, _ in self._requests_by_ids("points.get", ids, shard_keys):
+            request.update(with_payload=with_payload, with_vectors=with_vectors)
+            points += decode_points(self.client._call(request)["points"])
+        return points
 
     def scroll(self, *, filter: Optional[dict] = None, limit: Optional[int] = None, page: int = 1000, with_payload=True,
                with_vectors=False) -> Iterator[Point]:
@@ -289,18 +330,23 @@ class Collection:
         total.sequence = max(total.sequence, one.sequence)
         total.duplicate = total.duplicate or one.duplicate
 
-    def _by_ids(self, op, ids, shard_keys, payloads=None, paths=None) -> WriteResult:
-        ids = list(ids)
-        if isinstance(payloads, dict):
-            payloads = [payloads] * len(ids)
-        total = WriteResult()
+    def _requests_by_ids(self, op, ids, shard_keys=None, payloads=None):
+        """Requests of at most BATCH_POINTS points; columns of another length than ``ids`` are refused before any is sent."""
+        ids = as_id_list(ids)
+        columns = {"keys": shard_keys, "payloads": payloads}
+        columns = {name: as_column(values, len(ids), name) for name, values in columns.items() if values is not None}
         for first in range(0, len(ids), BATCH_POINTS):
             part = slice(first, first + BATCH_POINTS)
             request = {"op": op, "collection": self.name, "ids": encode_ids(ids[part])}
-            if shard_keys is not None:
-                request["keys"] = list(shard_keys[part])
-            if payloads is not None:
-                request["payloads"] = list(payloads[part])
+            request.update((name, values[part]) for name, values in columns.items())
+            yield request, len(ids[part])
+
+    def _by_ids(self, op, ids, shard_keys, payloads=None, paths=None) -> WriteResult:
+        ids = as_id_list(ids)
+        if isinstance(payloads, dict):
+            payloads = [payloads] * len(ids)
+        total = WriteResult()
+        for request, _ in self._requests_by_ids(op, ids, shard_keys, payloads):
             if paths is not None:
                 request["paths"] = paths
             self._add(total, self._write(request))
@@ -309,13 +355,16 @@ class Collection:
     def _search(self, searches, with_payload, with_vectors) -> List[Hits]:
         encoded = []
         for vector, one in searches:
-            search = {name: value for name, value in one.items() if value is not None and value != ""}
+            search = {name: value for name, value in one.items() if value is not None}
+            if ("id" in search) == (vector is not None):
+                raise ValueError("give a vector or an id")
             if "id" in search:
                 search["id"] = encode_id(search["id"])
-            elif vector is None:
-                raise ValueError("give a vector or an id")
             else:
-                search["vector"] = np.ascontiguousarray(vector, dtype="<f4").tobytes()
+                query = as_floats(vector, "vector")
+                if query.ndim != 1:
+                    raise ValueError(f"vector: want [dim], got shape {query.shape}; search_batch takes several")
+                search["vector"] = query.tobytes()
             search["with_payload"], search["with_vectors"] = with_payload, with_vectors
             encoded.append(search)
         reply = self.client._call({"op": "points.search", "collection": self.name, "searches": encoded})
@@ -327,19 +376,48 @@ def decode_write(reply: dict) -> WriteResult:
     return WriteResult(reply.get("affected", 0), sequence, bool(reply.get("duplicate", False)))
 
 
-def upsert_requests(name: str, ids, vectors, payloads, batch_points: int) -> Iterator[dict]:
-    """Cut an upsert into requests of bounded size; op ids are added by the sender."""
-    ids = ids if isinstance(ids, (np.ndarray, range)) else list(ids)
+def as_column(values, count: int, what: str) -> list:
+    """A list with one value per point."""
+    if isinstance(values, (str, bytes, dict)):
+        raise ValueError(f"{what}: want a list of {count}, got {type(values).__name__}")
+    values = list(values)
+    if len(values) != count:
+        raise ValueError(f"{what}: {len(values)} for {count} ids")
+    return values
+
+
+def upsert_requests(name: str, ids, vectors, payloads, batch_points: int) -> Iterator[Tuple[dict, int]]:
+    """Cut an upsert into requests of bounded size, each with its number of points; op ids are added by the sender."""
+    ids = as_id_list(ids)
     columns = vectors if isinstance(vectors, dict) else {"": vectors}
-    columns = {field: as_rows(rows, len(ids), f"vectors[{field!r}]") for field, rows in columns.items()}
-    if payloads is not None and len(payloads) != len(ids):
-        raise ValueError(f"{len(ids)} ids but {len(payloads)} payloads")
+    columns = {field: as_rows(rows, len(ids), f"vectors[{field!r}]" if field else "vectors")
+               for field, rows in columns.items()}
+    if payloads is not None:
+        payloads = as_column(payloads, len(ids), "payloads")
     row_bytes = sum(rows.shape[1] * 4 for rows in columns.values()) or 1
     step = max(1, min(batch_points, BATCH_BYTES // row_bytes))
-    for first in range(0, len(ids), step):
-        part = slice(first, first + step)
+    first = 0
+    while first < len(ids):
+        count = min(step, len(ids) - first)
+        if payloads is not None:
+            count = _fitting(payloads, first, count, row_bytes)
+        part = slice(first, first + count)
         request = {"op": "points.upsert", "collection": name, "ids": encode_ids(ids[part]),
                    "vectors": {field: rows[part].tobytes() for field, rows in columns.items()}}
         if payloads is not None:
-            request["payloads"] = [p for p in payloads[part]]
-        yield request
+            request["payloads"] = payloads[part]
+        yield request, count
+        first += count
+
+
+def _fitting(payloads: list, first: int, count: int, row_bytes: int) -> int:
+    """How many of the points [first, first + count) go into a request of about BATCH_BYTES; at least one."""
+    left = BATCH_BYTES
+    for i in range(first, first + count):
+        try:
+            left -= row_bytes + len(pack(payloads[i]))
+        except (TypeError, ValueError, OverflowError) as e:
+            raise ValueError(f"payloads[{i}]: {e}") from None
+        if left < 0 and i > first:
+            return i - first
+    return count

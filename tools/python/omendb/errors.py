@@ -31,7 +31,7 @@ class InvalidRequest(OmenError):
 
 
 class NotFound(OmenError):
-    """No such collection, alias or field."""
+    """No such collection, alias, or point to search with."""
     name = "not_found"
 
 
@@ -100,6 +100,10 @@ class Unavailable(OmenError):
     name = "unavailable"
 
 
+class ClientClosed(Unavailable):
+    """This client was closed; nothing was sent."""
+
+
 class ServerError(OmenError):
     """Anything else the server could not do."""
     name = "internal"
@@ -110,6 +114,21 @@ _CLASSES = {
     7: AuthenticationFailed, 8: PermissionDenied, 9: Busy, 10: DeadlineExceeded, 11: OutcomeUnknown,
     12: OperationExpired, 13: DiskFull, 14: Corrupt, 19: Unavailable, 20: OutcomeUnknown,
 }
+
+def should_retry(error: OmenError) -> bool:
+    """Lost connections and what the server calls retryable."""
+    if isinstance(error, ClientClosed):
+        return False
+    return error.code in RETRYABLE or (error.code == 0 and isinstance(error, (Unavailable, OutcomeUnknown)))
+
+
+def outcome_of(error: OmenError, maybe_applied: bool) -> OmenError:
+    """What the last try's error says of a write whose earlier tries may have been applied: that "nothing was begun" now
+    (unavailable, busy, full ..) says nothing of them. An invalid request was refused then as well."""
+    if not maybe_applied or isinstance(error, (OutcomeUnknown, InvalidRequest, TooBig)):
+        return error
+    return OutcomeUnknown(f"an earlier try may have been applied; the last one ended with {error.name}: {error}")
+
 
 # What a retry of the very same request can mend without anybody changing anything (PROTOCOL.md, retry rules).
 RETRYABLE = {9, 11, 17, 18, 19, 20}
