@@ -1,0 +1,65 @@
+/* The small records of storage on arbitrary bytes: chunk and unit headers, LMDB values, CHECKSUM; with and without
+ * repaired checksums. What decodes must encode to the same bytes: a record has one form. */
+#include "common/err.h"
+
+#include <string.h>
+
+#include "common/bytes.h"
+#include "common/check.h"
+#include "common/crc32c.h"
+#include "storage/meta/meta_format.h"
+#include "storage/stream/format.h"
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+
+static void chunk_and_unit(const uint8_t *data, size_t size, bool repair)
+{
+    uint8_t bytes[STREAM_CHUNK_HEADER_BYTES] = { 0 }, again[STREAM_CHUNK_HEADER_BYTES];
+    struct chunk_header chunk;
+    struct unit_header unit;
+    memcpy(bytes, data, size < sizeof bytes ? size : sizeof bytes);
+    if (repair) store_u32(bytes + sizeof bytes - 4, crc32c(0, bytes, sizeof bytes - 4));
+    if (chunk_header_decode(bytes, &chunk) == NULL) {
+        chunk_header_encode(&chunk, again);
+        CHECK(memcmp(again, bytes, sizeof bytes) == 0);
+    }
+    if (repair)
+        store_u32(bytes + STREAM_UNIT_HEADER_BYTES - 4, crc32c(0, bytes, STREAM_UNIT_HEADER_BYTES - 4));
+    if (unit_header_decode(bytes, &unit) == NULL) {
+        unit_header_encode(&unit, again);
+        CHECK(memcmp(again, bytes, STREAM_UNIT_HEADER_BYTES) == 0);
+    }
+}
+
+static void meta_values(const uint8_t *data, size_t size, bool repair)
+{
+    if (size < META_POINT_KEY_BYTES) return;
+    const uint8_t *key = data;
+    size_t len = size - META_POINT_KEY_BYTES;
+    uint8_t *value = mem_must_alloc(len + 1);
+    memcpy(value, data + META_POINT_KEY_BYTES, len);
+    if (repair && len >= 4) meta_value_seal(key, META_POINT_KEY_BYTES, value, len);
+    struct meta_location location;
+    if (meta_location_decode(key, META_POINT_KEY_BYTES, value, len, &location))
+        CHECK(len == META_LOCATION_BYTES);
+    if (repair && len >= 4) meta_value_seal("s", 1, value, len);
+    struct meta_state state;
+    if (meta_state_decode(value, len, &state)) CHECK(len == META_STATE_BYTES);
+    uint64_t file_bytes;
+    uint32_t crc;
+    if (repair && len == META_CHECKSUM_BYTES) store_u32(value + 28, crc32c(0, value, 28));
+    if (meta_checksum_decode(value, len, &file_bytes, &crc)) {
+        uint8_t again[META_CHECKSUM_BYTES];
+        meta_checksum_encode(file_bytes, crc, again);
+        CHECK(memcmp(again, value, sizeof again) == 0);
+    }
+    mem_free(value);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    if (size < 1) return 0;
+    chunk_and_unit(data + 1, size - 1, data[0] & 1);
+    meta_values(data + 1, size - 1, data[0] & 1);
+    return 0;
+}
