@@ -192,7 +192,13 @@ struct fake_service *fake_service_new(const struct collection_schema *schema, ui
     map_cut_slots(c->shards, shards);
     for (uint32_t i = 0; i < shards; i++) c->shards[i].shard_id = 11 + i;
     fake->map = map;
-    fake->service = (struct shard_service){ fake, submit, release, map_acquire, not_ready, NULL };
+    fake->service = (struct shard_service){
+        .self = fake,
+        .submit = submit,
+        .release = release,
+        .map_acquire = map_acquire,
+        .not_ready = not_ready,
+    };
     return fake;
 }
 
