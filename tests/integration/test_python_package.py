@@ -238,6 +238,22 @@ class PythonPackage(unittest.TestCase):
             with self.assertRaises(omendb.ProtocolError, msg=repr(body)):
                 self.client(self.peer(lambda *_, body=body: body)).collection("c").count()
 
+    def test_tokens_of_another_incarnation_are_forgotten(self):
+        """The database was restored: the tokens of before are refused, and must not be sent for ever."""
+        def restored_after_two(peer, request):
+            incarnation = 7 if len(peer.requests) <= 2 else 8
+            if any(t[0] != incarnation for t in request.get("tokens", ())):
+                return error(1, "invalid", field="tokens[0].incarnation")
+            return {"ok": True, "affected": 1, "count": 1, "tokens": [[incarnation, 1, 5]]}
+        peer = self.peer(restored_after_two)
+        docs = self.client(peer, timeout=5).collection("c")
+        docs.delete([1])
+        docs.delete([1])
+        self.assertEqual(docs.count(), 1)
+        self.assertEqual([r.get("tokens") for r in peer.requests], [None, [[7, 1, 5]], [[7, 1, 5]], None])
+        self.assertEqual(docs.count(), 1)
+        self.assertEqual(peer.requests[-1]["tokens"], [[8, 1, 5]])
+
     def test_a_closed_client_says_so_at_once(self):
         client = self.client(self.peer(), timeout=60)
         client.close()

@@ -12,8 +12,8 @@ from typing import Dict, List, Optional, Sequence, Union
 
 from .collection import Collection, VectorField
 from .connection import Connection, connect_any, parse_endpoint
-from .errors import (AlreadyExists, ClientClosed, DeadlineExceeded, OmenError, OutcomeUnknown, Unavailable, VersionMismatch,
-                     from_reply, outcome_of, should_retry)
+from .errors import (AlreadyExists, ClientClosed, DeadlineExceeded, OmenError, OutcomeUnknown, StaleTokens, Unavailable,
+                     VersionMismatch, from_reply, outcome_of, should_retry)
 from .values import pack, unpack
 
 PROTOCOL_VERSION = 1
@@ -158,7 +158,11 @@ class Client:
             raise OutcomeUnknown("the server answered with nothing")
         reply = unpack(body)
         if not reply.get("ok"):
-            raise from_reply(reply.get("error", {}))
+            error = from_reply(reply.get("error", {}))
+            if isinstance(error, StaleTokens):
+                with self._lock:
+                    self._tokens = {}
+            raise error
         self._remember(reply.get("tokens", ()))
         return reply
 

@@ -100,6 +100,11 @@ class Unavailable(OmenError):
     name = "unavailable"
 
 
+class StaleTokens(InvalidRequest):
+    """The session tokens are of another incarnation: the database was restored or made anew. The client forgets them and
+    sends again by itself, so a caller does not see this."""
+
+
 class ClientClosed(Unavailable):
     """This client was closed; nothing was sent."""
 
@@ -119,6 +124,8 @@ def should_retry(error: OmenError) -> bool:
     """Lost connections and what the server calls retryable."""
     if isinstance(error, ClientClosed):
         return False
+    if isinstance(error, StaleTokens):
+        return True
     return error.code in RETRYABLE or (error.code == 0 and isinstance(error, (Unavailable, OutcomeUnknown)))
 
 
@@ -137,6 +144,9 @@ RETRYABLE = {9, 11, 17, 18, 19, 20}
 def from_reply(error: dict) -> OmenError:
     """The exception for a reply's ``error`` map."""
     code = int(error.get("code", 0))
-    return _CLASSES.get(code, ServerError)(
+    kind = _CLASSES.get(code, ServerError)
+    if kind is InvalidRequest and error.get("field", "").startswith("tokens["):
+        kind = StaleTokens
+    return kind(
         error.get("message", ""), code=code, name=error.get("name", ""), field=error.get("field", ""),
         retry_after=error.get("retry_after_ms", 0) / 1000.0)
