@@ -5,6 +5,7 @@
 #include <stdlib.h>
 
 #include "common/check.h"
+#include "storage/index/hnsw.h"
 #include "storage/index/index_impl.h"
 #include "storage/kernel/kernel.h"
 
@@ -22,6 +23,7 @@ const char *index_quant_name(enum index_quant quant)
 
 static index_build_fn *const builders[INDEX_KIND_COUNT] = {
     [INDEX_FLAT] = index_flat_build,
+    [INDEX_HNSW] = hnsw_build,
 };
 
 static enum omen_err rows_check(const struct index_rows *rows, struct err *err)

@@ -1,0 +1,166 @@
+/* Walking the graph: greedy descent through the upper layers and the beam on one layer (Malkov & Yashunin
+ * 2018, algorithm 2) as a sorted pool.
+ *
+ * Departs from the paper: one sorted array in place of two heaps. An entry is key << 32 | EXPANDED | COUNTED
+ * | node.
+ * Counted entries are those that may be answers (live, passing the filter); others are bridges: they are
+ * walked through but do not use up `ef`, so neither a filter nor a deleted cluster starves the answer. The
+ * pool ends with its ef-th counted entry, or with its capacity.
+ * All unseen neighbours of a node are collected and their codes asked for before the first distance is
+ * computed.
+ *
+ * Threads: the scratch belongs to the caller, who is pinned; rows may change meanwhile (hnsw_impl.h). */
+#include "storage/index/hnsw_impl.h"
+
+#define PREFETCH_LINES_MAX 4 /* per code; a longer code is streamed by the processor itself */
+
+static inline void prefetch_point(const struct hnsw *h, const struct hnsw_codes *codes, uint32_t node)
+{
+    const char *p = codes->quantized ? (const char *)codes->codes + node * codes->stride
+                                     : (const char *)hnsw_vector(h, node);
+    size_t bytes = codes->quantized ? codes->stride : h->vector_stride * sizeof(float);
+    size_t lines = bytes / 64 < PREFETCH_LINES_MAX ? bytes / 64 : PREFETCH_LINES_MAX;
+    for (size_t i = 0; i < lines; i++) __builtin_prefetch(p + 64 * i);
+}
+
+static inline void prefetch_row(const struct hnsw *h, uint32_t node)
+{
+    const char *p = (const char *)(uintptr_t)hnsw_row(h, node, 0);
+    for (size_t i = 0; i < h->row_stride * sizeof(uint32_t); i += 64) __builtin_prefetch(p + i);
+}
+
+/* Every node is looked at once per beam. The array is cleared when the stamps are used up. */
+static void new_stamp(struct index_scratch *s)
+{
+    if (++s->stamp == 0) {
+        memset(s->visited, 0, s->visited_count);
+        s->stamp = 1;
+    }
+}
+
+/* Unseen neighbours of `node`, their points on the way into the cache. */
+static uint32_t collect(struct hnsw_walk *walk, uint32_t node, uint32_t layer, uint32_t *unseen_out)
+{
+    const struct hnsw *h = walk->h;
+    struct index_scratch *s = walk->scratch;
+    const _Atomic uint32_t *row = hnsw_row(h, node, layer);
+    uint32_t max = hnsw_row_max(h, layer), count = 0;
+    for (uint32_t i = 0; i < max; i++) {
+        uint32_t next = atomic_load_explicit(&row[i], memory_order_acquire);
+        if (next == HNSW_NONE) break;
+        if (next >= s->visited_count || s->visited[next] == s->stamp)
+            continue; /* younger than this search: not its */
+        s->visited[next] = s->stamp;
+        prefetch_point(h, walk->codes, next);
+        unseen_out[count++] = next;
+    }
+    return count;
+}
+
+uint32_t hnsw_descend(struct hnsw_walk *walk, uint32_t node, uint32_t from_layer, uint32_t to_layer)
+{
+    uint32_t keys[2 * HNSW_M_MAX], unseen[2 * HNSW_M_MAX], best;
+    hnsw_distances(walk->h, walk->codes, walk->probe, &node, 1, &best);
+    walk->distances++;
+    for (uint32_t layer = from_layer; layer > to_layer; layer--) {
+        new_stamp(walk->scratch);
+        for (bool nearer = true; nearer;) {
+            nearer = false;
+            uint32_t count = collect(walk, node, layer, unseen);
+            hnsw_distances(walk->h, walk->codes, walk->probe, unseen, count, keys);
+            walk->distances += count;
+            walk->hops++;
+            for (uint32_t i = 0; i < count; i++) {
+                if (keys[i] >= best) continue;
+                best = keys[i];
+                node = unseen[i];
+                nearer = true;
+            }
+        }
+    }
+    return node;
+}
+
+static inline bool counted(const struct hnsw_walk *walk, bool all, uint32_t node)
+{
+    if (all) return true;
+    if (hnsw_is_dead(walk->h, node)) return false;
+    if (walk->filter == NULL) return true;
+    uint32_t slot = walk->h->slots[node];
+    return walk->filter[slot / 64] >> (slot % 64) & 1;
+}
+
+/* Into its place; the position. The pool is cut behind its ef-th counted entry. */
+static uint32_t pool_insert(struct index_scratch *s, uint64_t entry, uint32_t ef)
+{
+    uint32_t low = 0, high = s->pool_count;
+    while (low < high) {
+        uint32_t middle = (low + high) / 2;
+        if (s->pool[middle] < entry)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    if (low >= s->pool_capacity) return low;
+    memmove(s->pool + low + 1, s->pool + low, (s->pool_count - low) * sizeof *s->pool);
+    s->pool[low] = entry;
+    s->pool_count++;
+    s->pool_counted += (entry & HNSW_POOL_COUNTED) != 0;
+    while (s->pool_counted > ef || s->pool_count > s->pool_capacity) {
+        s->pool_count--;
+        s->pool_counted -= (s->pool[s->pool_count] & HNSW_POOL_COUNTED) != 0;
+    }
+    if (s->pool_counted == ef) {
+        while ((s->pool[s->pool_count - 1] & HNSW_POOL_COUNTED) == 0) s->pool_count--;
+    }
+    return low;
+}
+
+static inline bool pool_full(const struct index_scratch *s, uint32_t ef)
+{
+    return s->pool_counted == ef || s->pool_count == s->pool_capacity;
+}
+
+enum hnsw_walk_end hnsw_beam(struct hnsw_walk *walk, uint32_t node, uint32_t layer, uint32_t ef)
+{
+    struct index_scratch *s = walk->scratch;
+    const struct hnsw *h = walk->h;
+    uint32_t keys[2 * HNSW_M_MAX], unseen[2 * HNSW_M_MAX], cursor = 0;
+    /* Nobody dead, nothing filtered: states need not be looked at. A delete during the walk is met at the
+     * end. */
+    bool all = walk->filter == NULL && atomic_load_explicit(&h->dead_count, memory_order_relaxed) == 0;
+    new_stamp(s);
+    s->pool_count = s->pool_counted = 0;
+    s->visited[node] = s->stamp;
+    hnsw_distances(h, walk->codes, walk->probe, &node, 1, keys);
+    pool_insert(s, (uint64_t)keys[0] << 32 | (counted(walk, all, node) ? HNSW_POOL_COUNTED : 0) | node, ef);
+    uint64_t hops_from = walk->hops;
+    while (cursor < s->pool_count) {
+        if (s->pool[cursor] & HNSW_POOL_EXPANDED) {
+            cursor++;
+            continue;
+        }
+        s->pool[cursor] |= HNSW_POOL_EXPANDED;
+        uint32_t from = hnsw_pool_node(s->pool[cursor]);
+        if ((++walk->hops - hops_from) % INDEX_POLL_HOPS == 0 && walk->stop != NULL &&
+                walk->stop(walk->stop_arg))
+            return HNSW_WALK_STOPPED;
+        uint32_t count = collect(walk, from, layer, unseen);
+        if (layer == 0 && cursor + 1 < s->pool_count) prefetch_row(h, hnsw_pool_node(s->pool[cursor + 1]));
+        hnsw_distances(h, walk->codes, walk->probe, unseen, count, keys);
+        walk->distances += count;
+        uint32_t bound = pool_full(s, ef) ? hnsw_pool_key(s->pool[s->pool_count - 1]) : UINT32_MAX;
+        uint32_t next = cursor + 1;
+        for (uint32_t i = 0; i < count; i++) {
+            if (keys[i] >= bound) continue;
+            uint64_t flag = counted(walk, all, unseen[i]) ? HNSW_POOL_COUNTED : 0;
+            uint32_t at = pool_insert(s, (uint64_t)keys[i] << 32 | flag | unseen[i], ef);
+            if (at < next) next = at;
+            if (pool_full(s, ef)) bound = hnsw_pool_key(s->pool[s->pool_count - 1]);
+        }
+        if (layer == 0 && next <= cursor) prefetch_row(h, hnsw_pool_node(s->pool[next]));
+        cursor = next <= cursor ? next : cursor;
+        if (walk->distances > walk->distances_max) return HNSW_WALK_BUDGET;
+    }
+    return HNSW_WALK_DONE;
+}
