@@ -30,7 +30,8 @@ OMEN_CHECKED enum omen_err net_server_start(const struct net_server_options *opt
 uint16_t net_server_port(const struct net_server *server);
 /* Stop taking requests, wait until every handler has replied, free. */
 void net_server_stop(struct net_server *server);
-/* Send the reply (copied; at most what the peer's client takes) and end the request. Exactly once per request; a vanished peer is ignored. */
+/* Send the reply (copied; at most what the peer's client takes) and end the request. Exactly once per request; a
+ * vanished peer is ignored. */
 void net_reply(struct net_request *request, struct bytes reply);
 
 struct net_client;

@@ -155,7 +155,7 @@ static void push_cursor(struct edit *e, uint32_t first, uint32_t end, uint32_t s
 static uint32_t seek_path(const struct edit *e, uint32_t from, uint32_t end, uint32_t step,
         const struct doc_step *want, bool after)
 {
-    uint32_t reach = 1, low = from, high = end; /* paths before `low` are passed over, that at `high` is not */
+    uint32_t reach = 1, low = from, high = end; /* before `low` all are passed over, at `high` none is */
     while (low < high) {
         uint32_t probe = reach != 0 && high - low >= reach ? low + reach - 1 : low + (high - low) / 2;
         int order = step_order(&e->paths[probe]->steps[step], want);

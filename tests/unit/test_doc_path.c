@@ -398,8 +398,8 @@ static void put_edited(struct doc_builder *b, struct doc from, const struct doc_
     else
         doc_begin_array(b);
     for (uint32_t slot = 0; doc_next(&it, &key, &value); slot++) {
-        trail->steps[trail->count++] =
-                (struct doc_step){ object ? DOC_STEP_KEY : DOC_STEP_SLOT, slot, object ? key : (struct bytes){ 0 } };
+        trail->steps[trail->count++] = (struct doc_step){ object ? DOC_STEP_KEY : DOC_STEP_SLOT, slot,
+            object ? key : (struct bytes){ 0 } };
         int meets = 0;
         for (uint32_t i = 0; i < path_count; i++) {
             int met = path_meets(paths[i], trail);
@@ -443,8 +443,8 @@ START_TEST(edits_with_many_paths_are_as_with_each_place_held_against_each)
         struct buf out;
         buf_init(&out);
         ck_assert_int_eq(doc_select(base, paths, count, include, &out, &err), OMEN_OK);
-        ck_assert_msg(out.len == want.len && memcmp(out.data, want.data, want.len) == 0,
-                "seed %llu round %d", (unsigned long long)seed, round);
+        ck_assert_msg(out.len == want.len && memcmp(out.data, want.data, want.len) == 0, "seed %llu round %d",
+                (unsigned long long)seed, round);
         buf_fini(&out);
         arena_reset(&arena);
     }
