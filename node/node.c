@@ -226,6 +226,8 @@ const struct shard_service *node_service(struct node *node) { return &node->serv
 
 /* ---- life ---- */
 
+static void node_disk_look(void *arg) { node_watch_disk(arg); }
+
 static void env_fill(struct node *node)
 {
     const struct node_options *o = &node->options;
@@ -237,6 +239,8 @@ static void env_fill(struct node *node)
     env->shard_inflight_bytes_max = o->shard_inflight_bytes_max;
     env->node_inflight_bytes_max = o->node_inflight_bytes_max;
     env->replica_host = node->replica_host;
+    env->disk_look = node_disk_look;
+    env->disk_arg = node;
 }
 
 static enum omen_err host_open(struct node *node, struct err *err)
@@ -282,6 +286,7 @@ static void shards_close(struct node *node)
 static void node_free(struct node *node)
 {
     shards_close(node);
+    room_keeper_stop(node->env.rooms);
     if (node->map != NULL) map_unref(node->map);
     if (node->catalog_replica != NULL) replica_close(node->catalog_replica, true);
     if (node->catalog != NULL) catalog_close(node->catalog);
@@ -335,6 +340,7 @@ enum omen_err node_open(const struct node_options *options, struct node **node_o
     if (rc == OMEN_OK)
         rc = search_pool_start(options->search_threads, options->search_queue_max, &node->env.pool, err);
     if (rc == OMEN_OK) rc = catalog_host(node, err);
+    if (rc == OMEN_OK) rc = room_keeper_start(shard_host_make_room, &node->env.rooms, err);
     if (rc == OMEN_OK) {
         env_fill(node);
         if (options->metrics != NULL) node_metrics_register(node);

@@ -23,8 +23,13 @@ void node_watch_disk(struct node *node)
     }
     atomic_store(&node->disk_free, free_bytes);
     atomic_store(&node->disk_total, total_bytes);
-    double percent = total_bytes == 0 ? 100 : 100.0 * (double)free_bytes / (double)total_bytes;
+    /* Writes that were let in and are not on disk yet will take some of it. */
+    double percent = 100, left_bytes = (double)free_bytes - (double)atomic_load(&node->env.inflight_bytes);
+    if (total_bytes > 0) percent = left_bytes < 0 ? 0 : 100 * left_bytes / (double)total_bytes;
+    double headroom = left_bytes - node->options.disk_min_free_percent / 100 * (double)total_bytes;
     bool full = percent < node->options.disk_min_free_percent;
+    atomic_store(&node->env.disk_headroom,
+            node->options.disk_min_free_percent == 0 ? INT64_MAX / 2 : (int64_t)headroom);
     if (full) {
         pthread_mutex_lock(&node->env.disk_lock);
         snprintf(node->env.disk_text, sizeof node->env.disk_text,

@@ -104,6 +104,8 @@ void shard_host_release(struct shard_call *call)
     shard_call_end(shard);
 }
 
+bool shard_host_make_room(struct shard_host *shard) { return shard_write_make_room(shard); }
+
 void shard_host_sweep(struct shard_host *shard)
 {
     shard_write_sweep(shard);
@@ -183,6 +185,7 @@ static struct shard_host *shard_new(const struct shard_host_options *o)
     for (uint32_t f = 0; f < shard->schema.field_count; f++) components += shard->schema.fields[f].dim;
     shard->row = mem_must_alloc(components * sizeof *shard->row);
     shard->queue_tail = &shard->queue_head;
+    shard->room_ticket.shard = shard;
     pthread_mutex_init(&shard->call_lock, NULL);
     pthread_mutex_init(&shard->write_lock, NULL);
     pthread_mutex_init(&shard->read_lock, NULL);
@@ -262,12 +265,14 @@ static void shard_end(struct shard_host *shard)
 void shard_host_close(struct shard_host *shard)
 {
     replica_close(shard->replica, true);
+    room_keeper_forget(shard->env->rooms, &shard->room_ticket);
     shard_end(shard);
 }
 
 void shard_host_drop(struct shard_host *shard)
 {
     replica_drop(shard->replica);
+    room_keeper_forget(shard->env->rooms, &shard->room_ticket);
     shard_end(shard);
 }
 
@@ -279,4 +284,5 @@ void shard_host_stats(struct shard_host *shard, struct shard_store_stats *store_
 {
     shard_store_stats(shard->store, store_out);
     replica_status(shard->replica, replica_out);
+    replica_out->disk_full |= shard_write_is_full(shard);
 }

@@ -17,6 +17,7 @@
 #include "common/metrics.h"
 #include "common/placement/shard_call.h"
 #include "consensus/replica.h"
+#include "node/room_keeper.h"
 #include "node/search_pool.h"
 #include "storage/shard_store.h"
 
@@ -36,7 +37,13 @@ struct shard_env {
     uint64_t read_arena_bytes_max;
     uint64_t shard_inflight_bytes_max;
     uint64_t node_inflight_bytes_max;
+    struct room_keeper *rooms;
     _Atomic uint64_t inflight_bytes; /* of all shards */
+    /* Bytes that may still be written, as of the last look at the disk and counting down by what was let in since; at 0 the
+     * next writer has it looked at again. */
+    _Atomic int64_t disk_headroom;
+    void (*disk_look)(void *arg); /* any thread; NULL = nobody looks */
+    void *disk_arg;
     _Atomic bool disk_full;          /* writes but deletes are refused; disk_text says why */
     pthread_mutex_t disk_lock;
     char disk_text[200]; /* guarded by disk_lock */
@@ -59,7 +66,7 @@ struct shard_host_options {
     const char *collection_name;            /* copied; for logs and metrics */
 };
 
-/* Blocks until every entry that the log holds for the shard is applied. */
+/* Blocks until every entry that the log holds for the shard is applied, or waits for room on a full disk. */
 OMEN_CHECKED enum omen_err shard_host_open(const struct shard_host_options *options,
         struct shard_host **shard_out, struct err *err);
 /* Refuse new calls from now on, with `code`; waits until those in flight are done and released. */
@@ -77,6 +84,8 @@ void shard_host_unhold(struct shard_host *shard);
 /* The service's submit and release for calls of one shard; the caller holds the shard until submit returns. */
 void shard_host_submit(struct shard_host *shard, struct shard_call *call);
 void shard_host_release(struct shard_call *call);
+/* For room_keeper_start. */
+bool shard_host_make_room(struct shard_host *shard);
 /* End calls whose deadline has passed. */
 void shard_host_sweep(struct shard_host *shard);
 

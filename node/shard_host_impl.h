@@ -16,6 +16,8 @@ struct shard_write {
     struct call_state state;
     struct shard_call *call;
     uint64_t bytes;           /* what it adds to an entry, about */
+    struct write_need need;   /* what it needs of the stream, at most */
+    bool deletes;             /* and nothing else */
     struct shard_write *next; /* in the queue */
 };
 
@@ -24,6 +26,7 @@ struct write_batch {
     struct shard_host *shard;
     struct write_batch *next, **link; /* in shard->flying; guarded by write_lock */
     uint64_t bytes;                   /* sum over writes, for admission */
+    struct write_need need;           /* sum over writes */
     uint32_t count;
     struct apply_outcome *outcomes; /* [count] the proposal's arg for shard_store_apply */
     struct shard_write *writes[];   /* [count]; NULL: its deadline passed and it was answered */
@@ -62,7 +65,12 @@ struct shard_host {
     bool building;      /* one thread is making entries; others leave their requests to it */
     uint32_t proposals; /* in flight */
     uint64_t proposal_bytes;
-    struct write_batch *flying;
+    struct write_batch *flying;     /* newest first */
+    enum omen_err room_rc;          /* not OK: no room could be made; what does not fit is refused */
+    struct err room_err;            /* why */
+    struct write_need room_need;    /* what there was no room for */
+    uint64_t ahead_failed_ns;       /* when there was none for the time ahead; not asked for again at once */
+    struct room_ticket room_ticket; /* the keeper's */
     _Atomic uint64_t inflight_bytes; /* queued and in flight */
     struct entry_builder *builder;   /* of the thread that set `building` */
     float *row;           /* [sum of dims] of the same: a point's vectors on their way into the entry */
@@ -85,6 +93,8 @@ bool shard_call_late(const struct shard_host *shard, const struct shard_call *ca
 void shard_write_submit(struct shard_host *shard, struct shard_call *call);
 void shard_write_release(struct shard_write *write);
 void shard_write_sweep(struct shard_host *shard);
+bool shard_write_make_room(struct shard_host *shard); /* the keeper's thread; see room_keeper_start */
+bool shard_write_is_full(struct shard_host *shard);   /* writes are refused for want of room */
 
 /* shard_read.c */
 void shard_read_submit(struct shard_host *shard, struct shard_call *call);

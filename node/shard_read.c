@@ -351,10 +351,17 @@ void shard_read_sweep(struct shard_host *shard)
         late = read;
     }
     pthread_mutex_unlock(&shard->read_lock);
+    if (late == NULL) return;
+    struct replica_status status;
+    replica_status(shard->replica, &status);
     while (late != NULL) {
         struct shard_read *read = late;
         late = late->next;
-        if (read->wanted_sequence != 0) {
+        if (status.disk_full) {
+            shard_call_fail(read->call, OMEN_EFULL,
+                    "the disk is full: shard %llu has applied up to sequence %llu, later writes wait for room",
+                    (unsigned long long)shard->shard_id, (unsigned long long)status.applied);
+        } else if (read->wanted_sequence != 0) {
             shard_call_fail(read->call, OMEN_EDEADLINE,
                     "shard %llu has not reached sequence %llu of the session's token",
                     (unsigned long long)shard->shard_id, (unsigned long long)read->wanted_sequence);

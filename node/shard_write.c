@@ -4,12 +4,17 @@
  * entries are in flight wait, and the next entry takes as many of them as fit ENTRY_TARGET_BYTES; a larger request gets
  * an entry of its own. One thread at a time builds (`building`), so entries get monotone log times in the order of their
  * proposal; it is the submitter's thread, or the apply worker's when a proposal ends.
+ *
+ * Apply never refuses for lack of room (CORRECTNESS A1), so an entry is proposed only when the chunks that the stream has
+ * hold it beside those in flight. When they do not, requests wait while the keeper has chunks made; only when that failed are
+ * those that do not fit refused. Deletes may use a little that other writes leave.
  * Lock: write_lock, never held over propose, done, or a copy of vectors. */
 #include "common/err.h"
 
 #include <string.h>
 
 #include "common/check.h"
+#include "common/log.h"
 #include "node/shard_host_impl.h"
 #include "storage/kernel/kernel.h"
 
@@ -35,6 +40,8 @@ static uint64_t write_bytes(const struct shard_host *shard, const struct shard_c
     return bytes;
 }
 
+_Static_assert(SHARD_PROPOSALS_MAX + 2 <= STORE_NEEDS_MAX, "entries in flight and the next one");
+
 static bool only_deletes(const struct shard_call *call)
 {
     for (uint32_t i = 0; i < call->in.write.count; i++) {
@@ -55,6 +62,14 @@ static void write_busy(struct shard_host *shard, struct shard_call *call, uint64
     call->err.retry_after_ms = (uint32_t)after_ms;
 }
 
+/* An entry is written to the log and to the stream. A look at the disk is cheap, but not for every request. */
+static void disk_count(struct shard_env *env, uint64_t bytes)
+{
+    int64_t cost = 2 * (int64_t)bytes;
+    int64_t left = atomic_fetch_sub_explicit(&env->disk_headroom, cost, memory_order_relaxed) - cost;
+    if (left < 0 && env->disk_look != NULL && !atomic_load(&env->disk_full)) env->disk_look(env->disk_arg);
+}
+
 /* Sets the refusal in `call` and returns false, or counts its bytes in. */
 static bool write_admit(struct shard_host *shard, struct shard_call *call, uint64_t bytes)
 {
@@ -70,6 +85,7 @@ static bool write_admit(struct shard_host *shard, struct shard_call *call, uint6
                 "the deadline passed before the write was begun");
         return false;
     }
+    disk_count(env, bytes);
     if (atomic_load(&env->disk_full) && !only_deletes(call)) {
         if (env->refused_full != NULL) metric_add(env->refused_full, 1);
         pthread_mutex_lock(&env->disk_lock);
@@ -100,27 +116,47 @@ static void bytes_done(struct shard_host *shard, uint64_t bytes)
 
 /* ---- building ---- */
 
-/* Detach the next entry's requests; needs write_lock and a non-empty queue. */
-static struct write_batch *batch_take(struct shard_host *shard)
+/* The requests at the head of the queue that the next entry takes. */
+struct batch_size {
+    uint32_t count;
+    uint64_t bytes;
+    struct write_need need;
+    bool deletes;
+};
+
+/* Needs write_lock and a non-empty queue. On a full disk a write goes alone, not to be refused for its company; deletes still
+ * share. */
+static struct batch_size batch_measure(const struct shard_host *shard)
 {
-    uint32_t count = 0;
-    uint64_t bytes = 0;
-    for (struct shard_write *w = shard->queue_head; w != NULL; w = w->next) {
-        if (count > 0 && (bytes + w->bytes > ENTRY_TARGET_BYTES || count == ENTRY_REQUESTS_MAX)) break;
-        bytes += w->bytes;
-        count++;
+    struct batch_size size = { .deletes = shard->queue_head->deletes };
+    bool full = shard->room_rc != OMEN_OK;
+    for (const struct shard_write *w = shard->queue_head; w != NULL; w = w->next) {
+        if (size.count > 0 && (size.bytes + w->bytes > ENTRY_TARGET_BYTES || size.count == ENTRY_REQUESTS_MAX))
+            break;
+        if (size.count > 0 && full && !(size.deletes && w->deletes)) break;
+        size.bytes += w->bytes;
+        size.deletes &= w->deletes;
+        write_need_add(&size.need, &w->need);
+        size.count++;
     }
-    struct write_batch *batch = mem_must_calloc(1, sizeof *batch + count * sizeof batch->writes[0]);
+    return size;
+}
+
+/* Detach them; needs write_lock. */
+static struct write_batch *batch_take(struct shard_host *shard, const struct batch_size *size)
+{
+    struct write_batch *batch = mem_must_calloc(1, sizeof *batch + size->count * sizeof batch->writes[0]);
     batch->shard = shard;
-    batch->bytes = bytes;
-    batch->count = count;
-    batch->outcomes = mem_must_calloc(count, sizeof *batch->outcomes);
-    for (uint32_t i = 0; i < count; i++) {
+    batch->bytes = size->bytes;
+    batch->need = size->need;
+    batch->count = size->count;
+    batch->outcomes = mem_must_calloc(size->count, sizeof *batch->outcomes);
+    for (uint32_t i = 0; i < size->count; i++) {
         batch->writes[i] = shard->queue_head;
         shard->queue_head = shard->queue_head->next;
     }
     if (shard->queue_head == NULL) shard->queue_tail = &shard->queue_head;
-    shard->queued -= count;
+    shard->queued -= size->count;
     return batch;
 }
 
@@ -245,27 +281,131 @@ static void batch_propose(struct write_batch *batch)
     replica_propose(shard->replica, entry, len, batch, batch_done, batch);
 }
 
+/* ---- room ---- */
+
+/* What is in flight, oldest first, then `next` when not NULL. Needs write_lock. */
+static uint32_t needs_collect(const struct shard_host *shard, const struct write_need *next,
+        struct write_need needs[STORE_NEEDS_MAX])
+{
+    uint32_t count = shard->proposals, at = count;
+    for (const struct write_batch *b = shard->flying; b != NULL; b = b->next) needs[--at] = b->need;
+    CHECK(at == 0);
+    if (next != NULL) needs[count++] = *next;
+    return count;
+}
+
+/* May the next entry be proposed? Asks for more room in time, or when there is none. Needs write_lock. */
+static bool room_for(struct shard_host *shard, const struct batch_size *size, bool *ask_out)
+{
+    struct write_need needs[STORE_NEEDS_MAX];
+    uint32_t count = needs_collect(shard, &size->need, needs);
+    if (!shard_store_has_room(shard->store, needs, count, size->deletes ? STORE_SPARE_NONE : STORE_SPARE_DELETES)) {
+        *ask_out = true;
+        return false;
+    }
+    if (shard->room_rc != OMEN_OK || shard_store_has_room(shard->store, needs, count, STORE_SPARE_AHEAD))
+        return true;
+    uint64_t now_ns = clock_monotonic_ns(shard->env->clock);
+    *ask_out |= shard->ahead_failed_ns == 0 || now_ns - shard->ahead_failed_ns > ROOM_RETRY_MS * 1000000ull;
+    return true;
+}
+
+bool shard_write_make_room(struct shard_host *shard)
+{
+    struct write_need needs[STORE_NEEDS_MAX], next = { 0 };
+    struct err err, ahead_err;
+    err_clear(&err);
+    pthread_mutex_lock(&shard->write_lock);
+    bool wanted = shard->queue_head != NULL || shard->room_rc != OMEN_OK;
+    bool deletes = false;
+    if (shard->queue_head != NULL) {
+        struct batch_size size = batch_measure(shard);
+        next = size.need;
+        deletes = size.deletes;
+    } else {
+        next = shard->room_need;
+    }
+    uint32_t count = needs_collect(shard, wanted ? &next : NULL, needs);
+    pthread_mutex_unlock(&shard->write_lock);
+    enum omen_err rc = OMEN_OK, ahead_rc = OMEN_OK;
+    if (wanted)
+        rc = shard_store_make_room(shard->store, needs, count, deletes ? STORE_SPARE_NONE : STORE_SPARE_DELETES,
+                &err);
+    if (rc == OMEN_OK)
+        ahead_rc = shard_store_make_room(shard->store, needs, count, STORE_SPARE_AHEAD, &ahead_err);
+    pthread_mutex_lock(&shard->write_lock);
+    enum omen_err before = shard->room_rc;
+    if (rc != OMEN_OK || !deletes) shard->room_rc = rc;
+    shard->room_err = err;
+    if (rc != OMEN_OK) shard->room_need = next;
+    shard->ahead_failed_ns = ahead_rc == OMEN_OK ? 0 : clock_monotonic_ns(shard->env->clock);
+    bool full = shard->room_rc != OMEN_OK;
+    pthread_mutex_unlock(&shard->write_lock);
+    if (rc != OMEN_OK && before == OMEN_OK)
+        LOG_WARN("shard.full", "shard=%llu reason=\"%s\"", (unsigned long long)shard->shard_id, err.message);
+    if (!full && before != OMEN_OK) LOG_INFO("shard.room", "shard=%llu", (unsigned long long)shard->shard_id);
+    write_pump(shard);
+    return full;
+}
+
+bool shard_write_is_full(struct shard_host *shard)
+{
+    pthread_mutex_lock(&shard->write_lock);
+    bool full = shard->room_rc != OMEN_OK;
+    pthread_mutex_unlock(&shard->write_lock);
+    return full;
+}
+
+/* Answers requests that were never begun. */
+static void batch_refuse(struct write_batch *batch)
+{
+    struct shard_host *shard = batch->shard;
+    struct err err;
+    pthread_mutex_lock(&shard->write_lock);
+    enum omen_err rc = shard->room_rc;
+    err_set(&err, rc, "", "the disk has no room for %llu more bytes of shard %llu (%s): reads are served, deletes while "
+            "they fit", (unsigned long long)batch->bytes, (unsigned long long)shard->shard_id, shard->room_err.message);
+    pthread_mutex_unlock(&shard->write_lock);
+    if (shard->env->refused_full != NULL) metric_add(shard->env->refused_full, batch->count);
+    bytes_done(shard, batch->bytes);
+    batch_answer(batch, rc, 0, &err);
+}
+
+/* ---- the pump ---- */
+
+static bool may_propose(const struct shard_host *shard)
+{
+    if (shard->queue_head == NULL || shard->proposals >= SHARD_PROPOSALS_MAX) return false;
+    return shard->proposals == 0 ||
+            shard->proposal_bytes + shard->queue_head->bytes <= shard->env->shard_inflight_bytes_max;
+}
+
 /* Make entries while there are requests and room in flight. Whoever comes while another builds leaves it to that one,
  * which looks again before it stops. */
 static void write_pump(struct shard_host *shard)
 {
+    bool ask = false;
     pthread_mutex_lock(&shard->write_lock);
     if (shard->building) {
         pthread_mutex_unlock(&shard->write_lock);
         return;
     }
     shard->building = true;
-    while (shard->queue_head != NULL && shard->proposals < SHARD_PROPOSALS_MAX &&
-            (shard->proposals == 0 ||
-                    shard->proposal_bytes + shard->queue_head->bytes <=
-                            shard->env->shard_inflight_bytes_max)) {
-        struct write_batch *batch = batch_take(shard);
+    while (may_propose(shard)) {
+        struct batch_size size = batch_measure(shard);
+        bool fits = room_for(shard, &size, &ask);
+        if (!fits && shard->room_rc == OMEN_OK) break; /* the keeper comes back */
+        struct write_batch *batch = batch_take(shard, &size);
         pthread_mutex_unlock(&shard->write_lock);
-        batch_propose(batch);
+        if (fits)
+            batch_propose(batch);
+        else
+            batch_refuse(batch);
         pthread_mutex_lock(&shard->write_lock);
     }
     shard->building = false;
     pthread_mutex_unlock(&shard->write_lock);
+    if (ask) room_keeper_ask(shard->env->rooms, &shard->room_ticket);
 }
 
 void shard_write_submit(struct shard_host *shard, struct shard_call *call)
@@ -278,7 +418,10 @@ void shard_write_submit(struct shard_host *shard, struct shard_call *call)
         call->done(call);
         return;
     }
-    if (!write_admit(shard, call, write->bytes)) {
+    write->deletes = only_deletes(call);
+    call->code = shard_store_need(shard->store, call->in.write.ops, call->in.write.count, &write->need,
+            &call->err);
+    if (call->code != OMEN_OK || !write_admit(shard, call, write->bytes)) {
         call->done(call);
         return;
     }

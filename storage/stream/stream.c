@@ -385,16 +385,17 @@ static struct stream_chunk *chunk_ready(const struct stream *s, uint32_t number,
     return s->chunks[number - 1];
 }
 
-/* Chunks that are too small are given up only for one that will find space. create_mutex held. */
-static enum omen_err retire_pays(struct stream *s, uint32_t number, uint64_t file_bytes, struct err *err)
+/* Is there space for a chunk, with what the ones that it replaces give back? Asked before anything is tried: an allocation
+ * that fails half way takes all there is from the log for a moment, and chunks given up for nothing are room lost.
+ * create_mutex held. */
+static enum omen_err space_check(struct stream *s, uint32_t number, uint64_t file_bytes, struct err *err)
 {
     uint64_t free_bytes = 0, total_bytes = 0;
-    if (s->chunk_count < number) return OMEN_OK;
     enum omen_err rc = vfs_free_space(s->vfs, s->dir, &free_bytes, &total_bytes, err);
     for (uint32_t n = number; n <= s->chunk_count; n++) free_bytes += s->chunks[n - 1]->file_bytes;
     if (rc == OMEN_OK && free_bytes < file_bytes)
-        rc = err_set(err, OMEN_EFULL, NULL, "no room for a chunk of %llu bytes in %s",
-                (unsigned long long)file_bytes, s->dir);
+        rc = err_set(err, OMEN_EFULL, NULL, "a chunk of %llu bytes does not fit %s, %llu are free",
+                (unsigned long long)file_bytes, s->dir, (unsigned long long)free_bytes);
     return rc;
 }
 
@@ -409,7 +410,7 @@ static enum omen_err chunk_ensure(struct stream *s, uint32_t number, uint64_t fi
     pthread_mutex_unlock(&s->mutex);
     if (rc != OMEN_OK) return err_set(err, rc, NULL, "table of chunks");
     if (ready) return OMEN_OK;
-    rc = retire_pays(s, number, file_bytes, err);
+    rc = space_check(s, number, file_bytes, err);
     if (rc == OMEN_OK) rc = chunks_retire(s, number, err);
     struct stream_chunk *c = NULL;
     if (rc == OMEN_OK && s->chunk_count + 1 != number) return OMEN_OK; /* the appender went on: look again */
