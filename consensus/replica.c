@@ -47,7 +47,9 @@ static void entry_committed(struct node_log_append *append, enum omen_err result
     if (r->host->metrics.inflight_bytes != NULL)
         metric_gauge_add(r->host->metrics.inflight_bytes, -(int64_t)work->len);
     struct err err = { 0 };
-    (void)err_set(&err, OMEN_EFULL, NULL, "no room for another log segment");
+    (void)err_set(&err, OMEN_EFULL, NULL, "the disk is full: no room for another segment of the log");
+    atomic_store(&r->host->log_short, true); /* a checkpoint may free one */
+    checkpoint_wake(r->host);
     work->done(work->done_arg, OMEN_EFULL, 0, &err);
     mem_free(work->entry);
     mem_free(work);

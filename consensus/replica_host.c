@@ -240,8 +240,9 @@ static void checkpoint_turn(struct replica_host *host)
     uint64_t hard = host->options.log.bytes_max + host->options.log.bytes_max / 2;
     atomic_store_explicit(&host->log_over, stats.bytes > hard, memory_order_relaxed);
     if (host->metrics.log_bytes != NULL) metric_set(host->metrics.log_bytes, (int64_t)stats.bytes);
+    bool log_short = atomic_exchange(&host->log_short, false);
     for (;;) {
-        struct replica *r = checkpoint_pick(host, stats.over_limit ? stats.oldest_group : 0);
+        struct replica *r = checkpoint_pick(host, stats.over_limit || log_short ? stats.oldest_group : 0);
         if (r == NULL) return;
         struct err err = { 0 };
         if (replica_checkpoint(r, &err) != OMEN_OK) {

@@ -125,7 +125,8 @@ struct replica_host {
     uint32_t worker_count;
     struct host_metrics metrics; /* handles, all NULL without a registry */
     _Atomic uint64_t inflight_bytes;
-    _Atomic bool log_over; /* far over the log's limit: proposals are refused */
+    _Atomic bool log_over;  /* far over the log's limit: proposals are refused */
+    _Atomic bool log_short; /* the disk is full: whoever holds the oldest segment is to let go of it */
 
     pthread_mutex_t mutex;
     pthread_cond_t changed; /* users of a replica fell to 0; checkpoint thread: something is due */
