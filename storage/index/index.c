@@ -23,6 +23,7 @@ const char *index_quant_name(enum index_quant quant)
 
 static index_build_fn *const builders[INDEX_KIND_COUNT] = {
     [INDEX_FLAT] = index_flat_build,
+    [INDEX_SEALED] = index_sealed_build,
     [INDEX_HNSW] = hnsw_build,
 };
 

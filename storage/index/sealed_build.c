@@ -1,0 +1,334 @@
+/* Builds a sealed graph: codes, order, near neighbours by partition and multiplication, pruned links, packed rows, leaders.
+ *
+ * Memory beside rows and finished graph, per row: codes D + lists 320 + links 128 + reverse 128 + 9 bytes; before packing
+ * the lists give way to rotated vectors in f16 (2 D).
+ * Threads: control->threads; see parallel.h. Determinism: not between thread counts (sealed_prune.c). */
+#include <math.h>
+#include <string.h>
+
+#include "common/check.h"
+#include "common/mem.h"
+#include "storage/index/sealed_build.h"
+#include "storage/kernel/kernel.h"
+
+#define SAMPLE_ROWS 4096      /* for mean and code step */
+#define F16_MAX 65000.0f
+#define F16_TARGET 1024.0f    /* rotated components are scaled to at most this: no overflow, full precision for small ones */
+
+/* ---- the space: mean, step, losslessness ---- */
+
+static bool row_is_bytes(const float *row, uint32_t dim)
+{
+    for (uint32_t i = 0; i < dim; i++)
+        if (!(row[i] >= 0 && row[i] <= 255 && row[i] == (float)(int)row[i])) return false;
+    return true;
+}
+
+static const float *slot_row(const struct sealed *s, uint32_t slot)
+{
+    return s->rows.data + (size_t)slot * s->rows.stride_floats;
+}
+
+static void space_measure(struct sealed *s)
+{
+    s->lossless = s->rows.metric == METRIC_L2;
+    s->norm_max = 0;
+    for (uint32_t slot = 0; slot < s->count; slot++) {
+        if (s->lossless && !row_is_bytes(slot_row(s, slot), s->rows.dim)) s->lossless = false;
+        if (s->rows.metric == METRIC_IP)
+            s->norm_max = fmaxf(s->norm_max, kernel_get()->dot_f32(slot_row(s, slot), slot_row(s, slot), s->rows.dim));
+    }
+    uint32_t samples = s->count < SAMPLE_ROWS ? s->count : SAMPLE_ROWS;
+    double sums[CODE_DIM_MAX] = { 0 };
+    float v[CODE_DIM_MAX] __attribute__((aligned(64)));
+    for (uint32_t i = 0; i < samples; i++) {
+        sealed_internal(s, slot_row(s, (uint32_t)((uint64_t)i * s->count / samples)), true, v);
+        for (uint32_t j = 0; j < s->dim; j++) sums[j] += v[j];
+    }
+    for (uint32_t j = 0; j < s->dim; j++) s->mean[j] = samples == 0 ? 0 : (float)(sums[j] / samples);
+}
+
+static void step_measure(struct build *b)
+{
+    float v[CODE_DIM_MAX] __attribute__((aligned(64))), largest = 0;
+    uint32_t samples = b->n < SAMPLE_ROWS ? b->n : SAMPLE_ROWS;
+    for (uint32_t i = 0; i < samples; i++) {
+        sealed_internal(b->s, slot_row(b->s, (uint32_t)((uint64_t)i * b->n / samples)), true, v);
+        sealed_rotate(b->s, v);
+        for (uint32_t j = 0; j < b->padded; j++) largest = fmaxf(largest, fabsf(v[j]));
+    }
+    b->code_step = largest > 0 ? largest / 127 : 1;
+    if (!(b->code_step >= 0x1p-126f)) b->code_step = 0x1p-126f;
+}
+
+static bool codes_range(void *arg, uint32_t thread, uint32_t first, uint32_t end)
+{
+    struct build *b = arg;
+    float v[CODE_DIM_MAX] __attribute__((aligned(64))), inverse = 1 / b->code_step;
+    (void)thread;
+    for (uint32_t slot = first; slot < end; slot++) {
+        int8_t *code = b->codes + (size_t)slot * b->padded;
+        int32_t norm = 0, sum = 0;
+        sealed_internal(b->s, slot_row(b->s, slot), true, v);
+        sealed_rotate(b->s, v);
+        for (uint32_t j = 0; j < b->padded; j++) {
+            float scaled = v[j] * inverse;
+            int32_t c = (int32_t)(scaled + (scaled >= 0 ? 0.5f : -0.5f));
+            c = scaled > 127 ? 127 : scaled < -127 ? -127 : c;
+            code[j] = (int8_t)c;
+            norm += c * c;
+            sum += c;
+        }
+        b->norms[slot] = norm;
+        b->sums[slot] = sum;
+    }
+    return true;
+}
+
+/* Codes, norms and sums from the order of slots into the order of nodes. */
+static enum omen_err codes_reorder(struct build *b)
+{
+    size_t mapped;
+    int8_t *codes = sealed_pages_new((size_t)b->n * b->padded, &mapped);
+    int32_t *norms = mem_alloc((size_t)b->n * sizeof *norms), *sums = mem_alloc((size_t)b->n * sizeof *sums);
+    if (codes == NULL || norms == NULL || sums == NULL) {
+        sealed_pages_free(codes, mapped);
+        mem_free(norms);
+        mem_free(sums);
+        return OMEN_ENOMEM;
+    }
+    for (uint32_t node = 0; node < b->n; node++) {
+        uint32_t slot = b->order[node];
+        memcpy(codes + (size_t)node * b->padded, build_code(b, slot), b->padded);
+        norms[node] = b->norms[slot];
+        sums[node] = b->sums[slot];
+    }
+    sealed_pages_free(b->codes, b->codes_mapped);
+    mem_free(b->norms);
+    mem_free(b->sums);
+    b->codes = codes;
+    b->codes_mapped = mapped;
+    b->norms = norms;
+    b->sums = sums;
+    return OMEN_OK;
+}
+
+/* ---- packing ---- */
+
+struct packing {
+    struct build *b;
+    uint16_t *rotated; /* [n][padded] f16, times `scale` */
+    size_t mapped;
+    float scale;
+};
+
+static bool rotate_range(void *arg, uint32_t thread, uint32_t first, uint32_t end)
+{
+    struct packing *p = arg;
+    struct build *b = p->b;
+    float v[CODE_DIM_MAX] __attribute__((aligned(64)));
+    (void)thread;
+    for (uint32_t node = first; node < end; node++) {
+        sealed_internal(b->s, slot_row(b->s, b->order[node]), true, v);
+        sealed_rotate(b->s, v);
+        for (uint32_t j = 0; j < b->padded; j++) v[j] = fminf(fmaxf(v[j] * p->scale, -F16_MAX), F16_MAX);
+        code_kernel_get()->narrow_f16(v, b->padded, p->rotated + (size_t)node * b->padded);
+    }
+    return true;
+}
+
+static void own_encode(const struct sealed *s, const float *v, uint8_t *own, struct sealed_head *head)
+{
+    float lo = 0, scale = 1;
+    if (!s->lossless) {
+        float hi = lo = v[0];
+        for (uint32_t i = 1; i < s->dim; i++) {
+            lo = fminf(lo, v[i]);
+            hi = fmaxf(hi, v[i]);
+        }
+        scale = (hi - lo) / 255;
+        if (!(scale >= 0x1p-126f)) scale = 0x1p-126f;
+    }
+    for (uint32_t i = 0; i < s->dim; i++) {
+        float level = (v[i] - lo) / scale + 0.5f;
+        own[i] = (uint8_t)(level < 0 ? 0 : level > 255 ? 255 : level);
+    }
+    head->own_lo = lo;
+    head->own_scale = scale;
+}
+
+static bool pack_range(void *arg, uint32_t thread, uint32_t first, uint32_t end)
+{
+    struct packing *p = arg;
+    struct build *b = p->b;
+    struct sealed *s = b->s;
+    const struct code_kernel *kernel = code_kernel_get();
+    float internal[CODE_DIM_MAX] __attribute__((aligned(64)));
+    (void)thread;
+    float *z = mem_alloc_aligned(64, (SEALED_DEGREE + 1) * (size_t)b->padded * sizeof(float));
+    uint8_t *scratch = mem_alloc(SEALED_DEGREE * (size_t)b->padded / 8);
+    for (uint32_t node = first; z != NULL && scratch != NULL && node < end; node++) {
+        uint8_t *row = sealed_row(s, node);
+        struct sealed_head *head = sealed_head(s, row);
+        uint32_t degree = b->degrees[node], *ids = sealed_ids(s, row);
+        const uint32_t *links = b->links + (size_t)node * SEALED_DEGREE;
+        const float *neighbours[SEALED_DEGREE], *centre = z + (size_t)SEALED_DEGREE * b->padded;
+        kernel->widen_f16(p->rotated + (size_t)node * b->padded, b->padded, z + (size_t)SEALED_DEGREE * b->padded);
+        for (uint32_t i = 0; i < degree; i++) {
+            kernel->widen_f16(p->rotated + (size_t)links[i] * b->padded, b->padded, z + (size_t)i * b->padded);
+            neighbours[i] = z + (size_t)i * b->padded;
+            ids[i] = links[i];
+        }
+        for (uint32_t i = degree; i < SEALED_DEGREE; i++) ids[i] = node;
+        struct rabitq_group group = { row, (uint16_t *)(void *)(row + s->layout.f), (uint16_t *)(void *)(row + s->layout.g),
+            &head->f_scale, &head->g_scale };
+        rabitq_encode(neighbours, degree, centre, b->padded, scratch, &group);
+        head->f_scale /= p->scale * p->scale;
+        head->g_scale /= p->scale;
+        head->slot = b->order[node];
+        head->degree = degree;
+        sealed_internal(s, slot_row(s, b->order[node]), true, internal);
+        own_encode(s, internal, row + s->layout.own, head);
+    }
+    bool fine = z != NULL && scratch != NULL;
+    mem_free(z);
+    mem_free(scratch);
+    return fine;
+}
+
+/* Codes of chosen nodes relative to the mean; nodes NULL = all in order. */
+static enum omen_err sketch_build(struct packing *p, struct sealed_sketch *sketch, const uint32_t *nodes, uint32_t count)
+{
+    uint32_t padded = p->b->padded, groups = (count + CODE_GROUP - 1) / CODE_GROUP;
+    sketch->count = count;
+    sketch->group_bytes = (uint32_t)rabitq_codes_bytes(padded) + CODE_GROUP * 4;
+    sketch->groups = mem_alloc_aligned(64, (size_t)groups * sketch->group_bytes + 64);
+    sketch->scales = mem_alloc((size_t)groups * 2 * sizeof(float) + 1);
+    float *z = mem_alloc_aligned(64, (size_t)CODE_GROUP * padded * sizeof(float));
+    uint8_t *scratch = mem_alloc((size_t)CODE_GROUP * padded / 8);
+    bool fine = sketch->groups != NULL && sketch->scales != NULL && z != NULL && scratch != NULL;
+    for (uint32_t g = 0; fine && g < groups; g++) {
+        const float *rows[CODE_GROUP];
+        uint32_t n = count - g * CODE_GROUP < CODE_GROUP ? count - g * CODE_GROUP : CODE_GROUP;
+        for (uint32_t i = 0; i < n; i++) {
+            uint32_t node = nodes == NULL ? g * CODE_GROUP + i : nodes[g * CODE_GROUP + i];
+            code_kernel_get()->widen_f16(p->rotated + (size_t)node * padded, padded, z + (size_t)i * padded);
+            rows[i] = z + (size_t)i * padded;
+        }
+        uint8_t *codes = sketch->groups + (size_t)g * sketch->group_bytes;
+        uint16_t *f = (uint16_t *)(void *)(codes + rabitq_codes_bytes(padded));
+        float *scales = sketch->scales + 2 * g;
+        rabitq_encode(rows, n, NULL, padded, scratch, &(struct rabitq_group){ codes, f, f + CODE_GROUP, &scales[0], &scales[1] });
+        scales[0] /= p->scale * p->scale;
+        scales[1] /= p->scale;
+    }
+    mem_free(z);
+    mem_free(scratch);
+    return fine ? OMEN_OK : OMEN_ENOMEM;
+}
+
+static enum omen_err leaders_build(struct packing *p)
+{
+    struct sealed *s = p->b->s;
+    uint32_t count = s->count / SEALED_LEADER_EVERY + 1;
+    if (count > SEALED_LEADERS_MAX) count = SEALED_LEADERS_MAX;
+    s->leader_nodes = mem_alloc((size_t)count * sizeof(uint32_t));
+    if (s->leader_nodes == NULL) return OMEN_ENOMEM;
+    for (uint32_t i = 0; i < count; i++) s->leader_nodes[i] = (uint32_t)((uint64_t)i * s->count / count);
+    return sketch_build(p, &s->leaders, s->leader_nodes, count);
+}
+
+static enum omen_err pack(struct build *b)
+{
+    struct packing p = { .b = b, .scale = F16_TARGET / (b->code_step * 127) };
+    struct sealed *s = b->s;
+    p.rotated = sealed_pages_new((size_t)b->n * b->padded * sizeof(uint16_t), &p.mapped);
+    s->graph = sealed_pages_new((size_t)b->n * s->layout.row_bytes, &s->graph_bytes);
+    enum omen_err rc = p.rotated == NULL || s->graph == NULL ? OMEN_ENOMEM : OMEN_OK;
+    if (rc == OMEN_OK) rc = parallel_for(b->control, "rotate", b->n, 1024, rotate_range, &p);
+    if (rc == OMEN_OK) rc = parallel_for(b->control, "pack", b->n, 1024, pack_range, &p);
+    if (rc == OMEN_OK) rc = leaders_build(&p);
+    if (rc == OMEN_OK) rc = sketch_build(&p, &s->flat, NULL, b->n);
+    sealed_pages_free(p.rotated, p.mapped);
+    return rc;
+}
+
+/* ---- the whole ---- */
+
+static void build_fini(struct build *b)
+{
+    mem_free(b->order);
+    sealed_pages_free(b->codes, b->codes_mapped);
+    mem_free(b->norms);
+    mem_free(b->sums);
+    sealed_pages_free(b->lists, b->lists_mapped);
+    mem_free(b->links);
+    mem_free(b->degrees);
+    mem_free(b->reverse);
+    mem_free(b->reverse_counts);
+    mem_free(b->locks);
+}
+
+static bool build_init(struct build *b)
+{
+    size_t n = b->n;
+    b->order = mem_alloc(n * sizeof *b->order);
+    b->codes = sealed_pages_new(n * b->padded, &b->codes_mapped);
+    b->norms = mem_alloc(n * sizeof *b->norms);
+    b->sums = mem_alloc(n * sizeof *b->sums);
+    b->lists = sealed_pages_new(n * BUILD_LIST * sizeof *b->lists, &b->lists_mapped);
+    b->links = mem_alloc(n * SEALED_DEGREE * sizeof *b->links);
+    b->degrees = mem_calloc(n, 1);
+    b->reverse = mem_alloc(n * BUILD_REVERSE * sizeof *b->reverse);
+    b->reverse_counts = mem_calloc(n, 1);
+    b->locks = mem_calloc(BUILD_LOCKS, sizeof *b->locks);
+    return b->order != NULL && b->codes != NULL && b->norms != NULL && b->sums != NULL && b->lists != NULL &&
+            b->links != NULL && b->degrees != NULL && b->reverse != NULL && b->reverse_counts != NULL && b->locks != NULL;
+}
+
+static enum omen_err build_run(struct build *b)
+{
+    step_measure(b);
+    enum omen_err rc = parallel_for(b->control, "encode", b->n, 1024, codes_range, b);
+    if (rc == OMEN_OK) rc = build_order(b);
+    if (rc == OMEN_OK) rc = codes_reorder(b);
+    if (rc == OMEN_OK) rc = build_multiply(b);
+    if (rc == OMEN_OK) rc = build_prune(b);
+    if (rc != OMEN_OK) return rc;
+    sealed_pages_free(b->lists, b->lists_mapped);
+    b->lists = NULL;
+    return pack(b);
+}
+
+enum omen_err index_sealed_build(const struct index_rows *rows, const struct index_params *params,
+        const struct index_control *control, struct index **index_out, struct err *err)
+{
+    if (params->quant == INDEX_QUANT_NONE || params->quant == INDEX_QUANT_PRODUCT)
+        return err_set(err, OMEN_EINVAL, "quant", "the fast layout holds binary codes and 8-bit rows, not %s",
+                index_quant_name(params->quant));
+    struct sealed *s = mem_calloc(1, sizeof *s);
+    if (s == NULL) return err_set(err, OMEN_ENOMEM, NULL, "no memory for an index");
+    s->base = (struct index){ &sealed_ops, rows->dim, rows->metric };
+    s->rows = *rows;
+    s->count = rows->count;
+    s->dim = rows->dim + (rows->metric == METRIC_IP);
+    s->recall_target = params->recall_target > 0 ? params->recall_target : 0.95f;
+    rotation_init(&s->rotation, s->dim, params->seed);
+    s->padded = s->rotation.padded;
+    sealed_layout_init(&s->layout, s->padded);
+    s->mean = mem_calloc(s->padded, sizeof(float));
+    enum omen_err rc = s->mean == NULL ? OMEN_ENOMEM : OMEN_OK;
+    if (rc == OMEN_OK && s->count > 0) {
+        space_measure(s);
+        struct build b = { .s = s, .params = params, .control = control, .n = s->count, .padded = s->padded,
+            .threads = parallel_threads(control) };
+        rc = build_init(&b) ? build_run(&b) : OMEN_ENOMEM;
+        build_fini(&b);
+    }
+    if (rc != OMEN_OK) {
+        sealed_free(&s->base);
+        return err_set(err, rc, NULL, rc == OMEN_ECANCELED ? "the build was cancelled" : "no memory to build the index");
+    }
+    *index_out = &s->base;
+    return OMEN_OK;
+}

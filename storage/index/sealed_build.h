@@ -1,0 +1,54 @@
+/* State of one build of a sealed graph, shared by its steps; private to storage/index. */
+#ifndef OMEN_STORAGE_INDEX_SEALED_BUILD_H
+#define OMEN_STORAGE_INDEX_SEALED_BUILD_H
+
+#include <stdatomic.h>
+
+#include "storage/index/parallel.h"
+#include "storage/index/sealed_impl.h"
+
+#define BUILD_LIST 40          /* nearest candidates kept per node while leaves are multiplied */
+#define BUILD_REVERSE 32       /* reverse edges collected per node */
+#define BUILD_CANDIDATES 64    /* of one prune: a mask of 64 bits */
+#define BUILD_LOCKS 8192
+
+struct build_near {
+    int32_t distance; /* between i8 codes, squared */
+    uint32_t node;
+};
+
+struct build {
+    struct sealed *s;
+    const struct index_params *params;
+    const struct index_control *control;
+    uint32_t n;          /* nodes = rows */
+    uint32_t padded;
+    uint32_t threads;
+    uint32_t *order;     /* [n] node -> slot */
+    int8_t *codes;       /* [n][padded] rotated, centred, one step for all; by node */
+    size_t codes_mapped;
+    float code_step;     /* internal units per code unit */
+    int32_t *norms;      /* [n] sum of squares of a code */
+    int32_t *sums;       /* [n] sum of a code: what the offset of packed tiles adds */
+    struct build_near *lists; /* [n][BUILD_LIST] ascending, unused ones at the end with INT32_MAX */
+    size_t lists_mapped;
+    uint32_t *links;     /* [n][SEALED_DEGREE] */
+    uint8_t *degrees;    /* [n] */
+    uint32_t *reverse;   /* [n][BUILD_REVERSE] */
+    atomic_uchar *reverse_counts;
+    atomic_flag *locks;  /* [BUILD_LOCKS] of lists, by node % BUILD_LOCKS */
+};
+
+static inline const int8_t *build_code(const struct build *b, uint32_t node)
+{
+    return b->codes + (size_t)node * b->padded;
+}
+
+/* Order nodes by place (coarse clusters together), with b->codes still by slot; then codes, norms and sums follow. */
+enum omen_err build_order(struct build *b);
+/* Fill b->lists from `copies` overlapping partitions into leaves, all pairs inside each. */
+enum omen_err build_multiply(struct build *b);
+/* Lists -> pruned links, reverse links, pruned again. */
+enum omen_err build_prune(struct build *b);
+
+#endif

@@ -1,0 +1,83 @@
+/* What the sealed graph's builder, search and file share: layout, internal vectors, huge pages. Threads: no state. */
+#include <math.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "common/bytes.h"
+#include "common/mem.h"
+#include "storage/index/sealed_impl.h"
+#include "storage/kernel/kernel.h"
+
+#define HUGE_PAGE (2u << 20)
+
+void sealed_layout_init(struct sealed_layout *layout, uint32_t padded)
+{
+    layout->ids = padded * 4;
+    layout->f = layout->ids + SEALED_DEGREE * 4;
+    layout->g = layout->f + SEALED_DEGREE * 2;
+    layout->own = layout->g + SEALED_DEGREE * 2;
+    layout->head = layout->own + padded;
+    layout->row_bytes = layout->head + (uint32_t)sizeof(struct sealed_head);
+}
+
+void sealed_internal(const struct sealed *s, const float *vector, bool augment, float *out)
+{
+    memcpy(out, vector, s->rows.dim * sizeof(float));
+    memset(out + s->rows.dim, 0, (s->padded - s->rows.dim) * sizeof(float));
+    if (s->rows.metric == METRIC_IP && augment) {
+        float left = s->norm_max - kernel_get()->dot_f32(vector, vector, s->rows.dim);
+        out[s->rows.dim] = left > 0 ? sqrtf(left) : 0;
+    }
+}
+
+void sealed_rotate(const struct sealed *s, float *v)
+{
+    for (uint32_t i = 0; i < s->padded; i++) v[i] -= s->mean[i];
+    rotation_apply(&s->rotation, v);
+}
+
+void *sealed_pages_new(size_t bytes, size_t *mapped_out)
+{
+    size_t mapped = align_up(bytes + 1, HUGE_PAGE);
+    void *pages = mmap(NULL, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    *mapped_out = mapped;
+    if (pages == MAP_FAILED) return NULL;
+    (void)madvise(pages, mapped, MADV_HUGEPAGE);
+    return pages;
+}
+
+void sealed_pages_free(void *pages, size_t mapped)
+{
+    if (pages != NULL) munmap(pages, mapped);
+}
+
+void sealed_free(struct index *index)
+{
+    struct sealed *s = (struct sealed *)index;
+    sealed_pages_free(s->graph, s->graph_bytes);
+    mem_free(s->leaders.groups);
+    mem_free(s->leaders.scales);
+    mem_free(s->flat.groups);
+    mem_free(s->flat.scales);
+    mem_free(s->leader_nodes);
+    mem_free(s->mean);
+    mem_free(s);
+}
+
+static const uint32_t curve_k[SEALED_CURVE_KS] = { 1, 10, 100 };
+
+uint32_t sealed_effort(const struct sealed *s, uint32_t k, float recall_target)
+{
+    const struct sealed_curve *curve = &s->curve;
+    if (curve->points == 0) return 0;
+    uint32_t row = 0; /* the curve of the next larger k is the careful choice */
+    while (row + 1 < SEALED_CURVE_KS && curve_k[row] < k) row++;
+    const float *recall = curve->recall[row];
+    for (uint32_t i = 0; i < curve->points; i++) {
+        if (recall[i] < recall_target) continue;
+        if (i == 0) return curve->effort[0];
+        float part = (recall_target - recall[i - 1]) / (recall[i] - recall[i - 1]);
+        return curve->effort[i - 1] + (uint32_t)ceilf(part * (float)(curve->effort[i] - curve->effort[i - 1]));
+    }
+    return curve->effort[curve->points - 1];
+}

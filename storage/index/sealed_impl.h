@@ -1,0 +1,102 @@
+/* The sealed graph's own structs, shared by its builder, search and file; private to storage/index. See sealed.c. */
+#ifndef OMEN_STORAGE_INDEX_SEALED_IMPL_H
+#define OMEN_STORAGE_INDEX_SEALED_IMPL_H
+
+#include <assert.h>
+
+#include "storage/index/index_impl.h"
+#include "storage/quant/rabitq.h"
+#include "storage/quant/rotation.h"
+
+#define SEALED_DEGREE CODE_GROUP  /* neighbours in a row; their codes are one fast-scan group */
+#define SEALED_LEADERS_MAX 4096   /* sampled nodes whose codes are scanned for the entry */
+#define SEALED_LEADER_EVERY 128   /* rows per leader in small segments */
+#define SEALED_ENTRIES 4          /* nearest leaders that a walk starts from */
+#define SEALED_CURVE_POINTS 20    /* efforts in a calibration curve */
+#define SEALED_CURVE_KS 3         /* k = 1, 10, 100 */
+#define SEALED_INTERNAL_DIM_MAX (OMEN_DIM_MAX + 1) /* ip takes one more: the augmented component */
+static_assert((SEALED_INTERNAL_DIM_MAX + 63) / 64 * 64 <= CODE_DIM_MAX, "codes hold the augmented dimension");
+
+/* Row of a node, *fast* layout; every part 64-byte aligned, so a row is a whole number of cache lines:
+ *   codes [4 * D] of the 32 neighbours | ids [32] u32 | f [32] f16 | g [32] f16 | own [D] u8 | head 64 B
+ * 128-d: 512 + 128 + 64 + 64 + 128 + 64 = 960 bytes. */
+struct sealed_head {
+    float own_lo, own_scale; /* own vector = own_lo + own_scale * byte */
+    float f_scale, g_scale;
+    uint32_t slot;
+    uint32_t degree; /* 0..32 */
+    uint32_t zero[10];
+};
+static_assert(sizeof(struct sealed_head) == 64, "the head is one cache line");
+
+struct sealed_layout {
+    uint32_t ids, f, g, own, head, row_bytes; /* offsets in a row; codes are at 0 */
+};
+
+/* Fast-scan groups of many vectors relative to the mean: leaders, and the flat array of all nodes.
+ * Group: codes [4 * D] | f [32] | g [32] f16. */
+struct sealed_sketch {
+    uint32_t count;
+    uint32_t group_bytes;
+    uint8_t *groups;      /* [ceil(count/32)][group_bytes], 64-byte aligned, owned or part of the map */
+    float *scales;        /* [ceil(count/32)][2] f and g */
+};
+
+struct sealed_curve {
+    uint32_t effort[SEALED_CURVE_POINTS];
+    float recall[SEALED_CURVE_KS][SEALED_CURVE_POINTS];
+    uint32_t points, queries; /* 0 = not calibrated */
+};
+
+struct sealed {
+    struct index base;
+    struct index_rows rows; /* borrowed */
+    uint32_t count;
+    uint32_t dim;            /* internal: rows.dim, one more under ip */
+    uint32_t padded;         /* D */
+    struct sealed_layout layout;
+    struct rotation rotation;
+    float *mean;             /* [padded] of the internal vectors, zero past dim */
+    float norm_max;          /* ip: the largest |x|^2, which the augmented component fills up to */
+    bool lossless;           /* own bytes are the row itself (integers 0..255): no rescoring under l2 */
+    uint8_t *graph;          /* [count][row_bytes], huge pages, owned */
+    size_t graph_bytes;      /* as mapped */
+    struct sealed_sketch leaders, flat;
+    uint32_t *leader_nodes;  /* [leaders.count] */
+    struct sealed_curve curve;
+    float recall_target;
+    void *file_map;          /* the mapped file, when graph points into it */
+    struct vfs_file *file;
+};
+
+static inline uint8_t *sealed_row(const struct sealed *s, uint32_t node)
+{
+    return s->graph + (size_t)node * s->layout.row_bytes;
+}
+static inline uint32_t *sealed_ids(const struct sealed *s, uint8_t *row) { return (uint32_t *)(void *)(row + s->layout.ids); }
+static inline struct sealed_head *sealed_head(const struct sealed *s, uint8_t *row)
+{
+    return (struct sealed_head *)(void *)(row + s->layout.head);
+}
+
+void sealed_layout_init(struct sealed_layout *layout, uint32_t padded);
+/* Internal vector of a row or query: copied, augmented under ip, zero-padded. out [padded]. `augment` = a row, not a query. */
+void sealed_internal(const struct sealed *s, const float *vector, bool augment, float *out);
+/* Internal vector -> rotated, centred. In place, 64-byte aligned. */
+void sealed_rotate(const struct sealed *s, float *v);
+
+void *sealed_pages_new(size_t bytes, size_t *mapped_out); /* zeroed, huge pages; NULL: out of memory */
+void sealed_pages_free(void *pages, size_t mapped);
+
+extern const struct index_ops sealed_ops;
+void sealed_free(struct index *index);
+
+/* Smallest effort that the curve gives for k and target; 0 without a curve. */
+uint32_t sealed_effort(const struct sealed *s, uint32_t k, float recall_target);
+
+/* One walk: the nearest `want` nodes that were visited, by their own codes, nearest first, slots still node numbers.
+ * Used by searches and, while building, for linking and calibration. */
+enum omen_err sealed_walk(const struct sealed *s, const struct index_search *search, uint32_t effort, uint32_t want,
+        struct index_scratch *scratch, struct index_hit *hits_out, uint32_t *count_out, struct index_cost *cost);
+
+#endif

@@ -1,0 +1,161 @@
+/* From candidate lists to 32 links: the relative neighbourhood rule with slack, reverse links, the rule again, the rest filled.
+ *
+ * A candidate is left out when it lies nearer to a neighbour that is kept already than, alpha times, to the node itself. All
+ * pairs of the at most 64 candidates are multiplied at once in tiles: that is cheaper than deciding which pairs are needed.
+ * Places that the rule leaves empty are filled with the nearest candidates that it rejected: a hop estimates all 32 anyway.
+ * Threads: nodes in parallel, each writes only its own links; reverse links are collected with atomic counters, so which of too
+ * many are kept may differ between runs with several threads. */
+#include <string.h>
+
+#include "common/mem.h"
+#include "storage/index/sealed_build.h"
+
+#define ALPHA_FIRST 1.0f /* squared distances: the first pass is strict, its links are everybody's reverse candidates */
+#define ALPHA_LAST 1.2f
+#define KEEP_FIRST 24    /* links of the first pass */
+
+struct candidates {
+    struct build_near near[BUILD_CANDIDATES]; /* ascending */
+    uint32_t count;
+};
+
+/* dots[i][j] and offset norms of all pairs of the candidates. */
+static void candidates_multiply(const struct build *b, const struct candidates *c, int32_t dots[][BUILD_CANDIDATES],
+        int32_t norms[BUILD_CANDIDATES], uint8_t *packed)
+{
+    const struct code_kernel *kernel = code_kernel_get();
+    const int8_t *rows[BUILD_CANDIDATES];
+    for (uint32_t i = 0; i < c->count; i++) {
+        rows[i] = build_code(b, c->near[i].node);
+        norms[i] = b->norms[c->near[i].node];
+    }
+    for (uint32_t i = c->count; i < BUILD_CANDIDATES; i++) norms[i] = 0;
+    for (uint32_t first = 0; first < c->count; first += CODE_TILE_ROWS) {
+        uint32_t n = c->count - first < CODE_TILE_ROWS ? c->count - first : CODE_TILE_ROWS;
+        kernel->pack_tile(rows + first, n, b->padded, packed);
+        kernel->dot_tile(rows, c->count, b->padded, packed, &dots[0][first], BUILD_CANDIDATES);
+    }
+}
+
+/* Links of one node from its candidates; how many. `fill` also takes rejected ones. */
+static uint32_t prune(const struct build *b, const struct candidates *c, float alpha, uint32_t keep_max, bool fill,
+        uint8_t *packed, uint32_t *links_out)
+{
+    int32_t dots[BUILD_CANDIDATES][BUILD_CANDIDATES] __attribute__((aligned(64))), norms[BUILD_CANDIDATES];
+    float reach[BUILD_CANDIDATES];
+    const struct code_kernel *kernel = code_kernel_get();
+    candidates_multiply(b, c, dots, norms, packed);
+    for (uint32_t i = 0; i < BUILD_CANDIDATES; i++) reach[i] = i < c->count ? (float)c->near[i].distance : -1;
+    uint64_t left = c->count == 64 ? UINT64_MAX : (UINT64_C(1) << c->count) - 1, rejected = 0;
+    uint32_t kept = 0;
+    while (left != 0 && kept < keep_max) {
+        uint32_t i = (uint32_t)__builtin_ctzll(left), node = c->near[i].node;
+        links_out[kept++] = node;
+        left &= left - 1;
+        uint64_t occluded = left &
+                kernel->occlude_64(dots[i], norms, b->norms[node] + 256 * b->sums[node], reach, alpha);
+        rejected |= occluded;
+        left &= ~occluded;
+    }
+    if (!fill) return kept;
+    for (rejected |= left; rejected != 0 && kept < SEALED_DEGREE; rejected &= rejected - 1)
+        links_out[kept++] = c->near[__builtin_ctzll(rejected)].node;
+    return kept;
+}
+
+static bool first_range(void *arg, uint32_t thread, uint32_t first, uint32_t end)
+{
+    struct build *b = arg;
+    (void)thread;
+    uint8_t *packed = mem_alloc_aligned(64, (size_t)b->padded * CODE_TILE_ROWS);
+    if (packed == NULL) return false;
+    for (uint32_t node = first; node < end; node++) {
+        const struct build_near *list = b->lists + (size_t)node * BUILD_LIST;
+        struct candidates c = { .count = 0 };
+        while (c.count < BUILD_LIST && list[c.count].distance != INT32_MAX) {
+            c.near[c.count] = list[c.count];
+            c.count++;
+        }
+        b->degrees[node] = (uint8_t)prune(b, &c, ALPHA_FIRST, KEEP_FIRST, false, packed,
+                b->links + (size_t)node * SEALED_DEGREE);
+    }
+    mem_free(packed);
+    return true;
+}
+
+static bool reverse_range(void *arg, uint32_t thread, uint32_t first, uint32_t end)
+{
+    struct build *b = arg;
+    (void)thread;
+    for (uint32_t node = first; node < end; node++) {
+        for (uint32_t i = 0; i < b->degrees[node]; i++) {
+            uint32_t target = b->links[(size_t)node * SEALED_DEGREE + i];
+            uint8_t at = atomic_load_explicit(&b->reverse_counts[target], memory_order_relaxed);
+            while (at < BUILD_REVERSE && !atomic_compare_exchange_weak(&b->reverse_counts[target], &at, (uint8_t)(at + 1))) { }
+            if (at < BUILD_REVERSE) b->reverse[(size_t)target * BUILD_REVERSE + at] = node;
+        }
+    }
+    return true;
+}
+
+/* Add `node` when it is not there and there is room; distances are filled in later. */
+static void candidates_add(struct candidates *c, uint32_t node)
+{
+    for (uint32_t i = 0; i < c->count; i++)
+        if (c->near[i].node == node) return;
+    if (c->count < BUILD_CANDIDATES) c->near[c->count++].node = node;
+}
+
+static void candidates_measure(const struct build *b, uint32_t node, struct candidates *c, uint8_t *packed)
+{
+    const struct code_kernel *kernel = code_kernel_get();
+    const int8_t *row = build_code(b, node), *rows[CODE_TILE_ROWS];
+    int32_t dots[CODE_TILE_ROWS];
+    for (uint32_t first = 0; first < c->count; first += CODE_TILE_ROWS) {
+        uint32_t n = c->count - first < CODE_TILE_ROWS ? c->count - first : CODE_TILE_ROWS;
+        for (uint32_t i = 0; i < n; i++) rows[i] = build_code(b, c->near[first + i].node);
+        kernel->pack_tile(rows, n, b->padded, packed);
+        kernel->dot_tile(&row, 1, b->padded, packed, dots, CODE_TILE_ROWS);
+        for (uint32_t i = 0; i < n; i++)
+            c->near[first + i].distance = b->norms[node] + 256 * b->sums[node] + b->norms[c->near[first + i].node] -
+                    2 * dots[i];
+    }
+    for (uint32_t i = 1; i < c->count; i++) {
+        struct build_near x = c->near[i];
+        uint32_t at = i;
+        for (; at > 0 && (x.distance < c->near[at - 1].distance ||
+                    (x.distance == c->near[at - 1].distance && x.node < c->near[at - 1].node)); at--)
+            c->near[at] = c->near[at - 1];
+        c->near[at] = x;
+    }
+}
+
+static bool last_range(void *arg, uint32_t thread, uint32_t first, uint32_t end)
+{
+    struct build *b = arg;
+    (void)thread;
+    uint8_t *packed = mem_alloc_aligned(64, (size_t)b->padded * CODE_TILE_ROWS);
+    if (packed == NULL) return false;
+    for (uint32_t node = first; node < end; node++) {
+        struct candidates c = { .count = 0 };
+        uint32_t *links = b->links + (size_t)node * SEALED_DEGREE;
+        const struct build_near *list = b->lists + (size_t)node * BUILD_LIST;
+        for (uint32_t i = 0; i < b->degrees[node]; i++) candidates_add(&c, links[i]);
+        for (uint32_t i = 0; i < atomic_load_explicit(&b->reverse_counts[node], memory_order_relaxed); i++)
+            candidates_add(&c, b->reverse[(size_t)node * BUILD_REVERSE + i]);
+        for (uint32_t i = 0; i < BUILD_LIST && c.count < BUILD_CANDIDATES && list[i].distance != INT32_MAX; i++)
+            candidates_add(&c, list[i].node);
+        candidates_measure(b, node, &c, packed);
+        b->degrees[node] = (uint8_t)prune(b, &c, ALPHA_LAST, SEALED_DEGREE, true, packed, links);
+    }
+    mem_free(packed);
+    return true;
+}
+
+enum omen_err build_prune(struct build *b)
+{
+    enum omen_err rc = parallel_for(b->control, "prune", b->n, 1024, first_range, b);
+    if (rc == OMEN_OK) rc = parallel_for(b->control, "reverse", b->n, 1024, reverse_range, b);
+    if (rc == OMEN_OK) rc = parallel_for(b->control, "prune again", b->n, 1024, last_range, b);
+    return rc;
+}

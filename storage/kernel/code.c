@@ -1,0 +1,19 @@
+/* Which code kernels this CPU runs: those of the ISA that kernel_get() chose. Threads: any. */
+#include "storage/kernel/code_isa.h"
+
+#include <stddef.h>
+
+const struct code_kernel *code_kernel_for(enum kernel_isa isa)
+{
+    if (kernel_for(isa) == NULL) return NULL;
+    switch (isa) {
+    case KERNEL_SCALAR: return &code_kernel_scalar;
+#ifdef __x86_64__
+    case KERNEL_AVX2: return __builtin_cpu_supports("f16c") ? &code_kernel_avx2 : &code_kernel_scalar;
+    case KERNEL_AVX512: return __builtin_cpu_supports("avx512vnni") ? &code_kernel_avx512 : &code_kernel_avx2;
+#endif
+    default: return NULL;
+    }
+}
+
+const struct code_kernel *code_kernel_get(void) { return code_kernel_for(kernel_get()->isa); }

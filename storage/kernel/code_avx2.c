@@ -1,0 +1,234 @@
+/* Code kernels with AVX2, FMA and F16C; equal to code_scalar.c as code_avx512.c is. The 16 lanes are two registers.
+ * Threads: no state. */
+#include "common/err.h"
+
+#ifdef __x86_64__
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC target("avx2,fma,f16c")
+#pragma GCC optimize("fp-contract=off")
+#endif
+
+#include "storage/kernel/code_isa.h"
+
+#include <immintrin.h>
+#include <string.h>
+
+#define ALWAYS_INLINE static inline __attribute__((always_inline))
+
+ALWAYS_INLINE __m256i load(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
+
+/* Bytes of two lanes (16 vectors each) added up as 16-bit numbers. */
+ALWAYS_INLINE __m256i widen_add(__m256i sum16, __m256i bytes)
+{
+    __m256i low = _mm256_cvtepu8_epi16(_mm256_castsi256_si128(bytes));
+    __m256i high = _mm256_cvtepu8_epi16(_mm256_extracti128_si256(bytes, 1));
+    return _mm256_add_epi16(sum16, _mm256_add_epi16(low, high));
+}
+
+ALWAYS_INLINE uint32_t estimate_8(const struct code_query *query, __m128i sum16, uint32_t first,
+        const struct code_factors *factors, float base, float bound, float *estimates_out)
+{
+    __m256 sum = _mm256_cvtepi32_ps(_mm256_cvtepu16_epi32(sum16));
+    sum = _mm256_fmadd_ps(sum, _mm256_set1_ps(query->scale), _mm256_set1_ps(query->bias));
+    __m256 g = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(factors->g + first)));
+    __m256 f = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(factors->f + first)));
+    __m256 e = _mm256_fmadd_ps(_mm256_mul_ps(g, _mm256_set1_ps(factors->g_scale)), sum, _mm256_set1_ps(base));
+    e = _mm256_max_ps(_mm256_fmadd_ps(f, _mm256_set1_ps(factors->f_scale), e), _mm256_setzero_ps());
+    _mm256_storeu_ps(estimates_out + first, e);
+    return (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps(e, _mm256_set1_ps(bound), _CMP_LT_OQ)) << first;
+}
+
+static uint32_t estimate_32_avx2(const struct code_query *query, const uint8_t *codes,
+        const struct code_factors *factors, float base, float bound, float estimates_out[CODE_GROUP])
+{
+    const __m256i nibble = _mm256_set1_epi8(15);
+    __m256i sum_lo = _mm256_setzero_si256(), sum_hi = _mm256_setzero_si256();
+    for (uint32_t d = 0; d < query->dim; d += 64) {
+        __m256i lo = _mm256_setzero_si256(), hi = _mm256_setzero_si256();
+        for (uint32_t b = 0; b < 8; b++) { /* two lanes at a time; four of them share bytes before widening */
+            size_t at = (size_t)d * 4 + b * 32;
+            __m256i c = load(codes + at), table = load(query->lut + at);
+            lo = _mm256_add_epi8(lo, _mm256_shuffle_epi8(table, _mm256_and_si256(c, nibble)));
+            c = _mm256_and_si256(_mm256_srli_epi16(c, 4), nibble);
+            hi = _mm256_add_epi8(hi, _mm256_shuffle_epi8(table, c));
+            if (b % 4 != 3) continue;
+            sum_lo = widen_add(sum_lo, lo);
+            sum_hi = widen_add(sum_hi, hi);
+            lo = hi = _mm256_setzero_si256();
+        }
+    }
+    uint32_t mask = estimate_8(query, _mm256_castsi256_si128(sum_lo), 0, factors, base, bound, estimates_out);
+    mask |= estimate_8(query, _mm256_extracti128_si256(sum_lo, 1), 8, factors, base, bound, estimates_out);
+    mask |= estimate_8(query, _mm256_castsi256_si128(sum_hi), 16, factors, base, bound, estimates_out);
+    return mask | estimate_8(query, _mm256_extracti128_si256(sum_hi, 1), 24, factors, base, bound, estimates_out);
+}
+
+static float l2sq_f32_u8_avx2(const float *query, const uint8_t *code, float lo, float scale, uint32_t dim)
+{
+    const __m256 lo8 = _mm256_set1_ps(lo), scale8 = _mm256_set1_ps(scale);
+    float lanes[16];
+    __m256 acc0 = _mm256_setzero_ps(), acc1 = _mm256_setzero_ps();
+    uint32_t i = 0;
+    for (; i + 16 <= dim; i += 16) {
+        __m128i c = _mm_loadu_si128((const __m128i *)(const void *)(code + i));
+        __m256 c0 = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(c));
+        __m256 c1 = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(c, 8)));
+        __m256 d0 = _mm256_sub_ps(_mm256_loadu_ps(query + i), _mm256_fmadd_ps(scale8, c0, lo8));
+        __m256 d1 = _mm256_sub_ps(_mm256_loadu_ps(query + i + 8), _mm256_fmadd_ps(scale8, c1, lo8));
+        acc0 = _mm256_fmadd_ps(d0, d0, acc0);
+        acc1 = _mm256_fmadd_ps(d1, d1, acc1);
+    }
+    _mm256_storeu_ps(lanes, acc0);
+    _mm256_storeu_ps(lanes + 8, acc1);
+    for (uint32_t j = 0; i < dim; i++, j++) {
+        float d = query[i] - __builtin_fmaf(scale, (float)code[i], lo);
+        lanes[j] = __builtin_fmaf(d, d, lanes[j]);
+    }
+    for (uint32_t half = 8; half > 0; half /= 2)
+        for (uint32_t j = 0; j < half; j++) lanes[j] += lanes[j + half];
+    return lanes[0];
+}
+
+static void pack_tile_avx2(const int8_t *const *rows, uint32_t count, uint32_t dim, uint8_t *packed_out)
+{
+    for (uint32_t group = 0; group < dim / 4; group++) {
+        for (uint32_t r = 0; r < CODE_TILE_ROWS; r++) {
+            uint32_t four = 0x80808080u; /* of a missing row: -128 each */
+            if (r < count) memcpy(&four, rows[r] + group * 4, sizeof four);
+            four ^= 0x80808080u;
+            memcpy(packed_out + ((size_t)group * CODE_TILE_ROWS + r) * 4, &four, sizeof four);
+        }
+    }
+}
+
+/* One row against 32: products of two bytes would overflow 16 bits, so pairs are multiplied as 16-bit numbers. */
+static void dot_row(const int8_t *row, uint32_t dim, const uint8_t *packed, int32_t *dots_out)
+{
+    for (uint32_t part = 0; part < 4; part++) {
+        __m256i even = _mm256_setzero_si256(), odd = _mm256_setzero_si256();
+        for (uint32_t d = 0; d < dim; d += 4) {
+            int32_t four;
+            memcpy(&four, row + d, sizeof four);
+            __m256i q = _mm256_cvtepi8_epi16(_mm_set1_epi32(four));
+            __m256i b = load(packed + (size_t)d * CODE_TILE_ROWS + part * 32);
+            even = _mm256_add_epi32(even, _mm256_madd_epi16(q, _mm256_cvtepu8_epi16(_mm256_castsi256_si128(b))));
+            odd = _mm256_add_epi32(odd, _mm256_madd_epi16(q, _mm256_cvtepu8_epi16(_mm256_extracti128_si256(b, 1))));
+        }
+        /* Two 32-bit sums to a vector, in order of vectors: 0..3 in even, 4..7 in odd. */
+        __m256i both = _mm256_permute4x64_epi64(_mm256_hadd_epi32(even, odd), 0xd8);
+        _mm256_storeu_si256((__m256i *)(void *)(dots_out + part * 8), both);
+    }
+}
+
+static void dot_tile_avx2(const int8_t *const *rows, uint32_t count, uint32_t dim, const uint8_t *packed,
+        int32_t *dots_out, size_t stride)
+{
+    for (uint32_t a = 0; a < count; a++) dot_row(rows[a], dim, packed, dots_out + a * stride);
+}
+
+static void select_32_avx2(const int32_t *dots, const int32_t *bias, uint32_t first_id, struct code_top16 *top)
+{
+    for (uint32_t first = 0; first < 32; first += 8) {
+        __m256i v = _mm256_sub_epi32(load(bias + first), _mm256_slli_epi32(load(dots + first), 1));
+        __m256i nearer = _mm256_cmpgt_epi32(_mm256_set1_epi32(top->value[15]), v);
+        uint32_t m = (uint32_t)_mm256_movemask_ps(_mm256_castsi256_ps(nearer));
+        for (; m != 0; m &= m - 1) {
+            uint32_t i = first + (uint32_t)__builtin_ctz(m), at = 15;
+            int32_t value = bias[i] - 2 * dots[i];
+            if (value >= top->value[15]) continue;
+            for (; at > 0 && top->value[at - 1] > value; at--) {
+                top->value[at] = top->value[at - 1];
+                top->id[at] = top->id[at - 1];
+            }
+            top->value[at] = value;
+            top->id[at] = first_id + i;
+        }
+    }
+}
+
+static uint64_t occlude_64_avx2(const int32_t *dots, const int32_t *norms, int32_t norm, const float *reach,
+        float alpha)
+{
+    uint64_t mask = 0;
+    for (uint32_t i = 0; i < 64; i += 8) {
+        __m256i d = _mm256_add_epi32(load(norms + i), _mm256_set1_epi32(norm));
+        d = _mm256_sub_epi32(d, _mm256_slli_epi32(load(dots + i), 1));
+        __m256 scaled = _mm256_mul_ps(_mm256_set1_ps(alpha), _mm256_cvtepi32_ps(d));
+        mask |= (uint64_t)(uint32_t)_mm256_movemask_ps(_mm256_cmp_ps(scaled, _mm256_loadu_ps(reach + i), _CMP_LT_OQ)) << i;
+    }
+    return mask;
+}
+
+static float sum_8(__m256 v)
+{
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+
+static void sign_code_avx2(const float *z, const float *centre, uint32_t dim, uint8_t *signs_out, float sums_out[3])
+{
+    const __m256 zero = _mm256_setzero_ps(), minus = _mm256_set1_ps(-0.0f);
+    __m256 absolute = zero, square = zero, product = zero;
+    for (uint32_t i = 0; i < dim; i += 8) {
+        __m256 c = centre == NULL ? zero : _mm256_loadu_ps(centre + i), r = _mm256_sub_ps(_mm256_loadu_ps(z + i), c);
+        __m256 positive = _mm256_cmp_ps(r, zero, _CMP_GE_OQ);
+        signs_out[i / 8] = (uint8_t)_mm256_movemask_ps(positive);
+        absolute = _mm256_add_ps(absolute, _mm256_andnot_ps(minus, r));
+        square = _mm256_fmadd_ps(r, r, square);
+        product = _mm256_add_ps(product, _mm256_xor_ps(c, _mm256_andnot_ps(positive, minus)));
+    }
+    sums_out[0] = sum_8(absolute);
+    sums_out[1] = sum_8(square);
+    sums_out[2] = sum_8(product);
+}
+
+static void widen_f16_avx2(const uint16_t *f16, uint32_t dim, float *out)
+{
+    for (uint32_t i = 0; i < dim; i += 8)
+        _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(f16 + i))));
+}
+
+static void narrow_f16_avx2(const float *v, uint32_t dim, uint16_t *f16_out)
+{
+    for (uint32_t i = 0; i < dim; i += 8)
+        _mm_storeu_si128((__m128i *)(void *)(f16_out + i), _mm256_cvtps_ph(_mm256_loadu_ps(v + i), _MM_FROUND_TO_NEAREST_INT));
+}
+
+static void hadamard_avx2(float *v, uint32_t n)
+{
+    for (uint32_t half = 1; half < 8; half *= 2) {
+        for (uint32_t i = 0; i < n; i += 2 * half) {
+            for (uint32_t j = i; j < i + half; j++) {
+                float x = v[j], y = v[j + half];
+                v[j] = x + y;
+                v[j + half] = x - y;
+            }
+        }
+    }
+    for (uint32_t half = 8; half < n; half *= 2) {
+        for (uint32_t a = 0; a < n; a += 2 * half) {
+            for (uint32_t j = a; j < a + half; j += 8) {
+                __m256 x = _mm256_loadu_ps(v + j), y = _mm256_loadu_ps(v + j + half);
+                _mm256_storeu_ps(v + j, _mm256_add_ps(x, y));
+                _mm256_storeu_ps(v + j + half, _mm256_sub_ps(x, y));
+            }
+        }
+    }
+}
+
+const struct code_kernel code_kernel_avx2 = {
+    .isa = KERNEL_AVX2,
+    .estimate_32 = estimate_32_avx2,
+    .l2sq_f32_u8 = l2sq_f32_u8_avx2,
+    .pack_tile = pack_tile_avx2,
+    .dot_tile = dot_tile_avx2,
+    .select_32 = select_32_avx2,
+    .occlude_64 = occlude_64_avx2,
+    .sign_code = sign_code_avx2,
+    .widen_f16 = widen_f16_avx2,
+    .narrow_f16 = narrow_f16_avx2,
+    .hadamard = hadamard_avx2,
+};
+
+#endif
