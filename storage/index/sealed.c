@@ -18,6 +18,7 @@
 
 #define SEEN_MIN 2048        /* places of the table of expanded nodes; grows at half */
 #define RESCORE_SLACK 16     /* rows rescored beside k and a quarter of it */
+#define PREFETCH_ROWS 2
 #define NODE_NONE UINT32_MAX
 
 struct index_scratch {
@@ -66,7 +67,7 @@ static enum omen_err scratch_reserve(struct index_scratch *scratch, uint32_t poo
     if (scratch->pool_cap < pool) {
         mem_free(scratch->pool);
         scratch->pool_cap = 0;
-        scratch->pool = mem_alloc_aligned(64, ((size_t)pool + 1) * sizeof(uint64_t));
+        scratch->pool = mem_alloc_aligned(64, ((size_t)pool + 8) * sizeof(uint64_t));
         if (scratch->pool == NULL) return OMEN_ENOMEM;
         scratch->pool_cap = pool;
     }
@@ -125,35 +126,27 @@ static inline float pool_estimate(uint64_t key)
     return estimate;
 }
 
-/* Position of the new key; the farthest falls out of a full pool. A node may be in it twice with different estimates: the
- * second is another chance, and expanding it twice is prevented later. */
-static inline uint32_t pool_insert(uint64_t *pool, uint32_t *count, uint32_t cap, uint64_t key)
-{
-    uint32_t low = 0, n = *count;
-    while (n > 0) {
-        uint32_t half = n / 2;
-        bool after = pool[low + half] < key;
-        low = after ? low + half + 1 : low;
-        n = after ? n - half - 1 : half;
-    }
-    if (low >= cap) return low;
-    uint32_t last = *count < cap ? (*count)++ : cap - 1;
-    memmove(pool + low + 1, pool + low, (last - low) * sizeof *pool);
-    pool[low] = key;
-    return low;
-}
-
 static inline void row_prefetch(const struct sealed *s, uint32_t node)
 {
     const uint8_t *row = sealed_row(s, node);
     for (uint32_t at = 0; at < s->layout.row_bytes; at += 64) __builtin_prefetch(row + at, 0, 3);
 }
 
+/* The next two to be expanded: the first is on its way when its turn comes, the second most often by then already here. */
+static inline void prefetch_ahead(const struct sealed *s, const uint64_t *pool, uint32_t cursor, uint32_t count)
+{
+    for (uint32_t found = 0; cursor < count && found < PREFETCH_ROWS; cursor++) {
+        if (pool[cursor] & 1) continue;
+        row_prefetch(s, pool_node(pool[cursor]));
+        found++;
+    }
+}
+
 /* The nearest leaders by their 1-bit codes, into the pool. */
 static void walk_enter(const struct sealed *s, struct index_scratch *scratch, const struct code_kernel *kernel,
         float base, uint32_t *count, uint32_t cap)
 {
-    uint64_t best[SEALED_ENTRIES + 1];
+    uint64_t best[SEALED_ENTRIES + 8];
     uint32_t best_count = 0;
     float estimates[CODE_GROUP], bound = INFINITY;
     for (uint32_t first = 0; first < s->leaders.count; first += CODE_GROUP) {
@@ -164,12 +157,12 @@ static void walk_enter(const struct sealed *s, struct index_scratch *scratch, co
         uint32_t mask = kernel->estimate_32(&scratch->code, codes, &factors, base, bound, estimates);
         for (; mask != 0; mask &= mask - 1) {
             uint32_t i = (uint32_t)__builtin_ctz(mask);
-            (void)pool_insert(best, &best_count, SEALED_ENTRIES, pool_key(estimates[i], s->leader_nodes[first + i]));
+            (void)kernel->pool_insert(best, &best_count, SEALED_ENTRIES, pool_key(estimates[i], s->leader_nodes[first + i]));
             if (best_count == SEALED_ENTRIES) bound = pool_estimate(best[SEALED_ENTRIES - 1]);
         }
     }
     for (uint32_t i = 0; i < best_count; i++) {
-        (void)pool_insert(scratch->pool, count, cap, best[i]);
+        (void)kernel->pool_insert(scratch->pool, count, cap, best[i]);
         row_prefetch(s, pool_node(best[i]));
     }
 }
@@ -207,7 +200,6 @@ enum omen_err sealed_walk(const struct sealed *s, const struct index_search *sea
         if (scratch->seen[place] == node) continue;
         scratch->seen[place] = node;
         if (++scratch->seen_count * 2 > scratch->seen_cap && seen_grow(scratch) != OMEN_OK) return OMEN_ENOMEM;
-        if (cursor < count) row_prefetch(s, pool_node(pool[cursor]));
         uint8_t *row = sealed_row(s, node);
         const struct sealed_head *head = sealed_head(s, row);
         float exact = kernel->l2sq_f32_u8(scratch->query, row + s->layout.own, head->own_lo, head->own_scale, s->dim);
@@ -221,10 +213,10 @@ enum omen_err sealed_walk(const struct sealed *s, const struct index_search *sea
         for (; mask != 0; mask &= mask - 1) {
             uint32_t i = (uint32_t)__builtin_ctz(mask);
             if (seen_has(scratch, ids[i])) continue;
-            uint32_t at = pool_insert(pool, &count, effort, pool_key(estimates[i], ids[i]));
+            uint32_t at = kernel->pool_insert(pool, &count, effort, pool_key(estimates[i], ids[i]));
             if (at < cursor) cursor = at;
         }
-        if (cursor < count) row_prefetch(s, pool_node(pool[cursor]));
+        prefetch_ahead(s, pool, cursor, count);
         if (++hops % INDEX_POLL_HOPS == 0 && search->stop != NULL && search->stop(search->stop_arg))
             return OMEN_EDEADLINE;
     }

@@ -17,7 +17,7 @@
 #define LEADERS_MAX 65536
 #define PARTITIONS 3
 #define OVERLAP 2            /* leaves that a node joins per partition */
-#define BLOCK 8              /* rows of one tile */
+#define BLOCK 64             /* rows multiplied with one packed group while it is in L1 */
 
 /* A packed set of codes to multiply with. */
 struct tiles {
@@ -283,7 +283,7 @@ enum omen_err build_multiply(struct build *b)
 enum omen_err build_order(struct build *b)
 {
     struct partition fine, coarse;
-    uint32_t leaders = b->n / 256 + 1;
+    uint32_t leaders = b->n / LEAF_ROWS + 1;
     enum omen_err rc = partition_init(&fine, b, leaders, 1, b->params->seed * 31 + 101);
     if (rc != OMEN_OK) return rc;
     uint32_t super = 1;

@@ -59,6 +59,9 @@ struct code_kernel {
     /* dots_out[a][32]: sum over D of rows[a] * (packed + 0), packed being value + 128: the caller takes off 128 * sum(row). */
     void (*dot_tile)(const int8_t *const *rows, uint32_t count, uint32_t dim, const uint8_t *packed, int32_t *dots_out,
             size_t stride);
+    /* Insert `key` into ascending keys [*count <= cap], the largest falls out when full; its position, cap when it is too
+     * large. keys has room for cap + 8. */
+    uint32_t (*pool_insert)(uint64_t *keys, uint32_t *count, uint32_t cap, uint64_t key);
     /* Offer bias[i] - 2 * dots[i] for i < 32, belonging to first_id + i, to `top`; equal values keep the earlier one in front. */
     void (*select_32)(const int32_t *dots, const int32_t *bias, uint32_t first_id, struct code_top16 *top);
     /* Bit i of the answer: alpha * (norm_sum[i] - 2 * dots[i]) < reach[i], for i < 64: candidate i lies nearer to a kept

@@ -10,6 +10,8 @@
 
 #include "storage/kernel/code_isa.h"
 
+#include <stdbool.h>
+
 #include <immintrin.h>
 #include <string.h>
 
@@ -189,6 +191,22 @@ static void widen_f16_avx2(const uint16_t *f16, uint32_t dim, float *out)
         _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(f16 + i))));
 }
 
+static uint32_t pool_insert_avx2(uint64_t *keys, uint32_t *count, uint32_t cap, uint64_t key)
+{
+    uint32_t low = 0, n = *count;
+    while (n > 0) {
+        uint32_t half = n / 2;
+        bool after = keys[low + half] < key;
+        low = after ? low + half + 1 : low;
+        n = after ? n - half - 1 : half;
+    }
+    if (low >= cap) return low;
+    uint32_t last = *count < cap ? (*count)++ : cap - 1;
+    memmove(keys + low + 1, keys + low, (last - low) * sizeof *keys);
+    keys[low] = key;
+    return low;
+}
+
 static void narrow_f16_avx2(const float *v, uint32_t dim, uint16_t *f16_out)
 {
     for (uint32_t i = 0; i < dim; i += 8)
@@ -227,6 +245,7 @@ const struct code_kernel code_kernel_avx2 = {
     .occlude_64 = occlude_64_avx2,
     .sign_code = sign_code_avx2,
     .widen_f16 = widen_f16_avx2,
+    .pool_insert = pool_insert_avx2,
     .narrow_f16 = narrow_f16_avx2,
     .hadamard = hadamard_avx2,
 };

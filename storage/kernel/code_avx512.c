@@ -240,6 +240,37 @@ ALWAYS_INLINE __m512 butterfly(__m512 v, __m512i swap, __mmask16 upper)
     return _mm512_mask_sub_ps(_mm512_add_ps(v, other), upper, other, v);
 }
 
+/* Keys below the new one are counted eight at a time, from the end, where most new ones belong; those above move up on the way. */
+static uint32_t pool_insert_avx512(uint64_t *keys, uint32_t *count, uint32_t cap, uint64_t key)
+{
+    const __m512i x = _mm512_set1_epi64((long long)key);
+    uint32_t n = *count;
+    if (n == cap) {
+        if (cap == 0 || keys[n - 1] <= key) return cap;
+        n--; /* the largest is overwritten */
+    } else
+        *count = n + 1;
+    uint32_t at = n;
+    while (at >= 8) {
+        __m512i block = _mm512_loadu_si512(keys + at - 8);
+        __mmask8 above = _mm512_cmpgt_epu64_mask(block, x); /* a suffix: they are sorted */
+        _mm512_mask_storeu_epi64(keys + at - 7, above, block);
+        if (above != 0xff) {
+            at -= (uint32_t)__builtin_popcount(above);
+            keys[at] = key;
+            return at;
+        }
+        at -= 8;
+    }
+    __mmask8 valid = (__mmask8)((1u << at) - 1);
+    __m512i block = _mm512_maskz_loadu_epi64(valid, keys);
+    __mmask8 above = _mm512_mask_cmpgt_epu64_mask(valid, block, x);
+    _mm512_mask_storeu_epi64(keys + 1, above, block);
+    at -= (uint32_t)__builtin_popcount(above);
+    keys[at] = key;
+    return at;
+}
+
 static void narrow_f16_avx512(const float *v, uint32_t dim, uint16_t *f16_out)
 {
     for (uint32_t i = 0; i < dim; i += 16)
@@ -280,6 +311,7 @@ const struct code_kernel code_kernel_avx512 = {
     .occlude_64 = occlude_64_avx512,
     .sign_code = sign_code_avx512,
     .widen_f16 = widen_f16_avx512,
+    .pool_insert = pool_insert_avx512,
     .narrow_f16 = narrow_f16_avx512,
     .hadamard = hadamard_avx512,
 };

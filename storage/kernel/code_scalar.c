@@ -1,6 +1,8 @@
 /* Code kernels in plain C: the definition. See code.h. Threads: no state. */
 #include "storage/kernel/code_isa.h"
 
+#include <stdbool.h>
+
 #include <math.h>
 #include <string.h>
 
@@ -131,6 +133,22 @@ static void widen_f16_scalar(const uint16_t *f16, uint32_t dim, float *out)
     for (uint32_t i = 0; i < dim; i++) out[i] = code_f32_of_f16(f16[i]);
 }
 
+static uint32_t pool_insert_scalar(uint64_t *keys, uint32_t *count, uint32_t cap, uint64_t key)
+{
+    uint32_t low = 0, n = *count;
+    while (n > 0) {
+        uint32_t half = n / 2;
+        bool after = keys[low + half] < key;
+        low = after ? low + half + 1 : low;
+        n = after ? n - half - 1 : half;
+    }
+    if (low >= cap) return low;
+    uint32_t last = *count < cap ? (*count)++ : cap - 1;
+    memmove(keys + low + 1, keys + low, (last - low) * sizeof *keys);
+    keys[low] = key;
+    return low;
+}
+
 static void narrow_f16_scalar(const float *v, uint32_t dim, uint16_t *f16_out)
 {
     for (uint32_t i = 0; i < dim; i++) f16_out[i] = code_f16_of_f32(v[i]);
@@ -159,6 +177,7 @@ const struct code_kernel code_kernel_scalar = {
     .occlude_64 = occlude_64_scalar,
     .sign_code = sign_code_scalar,
     .widen_f16 = widen_f16_scalar,
+    .pool_insert = pool_insert_scalar,
     .narrow_f16 = narrow_f16_scalar,
     .hadamard = hadamard_scalar,
 };
