@@ -227,6 +227,7 @@ static enum omen_err scroll_scatter(struct request *r, struct err *err)
         r->calls[c].in.scroll.after = after;
         r->calls[c].in.scroll.limit = r->wire.scroll.limit;
         r->calls[c].in.scroll.filter = r->wire.scroll.filter;
+        r->calls[c].in.scroll.filter_doc = r->wire.scroll.filter_doc;
         r->calls[c++].in.scroll.selection = selection;
     }
     return OMEN_OK;
@@ -261,7 +262,8 @@ static enum omen_err count_scatter(struct request *r, struct err *err)
     for (uint32_t s = 0, c = 0; s < shard_count; s++) {
         if (!shards[s]) continue;
         scatter_call_init(r, c, CALL_COUNT, s);
-        r->calls[c++].in.count.filter = r->wire.count.filter;
+        r->calls[c].in.count.filter = r->wire.count.filter;
+        r->calls[c++].in.count.filter_doc = r->wire.count.filter_doc;
     }
     return OMEN_OK;
 }

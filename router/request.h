@@ -118,8 +118,6 @@ OMEN_CHECKED enum omen_err resolve_filter_shards(struct request *r, const struct
 
 /* validate.c: rows of a write against the schema, as ops in request order. */
 OMEN_CHECKED enum omen_err validate_write(struct request *r, struct point_op **ops_out, struct err *err);
-/* First NaN or infinity of `count` little-endian f32, maybe unaligned. */
-bool floats_finite(const uint8_t *data, uint64_t count, uint64_t *position_out);
 
 /* scatter.c */
 /* Room for `count` calls of `kind`, zeroed and with the request's common inputs set. */

@@ -57,6 +57,7 @@ static enum omen_err plan_search(struct request *r, uint32_t i, struct err *err)
     plan->params.has_score_threshold = wire->has_score_threshold;
     plan->params.score_threshold = wire->score_threshold;
     plan->params.filter = wire->filter;
+    plan->params.filter_doc = wire->filter_doc;
     plan->by_id = wire->by_id;
     rc = resolve_filter_shards(r, wire->filter, &plan->shards, err);
     if (rc != OMEN_OK) return rc;

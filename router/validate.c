@@ -11,26 +11,6 @@
 
 #include "router/request.h"
 
-#define EXPONENT_BITS 0x7f800000u /* all set: NaN or infinity */
-
-bool floats_finite(const uint8_t *data, uint64_t count, uint64_t *position_out)
-{
-    /* In blocks without a branch, so that the compiler can use vector instructions. */
-    for (uint64_t first = 0; first < count; first += 1024) {
-        uint64_t end = count - first < 1024 ? count : first + 1024;
-        uint32_t bad = 0;
-        for (uint64_t i = first; i < end; i++)
-            bad |= (load_u32(data + 4 * i) & EXPONENT_BITS) == EXPONENT_BITS;
-        if (!bad) continue;
-        for (uint64_t i = first; i < end; i++) {
-            if ((load_u32(data + 4 * i) & EXPONENT_BITS) != EXPONENT_BITS) continue;
-            *position_out = i;
-            return false;
-        }
-    }
-    return true;
-}
-
 /* "vectors" for the unnamed field, else "vectors.<name>". */
 static void column_name(struct bytes field, char out[ERR_FIELD_BYTES])
 {

@@ -12,13 +12,16 @@
 #define OMEN_COLLECTIONS_MAX 10000
 #define OMEN_ALIASES_MAX 10000
 #define OMEN_SHARDS_MAX 256 /* per collection, a power of two is not required */
+#define OMEN_REPLICAS_MAX 8 /* of one shard */
+#define OMEN_NODES_MAX 1024
+#define OMEN_ADDRESS_BYTES_MAX 127 /* "tcp://host:port" */
 
 struct map_shard {
     uint64_t shard_id;               /* = raft group id; never reused */
     uint32_t slot_first, slot_count; /* contiguous range of the 4096 slots */
     uint64_t base_sequence;
-    uint64_t replica_ids[8];
-    uint32_t node_ids[8]; /* beside replica_ids */
+    uint64_t replica_ids[OMEN_REPLICAS_MAX];
+    uint32_t node_ids[OMEN_REPLICAS_MAX]; /* beside replica_ids */
     uint32_t replica_count;
 };
 
@@ -46,6 +49,12 @@ struct map {
     struct map_alias *aliases; /* [alias_count] sorted by name */
     uint32_t alias_count;
     _Atomic uint32_t refs;
+};
+
+/* Where a node is reached, beside the map: addresses change without an epoch. */
+struct map_node {
+    uint32_t node_id;                         /* never 0 */
+    char address[OMEN_ADDRESS_BYTES_MAX + 1]; /* "" = not known: where the node was asked already */
 };
 
 struct map *map_ref(struct map *map); /* returns map */

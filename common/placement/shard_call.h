@@ -49,14 +49,16 @@ struct shard_call {
             const struct point_key *after; /* NULL = start */
             uint32_t limit;
             const struct filter *filter;
+            struct doc filter_doc; /* what it was parsed from, for who sends it on; absent = NULL */
             struct point_selection selection;
         } scroll;
-        struct { const struct filter *filter; } count;
+        struct { const struct filter *filter; struct doc filter_doc; } count;
         struct catalog_change catalog;
     } in;
 
     enum omen_err code;             /* outputs from here on */
     struct err err;
+    uint32_t leader_hint;           /* OMEN_ENOTLEADER: node id of who leads, 0 = not known */
     uint64_t sequence;              /* write: its own; reads: the view's */
     uint64_t engine_ns;             /* time spent inside storage */
     union {
@@ -73,15 +75,19 @@ struct shard_call {
     void *service_data;             /* the service's: arena, view; NULL at submit */
 };
 
+/* OMEN_EWRONGEPOCH: a newer map is there now (map_acquire has it); nothing of the call was done. Who routes begins anew. */
 struct shard_service {
     void *self;
     void (*submit)(void *self, struct shard_call *call);
     void (*release)(void *self, struct shard_call *call);
-    struct map *(*map_acquire)(void *self); /* newest known; map_unref it */
+    struct map *(*map_acquire)(void *self); /* newest known; map_unref it; NULL before the first */
     /* For /readyz and status: NULL or why not ready (static string). */
     const char *(*not_ready)(void *self);
     /* Members of an object begun by the caller: what a person wants to know of the node. May be NULL. */
     void (*status)(void *self, struct doc_builder *b);
+    /* Make the map that map_acquire gives at least as new as the cluster's at this moment, or try until `deadline_ns`; then
+     * `done` (any thread, also before this returns). NULL when it always is. */
+    void (*map_refresh)(void *self, uint64_t deadline_ns, void (*done)(void *arg), void *arg);
 };
 
 #endif

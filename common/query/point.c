@@ -130,6 +130,17 @@ enum omen_err shard_key_from_doc(struct doc value, const char *path, struct aren
     return OMEN_OK;
 }
 
+bool shard_key_valid(struct bytes c)
+{
+    if (c.len == 0 || c.len > OMEN_SHARD_KEY_BYTES_MAX) return false;
+    switch (c.data[0]) {
+    case SHARD_KEY_STRING: return utf8_valid(c.data + 1, c.len - 1);
+    case SHARD_KEY_BOOL: return c.len == 2 && c.data[1] <= 1;
+    case SHARD_KEY_I64: return c.len == 9;
+    default: return false;
+    }
+}
+
 /* ---- keys of metadata, slots ------------------------------------------------------------------------- */
 
 #define POINT_ID_ENCODED_BYTES 17
@@ -181,6 +192,28 @@ uint32_t point_slot(point_id id, struct shard_key key)
     tagged[0] = 'i'; /* no canonical shard key begins so */
     id_encode(id, tagged + 1);
     return (uint32_t)(hash64(tagged, sizeof tagged) % OMEN_SLOT_COUNT);
+}
+
+/* ---- vectors ----------------------------------------------------------------------------------------- */
+
+#define EXPONENT_BITS 0x7f800000u /* all set: NaN or infinity */
+
+bool floats_finite(const uint8_t *data, uint64_t count, uint64_t *position_out)
+{
+    /* In blocks without a branch, so that the compiler can use vector instructions. */
+    for (uint64_t first = 0; first < count; first += 1024) {
+        uint64_t end = count - first < 1024 ? count : first + 1024;
+        uint32_t bad = 0;
+        for (uint64_t i = first; i < end; i++)
+            bad |= (load_u32(data + 4 * i) & EXPONENT_BITS) == EXPONENT_BITS;
+        if (!bad) continue;
+        for (uint64_t i = first; i < end; i++) {
+            if ((load_u32(data + 4 * i) & EXPONENT_BITS) != EXPONENT_BITS) continue;
+            *position_out = i;
+            return false;
+        }
+    }
+    return true;
 }
 
 /* ---- metrics and hits -------------------------------------------------------------------------------- */

@@ -49,6 +49,9 @@ struct shard_key {
 OMEN_CHECKED enum omen_err shard_key_from_doc(struct doc value, const char *path, struct arena *arena,
         struct shard_key *key_out, struct err *err);
 
+/* Whether bytes from outside are the canonical form of a key that can be (empty is none of them). */
+bool shard_key_valid(struct bytes canonical);
+
 /* What LMDB, the delta, merge and results are keyed by: id first, so that a request by id without the shard
  * key is a range. Bytes compare as (id, hash). */
 #define POINT_KEY_BYTES 33
@@ -66,6 +69,9 @@ void point_key_decode(const uint8_t in[POINT_KEY_BYTES], struct point_key *key_o
  * point_key_encode, which is kind u8, hi, lo big-endian: 18 bytes) mod 4096. */
 #define OMEN_SLOT_COUNT 4096
 uint32_t point_slot(point_id id, struct shard_key key);
+
+/* First NaN or infinity of `count` little-endian f32, maybe unaligned: false and where it is. */
+bool floats_finite(const uint8_t *data, uint64_t count, uint64_t *position_out);
 
 enum metric { METRIC_L2 = 0, METRIC_IP = 1, METRIC_COSINE = 2 };
 const char *metric_name(enum metric metric); /* "l2", "ip", "cosine" */
@@ -137,6 +143,7 @@ struct search_params {
     bool has_score_threshold;
     float score_threshold;       /* in reported scores: at least (ip, cosine) or at most (l2) this */
     const struct filter *filter; /* NULL = all */
+    struct doc filter_doc; /* what `filter` was parsed from, for who sends it on; absent = NULL filter */
     struct point_selection selection;
 };
 

@@ -314,6 +314,59 @@ START_TEST(hits_are_ordered_by_distance_id_and_key)
 }
 END_TEST
 
+START_TEST(only_canonical_shard_keys_are_valid)
+{
+    static const struct {
+        const char *bytes;
+        size_t len;
+        bool valid;
+    } cases[] = {
+        { "", 0, false },
+        { "\1", 1, true },
+        { "\1abc", 4, true },
+        { "\1\xff", 2, false },
+        { "\2\0", 2, true },
+        { "\2\1", 2, true },
+        { "\2\2", 2, false },
+        { "\2", 1, false },
+        { "\3\0\0\0\0\0\0\0\0", 9, true },
+        { "\3\0\0\0\0\0\0\0", 8, false },
+        { "\4\0", 2, false },
+        { "\0", 1, false },
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        struct bytes key = { (const uint8_t *)cases[i].bytes, cases[i].len };
+        ck_assert_msg(shard_key_valid(key) == cases[i].valid, "case %zu", i);
+    }
+    uint8_t text[OMEN_SHARD_KEY_BYTES_MAX + 1];
+    memset(text, 'x', sizeof text);
+    text[0] = 1;
+    ck_assert(shard_key_valid((struct bytes){ text, OMEN_SHARD_KEY_BYTES_MAX }));
+    ck_assert(!shard_key_valid((struct bytes){ text, OMEN_SHARD_KEY_BYTES_MAX + 1 }));
+}
+END_TEST
+
+START_TEST(nan_and_infinity_are_found_where_they_are)
+{
+    uint8_t bytes[4 * 3000 + 1];
+    float *one = mem_must_alloc(4);
+    static const float bad[] = { __builtin_nanf(""), __builtin_inff(), -__builtin_inff() };
+    static const uint64_t at[] = { 0, 1, 1023, 1024, 2047, 2999 };
+    for (int b = 0; b < 3; b++) {
+        for (int i = 0; i < 6; i++) {
+            memset(bytes, 0x3f, sizeof bytes);
+            uint64_t position = 7;
+            ck_assert(floats_finite(bytes + 1, 3000, &position)); /* unaligned */
+            *one = bad[b];
+            memcpy(bytes + 1 + 4 * at[i], one, 4);
+            ck_assert(!floats_finite(bytes + 1, 3000, &position));
+            ck_assert_uint_eq(position, at[i]);
+        }
+    }
+    mem_free(one);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("point");
@@ -331,6 +384,8 @@ int main(void)
     tcase_add_test(tc, metrics_have_their_names);
     tcase_add_test(tc, scores_are_what_users_expect);
     tcase_add_test(tc, hits_are_ordered_by_distance_id_and_key);
+    tcase_add_test(tc, only_canonical_shard_keys_are_valid);
+    tcase_add_test(tc, nan_and_infinity_are_found_where_they_are);
     suite_add_tcase(suite, tc);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_ENV);
