@@ -16,6 +16,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -65,11 +66,18 @@ static void reserve_drop(struct meta *meta)
     close(fd);
 }
 
+/* Is there less than the merge may need? Also a limit on the length of files (ulimit -f) ends in short writes. */
 static enum omen_err space_check(struct meta *meta, struct err *err)
 {
     uint64_t free_bytes = 0, total_bytes = 0;
+    struct rlimit limit;
     enum omen_err rc = vfs_free_space(vfs_posix(), meta->dir, &free_bytes, &total_bytes, err);
-    if (rc != OMEN_OK || free_bytes >= meta->merge_bytes) return rc;
+    if (rc != OMEN_OK) return rc;
+    uint64_t length = meta_bytes(meta);
+    if (getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY &&
+            limit.rlim_cur < length + free_bytes)
+        free_bytes = limit.rlim_cur > length ? limit.rlim_cur - length : 0;
+    if (free_bytes >= meta->merge_bytes) return OMEN_OK;
     return err_set(err, OMEN_EFULL, NULL, "a merge into %s may need %llu bytes, %llu are free", meta->data_path,
             (unsigned long long)meta->merge_bytes, (unsigned long long)free_bytes);
 }
