@@ -28,8 +28,9 @@ void node_watch_disk(struct node *node)
     if (total_bytes > 0) percent = left_bytes < 0 ? 0 : 100 * left_bytes / (double)total_bytes;
     double headroom = left_bytes - node->options.disk_min_free_percent / 100 * (double)total_bytes;
     bool full = percent < node->options.disk_min_free_percent;
+    /* A quarter: segments and chunks are taken whole and not filled, so more goes than is written. */
     atomic_store(&node->env.disk_headroom,
-            node->options.disk_min_free_percent == 0 ? INT64_MAX / 2 : (int64_t)headroom);
+            node->options.disk_min_free_percent == 0 ? INT64_MAX / 2 : (int64_t)(headroom / 4));
     if (full) {
         pthread_mutex_lock(&node->env.disk_lock);
         snprintf(node->env.disk_text, sizeof node->env.disk_text,
@@ -104,6 +105,7 @@ static void *watch_main(void *arg)
 
 enum omen_err node_watch_start(struct node *node, struct err *err)
 {
+    sweep_shards(node); /* so that /readyz is right from the first moment */
     int rc = pthread_create(&node->watch_thread, NULL, watch_main, node);
     if (rc != 0) return err_os(err, rc, "start a thread for", "the watch");
     node->watch_started = true;

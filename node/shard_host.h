@@ -39,8 +39,7 @@ struct shard_env {
     uint64_t node_inflight_bytes_max;
     struct room_keeper *rooms;
     _Atomic uint64_t inflight_bytes; /* of all shards */
-    /* Bytes that may still be written, as of the last look at the disk and counting down by what was let in since; at 0 the
-     * next writer has it looked at again. */
+    /* Bytes that may be written before the disk is looked at again, counting down by what was let in. */
     _Atomic int64_t disk_headroom;
     void (*disk_look)(void *arg); /* any thread; NULL = nobody looks */
     void *disk_arg;

@@ -17,6 +17,7 @@
 
 #define READ_ARENA_FIRST_BYTES (64u << 10)
 #define READ_ARENA_KEEP_BYTES (1u << 20)
+#define READ_FULL_AHEAD_NS (3 * 100000000ull) /* before its deadline a read that a full disk holds back is told so */
 
 /* One outstanding replica_barrier. `read` is NULL once the read was answered otherwise; guarded by read_lock. */
 struct barrier_wait {
@@ -339,21 +340,28 @@ static void wait_for_barrier(struct shard_host *shard, struct shard_read *read)
     replica_barrier(shard->replica, barrier_done, wait);
 }
 
+/* With the reason, and in time for it to arrive: the client counts the same deadline. */
+static bool read_held_by_full_disk(const struct shard_read *read, const struct replica_status *status)
+{
+    uint64_t deadline_ns = read->call->deadline_ns;
+    return status->disk_full && deadline_ns != 0 &&
+            clock_monotonic_ns(read->state.shard->env->clock) + READ_FULL_AHEAD_NS >= deadline_ns;
+}
+
 void shard_read_sweep(struct shard_host *shard)
 {
     struct shard_read *late = NULL;
+    struct replica_status status;
+    replica_status(shard->replica, &status);
     pthread_mutex_lock(&shard->read_lock);
     for (struct shard_read *read = shard->waiting, *next; read != NULL; read = next) {
         next = read->next;
-        if (!read_stop(read)) continue;
+        if (!read_stop(read) && !read_held_by_full_disk(read, &status)) continue;
         waiting_remove(shard, read);
         read->next = late;
         late = read;
     }
     pthread_mutex_unlock(&shard->read_lock);
-    if (late == NULL) return;
-    struct replica_status status;
-    replica_status(shard->replica, &status);
     while (late != NULL) {
         struct shard_read *read = late;
         late = late->next;

@@ -40,9 +40,9 @@ def upsert(docs, ids, version=0):
 class Writer(threading.Thread):
     """Writes new points one per request with many in flight, until stopped; knows what was acknowledged."""
 
-    def __init__(self, address, in_flight=128):
+    def __init__(self, address, in_flight=128, pad=100):
         super().__init__()
-        self.address, self.in_flight, self.acked, self.error = address, in_flight, {}, None
+        self.address, self.in_flight, self.pad, self.acked, self.error = address, in_flight, pad, {}, None
         self._stopping = threading.Event()
         self.start()
 
@@ -52,7 +52,7 @@ class Writer(threading.Thread):
                 with db.collection("docs").pipeline(in_flight=self.in_flight, on_ack=self._on_ack) as pipeline:
                     i = 0
                     while not self._stopping.is_set():
-                        pipeline.upsert([i], vector(i)[None, :], [payload(i)])
+                        pipeline.upsert([i], vector(i)[None, :], [{**payload(i), "pad": "x" * self.pad}])
                         i += 1
                     self.submitted = i
         except omendb.OmenError as e:
@@ -269,73 +269,183 @@ class Damage(Base):
 
 @unittest.skipUnless(os.geteuid() == 0 and os.path.exists("/dev/loop-control"), "needs root and loop devices")
 class FullDisk(Base):
-    """A loop-mounted ext4 of its own: really full, unlike a quota or tmpfs."""
+    """A loop-mounted file system of its own: really full, unlike a quota or tmpfs."""
 
-    def setUp(self):
+    def mount_disk(self, mkfs="mkfs.ext4"):
         self.dir = Path(tempfile.mkdtemp(prefix="omen-full-"))
+        self.addCleanup(subprocess.run, ["rm", "-rf", self.dir])
         image = self.dir / "image"
         with open(image, "wb") as f:
             f.truncate(160 << 20)
-        subprocess.run(["/sbin/mkfs.ext4", "-q", "-F", "-m", "0", image], check=True)
+        subprocess.run([f"/sbin/{mkfs}", "-q", "-F", "-m", "0", image], check=True)
         self.mount = self.dir / "mnt"
         self.mount.mkdir()
         if subprocess.run(["mount", "-o", "loop", image, self.mount], stderr=subprocess.DEVNULL).returncode != 0:
             self.skipTest("cannot mount a loop device here")
+        self.addCleanup(subprocess.run, ["umount", self.mount])
+        self.others = self.mount / "others"  # what other programs keep on the disk
 
-    def tearDown(self):
-        subprocess.run(["umount", self.mount])
-        subprocess.run(["rm", "-rf", self.dir])
+    def others_take(self, mib=None):
+        """Other programs take so much, or all there is."""
+        with open(self.others, "ab", buffering=0) as f:
+            try:
+                while mib is None or mib > 0:
+                    f.write(b"\1" * (1 << 20))
+                    mib = None if mib is None else mib - 1
+            except OSError:
+                pass
+
+    def free_percent(self):
+        st = os.statvfs(self.mount)
+        return 100 * st.f_bavail / st.f_blocks
+
+    @staticmethod
+    def write(docs, ids, version=0):
+        docs.upsert(ids, np.stack([vector(j, version) for j in ids]),
+                    [{**payload(j, version), "pad": "x" * 1000} for j in ids])
 
     def fill(self, docs, first):
-        """Write until the disk is full: ids acknowledged, and the next one."""
+        """Write until the disk is full: ids acknowledged, those of the refused batch, and the refusal. A write that was
+        begun and has no answer (OutcomeUnknown, DeadlineExceeded) is a failure: admission comes before the log."""
         acked, i = [], first
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             ids = range(i, i + 500)
             try:
-                docs.upsert(ids, np.stack([vector(j) for j in ids]), [{**payload(j), "pad": "x" * 1000} for j in ids])
+                self.write(docs, ids)
             except omendb.DiskFull as e:
-                return acked, i, e
-            except omendb.OutcomeUnknown:
-                pass  # in the log, waiting for room in the stream: neither acknowledged nor lost
-            else:
-                acked.extend(ids)
+                return acked, ids, e
+            acked.extend(ids)
             i += 500
         self.fail("the disk does not get full")
 
-    def run_full(self, args):
-        ballast = self.mount / "ballast"
-        ballast.write_bytes(b"\0" * (60 << 20))
+    def until_room(self, act, seconds=60):
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                return act()
+            except omendb.DiskFull as e:
+                if time.monotonic() > deadline:
+                    self.fail(f"does not resume: {e}")
+                time.sleep(0.2)
+
+    def check_ids(self, docs, present, absent=()):
+        present = sorted(present)
+        for first in range(0, len(present), 1000):
+            part = present[first:first + 1000]
+            found = {p.id: p for p in docs.get(part)}
+            self.assertEqual(sorted(found), part)
+            for i in part:
+                self.assertEqual(found[i].payload["n"], i)
+        self.assertEqual(docs.get(list(absent)), [])
+
+    def run_full(self, args, shards=1, mkfs="mkfs.ext4", early=False):
+        self.mount_disk(mkfs)
+        self.others_take(60)
         with Server(data=self.mount / "data", args=SMALL + args) as server:
-            with omendb.connect(server.address, timeout=5) as db:
-                docs = db.create_collection("docs", dim=DIM, metric="l2")
-                acked, next_id, error = self.fill(docs, 0)
+            with omendb.connect(server.address, timeout=10) as db:
+                docs = db.create_collection("docs", dim=DIM, metric="l2", shards=shards)
+                acked, refused, error = self.fill(docs, 0)
                 self.assertGreater(len(acked), 0)
                 self.assertIn("disk", error.message)
+                if early:
+                    self.assertGreater(self.free_percent(), 2)
+                    self.assertEqual(server.http_get("/readyz")[0], 503)
                 self.assertEqual(len(docs.search(vector(5), k=10)), 10)  # reads go on
                 self.assertEqual(docs.search(vector(5), k=1)[0].id, 5)
+                gone, live = acked[:200], acked[200:]
+                for first in range(0, len(gone), 10):  # and so do deletes
+                    ids = gone[first:first + 10]
+                    if early:
+                        docs.delete(ids)
+                    else:  # the log may wait for a checkpoint to give it a segment
+                        self.until_room(lambda: docs.delete(ids), seconds=20)
                 server.kill9()  # full, killed, and it comes back with everything
                 server.start()
-                self.assertEqual(len(docs.get(acked[-1000:])), len(acked[-1000:]))
-                ballast.unlink()  # room: writes are taken again without a restart
-                deadline = time.monotonic() + 60
-                while True:
-                    try:
-                        upsert(docs, range(next_id, next_id + 500))
-                        break
-                    except omendb.DiskFull:
-                        self.assertLess(time.monotonic(), deadline, "writes do not resume")
-                        time.sleep(0.2)
-                self.assertGreaterEqual(docs.count(), len(acked) + 500)
-                for first in range(0, len(acked), 1000):
-                    part = acked[first:first + 1000]
-                    self.assertEqual([p.id for p in docs.get(part)], part)
+                self.check_ids(docs, live, gone)
+                self.assertEqual(server.stop(), 0)  # and the same in order
+                server.start()
+                self.check_ids(docs, live, gone)
+                self.others.unlink()  # room: writes are taken again without a restart
+                self.until_room(lambda: self.write(docs, refused))
+                more = range(refused[-1] + 1, refused[-1] + 2001)
+                for first in range(0, len(more), 500):
+                    self.until_room(lambda: self.write(docs, more[first:first + 500]))
+                deadline = time.monotonic() + 10
+                while server.http_get("/readyz")[0] != 200:
+                    self.assertLess(time.monotonic(), deadline)
+                    time.sleep(0.1)
+                for _ in range(2):
+                    everything = live + list(refused) + list(more)
+                    self.assertEqual(docs.count(), len(everything))  # nothing lost, nothing doubled
+                    self.check_ids(docs, everything, gone)
+                    server.kill9()
+                    server.start()
 
     def test_writes_are_refused_early_and_resume(self):
-        self.run_full(["--set", "disk.min_free_percent=10"])
+        self.run_full(["--set", "disk.min_free_percent=10"], early=True)
 
     def test_a_really_full_disk_loses_nothing_and_resumes(self):
         self.run_full(["--set", "disk.min_free_percent=0"])
+
+    def test_several_shards_on_a_full_disk(self):
+        self.run_full(["--set", "disk.min_free_percent=0"], shards=4)
+
+    def test_a_file_system_that_cannot_allocate_ahead(self):
+        self.run_full(["--set", "disk.min_free_percent=0"], mkfs="mkfs.ext2")
+
+    def test_a_fast_writer_does_not_overtake_the_limit(self):
+        self.mount_disk()
+        self.others_take(60)
+        with Server(data=self.mount / "data", args=SMALL + ["--set", "disk.min_free_percent=10"]) as server:
+            with omendb.connect(server.address, timeout=30) as db:
+                docs = db.create_collection("docs", dim=DIM, metric="l2", shards=2)
+                writer = Writer(server.address, in_flight=64, pad=20000)
+                writer.join(120)
+                self.assertIsInstance(writer.error, omendb.DiskFull, writer.error)
+                self.assertGreater(len(writer.acked), 100)
+                self.assertGreater(self.free_percent(), 4)
+                ids = sorted(writer.acked)
+                self.assertEqual([p.id for first in range(0, len(ids), 500) for p in docs.get(ids[first:first + 500])], ids)
+                docs.delete(ids[:100])
+                self.assertEqual(docs.get(ids[:100]), [])
+
+    def test_others_fill_the_disk_while_the_node_is_down(self):
+        """The log holds what the stream has no room for: the node starts, says so, and goes on when there is room."""
+        self.mount_disk()
+        args = ["--set", "storage.chunk_bytes=1MiB", "--set", "wal.segment_bytes=1MiB", "--set", "disk.min_free_percent=0"]
+        with Server(data=self.mount / "data", args=args) as server:
+            with omendb.connect(server.address, timeout=10) as db:
+                docs = db.create_collection("docs", dim=DIM, metric="l2")
+                self.write(docs, range(500))
+                server.stop()  # these are checkpointed
+                server.start()
+                for first in range(500, 5000, 500):
+                    self.write(docs, range(first, first + 500))
+                server.kill9()
+                for chunk in sorted(glob.glob(str(server.data / "shards" / "*" / "stream" / "*.chunk")))[1:]:
+                    os.unlink(chunk)  # room that the node had, and others have now
+                self.others_take()
+                server.start()
+                status, why = server.http_get("/readyz")
+                self.assertEqual((status, "room" in why), (503, True), why)
+                with omendb.connect(server.address, timeout=3) as fresh:  # holds no token: what is applied is served
+                    other = fresh.collection("docs")
+                    self.assertEqual([p.id for p in other.get(range(100))], list(range(100)))
+                    with self.assertRaises(omendb.DiskFull) as caught:
+                        other.upsert([9999], vector(9999)[None, :])
+                    self.assertIn("full", caught.exception.message)
+                begin = time.monotonic()
+                with self.assertRaises((omendb.DiskFull, omendb.DeadlineExceeded)) as caught:
+                    db._call({"op": "points.count", "collection": "docs", "consistency": "linearizable"}, timeout=2)
+                self.assertGreater(time.monotonic() - begin, 1)
+                self.assertIn("full", caught.exception.message)
+                server.kill9()
+                server.start()
+                self.others.unlink()
+                self.until_room(lambda: docs.upsert([9999], vector(9999)[None, :], [payload(9999)]))
+                self.check_ids(docs, list(range(5000)) + [9999])
+                self.assertEqual(docs.count(), 5001)
 
 
 if __name__ == "__main__":
