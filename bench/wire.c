@@ -214,9 +214,11 @@ static void run_group(struct server *server, const char *dir, uint64_t dim, uint
         CHECK(pthread_create(&group[i].thread, NULL, run_group_client, &group[i]) == 0);
     }
     pthread_barrier_wait(&barrier);
-    uint64_t start = bench_now_ns();
+    uint64_t start = bench_now_ns(), server_cpu = process_cpu_us(server->pid), client_cpu = bench_cpu_ns();
     for (uint64_t i = 0; i < clients; i++) pthread_join(group[i].thread, NULL);
     double rate = (double)(clients * each) / ((double)(bench_now_ns() - start) / 1e9);
+    server_cpu = process_cpu_us(server->pid) - server_cpu;
+    client_cpu = bench_cpu_ns() - client_cpu;
     uint64_t sync_after = bench_disk_sync_ns(dir, 300), sync_ns = (sync_before + sync_after) / 2;
     qsort(ns, clients * each, sizeof *ns, bench_compare_u64);
     json_line_begin("wire_group_commit");
@@ -226,6 +228,8 @@ static void run_group(struct server *server, const char *dir, uint64_t dim, uint
     json_line_f64("requests_per_second", rate);
     json_line_f64("p50_us", (double)ns[clients * each / 2] / 1e3);
     json_line_f64("p99_us", (double)ns[clients * each * 99 / 100] / 1e3);
+    json_line_f64("server_cpu_us", (double)server_cpu / (double)(clients * each));
+    json_line_f64("client_cpu_us", (double)client_cpu / 1e3 / (double)(clients * each));
     json_line_f64("fsync_us", (double)sync_ns / 1e3);
     json_line_f64("one_fsync_per_write_per_second", 1e9 / (double)sync_ns);
     json_line_f64("times_one_fsync_per_write", rate * (double)sync_ns / 1e9);
