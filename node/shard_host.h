@@ -43,7 +43,7 @@ struct shard_env {
     _Atomic int64_t disk_headroom;
     void (*disk_look)(void *arg); /* any thread; NULL = nobody looks */
     void *disk_arg;
-    _Atomic bool disk_full;          /* writes but deletes are refused; disk_text says why */
+    _Atomic bool disk_full; /* writes but deletes are refused; disk_text says why */
     pthread_mutex_t disk_lock;
     char disk_text[200]; /* guarded by disk_lock */
     pthread_mutex_t reads_lock;

@@ -65,12 +65,12 @@ struct shard_host {
     bool building;      /* one thread is making entries; others leave their requests to it */
     uint32_t proposals; /* in flight */
     uint64_t proposal_bytes;
-    struct write_batch *flying;     /* newest first */
-    enum omen_err room_rc;          /* not OK: no room could be made; what does not fit is refused */
-    struct err room_err;            /* why */
-    struct write_need room_need;    /* what there was no room for */
-    uint64_t ahead_failed_ns;       /* when there was none for the time ahead; not asked for again at once */
-    struct room_ticket room_ticket; /* the keeper's */
+    struct write_batch *flying;      /* newest first */
+    enum omen_err room_rc;           /* not OK: no room could be made; what does not fit is refused */
+    struct err room_err;             /* why */
+    struct write_need room_need;     /* what there was no room for */
+    uint64_t ahead_failed_ns;        /* when there was none for the time ahead; not asked for again at once */
+    struct room_ticket room_ticket;  /* the keeper's */
     _Atomic uint64_t inflight_bytes; /* queued and in flight */
     struct entry_builder *builder;   /* of the thread that set `building` */
     float *row;           /* [sum of dims] of the same: a point's vectors on their way into the entry */

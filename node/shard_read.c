@@ -17,7 +17,8 @@
 
 #define READ_ARENA_FIRST_BYTES (64u << 10)
 #define READ_ARENA_KEEP_BYTES (1u << 20)
-#define READ_FULL_AHEAD_NS (3 * 100000000ull) /* before its deadline a read that a full disk holds back is told so */
+#define READ_FULL_AHEAD_NS                                                                                   \
+    (3 * 100000000ull) /* before its deadline a read that a full disk holds back is told so */
 
 /* One outstanding replica_barrier. `read` is NULL once the read was answered otherwise; guarded by read_lock. */
 struct barrier_wait {

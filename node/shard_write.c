@@ -131,7 +131,8 @@ static struct batch_size batch_measure(const struct shard_host *shard)
     struct batch_size size = { .deletes = shard->queue_head->deletes };
     bool full = shard->room_rc != OMEN_OK;
     for (const struct shard_write *w = shard->queue_head; w != NULL; w = w->next) {
-        if (size.count > 0 && (size.bytes + w->bytes > ENTRY_TARGET_BYTES || size.count == ENTRY_REQUESTS_MAX))
+        if (size.count > 0 &&
+                (size.bytes + w->bytes > ENTRY_TARGET_BYTES || size.count == ENTRY_REQUESTS_MAX))
             break;
         if (size.count > 0 && full && !(size.deletes && w->deletes)) break;
         size.bytes += w->bytes;
@@ -299,7 +300,8 @@ static bool room_for(struct shard_host *shard, const struct batch_size *size, bo
 {
     struct write_need needs[STORE_NEEDS_MAX];
     uint32_t count = needs_collect(shard, &size->need, needs);
-    if (!shard_store_has_room(shard->store, needs, count, size->deletes ? STORE_SPARE_NONE : STORE_SPARE_DELETES)) {
+    if (!shard_store_has_room(shard->store, needs, count,
+                size->deletes ? STORE_SPARE_NONE : STORE_SPARE_DELETES)) {
         *ask_out = true;
         return false;
     }
@@ -329,8 +331,8 @@ bool shard_write_make_room(struct shard_host *shard)
     pthread_mutex_unlock(&shard->write_lock);
     enum omen_err rc = OMEN_OK, ahead_rc = OMEN_OK;
     if (wanted)
-        rc = shard_store_make_room(shard->store, needs, count, deletes ? STORE_SPARE_NONE : STORE_SPARE_DELETES,
-                &err);
+        rc = shard_store_make_room(shard->store, needs, count,
+                deletes ? STORE_SPARE_NONE : STORE_SPARE_DELETES, &err);
     if (rc == OMEN_OK)
         ahead_rc = shard_store_make_room(shard->store, needs, count, STORE_SPARE_AHEAD, &ahead_err);
     pthread_mutex_lock(&shard->write_lock);
@@ -363,8 +365,10 @@ static void batch_refuse(struct write_batch *batch)
     struct err err;
     pthread_mutex_lock(&shard->write_lock);
     enum omen_err rc = shard->room_rc;
-    err_set(&err, rc, "", "the disk has no room for %llu more bytes of shard %llu (%s): reads are served, deletes while "
-            "they fit", (unsigned long long)batch->bytes, (unsigned long long)shard->shard_id, shard->room_err.message);
+    err_set(&err, rc, "",
+            "the disk has no room for %llu more bytes of shard %llu (%s): reads are served, deletes while "
+            "they fit",
+            (unsigned long long)batch->bytes, (unsigned long long)shard->shard_id, shard->room_err.message);
     pthread_mutex_unlock(&shard->write_lock);
     if (shard->env->refused_full != NULL) metric_add(shard->env->refused_full, batch->count);
     bytes_done(shard, batch->bytes);

@@ -7,7 +7,7 @@
  *
  *   CLOSED --open: lmdb, stream scan, cut to checkpoint--> OPEN --apply/checkpoint--> OPEN --close--> CLOSED
  *   OPEN --I/O error or disk full in apply--> STOPPED (reads go on; apply answers the first error for ever, but
- *   OMEN_EFULL is retried with the same entry once there is room)
+ *   OMEN_EFULL is retried with the same entry once there is room; shard_store_has_room keeps it from happening)
  *
  * The room never reads a clock, draws random numbers or opens a socket: time comes in entries and arguments.
  *

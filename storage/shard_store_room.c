@@ -41,11 +41,13 @@ static bool is_payload_op(const struct point_op *op)
 }
 
 /* A point of the largest payload that `op` may leave, given that the one before had `payload_bytes`. */
-static void need_derived(const struct collection_schema *schema, const struct point_op *op,
-        size_t key_bytes, uint64_t payload_bytes, struct write_need *need)
+static void need_derived(const struct collection_schema *schema, const struct point_op *op, size_t key_bytes,
+        uint64_t payload_bytes, struct write_need *need)
 {
-    uint64_t doc = payload_bytes + payload_bytes / 4 + op->payload.len + op->payload.len / 4 + DOC_GROWTH_BYTES;
-    uint64_t bytes = entry_op_stride(schema->field_count) + key_bytes + (doc < DOC_BYTES_MAX ? doc : DOC_BYTES_MAX);
+    uint64_t doc = payload_bytes + payload_bytes / 4 + op->payload.len + op->payload.len / 4 +
+            DOC_GROWTH_BYTES;
+    uint64_t bytes = entry_op_stride(schema->field_count) + key_bytes +
+            (doc < DOC_BYTES_MAX ? doc : DOC_BYTES_MAX);
     for (uint32_t f = 0; f < schema->field_count; f++) bytes += row_bytes(schema, f);
     need->derived_bytes += bytes;
     if (bytes > need->derived_point_bytes) need->derived_point_bytes = bytes;
@@ -81,7 +83,8 @@ enum omen_err shard_store_need(struct shard_store *store, const struct point_op 
     for (uint32_t i = 0; i < count; i++) {
         need_out->entry_bytes += op_bytes(&store->schema, &ops[i]);
         payload_ops |= is_payload_op(&ops[i]);
-        if (ops[i].kind == POINT_UPSERT && ops[i].payload.len > upsert_bytes) upsert_bytes = ops[i].payload.len;
+        if (ops[i].kind == POINT_UPSERT && ops[i].payload.len > upsert_bytes)
+            upsert_bytes = ops[i].payload.len;
     }
     if (!payload_ops) return OMEN_OK;
     struct store_view view;
@@ -108,7 +111,8 @@ void write_need_add(struct write_need *sum, const struct write_need *need)
 static struct stream_need stream_need_of(const struct shard_store *s, const struct write_need *need)
 {
     uint64_t fixed = fixed_bytes(&s->schema);
-    uint64_t derived = need->derived_bytes < PLAN_DERIVED_BYTES_MAX ? need->derived_bytes : PLAN_DERIVED_BYTES_MAX;
+    uint64_t derived = need->derived_bytes < PLAN_DERIVED_BYTES_MAX ? need->derived_bytes
+                                                                    : PLAN_DERIVED_BYTES_MAX;
     struct stream_need n = { .entry_bytes = align_up(need->entry_bytes + fixed, ENTRY_ALIGN) };
     if (derived == 0) return n;
     uint64_t unit = PLAN_UNIT_BYTES + need->derived_point_bytes;
@@ -136,8 +140,8 @@ bool shard_store_has_room(struct shard_store *store, const struct write_need *ne
     return stream_has_room(store->stream, units, count);
 }
 
-enum omen_err shard_store_make_room(struct shard_store *store, const struct write_need *needs,
-        uint32_t count, enum store_spare spare, struct err *err)
+enum omen_err shard_store_make_room(struct shard_store *store, const struct write_need *needs, uint32_t count,
+        enum store_spare spare, struct err *err)
 {
     struct stream_need units[STORE_NEEDS_MAX + 1];
     count = stream_needs(store, needs, count, spare, units);

@@ -273,7 +273,8 @@ static enum omen_err meta_open_files(struct meta *meta, const struct meta_identi
     if (rc == OMEN_OK) rc = verify_all(meta, err);
     if (rc == OMEN_OK) rc = meta_seal(meta, err);
     if (rc != OMEN_EFULL) return rc;
-    LOG_WARN("meta.seal_waits", "path=\"%s\"", meta->data_path); /* the marker stays: verified again at the next open */
+    LOG_WARN("meta.seal_waits", "path=\"%s\"",
+            meta->data_path); /* the marker stays: verified again at the next open */
     return OMEN_OK;
 }
 

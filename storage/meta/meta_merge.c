@@ -43,14 +43,16 @@ static enum omen_err growth_bound(struct meta *meta, uint64_t points, const stru
     MDB_stat stat;
     int mrc = mdb_env_stat(meta->env, &stat);
     if (mrc != 0) return meta_lmdb_error(meta, mrc, "stat of", err);
-    uint64_t entry_bytes = META_POINT_KEY_BYTES + META_LOCATION_BYTES + 12; /* LMDB's node header, slot, padding */
+    uint64_t entry_bytes = META_POINT_KEY_BYTES + META_LOCATION_BYTES +
+            12; /* LMDB's node header, slot, padding */
     uint64_t touched = points < stat.ms_leaf_pages ? points : stat.ms_leaf_pages;
     uint64_t fresh = points * entry_bytes / (stat.ms_psize / 2 - 64) + 1;
     uint64_t branches = stat.ms_branch_pages + (touched + fresh) / 16 + stat.ms_depth + 2;
     uint64_t op_first = ops->first > meta->ops_written ? ops->first : meta->ops_written;
     uint64_t chunks = (ops->next > op_first ? ops->next - op_first : 0) / OP_CHUNK_RECORDS + 2;
     uint64_t pages = touched + fresh + branches + chunks * (META_OPS_BYTES_MAX / stat.ms_psize + 2);
-    pages += stat.ms_overflow_pages / 128 + pages / 128 + 64; /* freed pages: 8 bytes each, in pages of their own */
+    pages += stat.ms_overflow_pages / 128 + pages / 128 +
+            64; /* freed pages: 8 bytes each, in pages of their own */
     *bytes_out = pages * stat.ms_psize;
     return OMEN_OK;
 }
@@ -78,8 +80,8 @@ static enum omen_err space_check(struct meta *meta, struct err *err)
             limit.rlim_cur < length + free_bytes)
         free_bytes = limit.rlim_cur > length ? limit.rlim_cur - length : 0;
     if (free_bytes >= meta->merge_bytes) return OMEN_OK;
-    return err_set(err, OMEN_EFULL, NULL, "a merge into %s may need %llu bytes, %llu are free", meta->data_path,
-            (unsigned long long)meta->merge_bytes, (unsigned long long)free_bytes);
+    return err_set(err, OMEN_EFULL, NULL, "a merge into %s may need %llu bytes, %llu are free",
+            meta->data_path, (unsigned long long)meta->merge_bytes, (unsigned long long)free_bytes);
 }
 
 static enum omen_err reserve_take(struct meta *meta, struct err *err)
@@ -235,4 +237,3 @@ enum omen_err meta_merge_commit(struct meta_merge *merge, const struct meta_stat
     reserve_drop(meta);
     return OMEN_OK;
 }
-

@@ -37,8 +37,9 @@ struct stream {
     struct stream_chunk
             *writing;      /* appender's: the chunk of `end`, NULL before the first; the table may move */
     uint32_t written_back; /* offset in the current chunk up to which writeback was started */
-    pthread_mutex_t create_mutex; /* one makes or removes chunk files; taken before `mutex`, which is never held over disk */
-    pthread_mutex_t mutex;        /* chunk table below */
+    pthread_mutex_t
+            create_mutex; /* one makes or removes chunk files; taken before `mutex`, which is never held over disk */
+    pthread_mutex_t mutex;           /* chunk table below */
     struct stream_chunk **chunks;    /* [chunk_cap], slot i = chunk i + 1 */
     uint32_t chunk_count, chunk_cap; /* chunks past the current one are allocated ahead or left by a rewind */
     _Atomic uint64_t published;      /* copy of end.position, packed; its chunk changes under `mutex` */
@@ -183,7 +184,8 @@ static void keep_prepared(struct stream *s)
         if (chunk_open_existing(s, number, &err) != OMEN_OK) return;
         struct stream_chunk *c = s->chunks[number - 1];
         /* Again: a crash may have kept the length and lost the space. */
-        if (c->file_bytes >= s->chunk_bytes && vfs_allocate(c->file, c->file_bytes, &err) == OMEN_OK) continue;
+        if (c->file_bytes >= s->chunk_bytes && vfs_allocate(c->file, c->file_bytes, &err) == OMEN_OK)
+            continue;
         s->chunk_count--;
         s->allocated_bytes -= c->file_bytes;
         chunk_close(c);
