@@ -1,10 +1,7 @@
 /* The table of keys. A key added here is documented in deploy/omendb.yaml: tests/unit/test_node_config.c compares. */
 #include "common/err.h"
 
-#include <ctype.h>
 #include <stddef.h>
-#include <stdio.h>
-#include <string.h>
 
 #include "common/log.h"
 #include "node/config.h"
@@ -16,38 +13,9 @@
 #define MS_NS 1000000ull
 #define S_NS (1000 * MS_NS)
 #define HOUR_NS (3600 * S_NS)
-#define KEY_FILE_BYTES_MAX 4096
-#define API_KEY_BYTES_MIN 8
 
 static const char *const log_levels[] = { "debug", "info", "warn", "error", NULL };
 static const char *const log_formats[] = { "text", "json", NULL };
-static const char *const roles[] = { "read-only", "read-write", "admin", NULL };
-static const enum wire_role role_values[] = { WIRE_ROLE_READ, WIRE_ROLE_WRITE, WIRE_ROLE_ADMIN };
-
-static const struct config_key api_key_keys[] = {
-    { .name = "name",
-            .type = CONFIG_STRING,
-            .offset = offsetof(struct node_config_key, name),
-            .default_text = NULL,
-            .help = "what logs and errors call this key" },
-    { .name = "key",
-            .type = CONFIG_STRING,
-            .offset = offsetof(struct node_config_key, key),
-            .default_text = "",
-            .help = "the key itself, or give key_file" },
-    { .name = "key_file",
-            .type = CONFIG_STRING,
-            .offset = offsetof(struct node_config_key, key_file),
-            .default_text = "",
-            .help = "file whose first line is the key" },
-    { .name = "role",
-            .type = CONFIG_ENUM,
-            .offset = offsetof(struct node_config_key, role),
-            .default_text = "read-only",
-            .choices = roles,
-            .help = "read-only, read-write or admin" },
-    { .name = NULL },
-};
 
 #define AT(field) .offset = offsetof(struct node_config, field)
 
@@ -83,9 +51,9 @@ const struct config_key node_config_keys[] = {
             .type = CONFIG_LIST,
             AT(api_keys),
             .default_text = "",
-            .item_keys = api_key_keys,
-            .item_bytes = sizeof(struct node_config_key),
-            .item_count_max = NODE_API_KEYS_MAX,
+            .item_keys = api_key_item_keys,
+            .item_bytes = sizeof(struct api_key_item),
+            .item_count_max = API_KEYS_MAX,
             .help = "API keys; without any, everybody who can connect may do everything" },
     { .name = "limits.requests_in_service",
             .type = CONFIG_U64,
@@ -245,92 +213,4 @@ void node_config_node(const struct node_config *config, struct node_options *opt
     options->host.log.segment_bytes = config->wal_segment_bytes;
     options->host.log.bytes_max = config->wal_bytes_max;
     options->host.log.batch_bytes_max = config->wal_batch_bytes_max;
-}
-
-static enum omen_err key_text(const struct node_config_key *item, uint32_t i, struct vfs *vfs, char *out,
-        struct err *err)
-{
-    char where[64];
-    snprintf(where, sizeof where, "auth.keys[%u]", i);
-    bool inline_key = item->key[0] != '\0', from_file = item->key_file[0] != '\0';
-    if (inline_key == from_file)
-        return err_set(err, OMEN_EINVAL, where, "%s: give key or key_file, one of them", where);
-    const char *text = item->key;
-    size_t len = strlen(text);
-    uint8_t *data = NULL;
-    if (from_file) {
-        enum omen_err rc = vfs_read_file(vfs, item->key_file, KEY_FILE_BYTES_MAX, &data, &len, err);
-        if (rc != OMEN_OK) return rc;
-        text = (const char *)data;
-        const char *newline = memchr(text, '\n', len);
-        if (newline != NULL) len = (size_t)(newline - text);
-        while (len > 0 && isspace((unsigned char)text[len - 1])) len--;
-    }
-    enum omen_err rc = OMEN_OK;
-    if (len < API_KEY_BYTES_MIN || len > WIRE_API_KEY_BYTES_MAX) {
-        rc = err_set(err, OMEN_EINVAL, where, "%s: a key has %d to %d bytes, this one %zu", where,
-                API_KEY_BYTES_MIN, WIRE_API_KEY_BYTES_MAX, len);
-    } else {
-        memcpy(out, text, len);
-        out[len] = '\0';
-    }
-    if (data != NULL) explicit_bzero(data, from_file ? len : 0);
-    mem_free(data);
-    return rc;
-}
-
-enum omen_err node_config_api_keys(const struct node_config *config, struct vfs *vfs,
-        struct node_api_key *keys_out, uint32_t *count_out, struct err *err)
-{
-    const struct node_config_key *items = config->api_keys.items;
-    *count_out = 0;
-    for (uint32_t i = 0; i < config->api_keys.count; i++) {
-        struct node_api_key *key = &keys_out[i];
-        memset(key, 0, sizeof *key);
-        snprintf(key->name, sizeof key->name, "%s", items[i].name);
-        key->role = role_values[items[i].role];
-        enum omen_err rc = key_text(&items[i], i, vfs, key->key, err);
-        if (rc != OMEN_OK) return rc;
-        *count_out = i + 1;
-    }
-    return OMEN_OK;
-}
-
-static const char *type_name(enum config_type type)
-{
-    switch (type) {
-    case CONFIG_STRING: return "text";
-    case CONFIG_BOOL: return "true/false";
-    case CONFIG_U64: return "number";
-    case CONFIG_BYTES: return "bytes";
-    case CONFIG_DURATION: return "duration";
-    case CONFIG_F64: return "number";
-    case CONFIG_ENUM: return "choice";
-    case CONFIG_LIST: return "list";
-    }
-    return "";
-}
-
-static void print_keys(const struct config_key *keys, const char *prefix)
-{
-    for (const struct config_key *key = keys; key->name != NULL; key++) {
-        char name[96];
-        snprintf(name, sizeof name, "%s%s", prefix, key->name);
-        const char *value = key->default_text == NULL ? "(required)"
-                : key->default_text[0] == '\0'        ? "(none)"
-                                                      : key->default_text;
-        printf("  %-30s %-10s %-24s %s\n", name, type_name(key->type), value, key->help);
-        if (key->item_keys != NULL) {
-            snprintf(name, sizeof name, "%s%s[].", prefix, key->name);
-            print_keys(key->item_keys, name);
-        }
-    }
-}
-
-void node_config_print(void)
-{
-    printf("  %-30s %-10s %-24s %s\n", "KEY", "TYPE", "DEFAULT", "MEANING");
-    print_keys(node_config_keys, "");
-    printf("\nEach key may also be given as an environment variable, OMENDB_ and the key in capitals with _ for . "
-           "(OMENDB_LOG_LEVEL=debug),\nand as --set key=value, which wins.\n");
 }

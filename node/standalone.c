@@ -8,8 +8,9 @@
 
 #include "common/check.h"
 #include "common/log.h"
+#include "common/process/http_pages.h"
+#include "common/process/process.h"
 #include "common/version.h"
-#include "node/http.h"
 #include "node/standalone.h"
 #include "router/router.h"
 
@@ -20,7 +21,7 @@ struct standalone {
     struct router *router;
     pthread_rwlock_t lock; /* guards `ready` and `node` against the pages' threads */
     bool ready, stopping;
-    char url[STANDALONE_URL_BYTES_MAX], http_url[STANDALONE_URL_BYTES_MAX];
+    char url[PROCESS_URL_BYTES_MAX], http_url[PROCESS_URL_BYTES_MAX];
 };
 
 static const char *standalone_not_ready(void *arg)
@@ -40,15 +41,6 @@ static const char *standalone_not_ready(void *arg)
     return why;
 }
 
-/* "tcp://127.0.0.1:0" and 7712 -> "tcp://127.0.0.1:7712". URLs without a port are left alone. */
-static void url_with_port(const char *url, uint16_t port, char out[STANDALONE_URL_BYTES_MAX])
-{
-    const char *colon = strrchr(url, ':');
-    snprintf(out, STANDALONE_URL_BYTES_MAX, "%s", url);
-    if (port == 0 || colon == NULL || colon[1] < '0' || colon[1] > '9') return;
-    snprintf(out, STANDALONE_URL_BYTES_MAX, "%.*s:%u", (int)(colon - url), url, port);
-}
-
 /* Only where binaries are built to be broken on purpose: the fault tests must see that a node which acknowledges too early
  * is caught. */
 static void test_mutations(struct node_options *options)
@@ -62,31 +54,9 @@ static void test_mutations(struct node_options *options)
 #endif
 }
 
-static bool listens_beyond_loopback(const char *url)
-{
-    return strncmp(url, "tcp://", 6) == 0 && strncmp(url, "tcp://127.", 10) != 0 &&
-            strncmp(url, "tcp://localhost", 15) != 0 && strncmp(url, "tcp://[::1]", 11) != 0;
-}
-
-/* Keys in memory twice for a moment: the config's and the router's; ours are wiped. */
-static enum omen_err router_keys(const struct node_config *config, struct router_api_key *keys_out,
-        uint32_t *count_out, struct err *err)
-{
-    struct node_api_key *keys = mem_must_calloc(NODE_API_KEYS_MAX, sizeof *keys);
-    enum omen_err rc = node_config_api_keys(config, vfs_posix(), keys, count_out, err);
-    for (uint32_t i = 0; rc == OMEN_OK && i < *count_out; i++) {
-        memcpy(keys_out[i].name, keys[i].name, sizeof keys_out[i].name);
-        memcpy(keys_out[i].key, keys[i].key, sizeof keys_out[i].key);
-        keys_out[i].role = keys[i].role;
-    }
-    explicit_bzero(keys, NODE_API_KEYS_MAX * sizeof *keys);
-    mem_free(keys);
-    return rc;
-}
-
 static enum omen_err router_open(struct standalone *s, const struct node_config *config, struct err *err)
 {
-    struct router_api_key *keys = mem_must_calloc(NODE_API_KEYS_MAX, sizeof *keys);
+    struct api_key *keys = mem_must_calloc(API_KEYS_MAX, sizeof *keys);
     struct router_options options;
     router_options_default(&options);
     options.listen_url = config->listen;
@@ -97,14 +67,14 @@ static enum omen_err router_open(struct standalone *s, const struct node_config 
     options.clock = clock_system();
     options.metrics = s->metrics;
     options.api_keys = keys;
-    enum omen_err rc = router_keys(config, keys, &options.api_key_count, err);
+    enum omen_err rc = api_keys_read(&config->api_keys, vfs_posix(), keys, &options.api_key_count, err);
     if (rc == OMEN_OK) rc = router_start(&options, &s->router, err);
-    if (rc == OMEN_OK && options.api_key_count == 0 && listens_beyond_loopback(config->listen)) {
+    if (rc == OMEN_OK && options.api_key_count == 0 && process_url_is_public(config->listen)) {
         LOG_WARN("auth.open",
                 "listen=%s reason=\"no auth.keys: whoever reaches this address may do everything\"",
                 config->listen);
     }
-    explicit_bzero(keys, NODE_API_KEYS_MAX * sizeof *keys);
+    explicit_bzero(keys, API_KEYS_MAX * sizeof *keys);
     mem_free(keys);
     return rc;
 }
@@ -134,8 +104,8 @@ enum omen_err standalone_start(const struct node_config *config, struct standalo
         standalone_stop(s);
         return rc;
     }
-    url_with_port(config->listen, router_port(s->router), s->url);
-    url_with_port(config->http_listen, http_pages_port(s->pages), s->http_url);
+    process_url_with_port(config->listen, router_port(s->router), s->url);
+    process_url_with_port(config->http_listen, http_pages_port(s->pages), s->http_url);
     pthread_rwlock_wrlock(&s->lock);
     s->ready = true;
     pthread_rwlock_unlock(&s->lock);

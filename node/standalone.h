@@ -4,8 +4,6 @@
 
 #include "node/config.h"
 
-#define STANDALONE_URL_BYTES_MAX 256
-
 struct standalone;
 
 /*  OPENING --node, router--> READY --standalone_stop--> STOPPING --> (gone)

@@ -19,7 +19,7 @@ static const char *role_name(enum wire_role role)
 
 /* 1 when equal. `given` is zero-padded to the full length. */
 static uint32_t key_equal(const uint8_t given[WIRE_API_KEY_BYTES_MAX + 1], size_t given_len,
-        const struct router_api_key *key)
+        const struct api_key *key)
 {
     uint32_t difference = (uint32_t)(given_len ^ strnlen(key->key, sizeof key->key));
     for (size_t i = 0; i <= WIRE_API_KEY_BYTES_MAX; i++) difference |= given[i] ^ (uint8_t)key->key[i];
@@ -37,9 +37,9 @@ enum omen_err auth_check(const struct router *router, const struct wire_request 
     size_t len = wire->api_key.len;
     if (len > WIRE_API_KEY_BYTES_MAX) len = WIRE_API_KEY_BYTES_MAX;
     memcpy(given, wire->api_key.data, len);
-    const struct router_api_key *found = NULL;
+    const struct api_key *found = NULL;
     for (uint32_t i = 0; i < router->options.api_key_count; i++) {
-        const struct router_api_key *key = &router->options.api_keys[i];
+        const struct api_key *key = &router->options.api_keys[i];
         if (key_equal(given, wire->api_key.len, key)) found = key;
     }
     if (found == NULL) return err_set(err, OMEN_EAUTH, "key", "unknown API key");

@@ -12,6 +12,7 @@
 
 #define DEFAULT_REQUESTS_MAX 256
 #define SECOND_NS 1000000000ull
+#define REPLIES_BUSY_MS 1000 /* when to ask again after too many replies were not taken */
 
 void router_options_default(struct router_options *options)
 {
@@ -289,7 +290,23 @@ void router_handle(struct router *router, struct bytes message, router_respond r
 
 /* ---- life ---- */
 
-static void net_respond(void *arg, struct bytes reply) { net_reply(arg, reply); }
+/* Replies that slow or malicious peers do not take must not fill the memory: past a bound, large ones give way. Reads
+ * only: what a write replies is small and always fits. */
+static void net_respond(void *arg, struct bytes reply)
+{
+    if (net_reply_fits(arg, reply.len)) {
+        net_reply(arg, reply);
+        return;
+    }
+    struct wire_reply busy = { .op = WIRE_STATUS };
+    struct buf small;
+    busy.code = err_set(&busy.err, OMEN_EBUSY, NULL, "too many replies wait for their peers to take them");
+    busy.err.retry_after_ms = REPLIES_BUSY_MS;
+    buf_init(&small);
+    enum omen_err rc = message_encode_reply(&busy, &small);
+    net_reply(arg, rc == OMEN_OK ? (struct bytes){ small.data, small.len } : (struct bytes){ NULL, 0 });
+    buf_fini(&small);
+}
 
 static void net_handle(void *arg, struct net_request *request, struct bytes message)
 {
@@ -305,7 +322,7 @@ enum omen_err router_new(const struct router_options *options, struct router **r
     struct router *router = mem_must_calloc(1, sizeof *router);
     router->options = *options;
     if (options->api_key_count > 0) {
-        struct router_api_key *keys = mem_must_calloc(options->api_key_count, sizeof *keys);
+        struct api_key *keys = mem_must_calloc(options->api_key_count, sizeof *keys);
         memcpy(keys, options->api_keys, options->api_key_count * sizeof *keys);
         router->options.api_keys = keys;
     }
@@ -332,7 +349,7 @@ void router_free(struct router *router)
     pthread_cond_destroy(&router->idle);
     pthread_mutex_destroy(&router->pool_lock);
     if (router->options.api_key_count > 0) {
-        struct router_api_key *keys = (struct router_api_key *)(uintptr_t)router->options.api_keys;
+        struct api_key *keys = (struct api_key *)(uintptr_t)router->options.api_keys;
         explicit_bzero(keys, router->options.api_key_count * sizeof *keys);
         mem_free(keys);
     }

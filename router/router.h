@@ -8,22 +8,16 @@
 #include "common/clock.h"
 #include "common/metrics.h"
 #include "common/placement/shard_call.h"
-#include "common/wire/message.h"
+#include "common/process/secrets.h"
 
 struct router;
-
-struct router_api_key {
-    char name[64]; /* for logs and metrics, never the key itself */
-    char key[WIRE_API_KEY_BYTES_MAX + 1];
-    enum wire_role role;
-};
 
 struct router_options {
     const char *listen_url;              /* tcp://127.0.0.1:7700 */
     const struct shard_service *service; /* borrowed */
     struct clock *clock;
     struct metrics *metrics;
-    const struct router_api_key *api_keys; /* [api_key_count] copied; 0 = no authentication */
+    const struct api_key *api_keys; /* [api_key_count] copied; 0 = no authentication */
     uint32_t api_key_count;
     uint32_t requests_max;        /* in service at once, default 256 */
     uint64_t default_deadline_ns; /* default 30 s */

@@ -14,7 +14,7 @@ struct pending_reply {
 };
 
 void rig_start(struct router_rig *rig, const struct collection_schema *schema, uint32_t shards,
-        const struct router_api_key *keys, uint32_t key_count, uint32_t requests_max)
+        const struct api_key *keys, uint32_t key_count, uint32_t requests_max)
 {
     memset(rig, 0, sizeof *rig);
     rig->fake = fake_service_new(schema, shards);

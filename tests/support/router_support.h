@@ -16,7 +16,7 @@ struct router_rig {
 };
 
 void rig_start(struct router_rig *rig, const struct collection_schema *schema, uint32_t shards,
-        const struct router_api_key *keys, uint32_t key_count, uint32_t requests_max);
+        const struct api_key *keys, uint32_t key_count, uint32_t requests_max);
 void rig_stop(struct router_rig *rig); /* fails when a call was not given back */
 
 /* A request of `op` on collection "c". */

@@ -94,7 +94,7 @@ static void fill(const char *yaml, const char *secret, char *out, size_t out_byt
     snprintf(out, out_bytes, "%.*s%s%s", (int)(hole - yaml), yaml, secret, hole + 2);
 }
 
-static enum omen_err keys_of(const char *yaml, struct node_api_key *keys, uint32_t *count, struct err *err)
+static enum omen_err keys_of(const char *yaml, struct api_key *keys, uint32_t *count, struct err *err)
 {
     char path[300], secret[300], filled[1000];
     const char *tmp = getenv("TMPDIR");
@@ -112,7 +112,7 @@ static enum omen_err keys_of(const char *yaml, struct node_api_key *keys, uint32
     struct config *config;
     enum omen_err rc = config_load(path, node_config_keys, NULL, 0, &values, &config, err);
     ck_assert_msg(rc == OMEN_OK, "%s", err->message);
-    rc = node_config_api_keys(&values, vfs_posix(), keys, count, err);
+    rc = api_keys_read(&values.api_keys, vfs_posix(), keys, count, err);
     config_free(config);
     ck_assert_int_eq(vfs_remove_tree(vfs_posix(), dir, NULL), OMEN_OK);
     return rc;
@@ -120,7 +120,7 @@ static enum omen_err keys_of(const char *yaml, struct node_api_key *keys, uint32
 
 START_TEST(keys_come_from_the_file_or_stand_inline)
 {
-    static struct node_api_key keys[NODE_API_KEYS_MAX];
+    static struct api_key keys[API_KEYS_MAX];
     uint32_t count;
     struct err err;
     ck_assert_int_eq(keys_of("auth:\n  keys:\n    - name: app\n      key_file: %s\n      role: read-write\n"
@@ -142,7 +142,7 @@ START_TEST(short_missing_and_double_keys_are_refused_by_name)
         "auth:\n  keys:\n    - name: a # %s\n",
         "auth:\n  keys:\n    - name: a\n      key: long-enough\n      key_file: %s\n",
     };
-    static struct node_api_key keys[NODE_API_KEYS_MAX];
+    static struct api_key keys[API_KEYS_MAX];
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         uint32_t count;
         struct err err;

@@ -291,7 +291,7 @@ static enum omen_err ask_with_key(enum wire_op op, const char *key)
 START_TEST(keys_open_what_their_role_allows_and_nothing_else)
 {
     teardown();
-    static const struct router_api_key keys[] = {
+    static const struct api_key keys[] = {
         { "reader", "read-secret", WIRE_ROLE_READ },
         { "writer", "write-secret", WIRE_ROLE_WRITE },
         { "admin", "admin-secret", WIRE_ROLE_ADMIN },

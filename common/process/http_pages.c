@@ -2,7 +2,7 @@
  * more; /readyz says whether to send it work. */
 #include "common/err.h"
 
-#include "node/http.h"
+#include "common/process/http_pages.h"
 
 struct http_pages {
     struct http_pages_options options;

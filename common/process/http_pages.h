@@ -1,6 +1,6 @@
-/* The pages of a node: /metrics, /healthz, /readyz. */
-#ifndef OMEN_NODE_HTTP_H
-#define OMEN_NODE_HTTP_H
+/* The pages that every server has: /metrics, /healthz, /readyz. */
+#ifndef OMEN_COMMON_PROCESS_HTTP_PAGES_H
+#define OMEN_COMMON_PROCESS_HTTP_PAGES_H
 
 #include "common/metrics.h"
 #include "common/net/net.h"
