@@ -11,6 +11,9 @@
 #include "common/err.h"
 #include "common/mem.h"
 
+#define NET_REPLIES_BYTES_MAX (256u << 20) /* replies of one server that its peers have not taken yet */
+#define NET_REPLY_SMALL_BYTES (64u << 10)  /* always fits: the outcome of a write must not be withheld */
+
 struct net_server;
 struct net_request; /* one request in service; owned by the handler until net_reply */
 
@@ -33,6 +36,10 @@ void net_server_stop(struct net_server *server);
 /* Send the reply (copied; at most what the peer's client takes) and end the request. Exactly once per request; a
  * vanished peer is ignored. */
 void net_reply(struct net_request *request, struct bytes reply);
+/* Whether a reply of this size keeps what waits to be taken by slow peers below NET_REPLIES_BYTES_MAX for the whole
+ * server; if not, the handler should answer BUSY in few bytes instead. Small replies always fit, and any does when none
+ * waits. */
+bool net_reply_fits(const struct net_request *request, size_t reply_bytes);
 
 struct net_client;
 struct net_call; /* one outstanding request */

@@ -28,6 +28,7 @@ struct net_request {
     nng_aio *aio;             /* owned; at most one operation at a time */
     nng_msg *message;         /* owned while HANDLING */
     nng_pipe pipe;            /* where the request came from, to cut a peer that does not read */
+    size_t reply_bytes;       /* counted in server->waiting_bytes while SENDING */
     enum request_state state; /* under server->lock */
 };
 
@@ -44,6 +45,7 @@ struct net_server {
     pthread_cond_t idle_changed;
     uint32_t idle; /* requests in REQUEST_IDLE */
     uint32_t peers;
+    uint64_t waiting_bytes; /* replies in REQUEST_SENDING */
     bool stopping;
     nng_time last_reply_ms; /* 0 = none yet */
 };
@@ -52,7 +54,10 @@ static void request_receive(struct net_request *request)
 {
     struct net_server *server = request->server;
     pthread_mutex_lock(&server->lock);
-    if (request->state == REQUEST_SENDING) server->last_reply_ms = nng_clock();
+    if (request->state == REQUEST_SENDING) {
+        server->last_reply_ms = nng_clock();
+        server->waiting_bytes -= request->reply_bytes;
+    }
     bool stop = server->stopping;
     request->state = stop ? REQUEST_IDLE : REQUEST_RECEIVING;
     if (stop) {
@@ -120,6 +125,16 @@ static void request_step(void *arg)
     panic("net: a request completed in state %d", (int)state);
 }
 
+bool net_reply_fits(const struct net_request *request, size_t reply_bytes)
+{
+    struct net_server *server = request->server;
+    pthread_mutex_lock(&server->lock);
+    uint64_t waiting = server->waiting_bytes;
+    pthread_mutex_unlock(&server->lock);
+    return waiting == 0 || reply_bytes <= NET_REPLY_SMALL_BYTES ||
+            range_fits(waiting, reply_bytes, NET_REPLIES_BYTES_MAX);
+}
+
 void net_reply(struct net_request *request, struct bytes reply)
 {
     struct net_server *server = request->server;
@@ -136,6 +151,8 @@ void net_reply(struct net_request *request, struct bytes reply)
     pthread_mutex_lock(&server->lock);
     CHECK(request->state == REQUEST_HANDLING);
     request->state = REQUEST_SENDING;
+    request->reply_bytes = nng_msg_len(out);
+    server->waiting_bytes += request->reply_bytes;
     pthread_mutex_unlock(&server->lock);
     nng_aio_set_msg(request->aio, out);
     nng_aio_set_timeout(request->aio, NET_REPLY_TIMEOUT_MS);
