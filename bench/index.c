@@ -192,6 +192,7 @@ static void print_line(const struct run *run, struct engine *engine, const char 
     json_line_f64("share_below_80", engine->share_below_80);
     json_line_f64("qps", engine->qps[run->rounds / 2]);
     json_line_f64("qps_spread", engine->qps[run->rounds - 1] / engine->qps[0]);
+    json_line_f64("qps_best", engine->qps[run->rounds - 1]);
     json_line_f64("p50_us", (double)engine->latency_ns[n / 2] / 1e3);
     json_line_f64("p99_us", (double)engine->latency_ns[n - 1 - n / 100] / 1e3);
     json_line_f64("distances_per_query", (double)(engine->cost.distances + engine->cost.rescored) / n);

@@ -17,8 +17,7 @@
 #include "storage/kernel/kernel.h"
 
 #define SEEN_MIN 2048        /* places of the table of expanded nodes; grows at half */
-#define RESCORE_SLACK 16     /* rows rescored beside k and a quarter of it */
-#define PREFETCH_ROWS 2
+#define PREFETCH_ROWS 3
 #define NODE_NONE UINT32_MAX
 
 struct index_scratch {
@@ -284,9 +283,8 @@ static enum omen_err sealed_search(const struct index *index, const struct index
     }
     if (effort < search->k) effort = search->k;
     if (effort > s->count) effort = s->count;
-    uint32_t want = search->k + search->k / 4 + RESCORE_SLACK, found = 0;
+    uint32_t want = sealed_want(s, search->k), found = 0;
     bool exact = s->lossless && s->rows.metric == METRIC_L2;
-    if (exact) want = search->k;
     enum omen_err rc = scratch_reserve(scratch, effort, want);
     if (rc == OMEN_OK) rc = sealed_walk(s, search, effort, want, scratch, scratch->hits, &found, cost);
     if (rc != OMEN_OK) return rc;
@@ -317,7 +315,7 @@ static void sealed_stats(const struct index *index, bool deep, struct index_stat
     stats_out->layer_count = 1;
     stats_out->effort_default = (float)sealed_effort(s, 10, s->recall_target);
     if (!(s->lossless && s->rows.metric == METRIC_L2))
-        stats_out->rescore_bytes = (uint64_t)(10 + 10 / 4 + RESCORE_SLACK) * s->rows.dim * sizeof(float);
+        stats_out->rescore_bytes = (uint64_t)sealed_want(s, 10) * s->rows.dim * sizeof(float);
 }
 
 const struct index_ops sealed_ops = {

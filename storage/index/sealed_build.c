@@ -66,10 +66,10 @@ static bool codes_range(void *arg, uint32_t thread, uint32_t first, uint32_t end
     struct build *b = arg;
     float v[CODE_DIM_MAX] __attribute__((aligned(64))), inverse = 1 / b->code_step;
     (void)thread;
-    for (uint32_t slot = first; slot < end; slot++) {
-        int8_t *code = b->codes + (size_t)slot * b->padded;
+    for (uint32_t node = first; node < end; node++) {
+        int8_t *code = b->codes + (size_t)node * b->padded;
         int32_t norm = 0, sum = 0;
-        sealed_internal(b->s, slot_row(b->s, slot), true, v);
+        sealed_internal(b->s, slot_row(b->s, b->order[node]), true, v);
         sealed_rotate(b->s, v);
         for (uint32_t j = 0; j < b->padded; j++) {
             float scaled = v[j] * inverse;
@@ -79,38 +79,62 @@ static bool codes_range(void *arg, uint32_t thread, uint32_t first, uint32_t end
             norm += c * c;
             sum += c;
         }
-        b->norms[slot] = norm;
-        b->sums[slot] = sum;
+        b->norms[node] = norm;
+        b->sums[node] = sum;
     }
     return true;
 }
 
-/* Codes, norms and sums from the order of slots into the order of nodes. */
-static enum omen_err codes_reorder(struct build *b)
+/* Nodes in an order of place: all that is known of them moves. The held-out ones stay at the end. */
+static enum omen_err nodes_reorder(struct build *b)
 {
-    size_t mapped;
-    int8_t *codes = sealed_pages_new((size_t)b->n * b->padded, &mapped);
-    int32_t *norms = mem_alloc((size_t)b->n * sizeof *norms), *sums = mem_alloc((size_t)b->n * sizeof *sums);
-    if (codes == NULL || norms == NULL || sums == NULL) {
-        sealed_pages_free(codes, mapped);
+    size_t mapped, total = b->total;
+    uint32_t *from = mem_alloc(total * sizeof *from), *order = mem_alloc(total * sizeof *order);
+    int32_t *norms = mem_alloc(total * sizeof *norms), *sums = mem_alloc(total * sizeof *sums);
+    int8_t *codes = sealed_pages_new(total * b->padded, &mapped);
+    enum omen_err rc = OMEN_ENOMEM;
+    if (from != NULL && order != NULL && norms != NULL && sums != NULL && codes != NULL) rc = build_order(b, from);
+    if (rc != OMEN_OK) {
+        mem_free(order);
         mem_free(norms);
         mem_free(sums);
-        return OMEN_ENOMEM;
+        sealed_pages_free(codes, mapped);
+        mem_free(from);
+        return rc;
     }
-    for (uint32_t node = 0; node < b->n; node++) {
-        uint32_t slot = b->order[node];
-        memcpy(codes + (size_t)node * b->padded, build_code(b, slot), b->padded);
-        norms[node] = b->norms[slot];
-        sums[node] = b->sums[slot];
+    for (uint32_t node = 0; node < b->total; node++) {
+        uint32_t old = node < b->n ? from[node] : node;
+        memcpy(codes + (size_t)node * b->padded, build_code(b, old), b->padded);
+        order[node] = b->order[old];
+        norms[node] = b->norms[old];
+        sums[node] = b->sums[old];
     }
     sealed_pages_free(b->codes, b->codes_mapped);
     mem_free(b->norms);
     mem_free(b->sums);
+    mem_free(b->order);
+    mem_free(from);
+    b->order = order;
     b->codes = codes;
     b->codes_mapped = mapped;
     b->norms = norms;
     b->sums = sums;
     return OMEN_OK;
+}
+
+/* Held-out slots lie evenly among all and go to the end. */
+static void order_init(struct build *b)
+{
+    uint32_t linked = 0, held = b->n, next = 0;
+    for (uint32_t slot = 0; slot < b->total; slot++) {
+        uint32_t at = (uint32_t)((uint64_t)next * b->total / (b->held_out + 1)) + b->total / (b->held_out + 1) / 2;
+        if (next < b->held_out && slot == at) {
+            b->order[held++] = slot;
+            next++;
+        } else
+            b->order[linked++] = slot;
+    }
+    CHECK(linked == b->n && held == b->total);
 }
 
 /* ---- packing ---- */
@@ -157,42 +181,66 @@ static void own_encode(const struct sealed *s, const float *v, uint8_t *own, str
     head->own_scale = scale;
 }
 
-static bool pack_range(void *arg, uint32_t thread, uint32_t first, uint32_t end)
+/* Memory of one packing thread. */
+struct packer {
+    float *z;         /* [33][padded]: the neighbours, then the node */
+    uint8_t *scratch; /* for rabitq_encode */
+    float *internal;  /* [padded] */
+};
+
+static bool packer_init(struct packer *packer, uint32_t padded)
 {
-    struct packing *p = arg;
+    packer->z = mem_alloc_aligned(64, (SEALED_DEGREE + 1) * (size_t)padded * sizeof(float));
+    packer->scratch = mem_alloc(SEALED_DEGREE * (size_t)padded / 8);
+    packer->internal = mem_alloc_aligned(64, padded * sizeof(float));
+    return packer->z != NULL && packer->scratch != NULL && packer->internal != NULL;
+}
+
+static void packer_fini(struct packer *packer)
+{
+    mem_free(packer->z);
+    mem_free(packer->scratch);
+    mem_free(packer->internal);
+}
+
+static void pack_node(const struct packing *p, struct packer *packer, uint32_t node)
+{
     struct build *b = p->b;
     struct sealed *s = b->s;
     const struct code_kernel *kernel = code_kernel_get();
-    float internal[CODE_DIM_MAX] __attribute__((aligned(64)));
-    (void)thread;
-    float *z = mem_alloc_aligned(64, (SEALED_DEGREE + 1) * (size_t)b->padded * sizeof(float));
-    uint8_t *scratch = mem_alloc(SEALED_DEGREE * (size_t)b->padded / 8);
-    for (uint32_t node = first; z != NULL && scratch != NULL && node < end; node++) {
-        uint8_t *row = sealed_row(s, node);
-        struct sealed_head *head = sealed_head(s, row);
-        uint32_t degree = b->degrees[node], *ids = sealed_ids(s, row);
-        const uint32_t *links = b->links + (size_t)node * SEALED_DEGREE;
-        const float *neighbours[SEALED_DEGREE], *centre = z + (size_t)SEALED_DEGREE * b->padded;
-        kernel->widen_f16(p->rotated + (size_t)node * b->padded, b->padded, z + (size_t)SEALED_DEGREE * b->padded);
-        for (uint32_t i = 0; i < degree; i++) {
-            kernel->widen_f16(p->rotated + (size_t)links[i] * b->padded, b->padded, z + (size_t)i * b->padded);
-            neighbours[i] = z + (size_t)i * b->padded;
-            ids[i] = links[i];
-        }
-        for (uint32_t i = degree; i < SEALED_DEGREE; i++) ids[i] = node;
-        struct rabitq_group group = { row, (uint16_t *)(void *)(row + s->layout.f), (uint16_t *)(void *)(row + s->layout.g),
-            &head->f_scale, &head->g_scale };
-        rabitq_encode(neighbours, degree, centre, b->padded, scratch, &group);
-        head->f_scale /= p->scale * p->scale;
-        head->g_scale /= p->scale;
-        head->slot = b->order[node];
-        head->degree = degree;
-        sealed_internal(s, slot_row(s, b->order[node]), true, internal);
-        own_encode(s, internal, row + s->layout.own, head);
+    uint8_t *row = sealed_row(s, node);
+    struct sealed_head *head = sealed_head(s, row);
+    uint32_t degree = b->degrees[node], *ids = sealed_ids(s, row);
+    const uint32_t *links = b->links + (size_t)node * SEALED_DEGREE;
+    const float *neighbours[SEALED_DEGREE];
+    float *centre = packer->z + (size_t)SEALED_DEGREE * b->padded;
+    kernel->widen_f16(p->rotated + (size_t)node * b->padded, b->padded, centre);
+    for (uint32_t i = 0; i < degree; i++) {
+        float *z = packer->z + (size_t)i * b->padded;
+        kernel->widen_f16(p->rotated + (size_t)links[i] * b->padded, b->padded, z);
+        neighbours[i] = z;
+        ids[i] = links[i];
     }
-    bool fine = z != NULL && scratch != NULL;
-    mem_free(z);
-    mem_free(scratch);
+    for (uint32_t i = degree; i < SEALED_DEGREE; i++) ids[i] = node;
+    struct rabitq_group group = { row, (uint16_t *)(void *)(row + s->layout.f), (uint16_t *)(void *)(row + s->layout.g),
+        &head->f_scale, &head->g_scale };
+    rabitq_encode(neighbours, degree, centre, b->padded, packer->scratch, &group);
+    head->f_scale /= p->scale * p->scale;
+    head->g_scale /= p->scale;
+    head->slot = b->order[node];
+    head->degree = degree;
+    sealed_internal(s, slot_row(s, b->order[node]), true, packer->internal);
+    own_encode(s, packer->internal, row + s->layout.own, head);
+}
+
+static bool pack_range(void *arg, uint32_t thread, uint32_t first, uint32_t end)
+{
+    struct packing *p = arg;
+    struct packer packer;
+    (void)thread;
+    bool fine = packer_init(&packer, p->b->padded);
+    for (uint32_t node = first; fine && node < end; node++) pack_node(p, &packer, node);
+    packer_fini(&packer);
     return fine;
 }
 
@@ -230,25 +278,57 @@ static enum omen_err sketch_build(struct packing *p, struct sealed_sketch *sketc
 static enum omen_err leaders_build(struct packing *p)
 {
     struct sealed *s = p->b->s;
-    uint32_t count = s->count / SEALED_LEADER_EVERY + 1;
+    uint32_t n = p->b->n, count = n / SEALED_LEADER_EVERY + 1;
     if (count > SEALED_LEADERS_MAX) count = SEALED_LEADERS_MAX;
     s->leader_nodes = mem_alloc((size_t)count * sizeof(uint32_t));
     if (s->leader_nodes == NULL) return OMEN_ENOMEM;
-    for (uint32_t i = 0; i < count; i++) s->leader_nodes[i] = (uint32_t)((uint64_t)i * s->count / count);
+    for (uint32_t i = 0; i < count; i++) s->leader_nodes[i] = (uint32_t)((uint64_t)i * n / count);
     return sketch_build(p, &s->leaders, s->leader_nodes, count);
+}
+
+#define INSERT_EFFORT 128 /* of the walks that find neighbours for held-out rows */
+
+/* The held-out rows, one after the other: walks over the graph as it is, links, then every touched row is packed again. */
+static enum omen_err held_out_insert(struct packing *p)
+{
+    struct build *b = p->b;
+    struct packer packer;
+    struct index_scratch *scratch = index_scratch_new(&b->s->base);
+    uint8_t *packed = mem_alloc_aligned(64, (size_t)b->padded * CODE_TILE_ROWS);
+    uint32_t *touched = mem_alloc((size_t)b->held_out * SEALED_DEGREE * sizeof *touched + 1), touched_count = 0;
+    bool ready = packer_init(&packer, b->padded);
+    enum omen_err rc = ready && scratch != NULL && packed != NULL && touched != NULL ? OMEN_OK : OMEN_ENOMEM;
+    for (uint32_t node = b->n; rc == OMEN_OK && node < b->total; node++) {
+        struct index_hit hits[BUILD_CANDIDATES];
+        struct index_cost cost = { 0 };
+        struct index_search search = { .query = slot_row(b->s, b->order[node]) };
+        uint32_t found[BUILD_CANDIDATES], count = 0;
+        rc = sealed_walk(b->s, &search, INSERT_EFFORT, BUILD_CANDIDATES, scratch, hits, &count, &cost);
+        for (uint32_t i = 0; i < count; i++) found[i] = hits[i].slot;
+        if (rc == OMEN_OK) build_link(b, node, found, count, packed, touched, &touched_count);
+    }
+    for (uint32_t i = 0; rc == OMEN_OK && i < touched_count; i++) pack_node(p, &packer, touched[i]);
+    for (uint32_t node = b->n; rc == OMEN_OK && node < b->total; node++) pack_node(p, &packer, node);
+    index_scratch_free(&b->s->base, scratch);
+    mem_free(packed);
+    mem_free(touched);
+    packer_fini(&packer);
+    return rc;
 }
 
 static enum omen_err pack(struct build *b)
 {
     struct packing p = { .b = b, .scale = F16_TARGET / (b->code_step * 127) };
     struct sealed *s = b->s;
-    p.rotated = sealed_pages_new((size_t)b->n * b->padded * sizeof(uint16_t), &p.mapped);
-    s->graph = sealed_pages_new((size_t)b->n * s->layout.row_bytes, &s->graph_bytes);
+    p.rotated = sealed_pages_new((size_t)b->total * b->padded * sizeof(uint16_t), &p.mapped);
+    s->graph = sealed_pages_new((size_t)b->total * s->layout.row_bytes, &s->graph_bytes);
     enum omen_err rc = p.rotated == NULL || s->graph == NULL ? OMEN_ENOMEM : OMEN_OK;
-    if (rc == OMEN_OK) rc = parallel_for(b->control, "rotate", b->n, 1024, rotate_range, &p);
+    if (rc == OMEN_OK) rc = parallel_for(b->control, "rotate", b->total, 1024, rotate_range, &p);
     if (rc == OMEN_OK) rc = parallel_for(b->control, "pack", b->n, 1024, pack_range, &p);
     if (rc == OMEN_OK) rc = leaders_build(&p);
-    if (rc == OMEN_OK) rc = sketch_build(&p, &s->flat, NULL, b->n);
+    if (rc == OMEN_OK && b->held_out > 0) rc = build_calibrate(b);
+    if (rc == OMEN_OK && b->held_out > 0) rc = held_out_insert(&p);
+    if (rc == OMEN_OK) rc = sketch_build(&p, &s->flat, NULL, b->total);
     sealed_pages_free(p.rotated, p.mapped);
     return rc;
 }
@@ -271,7 +351,7 @@ static void build_fini(struct build *b)
 
 static bool build_init(struct build *b)
 {
-    size_t n = b->n;
+    size_t n = b->total;
     b->order = mem_alloc(n * sizeof *b->order);
     b->codes = sealed_pages_new(n * b->padded, &b->codes_mapped);
     b->norms = mem_alloc(n * sizeof *b->norms);
@@ -289,15 +369,26 @@ static bool build_init(struct build *b)
 static enum omen_err build_run(struct build *b)
 {
     step_measure(b);
-    enum omen_err rc = parallel_for(b->control, "encode", b->n, 1024, codes_range, b);
-    if (rc == OMEN_OK) rc = build_order(b);
-    if (rc == OMEN_OK) rc = codes_reorder(b);
+    order_init(b);
+    enum omen_err rc = parallel_for(b->control, "encode", b->total, 1024, codes_range, b);
+    if (rc == OMEN_OK) rc = nodes_reorder(b);
     if (rc == OMEN_OK) rc = build_multiply(b);
     if (rc == OMEN_OK) rc = build_prune(b);
     if (rc != OMEN_OK) return rc;
     sealed_pages_free(b->lists, b->lists_mapped);
     b->lists = NULL;
     return pack(b);
+}
+
+#define HELD_OUT 1000       /* rows kept back for calibration */
+#define HELD_OUT_SHARE 20   /* at most every 20th */
+#define HELD_OUT_ROWS 2000  /* smaller segments are not calibrated: too few queries to say anything */
+
+static uint32_t held_out_count(const struct index_params *params, uint32_t count)
+{
+    if (count < HELD_OUT_ROWS || params->held_out == UINT32_MAX) return 0;
+    uint32_t held_out = params->held_out == 0 ? HELD_OUT : params->held_out;
+    return held_out > count / HELD_OUT_SHARE ? count / HELD_OUT_SHARE : held_out;
 }
 
 enum omen_err index_sealed_build(const struct index_rows *rows, const struct index_params *params,
@@ -320,8 +411,9 @@ enum omen_err index_sealed_build(const struct index_rows *rows, const struct ind
     enum omen_err rc = s->mean == NULL ? OMEN_ENOMEM : OMEN_OK;
     if (rc == OMEN_OK && s->count > 0) {
         space_measure(s);
-        struct build b = { .s = s, .params = params, .control = control, .n = s->count, .padded = s->padded,
-            .threads = parallel_threads(control) };
+        uint32_t held_out = held_out_count(params, s->count);
+        struct build b = { .s = s, .params = params, .control = control, .n = s->count - held_out, .total = s->count,
+            .held_out = held_out, .padded = s->padded, .threads = parallel_threads(control) };
         rc = build_init(&b) ? build_run(&b) : OMEN_ENOMEM;
         build_fini(&b);
     }

@@ -7,7 +7,7 @@
 #include "storage/index/parallel.h"
 #include "storage/index/sealed_impl.h"
 
-#define BUILD_LIST 40          /* nearest candidates kept per node while leaves are multiplied */
+#define BUILD_LIST 48          /* nearest candidates kept per node while leaves are multiplied */
 #define BUILD_REVERSE 32       /* reverse edges collected per node */
 #define BUILD_CANDIDATES 64    /* of one prune: a mask of 64 bits */
 #define BUILD_LOCKS 8192
@@ -21,11 +21,13 @@ struct build {
     struct sealed *s;
     const struct index_params *params;
     const struct index_control *control;
-    uint32_t n;          /* nodes = rows */
+    uint32_t n;          /* nodes that are linked now: all but the held-out ones, later all */
+    uint32_t total;      /* rows */
+    uint32_t held_out;   /* the last nodes: kept back for calibration, then inserted */
     uint32_t padded;
     uint32_t threads;
-    uint32_t *order;     /* [n] node -> slot */
-    int8_t *codes;       /* [n][padded] rotated, centred, one step for all; by node */
+    uint32_t *order;     /* [total] node -> slot */
+    int8_t *codes;       /* [total][padded] rotated, centred, one step for all; by node */
     size_t codes_mapped;
     float code_step;     /* internal units per code unit */
     int32_t *norms;      /* [n] sum of squares of a code */
@@ -44,11 +46,18 @@ static inline const int8_t *build_code(const struct build *b, uint32_t node)
     return b->codes + (size_t)node * b->padded;
 }
 
-/* Order nodes by place (coarse clusters together), with b->codes still by slot; then codes, norms and sums follow. */
-enum omen_err build_order(struct build *b);
+/* A permutation of the first n nodes that puts coarse clusters together; order_out [n] = old node by new. */
+enum omen_err build_order(struct build *b, uint32_t *order_out);
 /* Fill b->lists from `copies` overlapping partitions into leaves, all pairs inside each. */
 enum omen_err build_multiply(struct build *b);
 /* Lists -> pruned links, reverse links, pruned again. */
 enum omen_err build_prune(struct build *b);
+/* Links of a new node from nodes found near it, and the links back: the touched nodes' links change, their rows do not yet.
+ * found [count] by node, any order, at most BUILD_CANDIDATES; packed [padded * 32], 64-byte aligned. touched_out has room for
+ * SEALED_DEGREE more. One thread at a time. */
+void build_link(struct build *b, uint32_t node, const uint32_t *found, uint32_t count, uint8_t *packed,
+        uint32_t *touched_out, uint32_t *touched_count);
+/* Recall as a function of effort from the held-out rows, into s->curve. Rows 0..n-1 are packed. */
+enum omen_err build_calibrate(struct build *b);
 
 #endif

@@ -81,3 +81,10 @@ uint32_t sealed_effort(const struct sealed *s, uint32_t k, float recall_target)
     }
     return curve->effort[curve->points - 1];
 }
+
+#define RESCORE_SLACK 16 /* rows rescored beside k and a quarter of it */
+
+uint32_t sealed_want(const struct sealed *s, uint32_t k)
+{
+    return s->lossless && s->rows.metric == METRIC_L2 ? k : k + k / 4 + RESCORE_SLACK;
+}

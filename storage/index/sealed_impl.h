@@ -94,6 +94,9 @@ void sealed_free(struct index *index);
 /* Smallest effort that the curve gives for k and target; 0 without a curve. */
 uint32_t sealed_effort(const struct sealed *s, uint32_t k, float recall_target);
 
+/* Visited nodes that a search for k looks at again: k when their own bytes are exact, else some more to be rescored. */
+uint32_t sealed_want(const struct sealed *s, uint32_t k);
+
 /* One walk: the nearest `want` nodes that were visited, by their own codes, nearest first, slots still node numbers.
  * Used by searches and, while building, for linking and calibration. */
 enum omen_err sealed_walk(const struct sealed *s, const struct index_search *search, uint32_t effort, uint32_t want,

@@ -15,8 +15,8 @@
 #define LEAF_ROWS_MAX 2048   /* a larger leaf is cut again */
 #define LEAF_DEPTH_MAX 8
 #define LEADERS_MAX 65536
-#define PARTITIONS 3
-#define OVERLAP 2            /* leaves that a node joins per partition */
+#define PARTITIONS 4
+#define OVERLAP 3            /* leaves that a node joins per partition */
 #define BLOCK 64             /* rows multiplied with one packed group while it is in L1 */
 
 /* A packed set of codes to multiply with. */
@@ -280,7 +280,7 @@ enum omen_err build_multiply(struct build *b)
 /* ---- order ---- */
 
 /* Leaders by their nearest of a few super leaders, nodes by their leader: neighbours lie near each other in memory. */
-enum omen_err build_order(struct build *b)
+enum omen_err build_order(struct build *b, uint32_t *order_out)
 {
     struct partition fine, coarse;
     uint32_t leaders = b->n / LEAF_ROWS + 1;
@@ -300,7 +300,7 @@ enum omen_err build_order(struct build *b)
         uint32_t leaf = fine.leader_of[coarse.members[i]];
         if (taken[leaf]) continue;
         taken[leaf] = 1;
-        for (uint32_t m = fine.starts[leaf]; m < fine.starts[leaf + 1]; m++) b->order[n++] = fine.members[m];
+        for (uint32_t m = fine.starts[leaf]; m < fine.starts[leaf + 1]; m++) order_out[n++] = fine.members[m];
     }
     CHECK(rc != OMEN_OK || n == b->n);
     mem_free(taken);

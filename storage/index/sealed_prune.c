@@ -12,7 +12,7 @@
 
 #define ALPHA_FIRST 1.0f /* squared distances: the first pass is strict, its links are everybody's reverse candidates */
 #define ALPHA_LAST 1.2f
-#define KEEP_FIRST 24    /* links of the first pass */
+#define KEEP_FIRST 32    /* links of the first pass */
 
 struct candidates {
     struct build_near near[BUILD_CANDIDATES]; /* ascending */
@@ -158,4 +158,27 @@ enum omen_err build_prune(struct build *b)
     if (rc == OMEN_OK) rc = parallel_for(b->control, "reverse", b->n, 1024, reverse_range, b);
     if (rc == OMEN_OK) rc = parallel_for(b->control, "prune again", b->n, 1024, last_range, b);
     return rc;
+}
+
+void build_link(struct build *b, uint32_t node, const uint32_t *found, uint32_t count, uint8_t *packed,
+        uint32_t *touched_out, uint32_t *touched_count)
+{
+    struct candidates c = { .count = 0 };
+    uint32_t *links = b->links + (size_t)node * SEALED_DEGREE;
+    for (uint32_t i = 0; i < count; i++) candidates_add(&c, found[i]);
+    candidates_measure(b, node, &c, packed);
+    b->degrees[node] = (uint8_t)prune(b, &c, ALPHA_LAST, SEALED_DEGREE, true, packed, links);
+    for (uint32_t i = 0; i < b->degrees[node]; i++) {
+        uint32_t target = links[i], *back = b->links + (size_t)target * SEALED_DEGREE;
+        touched_out[(*touched_count)++] = target;
+        if (b->degrees[target] < SEALED_DEGREE) {
+            back[b->degrees[target]++] = node;
+            continue;
+        }
+        c.count = 0;
+        candidates_add(&c, node);
+        for (uint32_t j = 0; j < SEALED_DEGREE; j++) candidates_add(&c, back[j]);
+        candidates_measure(b, target, &c, packed);
+        b->degrees[target] = (uint8_t)prune(b, &c, ALPHA_LAST, SEALED_DEGREE, true, packed, back);
+    }
 }
