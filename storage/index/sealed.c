@@ -291,7 +291,12 @@ static enum omen_err sealed_search(const struct index *index, const struct index
     if (found < search->k) return search_gather(s, search, hits_out, count_out, cost);
     struct index_heap heap = { hits_out, search->k, 0 };
     for (uint32_t i = 0; i < found; i++) {
-        uint32_t slot = sealed_head(s, sealed_row(s, scratch->hits[i].slot))->slot;
+        scratch->hits[i].slot = sealed_head(s, sealed_row(s, scratch->hits[i].slot))->slot;
+        const char *full = (const char *)(s->rows.data + (size_t)scratch->hits[i].slot * s->rows.stride_floats);
+        for (uint32_t at = 0; !exact && at < s->rows.dim * sizeof(float); at += 64) __builtin_prefetch(full + at, 0, 3);
+    }
+    for (uint32_t i = 0; i < found; i++) {
+        uint32_t slot = scratch->hits[i].slot;
         float d = exact ? scratch->hits[i].distance : row_distance(s, search->query, slot);
         if (search->has_distance_max && !(d <= search->distance_max)) continue;
         index_heap_push(&heap, (struct index_hit){ d, slot });

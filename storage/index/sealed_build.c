@@ -326,6 +326,8 @@ static enum omen_err pack(struct build *b)
     if (rc == OMEN_OK) rc = parallel_for(b->control, "rotate", b->total, 1024, rotate_range, &p);
     if (rc == OMEN_OK) rc = parallel_for(b->control, "pack", b->n, 1024, pack_range, &p);
     if (rc == OMEN_OK) rc = leaders_build(&p);
+    if (rc == OMEN_OK) rc = build_refine(b);
+    if (rc == OMEN_OK) rc = parallel_for(b->control, "pack again", b->n, 1024, pack_range, &p);
     if (rc == OMEN_OK && b->held_out > 0) rc = build_calibrate(b);
     if (rc == OMEN_OK && b->held_out > 0) rc = held_out_insert(&p);
     if (rc == OMEN_OK) rc = sketch_build(&p, &s->flat, NULL, b->total);

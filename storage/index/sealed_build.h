@@ -52,6 +52,8 @@ enum omen_err build_order(struct build *b, uint32_t *order_out);
 enum omen_err build_multiply(struct build *b);
 /* Lists -> pruned links, reverse links, pruned again. */
 enum omen_err build_prune(struct build *b);
+/* Links again, from what a walk to each node meets in the packed graph: rows must be packed anew afterwards. */
+enum omen_err build_refine(struct build *b);
 /* Links of a new node from nodes found near it, and the links back: the touched nodes' links change, their rows do not yet.
  * found [count] by node, any order, at most BUILD_CANDIDATES; packed [padded * 32], 64-byte aligned. touched_out has room for
  * SEALED_DEGREE more. One thread at a time. */

@@ -82,7 +82,7 @@ uint32_t sealed_effort(const struct sealed *s, uint32_t k, float recall_target)
     return curve->effort[curve->points - 1];
 }
 
-#define RESCORE_SLACK 16 /* rows rescored beside k and a quarter of it */
+#define RESCORE_SLACK 6 /* rows rescored beside k and a quarter of it */
 
 uint32_t sealed_want(const struct sealed *s, uint32_t k)
 {

@@ -12,6 +12,7 @@
 
 #define ALPHA_FIRST 1.0f /* squared distances: the first pass is strict, its links are everybody's reverse candidates */
 #define ALPHA_LAST 1.2f
+#define KEEP_REFINE 20   /* nearest links that are candidates again beside what a walk meets */
 #define KEEP_FIRST 32    /* links of the first pass */
 
 struct candidates {
@@ -143,7 +144,7 @@ static bool last_range(void *arg, uint32_t thread, uint32_t first, uint32_t end)
         for (uint32_t i = 0; i < b->degrees[node]; i++) candidates_add(&c, links[i]);
         for (uint32_t i = 0; i < atomic_load_explicit(&b->reverse_counts[node], memory_order_relaxed); i++)
             candidates_add(&c, b->reverse[(size_t)node * BUILD_REVERSE + i]);
-        for (uint32_t i = 0; i < BUILD_LIST && c.count < BUILD_CANDIDATES && list[i].distance != INT32_MAX; i++)
+        for (uint32_t i = 0; b->lists != NULL && i < BUILD_LIST && c.count < BUILD_CANDIDATES && list[i].distance != INT32_MAX; i++)
             candidates_add(&c, list[i].node);
         candidates_measure(b, node, &c, packed);
         b->degrees[node] = (uint8_t)prune(b, &c, ALPHA_LAST, SEALED_DEGREE, true, packed, links);
@@ -155,6 +156,44 @@ static bool last_range(void *arg, uint32_t thread, uint32_t first, uint32_t end)
 enum omen_err build_prune(struct build *b)
 {
     enum omen_err rc = parallel_for(b->control, "prune", b->n, 1024, first_range, b);
+    if (rc == OMEN_OK) rc = parallel_for(b->control, "reverse", b->n, 1024, reverse_range, b);
+    if (rc == OMEN_OK) rc = parallel_for(b->control, "prune again", b->n, 1024, last_range, b);
+    return rc;
+}
+
+/* ---- refinement ---- */
+
+#define REFINE_EFFORT 48 /* of the walk from the leaders to each node */
+
+static bool refine_range(void *arg, uint32_t thread, uint32_t first, uint32_t end)
+{
+    struct build *b = arg;
+    struct index_scratch *scratch = index_scratch_new(&b->s->base);
+    uint8_t *packed = mem_alloc_aligned(64, (size_t)b->padded * CODE_TILE_ROWS);
+    bool fine = scratch != NULL && packed != NULL;
+    (void)thread;
+    for (uint32_t node = first; fine && node < end; node++) {
+        struct index_hit hits[BUILD_CANDIDATES];
+        struct index_cost cost = { 0 };
+        uint32_t found = 0, *links = b->links + (size_t)node * SEALED_DEGREE;
+        struct index_search search = { .query = b->s->rows.data + (size_t)b->order[node] * b->s->rows.stride_floats };
+        fine = sealed_walk(b->s, &search, REFINE_EFFORT, BUILD_CANDIDATES, scratch, hits, &found, &cost) == OMEN_OK;
+        struct candidates c = { .count = 0 };
+        for (uint32_t i = 0; i < b->degrees[node] && i < KEEP_REFINE; i++) candidates_add(&c, links[i]);
+        for (uint32_t i = found; i > 0 && c.count < BUILD_CANDIDATES; i--) /* the far ones first: they are the long links */
+            if (hits[i - 1].slot != node) candidates_add(&c, hits[i - 1].slot);
+        candidates_measure(b, node, &c, packed);
+        b->degrees[node] = (uint8_t)prune(b, &c, ALPHA_LAST, SEALED_DEGREE, false, packed, links);
+        atomic_store_explicit(&b->reverse_counts[node], 0, memory_order_relaxed);
+    }
+    index_scratch_free(&b->s->base, scratch);
+    mem_free(packed);
+    return fine;
+}
+
+enum omen_err build_refine(struct build *b)
+{
+    enum omen_err rc = parallel_for(b->control, "refine", b->n, 256, refine_range, b);
     if (rc == OMEN_OK) rc = parallel_for(b->control, "reverse", b->n, 1024, reverse_range, b);
     if (rc == OMEN_OK) rc = parallel_for(b->control, "prune again", b->n, 1024, last_range, b);
     return rc;

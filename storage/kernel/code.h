@@ -59,13 +59,16 @@ struct code_kernel {
     /* dots_out[a][32]: sum over D of rows[a] * (packed + 0), packed being value + 128: the caller takes off 128 * sum(row). */
     void (*dot_tile)(const int8_t *const *rows, uint32_t count, uint32_t dim, const uint8_t *packed, int32_t *dots_out,
             size_t stride);
+    /* Look-up table of code.h for z: entry n of lane l is (sum of the components in n, less the least such sum) * inverse,
+     * rounded, at most CODE_LUT_MAX; sums are taken in order of dims. */
+    void (*lut_build)(const float *z, uint32_t dim, float inverse, uint8_t *lut_out);
     /* Insert `key` into ascending keys [*count <= cap], the largest falls out when full; its position, cap when it is too
      * large. keys has room for cap + 8. */
     uint32_t (*pool_insert)(uint64_t *keys, uint32_t *count, uint32_t cap, uint64_t key);
     /* Offer bias[i] - 2 * dots[i] for i < 32, belonging to first_id + i, to `top`; equal values keep the earlier one in front. */
     void (*select_32)(const int32_t *dots, const int32_t *bias, uint32_t first_id, struct code_top16 *top);
-    /* Bit i of the answer: alpha * (norm_sum[i] - 2 * dots[i]) < reach[i], for i < 64: candidate i lies nearer to a kept
-     * neighbour than to the node. norm_sum[i] = norms[i] + norm, everything in integers but the product. */
+    /* Bit i of the answer: alpha * (norm_sum[i] - 2 * dots[i]) <= reach[i], for i < 64: candidate i lies nearer to a kept
+     * neighbour than to the node (copies of the node, at distance 0 from both, among them). norm_sum[i] = norms[i] + norm, everything in integers but the product. */
     uint64_t (*occlude_64)(const int32_t *dots, const int32_t *norms, int32_t norm, const float *reach, float alpha);
     /* Residual z - centre (NULL = 0) of D components: its signs as D/8 bytes (bit set = positive or zero), and sums_out =
      * { sum |r|, sum r^2, sum of +-centre }. Sums are not bit-equal between ISAs. */

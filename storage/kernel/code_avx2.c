@@ -156,7 +156,7 @@ static uint64_t occlude_64_avx2(const int32_t *dots, const int32_t *norms, int32
         __m256i d = _mm256_add_epi32(load(norms + i), _mm256_set1_epi32(norm));
         d = _mm256_sub_epi32(d, _mm256_slli_epi32(load(dots + i), 1));
         __m256 scaled = _mm256_mul_ps(_mm256_set1_ps(alpha), _mm256_cvtepi32_ps(d));
-        mask |= (uint64_t)(uint32_t)_mm256_movemask_ps(_mm256_cmp_ps(scaled, _mm256_loadu_ps(reach + i), _CMP_LT_OQ)) << i;
+        mask |= (uint64_t)(uint32_t)_mm256_movemask_ps(_mm256_cmp_ps(scaled, _mm256_loadu_ps(reach + i), _CMP_LE_OQ)) << i;
     }
     return mask;
 }
@@ -207,6 +207,20 @@ static uint32_t pool_insert_avx2(uint64_t *keys, uint32_t *count, uint32_t cap, 
     return low;
 }
 
+static void lut_build_avx2(const float *z, uint32_t dim, float inverse, uint8_t *lut_out)
+{
+    for (uint32_t i = 0; i < dim; i += 4) {
+        float low = 0;
+        for (uint32_t j = 0; j < 4; j++) low += z[i + j] < 0 ? z[i + j] : 0;
+        for (uint32_t n = 0; n < 16; n++) {
+            float sum = 0;
+            for (uint32_t j = 0; j < 4; j++) sum += n >> j & 1 ? z[i + j] : 0;
+            int32_t level = (int32_t)((sum - low) * inverse + 0.5f);
+            lut_out[i * 4 + n] = (uint8_t)(level > CODE_LUT_MAX ? CODE_LUT_MAX : level < 0 ? 0 : level);
+        }
+    }
+}
+
 static void narrow_f16_avx2(const float *v, uint32_t dim, uint16_t *f16_out)
 {
     for (uint32_t i = 0; i < dim; i += 8)
@@ -246,6 +260,7 @@ const struct code_kernel code_kernel_avx2 = {
     .sign_code = sign_code_avx2,
     .widen_f16 = widen_f16_avx2,
     .pool_insert = pool_insert_avx2,
+    .lut_build = lut_build_avx2,
     .narrow_f16 = narrow_f16_avx2,
     .hadamard = hadamard_avx2,
 };

@@ -206,7 +206,7 @@ static uint64_t occlude_64_avx512(const int32_t *dots, const int32_t *norms, int
         __m512i d = _mm512_add_epi32(_mm512_loadu_si512(norms + i), _mm512_set1_epi32(norm));
         d = _mm512_sub_epi32(d, _mm512_slli_epi32(_mm512_loadu_si512(dots + i), 1));
         __m512 scaled = _mm512_mul_ps(_mm512_set1_ps(alpha), _mm512_cvtepi32_ps(d));
-        mask |= (uint64_t)_mm512_cmp_ps_mask(scaled, _mm512_loadu_ps(reach + i), _CMP_LT_OQ) << i;
+        mask |= (uint64_t)_mm512_cmp_ps_mask(scaled, _mm512_loadu_ps(reach + i), _CMP_LE_OQ) << i;
     }
     return mask;
 }
@@ -271,6 +271,25 @@ static uint32_t pool_insert_avx512(uint64_t *keys, uint32_t *count, uint32_t cap
     return at;
 }
 
+static void lut_build_avx512(const float *z, uint32_t dim, float inverse, uint8_t *lut_out)
+{
+    static const __mmask16 with[4] = { 0xaaaa, 0xcccc, 0xf0f0, 0xff00 }; /* nibbles that have bit j */
+    const __m512 scale = _mm512_set1_ps(inverse), half = _mm512_set1_ps(0.5f), zero = _mm512_setzero_ps();
+    const __m512i most = _mm512_set1_epi32(CODE_LUT_MAX);
+    for (uint32_t i = 0; i < dim; i += 4) {
+        __m512 sum = zero, low = zero;
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) {
+            __m512 component = _mm512_set1_ps(z[i + (uint32_t)j]);
+            sum = _mm512_add_ps(sum, _mm512_maskz_mov_ps(with[j], component));
+            low = _mm512_add_ps(low, _mm512_min_ps(component, zero));
+        }
+        __m512i level = _mm512_cvttps_epi32(_mm512_add_ps(_mm512_mul_ps(_mm512_sub_ps(sum, low), scale), half));
+        level = _mm512_max_epi32(_mm512_min_epi32(level, most), _mm512_setzero_si512());
+        _mm_storeu_si128((__m128i *)(void *)(lut_out + (size_t)i * 4), _mm512_cvtepi32_epi8(level));
+    }
+}
+
 static void narrow_f16_avx512(const float *v, uint32_t dim, uint16_t *f16_out)
 {
     for (uint32_t i = 0; i < dim; i += 16)
@@ -312,6 +331,7 @@ const struct code_kernel code_kernel_avx512 = {
     .sign_code = sign_code_avx512,
     .widen_f16 = widen_f16_avx512,
     .pool_insert = pool_insert_avx512,
+    .lut_build = lut_build_avx512,
     .narrow_f16 = narrow_f16_avx512,
     .hadamard = hadamard_avx512,
 };

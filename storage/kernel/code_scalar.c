@@ -111,7 +111,7 @@ static uint64_t occlude_64_scalar(const int32_t *dots, const int32_t *norms, int
 {
     uint64_t mask = 0;
     for (uint32_t i = 0; i < 64; i++)
-        mask |= (uint64_t)(alpha * (float)(norms[i] + norm - 2 * dots[i]) < reach[i]) << i;
+        mask |= (uint64_t)(alpha * (float)(norms[i] + norm - 2 * dots[i]) <= reach[i]) << i;
     return mask;
 }
 
@@ -149,6 +149,20 @@ static uint32_t pool_insert_scalar(uint64_t *keys, uint32_t *count, uint32_t cap
     return low;
 }
 
+static void lut_build_scalar(const float *z, uint32_t dim, float inverse, uint8_t *lut_out)
+{
+    for (uint32_t i = 0; i < dim; i += 4) {
+        float low = 0;
+        for (uint32_t j = 0; j < 4; j++) low += z[i + j] < 0 ? z[i + j] : 0;
+        for (uint32_t n = 0; n < 16; n++) {
+            float sum = 0;
+            for (uint32_t j = 0; j < 4; j++) sum += n >> j & 1 ? z[i + j] : 0;
+            int32_t level = (int32_t)((sum - low) * inverse + 0.5f);
+            lut_out[i * 4 + n] = (uint8_t)(level > CODE_LUT_MAX ? CODE_LUT_MAX : level < 0 ? 0 : level);
+        }
+    }
+}
+
 static void narrow_f16_scalar(const float *v, uint32_t dim, uint16_t *f16_out)
 {
     for (uint32_t i = 0; i < dim; i++) f16_out[i] = code_f16_of_f32(v[i]);
@@ -178,6 +192,7 @@ const struct code_kernel code_kernel_scalar = {
     .sign_code = sign_code_scalar,
     .widen_f16 = widen_f16_scalar,
     .pool_insert = pool_insert_scalar,
+    .lut_build = lut_build_scalar,
     .narrow_f16 = narrow_f16_scalar,
     .hadamard = hadamard_scalar,
 };

@@ -46,14 +46,6 @@ void rabitq_encode(const float *const *z, uint32_t count, const float *centre, u
     *group_out->g_scale = g_scale;
 }
 
-/* Sums of four signed components for all 16 nibbles. */
-static void nibble_sums(const float *z, float sums_out[16])
-{
-    sums_out[0] = 0;
-    for (uint32_t bit = 0; bit < 4; bit++)
-        for (uint32_t n = 0; n < 1u << bit; n++) sums_out[n + (1u << bit)] = sums_out[n] + z[bit];
-}
-
 void rabitq_prepare(const float *z, uint32_t padded, uint8_t *lut, struct code_query *query_out)
 {
     float range = 0, total = 0, lowest = 0;
@@ -65,15 +57,7 @@ void rabitq_prepare(const float *z, uint32_t padded, uint8_t *lut, struct code_q
         lowest += (sum - width) / 2; /* sum of the negative ones */
     }
     float step = range / CODE_LUT_MAX, inverse = step > 0x1p-120f ? 1 / step : 0;
-    for (uint32_t i = 0; i < padded; i += 4) {
-        float sums[16];
-        nibble_sums(z + i, sums);
-        float low = (sums[15] - fabsf(z[i]) - fabsf(z[i + 1]) - fabsf(z[i + 2]) - fabsf(z[i + 3])) / 2;
-        for (uint32_t n = 0; n < 16; n++) {
-            int32_t level = (int32_t)((sums[n] - low) * inverse + 0.5f);
-            lut[i * 4 + n] = (uint8_t)(level > CODE_LUT_MAX ? CODE_LUT_MAX : level < 0 ? 0 : level);
-        }
-    }
+    code_kernel_get()->lut_build(z, padded, inverse, lut);
     /* sum of +-q over a code = 2 * (sum of the set ones) - total, the sum of the set ones = step * looked up + lowest. */
     *query_out = (struct code_query){ lut, padded, 2 * step, 2 * lowest - total };
 }

@@ -17,7 +17,7 @@ struct rotation {
     uint32_t dim;    /* of the input */
     uint32_t padded; /* D: dim rounded up to CODE_DIM_ALIGN */
     uint32_t block;  /* largest power of two <= D */
-    uint64_t signs[ROTATION_ROUNDS][(CODE_DIM_MAX + 63) / 64]; /* bit set = negate */
+    float signs[ROTATION_ROUNDS][CODE_DIM_MAX]; /* +-1, times the scale of the block where it lies */
 };
 
 void rotation_init(struct rotation *rotation, uint32_t dim, uint64_t seed);
