@@ -124,15 +124,16 @@ enum omen_err shard_store_search(const struct store_view *view, const struct sea
 {
     uint32_t fields = 0;
     struct search_stats stats = { 0 };
+    enum omen_err rc = store_serves(view->store, err);
+    if (rc != OMEN_OK) return rc;
     for (uint32_t i = 0; i < count; i++) {
-        enum omen_err rc = search_check(view->store, &searches[i], i, err);
+        rc = search_check(view->store, &searches[i], i, err);
         if (rc != OMEN_OK) return rc;
         fields |= 1u << searches[i].field;
     }
     for (uint32_t f = 0; f < view->store->schema.field_count; f++) {
         if ((fields >> f & 1) == 0) continue;
-        enum omen_err rc = search_field(view, searches, count, f, limit, arena, hits_out, hit_counts_out,
-                &stats, err);
+        rc = search_field(view, searches, count, f, limit, arena, hits_out, hit_counts_out, &stats, err);
         if (rc != OMEN_OK) return rc;
     }
     if (stats_out != NULL) *stats_out = stats;

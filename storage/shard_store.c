@@ -13,6 +13,7 @@
 void shard_store_options_default(struct shard_store_options *options)
 {
     *options = (struct shard_store_options){
+        .first_chunk_bytes = 1ull << 20,
         .chunk_bytes = 64ull << 20,
         .delta_bytes_max = 64ull << 20,
         .op_table_max = 1000000,
@@ -28,6 +29,10 @@ static enum omen_err options_check(const struct shard_store_options *o, struct e
     if (o->chunk_bytes < STREAM_CHUNK_BYTES_MIN || o->chunk_bytes > STREAM_CHUNK_BYTES_MAX ||
             o->chunk_bytes % 4096 != 0)
         return err_set(err, OMEN_EINVAL, "chunk_bytes", "must be a multiple of 4096 from %u to %u",
+                STREAM_CHUNK_BYTES_MIN, STREAM_CHUNK_BYTES_MAX);
+    if (o->first_chunk_bytes < STREAM_CHUNK_BYTES_MIN || o->first_chunk_bytes > STREAM_CHUNK_BYTES_MAX ||
+            o->first_chunk_bytes % 4096 != 0)
+        return err_set(err, OMEN_EINVAL, "first_chunk_bytes", "must be a multiple of 4096 from %u to %u",
                 STREAM_CHUNK_BYTES_MIN, STREAM_CHUNK_BYTES_MAX);
     if (o->schema->field_count > OMEN_VECTOR_FIELDS_MAX)
         return err_set(err, OMEN_EINVAL, "schema", "at most %d vector fields", OMEN_VECTOR_FIELDS_MAX);
@@ -109,7 +114,8 @@ static enum omen_err files_open(struct shard_store *s, const struct shard_store_
         end_out->sequence = state->sequence;
         end_out->end = state->end;
     }
-    struct stream_options so = { s->vfs, stream_dir, s->shard_id, s->replica_id, (uint32_t)o->chunk_bytes };
+    struct stream_options so = { s->vfs, stream_dir, s->shard_id, s->replica_id,
+        (uint32_t)o->first_chunk_bytes, (uint32_t)o->chunk_bytes };
     return stream_open(&so, end_out->end, &s->stream, err);
 }
 
@@ -223,18 +229,38 @@ void shard_store_stats(struct shard_store *store, struct shard_store_stats *stat
     stats.applied_ops = atomic_load(&store->op_count);
     stats.op_table_full = stats.applied_ops >= store->op_table_max;
     stats.stopped = (enum omen_err)atomic_load(&store->stopped_stat);
+    stats.damaged = atomic_load(&store->damaged);
     *stats_out = stats;
 }
 
-enum omen_err shard_store_scrub(struct shard_store *store, uint64_t bytes, struct err *err)
+/* The first finding stays. Reads look at `damaged` only, so its text is complete before. */
+static void store_damage(struct shard_store *s, enum omen_err rc, const struct err *found)
+{
+    if (atomic_load(&s->damaged)) return;
+    s->damage_err = *found;
+    atomic_store(&s->damaged, true);
+    pthread_mutex_lock(&s->apply_mutex);
+    store_stop(s, rc, found);
+    pthread_mutex_unlock(&s->apply_mutex);
+}
+
+enum omen_err shard_store_scrub(struct shard_store *store, uint64_t bytes, struct scrub_result *result_out,
+        struct err *err)
 {
     uint32_t count = blocks_count(store->blocks);
-    for (uint64_t done = 0, seen = 0; done < bytes && seen < count; seen++) {
-        uint32_t at = atomic_fetch_add(&store->scrub_next, 1) % count;
-        const struct stream_unit *unit = &blocks_at(store->blocks, at)->unit;
-        enum omen_err rc = stream_unit_check(store->stream, unit, err);
-        if (rc != OMEN_OK) return rc;
-        done += unit->body_bytes;
+    struct scrub_result result = { .wrapped = count == 0 };
+    enum omen_err rc = OMEN_OK;
+    while (rc == OMEN_OK && result.bytes < bytes && !result.wrapped) {
+        struct err found;
+        err_clear(&found);
+        const struct stream_unit *unit = &blocks_at(store->blocks, store->scrub_next)->unit;
+        rc = stream_unit_check(store->stream, unit, &found);
+        if (rc == OMEN_ECORRUPT || rc == OMEN_EIO) store_damage(store, rc, &found);
+        if (rc != OMEN_OK && err != NULL) *err = found;
+        result.bytes += STREAM_UNIT_HEADER_BYTES + (uint64_t)unit->body_bytes;
+        result.wrapped = ++store->scrub_next >= count;
+        if (result.wrapped) store->scrub_next = 0;
     }
-    return OMEN_OK;
+    if (result_out != NULL) *result_out = result;
+    return rc;
 }

@@ -8,6 +8,7 @@
  *   CLOSED --open: lmdb, stream scan, cut to checkpoint--> OPEN --apply/checkpoint--> OPEN --close--> CLOSED
  *   OPEN --I/O error or disk full in apply--> STOPPED (reads go on; apply answers the first error for ever, but
  *   OMEN_EFULL is retried with the same entry once there is room; shard_store_has_room keeps it from happening)
+ *   OPEN, STOPPED --scrub finds damage--> DAMAGED (apply and reads answer what was found)
  *
  * The room never reads a clock, draws random numbers or opens a socket: time comes in entries and arguments.
  *
@@ -28,10 +29,12 @@ struct shard_store_options {
     uint64_t shard_id, replica_id;          /* checked against what the files say */
     const struct collection_schema *schema; /* copied; must equal the stored one */
     uint64_t base_sequence;                 /* sequence before the first entry; counts at creation only */
-    uint64_t chunk_bytes;                   /* default 64 MiB; a multiple of 4096; tests use 64 KiB */
-    uint64_t delta_bytes_max;               /* merge into LMDB past this; default 64 MiB */
-    uint32_t op_table_max;                  /* applied ops remembered; default 1,000,000 */
-    uint64_t op_retention_ms;               /* log time an op id lives; default 120,000 */
+    uint64_t
+            first_chunk_bytes; /* default 1 MiB; each next chunk is twice the one before, up to chunk_bytes */
+    uint64_t chunk_bytes;      /* default 64 MiB; both a multiple of 4096; tests use 64 KiB */
+    uint64_t delta_bytes_max;  /* merge into LMDB past this; default 64 MiB */
+    uint32_t op_table_max;     /* applied ops remembered; default 1,000,000 */
+    uint64_t op_retention_ms;  /* log time an op id lives; default 120,000 */
 };
 void shard_store_options_default(struct shard_store_options *options);
 
@@ -148,10 +151,18 @@ struct shard_store_stats {
     uint64_t stream_bytes, stream_chunks, delta_bytes, meta_bytes, applied_ops;
     uint64_t op_table_full; /* 1 when admission must answer BUSY */
     enum omen_err stopped;  /* OMEN_OK, or why apply stopped */
+    bool damaged;           /* by what the scrubber found; nothing is served */
 };
 void shard_store_stats(struct shard_store *store, struct shard_store_stats *stats_out);
 
-/* Re-check the CRC of the next stream unit(s), about `bytes` of them, wrapping at the end; for an idle scrubber. */
-OMEN_CHECKED enum omen_err shard_store_scrub(struct shard_store *store, uint64_t bytes, struct err *err);
+struct scrub_result {
+    uint64_t bytes; /* checked now */
+    bool wrapped;   /* the last unit was among them: the next call begins with the first */
+};
+/* Re-check the CRCs of the next stream units, about `bytes` of them, going round; for an idle scrubber, one thread. OMEN_ECORRUPT
+ * and OMEN_EIO name file and offset and are DAMAGED: from then on apply and every read of the store answer them, because
+ * what else is wrong is not known. */
+OMEN_CHECKED enum omen_err shard_store_scrub(struct shard_store *store, uint64_t bytes,
+        struct scrub_result *result_out, struct err *err);
 
 #endif

@@ -78,8 +78,18 @@ struct shard_store {
     struct meta_state frozen_state; /* what LMDB becomes when `frozen` is merged */
     struct op_range frozen_ops;
 
-    _Atomic uint32_t scrub_next; /* block */
+    uint32_t scrub_next;   /* block; the scrubber's */
+    _Atomic bool damaged;  /* the scrubber found something; set once, after damage_err */
+    struct err damage_err; /* what, with file and offset */
 };
+
+/* Every read asks first: a damaged store answers nothing else. */
+static inline enum omen_err store_serves(const struct shard_store *s, struct err *err)
+{
+    if (!atomic_load_explicit(&s->damaged, memory_order_acquire)) return OMEN_OK;
+    if (err != NULL) *err = s->damage_err;
+    return s->damage_err.code;
+}
 
 /* ---- shard_store_view.c ---- */
 

@@ -97,7 +97,7 @@ enum omen_err shard_store_get(const struct store_view *view, const struct get_re
         struct point_view **points_out, uint32_t *count_out, struct err *err)
 {
     struct gathered g = { .arena = arena };
-    enum omen_err rc = OMEN_OK;
+    enum omen_err rc = store_serves(view->store, err);
     for (uint32_t i = 0; i < count && rc == OMEN_OK; i++) {
         if (requests[i].any_key) {
             rc = get_any_key(view, requests[i].id, selection, &g, err);
@@ -163,7 +163,8 @@ enum omen_err shard_store_scroll(const struct store_view *view, const struct poi
     struct gathered g = { .arena = arena };
     struct view_iter it;
     bool more = false;
-    enum omen_err rc = view_iter_open(view->store, view->pin, view->sequence, after, &it, err);
+    enum omen_err rc = store_serves(view->store, err);
+    if (rc == OMEN_OK) rc = view_iter_open(view->store, view->pin, view->sequence, after, &it, err);
     if (rc != OMEN_OK) return rc;
     rc = scroll_page(view, &it, after, limit, filter, selection, read_limit, &g, &more, err);
     view_iter_close(&it);
@@ -177,6 +178,8 @@ enum omen_err shard_store_scroll(const struct store_view *view, const struct poi
 enum omen_err shard_store_count(const struct store_view *view, const struct filter *filter,
         const struct read_limit *limit, uint64_t *count_out, struct err *err)
 {
+    enum omen_err rc = store_serves(view->store, err);
+    if (rc != OMEN_OK) return rc;
     if (filter == NULL) {
         *count_out = view->pin->points;
         return OMEN_OK;

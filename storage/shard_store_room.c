@@ -80,6 +80,8 @@ enum omen_err shard_store_need(struct shard_store *store, const struct point_op 
     uint64_t upsert_bytes = 0;
     bool payload_ops = false;
     *need_out = (struct write_need){ .entry_bytes = ENTRY_REQUEST_BYTES };
+    enum omen_err rc = store_serves(store, err); /* refused here, before the log has it */
+    if (rc != OMEN_OK) return rc;
     for (uint32_t i = 0; i < count; i++) {
         need_out->entry_bytes += op_bytes(&store->schema, &ops[i]);
         payload_ops |= is_payload_op(&ops[i]);
@@ -89,7 +91,6 @@ enum omen_err shard_store_need(struct shard_store *store, const struct point_op 
     if (!payload_ops) return OMEN_OK;
     struct store_view view;
     struct arena arena;
-    enum omen_err rc = OMEN_OK;
     arena_init(&arena, ROOM_ARENA_BYTES, 0);
     store_view_acquire(store, &view);
     for (uint32_t i = 0; i < count && rc == OMEN_OK; i++)
@@ -126,9 +127,10 @@ static uint32_t stream_needs(const struct shard_store *s, const struct write_nee
 {
     CHECK(count <= STORE_NEEDS_MAX);
     for (uint32_t i = 0; i < count; i++) out[i] = stream_need_of(s, &needs[i]);
-    uint64_t deletes = s->chunk_bytes / 8 < SPARE_DELETES_BYTES ? s->chunk_bytes / 8 : SPARE_DELETES_BYTES;
-    if (spare == STORE_SPARE_DELETES) out[count++] = (struct stream_need){ .entry_bytes = deletes };
-    if (spare == STORE_SPARE_AHEAD) out[count++] = (struct stream_need){ .entry_bytes = s->chunk_bytes / 2 };
+    const struct stream_need deletes = { .entry_bytes = SPARE_DELETES_BYTES, .chunk_part = 8 };
+    const struct stream_need ahead = { .entry_bytes = s->chunk_bytes, .chunk_part = 2 };
+    if (spare == STORE_SPARE_DELETES) out[count++] = deletes;
+    if (spare == STORE_SPARE_AHEAD) out[count++] = ahead;
     return count;
 }
 

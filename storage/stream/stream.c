@@ -20,6 +20,8 @@
 #define STREAM_WRITEBACK_BYTES                                                                               \
     (8u << 20) /* hand dirty pages to the kernel in such steps, so a checkpoint finds few */
 
+#define STREAM_CHECK_BYTES (64u << 10) /* a unit is checked in such parts */
+
 struct stream_chunk {
     struct vfs_file *file;
     const uint8_t *map; /* [file_bytes], read only */
@@ -32,7 +34,7 @@ struct stream {
     struct vfs *vfs;
     char *dir;
     uint64_t shard_id, replica_id;
-    uint32_t chunk_bytes;
+    uint32_t first_chunk_bytes, chunk_bytes;
     struct stream_end end; /* appender's */
     struct stream_chunk
             *writing;      /* appender's: the chunk of `end`, NULL before the first; the table may move */
@@ -184,8 +186,7 @@ static void keep_prepared(struct stream *s)
         if (chunk_open_existing(s, number, &err) != OMEN_OK) return;
         struct stream_chunk *c = s->chunks[number - 1];
         /* Again: a crash may have kept the length and lost the space. */
-        if (c->file_bytes >= s->chunk_bytes && vfs_allocate(c->file, c->file_bytes, &err) == OMEN_OK)
-            continue;
+        if (vfs_allocate(c->file, c->file_bytes, &err) == OMEN_OK) continue;
         s->chunk_count--;
         s->allocated_bytes -= c->file_bytes;
         chunk_close(c);
@@ -201,11 +202,15 @@ enum omen_err stream_open(const struct stream_options *options, struct stream_en
             options->chunk_bytes % 4096 != 0)
         return err_set(err, OMEN_EINVAL, "chunk_bytes", "must be a multiple of 4096 from %u to %u",
                 STREAM_CHUNK_BYTES_MIN, STREAM_CHUNK_BYTES_MAX);
+    if (options->first_chunk_bytes < STREAM_CHUNK_BYTES_MIN || options->first_chunk_bytes % 4096 != 0)
+        return err_set(err, OMEN_EINVAL, "first_chunk_bytes", "must be a multiple of 4096 from %u",
+                STREAM_CHUNK_BYTES_MIN);
     struct stream *s = mem_must_calloc(1, sizeof *s);
     s->vfs = options->vfs;
     s->dir = mem_must_strdup(options->dir);
     s->shard_id = options->shard_id;
     s->replica_id = options->replica_id;
+    s->first_chunk_bytes = options->first_chunk_bytes;
     s->chunk_bytes = options->chunk_bytes;
     s->end = end;
     atomic_init(&s->published, stream_position_pack(end.position));
@@ -299,18 +304,51 @@ enum omen_err stream_next(struct stream *stream, struct stream_end *at, struct s
     }
 }
 
-enum omen_err stream_unit_check(const struct stream *stream, const struct stream_unit *unit, struct err *err)
+/* A chunk that holds units: nobody takes it away. */
+static struct stream_chunk *chunk_in_use(struct stream *s, uint32_t number)
+{
+    pthread_mutex_lock(&s->mutex);
+    struct stream_chunk *c = s->chunks[number - 1];
+    pthread_mutex_unlock(&s->mutex);
+    return c;
+}
+
+/* crc32c of a body from its bytes 16 on; what comes before them goes to `head`. */
+static enum omen_err body_read(struct vfs_file *file, uint64_t offset, uint32_t body_bytes,
+        uint8_t head[STREAM_BODY_HEAD_BYTES], uint32_t *crc_out, struct err *err)
+{
+    uint8_t *part = mem_must_alloc(STREAM_CHECK_BYTES);
+    enum omen_err rc = OMEN_OK;
+    *crc_out = 0;
+    for (uint32_t at = 0; at < body_bytes && rc == OMEN_OK;) {
+        uint32_t len = body_bytes - at < STREAM_CHECK_BYTES ? body_bytes - at : STREAM_CHECK_BYTES;
+        uint32_t skip = at == 0 ? STREAM_BODY_HEAD_BYTES : 0;
+        rc = vfs_pread(file, part, len, offset + at, err);
+        if (rc != OMEN_OK) break;
+        if (at == 0) memcpy(head, part, STREAM_BODY_HEAD_BYTES);
+        *crc_out = crc32c(*crc_out, part + skip, len - skip);
+        at += len;
+    }
+    mem_free(part);
+    return rc;
+}
+
+enum omen_err stream_unit_check(struct stream *stream, const struct stream_unit *unit, struct err *err)
 {
     struct unit_header h;
-    const char *wrong = unit_header_decode(unit->body - STREAM_UNIT_HEADER_BYTES, &h);
+    uint8_t header[STREAM_UNIT_HEADER_BYTES], head[STREAM_BODY_HEAD_BYTES];
+    uint32_t crc = 0;
+    struct vfs_file *file = chunk_in_use(stream, unit->position.chunk)->file;
+    enum omen_err rc = vfs_pread(file, header, sizeof header, unit->position.offset, err);
+    if (rc == OMEN_OK)
+        rc = body_read(file, (uint64_t)unit->position.offset + sizeof header, unit->body_bytes, head, &crc,
+                err);
+    if (rc != OMEN_OK) return rc;
+    const char *wrong = unit_header_decode(header, &h);
     if (wrong == NULL && (h.body_bytes != unit->body_bytes || h.sequence != unit->sequence))
         wrong = "unit header changed";
-    if (wrong == NULL && memcmp(h.body_head, unit->body, STREAM_BODY_HEAD_BYTES) != 0)
-        wrong = "head of the entry";
-    if (wrong == NULL &&
-            crc32c(0, unit->body + STREAM_BODY_HEAD_BYTES, unit->body_bytes - STREAM_BODY_HEAD_BYTES) !=
-                    load_u32(h.body_head + 12))
-        wrong = "entry checksum";
+    if (wrong == NULL && memcmp(h.body_head, head, sizeof head) != 0) wrong = "head of the entry";
+    if (wrong == NULL && crc != load_u32(h.body_head + 12)) wrong = "entry checksum";
     return wrong == NULL ? OMEN_OK : stream_corrupt(stream, unit->position, wrong, err);
 }
 
@@ -373,18 +411,32 @@ static enum omen_err chunks_retire(struct stream *s, uint32_t number, struct err
     }
 }
 
-/* Size of the chunk file that a unit needs. */
-static uint64_t chunk_bytes_for(const struct stream *s, uint64_t unit_bytes)
+/* Size that chunk `number` has when no unit needs a larger one. */
+static uint64_t chunk_bytes_usual(const struct stream *s, uint32_t number)
 {
-    uint64_t need = align_up(STREAM_CHUNK_HEADER_BYTES + unit_bytes, 4096);
-    return need < s->chunk_bytes ? s->chunk_bytes : need;
+    uint32_t doublings = number - 1 < 31 ? number - 1 : 31;
+    uint64_t bytes = (uint64_t)s->first_chunk_bytes << doublings;
+    return bytes < s->chunk_bytes ? bytes : s->chunk_bytes;
 }
 
-/* The chunk `number` when it is in the table and large enough, else NULL. mutex held. */
-static struct stream_chunk *chunk_ready(const struct stream *s, uint32_t number, uint64_t file_bytes)
+/* Size of the file to make for chunk `number` when it is to hold a unit. */
+static uint64_t chunk_bytes_for(const struct stream *s, uint32_t number, uint64_t unit_bytes)
 {
-    if (number > s->chunk_count || s->chunks[number - 1]->file_bytes < file_bytes) return NULL;
-    return s->chunks[number - 1];
+    uint64_t need = align_up(STREAM_CHUNK_HEADER_BYTES + unit_bytes, 4096),
+             usual = chunk_bytes_usual(s, number);
+    return need < usual ? usual : need;
+}
+
+/* The first chunk from `number` on that holds a unit, NULL when it would have to be made. Chunks before it stay unused: were
+ * one of them replaced by a larger one instead, an entry that turned out smaller than admission counted could move those
+ * after it to where no file is large enough, and apply would have to allocate. mutex held. */
+static struct stream_chunk *chunk_ready(const struct stream *s, uint32_t number, uint64_t unit_bytes)
+{
+    for (; number <= s->chunk_count; number++) {
+        struct stream_chunk *c = s->chunks[number - 1];
+        if (unit_bytes <= c->file_bytes - STREAM_CHUNK_HEADER_BYTES) return c;
+    }
+    return NULL;
 }
 
 /* Is there space for a chunk, with what the ones that it replaces give back? Asked before anything is tried: an allocation
@@ -401,13 +453,14 @@ static enum omen_err space_check(struct stream *s, uint32_t number, uint64_t fil
     return rc;
 }
 
-/* Have chunk `number` in the table with at least `file_bytes`. create_mutex held. */
-static enum omen_err chunk_ensure(struct stream *s, uint32_t number, uint64_t file_bytes, struct err *err)
+/* Have a chunk from `number` on in the table that holds a unit: `number` itself when it must be made. create_mutex held. */
+static enum omen_err chunk_ensure(struct stream *s, uint32_t number, uint64_t unit_bytes, struct err *err)
 {
+    uint64_t file_bytes = chunk_bytes_for(s, number, unit_bytes);
     if (number > STREAM_CHUNKS_MAX || file_bytes > UINT32_MAX)
         return err_set(err, OMEN_EFULL, NULL, "too many chunks in %s", s->dir);
     pthread_mutex_lock(&s->mutex);
-    bool ready = chunk_ready(s, number, file_bytes) != NULL;
+    bool ready = chunk_ready(s, number, unit_bytes) != NULL;
     enum omen_err rc = table_reserve(s, number);
     pthread_mutex_unlock(&s->mutex);
     if (rc != OMEN_OK) return err_set(err, rc, NULL, "table of chunks");
@@ -425,9 +478,9 @@ static enum omen_err chunk_ensure(struct stream *s, uint32_t number, uint64_t fi
     return OMEN_OK;
 }
 
-static enum omen_err unit_write(struct stream *s, struct unit_header *h, const void *body, struct err *err)
+static enum omen_err unit_write(struct stream_chunk *c, struct unit_header *h, const void *body,
+        struct err *err)
 {
-    struct stream_chunk *c = s->writing;
     CHECK(c->number == h->position.chunk);
     uint8_t header[STREAM_UNIT_HEADER_BYTES];
     unit_header_encode(h, header);
@@ -438,29 +491,47 @@ static enum omen_err unit_write(struct stream *s, struct unit_header *h, const v
     return vfs_pwritev(c->file, iov, h->body_bytes > 0 ? 2 : 1, h->position.offset, err);
 }
 
-/* The chunk to go on in. In use from here on: `published` says so, and whoever prepares chunks leaves it alone. */
+/* The chunk to go on in. In use from here on: `published` says so, and whoever prepares chunks leaves it alone, and those
+ * before it. */
 static enum omen_err next_chunk(struct stream *s, uint32_t number, uint64_t unit_bytes,
         struct stream_chunk **next_out, struct err *err)
 {
-    struct stream_position begin = { number, STREAM_CHUNK_HEADER_BYTES };
-    uint64_t file_bytes = chunk_bytes_for(s, unit_bytes);
     for (bool tried = false;; tried = true) {
         pthread_mutex_lock(&s->mutex);
-        struct stream_chunk *c = chunk_ready(s, number, file_bytes);
-        if (c != NULL)
+        struct stream_chunk *c = chunk_ready(s, number, unit_bytes);
+        if (c != NULL) {
+            struct stream_position begin = { c->number, STREAM_CHUNK_HEADER_BYTES };
             atomic_store_explicit(&s->published, stream_position_pack(begin), memory_order_relaxed);
+        }
         pthread_mutex_unlock(&s->mutex);
         *next_out = c;
         if (c != NULL) return OMEN_OK;
         CHECK(!tried);
         pthread_mutex_lock(&s->create_mutex);
-        enum omen_err rc = chunk_ensure(s, number, file_bytes, err);
+        enum omen_err rc = chunk_ensure(s, number, unit_bytes, err);
         pthread_mutex_unlock(&s->create_mutex);
         if (rc != OMEN_OK) return rc;
     }
 }
 
-/* Move to the next chunk when a unit of `unit_bytes` does not fit the current one. */
+/* Say that the rest of a chunk is unused, where there is room to say so. */
+static enum omen_err chunk_end_write(struct stream_chunk *c, uint64_t sequence, struct stream_end *at,
+        struct err *err)
+{
+    struct unit_header h = { .type = STREAM_UNIT_CHUNK_END,
+        .sequence = sequence,
+        .chain = at->chain,
+        .position = at->position };
+    if (c->file_bytes - at->position.offset >= STREAM_UNIT_HEADER_BYTES) {
+        enum omen_err rc = unit_write(c, &h, NULL, err);
+        if (rc != OMEN_OK) return rc;
+        at->chain = h.crc;
+    }
+    at->position = (struct stream_position){ at->position.chunk + 1, STREAM_CHUNK_HEADER_BYTES };
+    return OMEN_OK;
+}
+
+/* Move to the next chunk that holds it when a unit of `unit_bytes` does not fit the current one. */
 static enum omen_err chunk_roll(struct stream *s, uint64_t sequence, uint64_t unit_bytes, struct err *err)
 {
     struct stream_end at = s->end;
@@ -469,20 +540,15 @@ static enum omen_err chunk_roll(struct stream *s, uint64_t sequence, uint64_t un
     struct stream_chunk *next;
     enum omen_err rc = next_chunk(s, at.position.chunk + 1, unit_bytes, &next, err);
     if (rc != OMEN_OK) return rc;
-    struct unit_header h = { .type = STREAM_UNIT_CHUNK_END,
-        .sequence = sequence,
-        .chain = at.chain,
-        .position = at.position };
-    if (left >= STREAM_UNIT_HEADER_BYTES) {
-        rc = unit_write(s, &h, NULL, err);
+    if (s->writing == NULL) at.position = (struct stream_position){ 1, STREAM_CHUNK_HEADER_BYTES };
+    while (at.position.chunk < next->number) {
+        rc = chunk_end_write(chunk_in_use(s, at.position.chunk), sequence, &at, err);
         if (rc != OMEN_OK) return rc;
-        at.chain = h.crc;
     }
     if (s->writing != NULL)
-        vfs_writeback_hint(s->writing->file, s->written_back, at.position.offset - s->written_back);
+        vfs_writeback_hint(s->writing->file, s->written_back, s->end.position.offset - s->written_back);
     s->writing = next;
     s->written_back = STREAM_CHUNK_HEADER_BYTES;
-    at.position = (struct stream_position){ at.position.chunk + 1, STREAM_CHUNK_HEADER_BYTES };
     s->end = at;
     return OMEN_OK;
 }
@@ -497,7 +563,7 @@ enum omen_err stream_append(struct stream *stream, enum stream_unit_type type, u
     struct unit_header h = { type, sequence, body_bytes, part, stream->end.chain, { 0 }, stream->end.position,
         0 };
     memcpy(h.body_head, body, STREAM_BODY_HEAD_BYTES);
-    if (rc == OMEN_OK) rc = unit_write(stream, &h, body, err);
+    if (rc == OMEN_OK) rc = unit_write(stream->writing, &h, body, err);
     if (rc != OMEN_OK) {
         stream_rewind(stream, before);
         return rc;
@@ -560,7 +626,7 @@ enum omen_err stream_sync_run(struct stream_sync *sync, struct err *err)
 /* A chunk that is lacking. */
 struct gap {
     uint32_t number;
-    uint64_t file_bytes;
+    uint64_t unit_bytes;
 };
 
 static bool unit_fits(const struct stream *s, struct stream_position *at, uint64_t unit_bytes,
@@ -568,13 +634,23 @@ static bool unit_fits(const struct stream *s, struct stream_position *at, uint64
 {
     uint64_t file_bytes = at->chunk == 0 ? 0 : s->chunks[at->chunk - 1]->file_bytes;
     if (unit_bytes > file_bytes - at->offset) {
-        file_bytes = chunk_bytes_for(s, unit_bytes);
-        *gap_out = (struct gap){ at->chunk + 1, file_bytes };
-        if (chunk_ready(s, at->chunk + 1, file_bytes) == NULL) return false;
-        *at = (struct stream_position){ at->chunk + 1, STREAM_CHUNK_HEADER_BYTES };
+        const struct stream_chunk *next = chunk_ready(s, at->chunk + 1, unit_bytes);
+        *gap_out = (struct gap){ at->chunk + 1, unit_bytes };
+        if (next == NULL) return false;
+        *at = (struct stream_position){ next->number, STREAM_CHUNK_HEADER_BYTES };
     }
     at->offset += (uint32_t)unit_bytes;
     return true;
+}
+
+/* Bytes of the need's first unit: of spare room by the chunk that it would begin in. */
+static uint64_t need_unit_bytes(const struct stream *s, const struct stream_need *need,
+        struct stream_position at)
+{
+    if (need->chunk_part == 0) return need->entry_bytes;
+    uint64_t chunk_bytes = at.chunk == 0 ? chunk_bytes_usual(s, 1) : s->chunks[at.chunk - 1]->file_bytes;
+    uint64_t part = chunk_bytes / need->chunk_part;
+    return part < need->entry_bytes ? part : need->entry_bytes;
 }
 
 /* Lays the units out as appends would. mutex held. */
@@ -584,7 +660,7 @@ static bool needs_fit(const struct stream *s, const struct stream_need *needs, u
     uint64_t published = atomic_load_explicit(&s->published, memory_order_relaxed);
     struct stream_position at = { (uint32_t)(published >> 32), (uint32_t)published };
     for (uint32_t i = 0; i < count; i++) {
-        if (!unit_fits(s, &at, needs[i].entry_bytes, gap_out)) return false;
+        if (!unit_fits(s, &at, need_unit_bytes(s, &needs[i], at), gap_out)) return false;
         for (uint32_t u = 0; u < needs[i].derived_units; u++)
             if (!unit_fits(s, &at, needs[i].derived_unit_bytes, gap_out)) return false;
     }
@@ -611,7 +687,7 @@ enum omen_err stream_make_room(struct stream *stream, const struct stream_need *
         bool fits = needs_fit(stream, needs, count, &gap);
         pthread_mutex_unlock(&stream->mutex);
         if (fits) break;
-        rc = chunk_ensure(stream, gap.number, gap.file_bytes, err);
+        rc = chunk_ensure(stream, gap.number, gap.unit_bytes, err);
     }
     pthread_mutex_unlock(&stream->create_mutex);
     return rc;
@@ -620,7 +696,7 @@ enum omen_err stream_make_room(struct stream *stream, const struct stream_need *
 void stream_prepare(struct stream *stream)
 {
     struct err err;
-    struct stream_need half = { .entry_bytes = stream->chunk_bytes / 2 };
+    struct stream_need half = { .entry_bytes = stream->chunk_bytes, .chunk_part = 2 };
     bool begun = atomic_load_explicit(&stream->published, memory_order_relaxed) != 0;
     if (begun && stream_make_room(stream, &half, 1, &err) != OMEN_OK)
         LOG_WARN("stream.prepare", "error=\"%s\"", err.message);

@@ -13,7 +13,8 @@
  *
  * Threads: one appender; stream_sync_* by one checkpointer beside it; stream_prepare and stream_make_room by any; bodies by
  * any reader.
- * Determinism: positions depend on chunk_bytes and on the entries only; nothing in results depends on positions. */
+ * Determinism: positions depend on the sizes of chunks, on the entries and on what was allocated when; nothing in results
+ * depends on positions. */
 #ifndef OMEN_STORAGE_STREAM_H
 #define OMEN_STORAGE_STREAM_H
 
@@ -57,7 +58,9 @@ struct stream_options {
     struct vfs *vfs; /* borrowed */
     const char *dir; /* ".../stream"; copied */
     uint64_t shard_id, replica_id;
-    uint32_t chunk_bytes; /* size of a chunk file; a larger unit gets a larger file */
+    /* Size of chunk files: the first one's, each next one's twice that, up to chunk_bytes (which wins when it is less). So a
+     * small collection takes little disk. A larger unit gets a larger file. Files made under other sizes are fine. */
+    uint32_t first_chunk_bytes, chunk_bytes;
 };
 
 struct stream;
@@ -73,8 +76,9 @@ void stream_close(struct stream *stream);
  * {{0,0},0}. `*end_out` true: there is none left, and the chain agreed with the end's. */
 OMEN_CHECKED enum omen_err stream_next(struct stream *stream, struct stream_end *at,
         struct stream_unit *unit_out, bool *end_out, struct err *err);
-/* Header and body of a unit against their checksums. OMEN_ECORRUPT with file and offset. Any thread. */
-OMEN_CHECKED enum omen_err stream_unit_check(const struct stream *stream, const struct stream_unit *unit,
+/* Header and body of a unit against their checksums, read from the file: a disk that cannot read them is an OMEN_EIO here,
+ * where touching the map would be a SIGBUS. OMEN_ECORRUPT with file and offset. Any thread. */
+OMEN_CHECKED enum omen_err stream_unit_check(struct stream *stream, const struct stream_unit *unit,
         struct err *err);
 /* OMEN_ECORRUPT naming the file and offset of `position`. */
 enum omen_err stream_corrupt(const struct stream *stream, struct stream_position position, const char *what,
@@ -102,11 +106,13 @@ OMEN_CHECKED enum omen_err stream_sync_run(struct stream_sync *sync,
 void stream_prepare(struct stream *stream);
 
 /* What is to be appended: one unit of `entry_bytes`, then `derived_units` of at most `derived_unit_bytes`; bodies with
- * their headers. Upper bounds do: units go where the one before ends or into the next chunk, so smaller ones never end
- * further on. */
+ * their headers. Upper bounds do: a unit goes where the one before ends, or into the first later chunk that holds it, so
+ * smaller ones never end further on. */
 struct stream_need {
     uint64_t entry_bytes, derived_unit_bytes;
     uint32_t derived_units;
+    uint32_t
+            chunk_part; /* not 0: no entry but spare room, the chunk's size over this there, entry_bytes at most */
 };
 /* Do these fit what is allocated, in this order, after all that is appended already? Any thread; never blocks on disk. */
 bool stream_has_room(struct stream *stream, const struct stream_need *needs, uint32_t count);

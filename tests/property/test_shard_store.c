@@ -94,7 +94,8 @@ static void history_start(struct history *h, uint64_t seed, bool simulated)
     h->options.shard_id = 7;
     h->options.replica_id = 9;
     h->options.schema = &h->model.schema;
-    h->options.chunk_bytes = 32 << 10;
+    h->options.first_chunk_bytes = 16 << 10;
+    h->options.chunk_bytes = 16 << store_model_random(&h->model, 4) << 10; /* 16 to 128 KiB */
     h->options.op_retention_ms = MODEL_RETENTION_MS;
     static const uint64_t delta_bounds[] = { 1, 3000, 20000, 1 << 30 };
     h->options.delta_bytes_max = delta_bounds[store_model_random(&h->model, 4)];
@@ -169,7 +170,8 @@ static void history_step(struct history *h)
     if (dice < 3) checkpoint(h);
     if (dice < 3) store_model_check_now(m, h->store);
     if (dice == 3 || dice == 4) crash(h);
-    if (store_model_random(m, 6) == 0) ck_assert_int_eq(shard_store_scrub(h->store, 5000, NULL), OMEN_OK);
+    if (store_model_random(m, 6) == 0)
+        ck_assert_int_eq(shard_store_scrub(h->store, 5000, NULL, NULL), OMEN_OK);
     for (int i = 0; i < VIEWS; i++)
         if (h->views[i].store != NULL && store_model_random(m, 3) == 0) store_model_check(m, &h->views[i]);
 }

@@ -53,7 +53,8 @@ static void setup(struct room_bench *b, uint64_t seed)
     b->options.shard_id = 1;
     b->options.replica_id = 2;
     b->options.schema = &b->model.schema;
-    b->options.chunk_bytes = 16 << 10;
+    b->options.first_chunk_bytes = 16 << 10;
+    b->options.chunk_bytes = 16 << seed % 3 << 10; /* 16, 32, 64 KiB: chunks of one size, and growing ones */
     b->options.op_retention_ms = MODEL_RETENTION_MS;
     open_store(b);
 }

@@ -467,6 +467,42 @@ START_TEST(a_full_op_table_is_reported_and_never_evicts)
 }
 END_TEST
 
+/* Reads, writes and their admission answer what was found. */
+static void serves_nothing(enum omen_err wanted, const char *named)
+{
+    struct err err;
+    struct store_view view;
+    struct shard_store_stats stats;
+    struct point_view *points;
+    struct write_need need;
+    struct hit *hits[1];
+    uint32_t n;
+    uint64_t points_count;
+    bool more;
+    static const float query[DIM] = { 1, 2, 3, 4 };
+    const struct search_params search = { .query = query, .k = 1 };
+    const struct get_request get = { .id = { 0, 1, POINT_ID_U64 } };
+    const struct point_op delete = { .kind = POINT_DELETE, .id = { 0, 1, POINT_ID_U64 } };
+    store_view_acquire(store, &view);
+#define ANSWERS(call)                                                                                        \
+    do {                                                                                                     \
+        err_clear(&err);                                                                                     \
+        ck_assert_int_eq(call, wanted);                                                                      \
+        ck_assert_ptr_nonnull(strstr(err.message, named));                                                   \
+    } while (0)
+    ANSWERS(shard_store_search(&view, &search, 1, NULL, &arena, hits, &n, NULL, &err));
+    ANSWERS(shard_store_get(&view, &get, 1, NULL, &arena, &points, &n, &err));
+    ANSWERS(shard_store_scroll(&view, NULL, 5, NULL, NULL, NULL, &arena, &points, &n, &more, &err));
+    ANSWERS(shard_store_count(&view, NULL, NULL, &points_count, &err));
+    ANSWERS(shard_store_need(store, &delete, 1, &need, &err));
+    ANSWERS(shard_store_checkpoint(store, NULL, &err));
+#undef ANSWERS
+    store_view_release(&view);
+    shard_store_stats(store, &stats);
+    ck_assert(stats.damaged);
+    ck_assert_int_eq(stats.stopped, wanted);
+}
+
 START_TEST(the_scrubber_finds_a_flipped_bit)
 {
     struct err err;
@@ -481,13 +517,82 @@ START_TEST(the_scrubber_finds_a_flipped_bit)
     options.vfs = vfs_sim_vfs(sim);
     reopen();
     for (uint64_t id = 0; id < 20; id++) upsert(id, "{'some': 'payload'}");
-    for (int i = 0; i < 10; i++) ck_assert_int_eq(shard_store_scrub(store, 3000, &err), OMEN_OK);
+    struct scrub_result result;
+    uint64_t checked = 0;
+    do {
+        ck_assert_int_eq(shard_store_scrub(store, 3000, &result, &err), OMEN_OK);
+        checked += result.bytes;
+    } while (!result.wrapped);
+    ck_assert_uint_gt(checked, 20 * 256);
     file_of_store("stream/0000000000000001.chunk", path);
     ck_assert(vfs_sim_flip_bit(sim, path, 4096 + 2500, 1));
     enum omen_err rc = OMEN_OK;
-    for (int i = 0; i < 10 && rc == OMEN_OK; i++) rc = shard_store_scrub(store, 3000, &err);
+    for (int i = 0; i < 10 && rc == OMEN_OK; i++) rc = shard_store_scrub(store, 3000, NULL, &err);
     ck_assert_int_eq(rc, OMEN_ECORRUPT);
     ck_assert_ptr_nonnull(strstr(err.message, "0000000000000001.chunk"));
+    serves_nothing(OMEN_ECORRUPT, "0000000000000001.chunk");
+}
+END_TEST
+
+START_TEST(chunks_begin_small_and_double)
+{
+    struct shard_store_stats stats;
+    options.first_chunk_bytes = 16 << 10;
+    options.chunk_bytes = 64 << 10;
+    reopen();
+    shard_store_stats(store, &stats);
+    ck_assert_uint_eq(stats.stream_bytes, 0);
+    upsert(1, "{'a': 1}");
+    checkpoint();
+    shard_store_stats(store, &stats);
+    ck_assert_uint_eq(stats.stream_bytes, 16 << 10); /* all that a small collection takes */
+    uint64_t id = 2;
+    for (; stats.stream_chunks < 5; id++) {
+        upsert(id, "{'some': 'payload'}");
+        shard_store_stats(store, &stats);
+    }
+    ck_assert_uint_eq(stats.stream_bytes, (16 + 32 + 64 + 64 + 64) << 10);
+    checkpoint();
+    for (uint64_t first = 64 << 10; first >= 16 << 10;
+            first /= 2) { /* sizes of files there are do not count */
+        options.first_chunk_bytes = first;
+        reopen();
+        ck_assert_uint_eq(sequence, id - 1);
+        shard_store_stats(store, &stats);
+        ck_assert_uint_eq(stats.points, id - 1);
+    }
+}
+END_TEST
+
+/* Admission counted on an entry that came out smaller, or not at all: what was made for the one after it is still used, and
+ * the chunk between, too small for it, is passed over. */
+START_TEST(room_made_for_a_large_entry_is_found_behind_a_small_chunk)
+{
+    struct shard_store_stats before, after;
+    struct err err;
+    options.first_chunk_bytes = 16 << 10;
+    reopen();
+    upsert(1, "{'a': 1}");
+    struct write_need needs[2] = { { .entry_bytes = 11500 }, { .entry_bytes = 30000 } };
+    while (shard_store_has_room(store, needs, 1, STORE_SPARE_NONE)) upsert(1, "{'a': 1}");
+    ck_assert_int_eq(shard_store_make_room(store, needs, 1, STORE_SPARE_NONE, &err), OMEN_OK);
+    ck_assert_int_eq(shard_store_make_room(store, needs, 2, STORE_SPARE_NONE, &err), OMEN_OK);
+    needs[1].entry_bytes = 60000; /* more than the second chunk holds */
+    ck_assert_int_eq(shard_store_make_room(store, needs, 2, STORE_SPARE_NONE, &err), OMEN_OK);
+    shard_store_stats(store, &before);
+    ck_assert_uint_eq(before.stream_chunks, 3);
+    begin((struct op_id){ 0 });
+    for (uint64_t id = 10; id < 300; id++) add(POINT_UPSERT, id, "{'some': 'payload', 'of': 'a point'}");
+    ck_assert_uint_gt(entry_builder_bytes(builder), 32 << 10);
+    ck_assert_uint_le(entry_builder_bytes(builder), 60000);
+    ck_assert_int_eq(send().code, OMEN_OK);
+    shard_store_stats(store, &after);
+    ck_assert_uint_eq(after.stream_bytes, before.stream_bytes);
+    ck_assert_uint_eq(after.stream_chunks, 3);
+    checkpoint();
+    reopen();
+    shard_store_stats(store, &after);
+    ck_assert_uint_eq(after.points, 291);
 }
 END_TEST
 
@@ -512,6 +617,8 @@ int main(void)
     tcase_add_test(tc, a_selection_returns_what_it_names);
     tcase_add_test(tc, a_full_op_table_is_reported_and_never_evicts);
     tcase_add_test(tc, the_scrubber_finds_a_flipped_bit);
+    tcase_add_test(tc, chunks_begin_small_and_double);
+    tcase_add_test(tc, room_made_for_a_large_entry_is_found_behind_a_small_chunk);
     suite_add_tcase(suite, tc);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_ENV);
