@@ -270,15 +270,11 @@ void router_handle(struct router *router, struct bytes message, router_respond r
     r->message_bytes = message.len;
     atomic_fetch_add(&router->bytes_in_service, message.len);
 
-    struct err refused;
-    err_clear(&refused);
-    enum omen_err admitted = request_admit(r, &refused);
-    enum omen_err rc = message_decode_request(message, &r->arena, &r->wire, &r->reply.err);
-    if (admitted != OMEN_OK) {
-        r->reply.err = refused;
-        request_finish(r, admitted);
-        return;
-    }
+    /* The key is looked at twice: first so that strangers cost next to nothing, then as decoded, which cannot lie. */
+    message_peek(message, &r->wire.op, &r->wire.api_key);
+    enum omen_err rc = request_admit(r, &r->reply.err);
+    if (rc == OMEN_OK) rc = auth_check(router, &r->wire, &r->reply.err);
+    if (rc == OMEN_OK) rc = message_decode_request(message, &r->arena, &r->wire, &r->reply.err);
     if (rc == OMEN_OK) rc = auth_check(router, &r->wire, &r->reply.err);
     if (rc != OMEN_OK) {
         request_finish(r, rc);

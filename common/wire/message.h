@@ -137,6 +137,11 @@ struct wire_request {
     };
 };
 
+/* Op and API key of a request before anything is decoded or allocated for it: so that a stranger's message costs one pass
+ * over its headers. What cannot be found is 0 and empty; decode says what is wrong. Borrows from `message`. The members
+ * may lie (come twice, be malformed further on): what decode returns is what counts. */
+void message_peek(struct bytes message, enum wire_op *op_out, struct bytes *api_key_out);
+
 /* Decode and validate. `arena` carries the limits of what may be allocated. On error `request_out->op` and `version` are
  * set as far as they were understood, so that the reply can be encoded. */
 OMEN_CHECKED enum omen_err message_decode_request(struct bytes message, struct arena *arena,

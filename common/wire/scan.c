@@ -3,6 +3,9 @@
  * msgpack-c allocates 24 bytes per element as soon as an array or map announces its count, from as little as 5 bytes of
  * input. So each announcement is held against the bytes that are left (an element takes at least one) and against a limit
  * of elements in all. Its own depth limit is 32 and answers with "no memory"; ours is the same and says what is wrong. */
+#include <string.h>
+
+#include "common/wire/request.h"
 #include "common/wire/value.h"
 
 enum item_kind { ITEM_SKIP, ITEM_ARRAY, ITEM_MAP, ITEM_BAD, ITEM_EXTENSION, ITEM_CUT };
@@ -120,25 +123,69 @@ static enum omen_err scan_skip(struct scan *s, const struct item *item)
     return OMEN_OK;
 }
 
+/* The next value, header or whole, and up from the containers that it ends. */
+static enum omen_err scan_step(struct scan *s)
+{
+    if (s->depth > 0) s->left[s->depth - 1]--;
+    if (s->at == s->message.len) return scan_failed(s, OMEN_EPROTO, "message ends inside a value");
+    struct item item = item_at(s->message.data + s->at, s->message.len - s->at);
+    enum omen_err rc = OMEN_OK;
+    switch (item.kind) {
+    case ITEM_SKIP: rc = scan_skip(s, &item); break;
+    case ITEM_ARRAY:
+    case ITEM_MAP: rc = scan_enter(s, &item); break;
+    case ITEM_BAD: return scan_failed(s, OMEN_EPROTO, "byte c1 begins no msgpack value");
+    case ITEM_EXTENSION: return scan_failed(s, OMEN_EPROTO, "msgpack extension types are not accepted");
+    case ITEM_CUT: return scan_failed(s, OMEN_EPROTO, "message ends inside a value");
+    }
+    if (rc != OMEN_OK) return rc;
+    while (s->depth > 0 && s->left[s->depth - 1] == 0) s->depth--;
+    return OMEN_OK;
+}
+
 enum omen_err wire_scan(struct bytes message, struct err *err)
 {
     struct scan s = { .message = message, .member = { (const uint8_t *)"", 0 }, .err = err };
     do {
-        if (s.depth > 0) s.left[s.depth - 1]--;
-        if (s.at == message.len) return scan_failed(&s, OMEN_EPROTO, "message ends inside a value");
-        struct item item = item_at(message.data + s.at, message.len - s.at);
-        enum omen_err rc = OMEN_OK;
-        switch (item.kind) {
-        case ITEM_SKIP: rc = scan_skip(&s, &item); break;
-        case ITEM_ARRAY:
-        case ITEM_MAP: rc = scan_enter(&s, &item); break;
-        case ITEM_BAD: return scan_failed(&s, OMEN_EPROTO, "byte c1 begins no msgpack value");
-        case ITEM_EXTENSION: return scan_failed(&s, OMEN_EPROTO, "msgpack extension types are not accepted");
-        case ITEM_CUT: return scan_failed(&s, OMEN_EPROTO, "message ends inside a value");
-        }
+        enum omen_err rc = scan_step(&s);
         if (rc != OMEN_OK) return rc;
-        while (s.depth > 0 && s.left[s.depth - 1] == 0) s.depth--;
     } while (s.depth > 0);
     if (s.at != message.len) return scan_failed(&s, OMEN_EPROTO, "bytes after the end of the message");
     return OMEN_OK;
+}
+
+/* The str that begins at `at`, which scan_step has just passed. */
+static struct bytes str_at(struct bytes message, size_t at)
+{
+    struct item item = item_at(message.data + at, message.len - at);
+    if (item.kind != ITEM_SKIP || !item.str) return (struct bytes){ NULL, 0 };
+    return (struct bytes){ message.data + at + item.header_bytes, item.count };
+}
+
+static bool member_is(const struct scan *s, const char *name)
+{
+    return s->member.len == strlen(name) && memcmp(s->member.data, name, s->member.len) == 0;
+}
+
+void message_peek(struct bytes message, enum wire_op *op_out, struct bytes *api_key_out)
+{
+    struct err ignored; /* decode says what is wrong */
+    struct scan s = { .message = message, .member = { (const uint8_t *)"", 0 }, .err = &ignored };
+    bool have_op = false, have_key = false;
+    *op_out = (enum wire_op)0;
+    *api_key_out = (struct bytes){ NULL, 0 };
+    if (message.len == 0 || item_at(message.data, message.len).kind != ITEM_MAP) return;
+    do {
+        size_t at = s.at;
+        bool value = s.depth == 1 && s.left[0] % 2 == 1; /* of a top-level member; not yet counted down */
+        if (scan_step(&s) != OMEN_OK) return;
+        if (!value) continue;
+        if (member_is(&s, "op")) {
+            struct bytes name = str_at(message, at);
+            have_op = name.data != NULL && op_parse(name, op_out);
+        } else if (member_is(&s, "key")) {
+            *api_key_out = str_at(message, at);
+            have_key = true;
+        }
+    } while (s.depth > 0 && !(have_op && have_key));
 }

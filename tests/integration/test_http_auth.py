@@ -1,6 +1,9 @@
 """The HTTP port and API keys."""
+import socket
+import struct
 import unittest
 
+import msgpack
 import numpy as np
 
 import omendb
@@ -42,6 +45,19 @@ class HttpAndKeys(unittest.TestCase):
                     self.assertRaises(omendb.AuthenticationFailed, stranger.collections)
             self.assertNotIn("secret", server.log())
             self.assertNotIn("secret", server.http_get("/metrics")[1])
+
+    def test_a_stranger_learns_nothing_and_costs_little(self):
+        """Without a key nothing of a message is decoded: damage further on is not even looked at."""
+        with Server(config=CONFIG) as server:
+            host, port = server.address.split(":")
+            for body in (b"\x83\xa1v\x01\xa2op\xacpoints.count\xaacollection\xc1", b"\x82\xa1v\x01\xa2op\xa4nope", b"\x81\xa1v\x63"):
+                with socket.create_connection((host, int(port)), 10) as s:
+                    s.sendall(b"\x00SP\x00\x00\x30\x00\x00" + struct.pack(">QI", len(body) + 4, 0x80000001) + body)
+                    s.settimeout(10)
+                    got = b""
+                    while len(got) < 20 or len(got) < 16 + struct.unpack(">Q", got[8:16])[0]:
+                        got += s.recv(65536)
+                self.assertEqual(msgpack.unpackb(got[20:], raw=False)["error"]["name"], "unauthenticated", body)
 
     def test_http_pages(self):
         with Server() as server:

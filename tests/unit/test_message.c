@@ -396,6 +396,37 @@ START_TEST(malformed_bytes_are_protocol_errors)
 }
 END_TEST
 
+/* Authentication looks at op and key before anything else is trusted, decoded or allocated. */
+START_TEST(op_and_key_are_found_without_decoding)
+{
+    static const struct {
+        const char *bytes;
+        size_t len;
+        enum wire_op op;
+        const char *key;
+    } cases[] = {
+        { "\x83\xa1v\x01\xa2op\xacpoints.count\xa3key\xa3"
+          "abc",
+                28, WIRE_COUNT, "abc" },
+        { "\x82\xa3key\xa1k\xa2op\xa5hello", 16, WIRE_HELLO, "k" },
+        { "\x82\xa2op\xa5hello\xa1x\xc1", 13, WIRE_HELLO, "" },             /* malformed further on */
+        { "\x82\xa1x\x82\xa2op\xa5hello\xa3key\xa1k\xa1y\x01", 21, 0, "" }, /* not at the top */
+        { "\x82\xa2op\xa4nope\xa3key\x05", 14, 0, "" },
+        { "\x92\xa2op\xa5hello", 10, 0, "" },
+        { "\xa2op", 3, 0, "" },
+        { "", 0, 0, "" },
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        enum wire_op op;
+        struct bytes key;
+        message_peek((struct bytes){ (const uint8_t *)cases[i].bytes, cases[i].len }, &op, &key);
+        ck_assert_msg(op == cases[i].op, "case %zu", i);
+        ck_assert_uint_eq(key.len, strlen(cases[i].key));
+        ck_assert_int_eq(memcmp(key.len > 0 ? key.data : (const uint8_t *)"", cases[i].key, key.len), 0);
+    }
+}
+END_TEST
+
 START_TEST(every_truncation_is_an_error)
 {
     begin_payload();
@@ -769,6 +800,7 @@ int main(void)
     tcase_add_test(requests, defaults_are_those_of_the_page);
     tcase_add_test(requests, query_may_be_an_array_of_numbers);
     tcase_add_test(bad, malformed_bytes_are_protocol_errors);
+    tcase_add_test(bad, op_and_key_are_found_without_decoding);
     tcase_add_test(bad, every_truncation_is_an_error);
     tcase_add_test(bad, huge_counts_are_refused_before_allocation);
     tcase_add_test(bad, deep_nesting_is_refused_by_name);
