@@ -111,7 +111,14 @@ class Server:
         return self.start()
 
     def pause(self):
+        """SIGSTOP, and wait until every thread has stopped: the signal takes effect a little later."""
         self.process.send_signal(signal.SIGSTOP)
+        deadline = time.monotonic() + 30
+        while any(task.read_text().rpartition(")")[2].split()[0] != "T"
+                  for task in Path(f"/proc/{self.pid}/task").glob("*/stat")):
+            if time.monotonic() > deadline:
+                raise AssertionError("the server does not stop")
+            time.sleep(0.005)
 
     def resume(self):
         self.process.send_signal(signal.SIGCONT)
