@@ -147,6 +147,8 @@ static const char *service_not_ready(void *self)
 {
     struct node *node = self;
     if (atomic_load(&node->stopping)) return "stopping";
+    if (atomic_load(&node->shard_damaged))
+        return "a shard is damaged and serves nothing, the log names file and offset";
     if (atomic_load(&node->shard_stopped)) return "a shard has stopped taking writes, see the log";
     if (atomic_load(&node->shard_waits)) return "a shard waits for room on the disk";
     if (atomic_load(&node->env.disk_full))
@@ -182,7 +184,7 @@ static void status_log(struct node *node, struct doc_builder *b)
 
 static void status_totals(struct node *node, struct doc_builder *b)
 {
-    uint64_t points = 0, stream_bytes = 0, meta_bytes = 0, stopped = 0;
+    uint64_t points = 0, stream_bytes = 0, meta_bytes = 0, stopped = 0, damaged = 0;
     pthread_rwlock_rdlock(&node->table_lock);
     uint32_t count = node->slot_count;
     for (uint32_t i = 0; i < count; i++) {
@@ -193,10 +195,12 @@ static void status_totals(struct node *node, struct doc_builder *b)
         stream_bytes += store.stream_bytes;
         meta_bytes += store.meta_bytes;
         stopped += store.stopped != OMEN_OK || replica.stopped != OMEN_OK;
+        damaged += store.damaged;
     }
     pthread_rwlock_unlock(&node->table_lock);
     put_u64(b, "shards_open", count);
     put_u64(b, "shards_stopped", stopped);
+    put_u64(b, "shards_damaged", damaged);
     put_u64(b, "points", points);
     put_u64(b, "stream_bytes", stream_bytes);
     put_u64(b, "meta_bytes", meta_bytes);
@@ -294,6 +298,8 @@ static void node_free(struct node *node)
     if (node->replica_host != NULL) replica_host_close(node->replica_host);
     data_dir_close(&node->dir);
     shard_env_fini(&node->env);
+    pthread_cond_destroy(&node->scrub_wake);
+    pthread_mutex_destroy(&node->scrub_lock);
     pthread_cond_destroy(&node->watch_wake);
     pthread_mutex_destroy(&node->watch_lock);
     pthread_cond_destroy(&node->catalog_wake);
@@ -318,6 +324,8 @@ static struct node *node_new(const struct node_options *options)
     pthread_condattr_init(&attr);
     pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
     pthread_cond_init(&node->watch_wake, &attr);
+    pthread_mutex_init(&node->scrub_lock, NULL);
+    pthread_cond_init(&node->scrub_wake, &attr);
     pthread_condattr_destroy(&attr);
     shard_env_init(&node->env);
     node->service = (struct shard_service){
@@ -349,8 +357,10 @@ enum omen_err node_open(const struct node_options *options, struct node **node_o
     }
     if (rc == OMEN_OK) rc = node_catalog_start(node, err);
     if (rc == OMEN_OK) rc = node_watch_start(node, err);
+    if (rc == OMEN_OK) rc = node_scrub_start(node, err);
     if (rc != OMEN_OK) {
         node_catalog_stop(node);
+        node_watch_stop(node);
         node_free(node);
         return rc;
     }
@@ -366,6 +376,7 @@ void node_close(struct node *node)
 {
     atomic_store(&node->stopping, true);
     node_catalog_stop(node);
+    node_scrub_stop(node);
     node_watch_stop(node); /* retiring shards look after their deadlines themselves */
     node_free(node);
 }

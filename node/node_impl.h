@@ -30,7 +30,8 @@ struct shard_slot {
 struct node_gauges {
     struct metric_gauge *disk_free, *disk_total, *disk_full, *queue_depth, *log_bytes, *collections, *shards,
             *inflight, *resident, *uptime;
-    struct metric_counter *log_syncs, *log_appends, *log_written;
+    struct metric_gauge *shards_damaged;
+    struct metric_counter *log_syncs, *log_appends, *log_written, *scrubbed;
 };
 
 struct node {
@@ -45,6 +46,7 @@ struct node {
     _Atomic bool stopping;
     _Atomic bool shard_waits;   /* one waits for room on the disk */
     _Atomic bool shard_stopped; /* one cannot apply any more */
+    _Atomic bool shard_damaged; /* one was found damaged and serves nothing */
 
     pthread_rwlock_t table_lock; /* guards the table and `map` */
     struct shard_slot *slots;    /* [slot_count] ascending by shard_id */
@@ -66,6 +68,13 @@ struct node {
     bool watch_started;
     uint64_t disk_checked_ns;
 
+    pthread_mutex_t scrub_lock; /* guards scrub_stop */
+    pthread_cond_t scrub_wake;  /* monotonic clock */
+    bool scrub_stop;
+    pthread_t scrub_thread;
+    bool scrub_started;
+    uint64_t scrub_after; /* shards up to this id had their turn; the thread's */
+
     struct node_gauges gauges;
     _Atomic uint64_t disk_free, disk_total;
 };
@@ -84,10 +93,16 @@ void node_catalog_submit(struct node *node, struct shard_call *call);
 /* At start: remove directories of shards that the catalog dropped, open all that it names. */
 OMEN_CHECKED enum omen_err node_catalog_heal(struct node *node, struct err *err);
 
-/* node_watch.c: deadlines, disk headroom, metrics. */
+/* node_watch.c: deadlines, disk headroom. */
 OMEN_CHECKED enum omen_err node_watch_start(struct node *node, struct err *err);
 void node_watch_stop(struct node *node);
 void node_watch_disk(struct node *node);
+
+/* node_scrub.c: checksums of what lies on disk, slowly and for ever. */
+OMEN_CHECKED enum omen_err node_scrub_start(struct node *node, struct err *err);
+void node_scrub_stop(struct node *node);
+
+/* node_watch.c: metrics. */
 void node_metrics_register(struct node *node);
 void node_metrics_collect(struct node *node); /* from now on a render reads the node */
 void node_metrics_shard(struct node *node, struct shard_slot *slot, const char *collection);

@@ -50,7 +50,7 @@ void node_watch_disk(struct node *node)
 
 static void sweep_shards(struct node *node)
 {
-    bool stopped = false, waits = false;
+    bool stopped = false, waits = false, damaged = false;
     uint64_t after = 0;
     for (;;) { /* one at a time: a sweep answers calls, which must not happen under the table's lock */
         struct shard_host *shard = NULL;
@@ -69,9 +69,11 @@ static void sweep_shards(struct node *node)
         /* A full disk is no damage: it goes on when there is room (CORRECTNESS D2). */
         stopped |= (store.stopped != OMEN_OK && store.stopped != OMEN_EFULL) || replica.stopped != OMEN_OK;
         waits |= replica.disk_full;
+        damaged |= store.damaged;
         shard_host_unhold(shard);
     }
     atomic_store(&node->shard_waits, waits);
+    atomic_store(&node->shard_damaged, damaged);
     atomic_store(&node->shard_stopped, stopped);
 }
 
@@ -135,7 +137,8 @@ static uint64_t resident_bytes(void)
     return n == 2 ? resident * (uint64_t)sysconf(_SC_PAGESIZE) : 0;
 }
 
-static void collect_shard(const struct shard_slot *slot)
+/* Returns whether it is damaged. */
+static bool collect_shard(const struct shard_slot *slot)
 {
     struct shard_store_stats store;
     struct replica_status replica;
@@ -151,6 +154,7 @@ static void collect_shard(const struct shard_slot *slot)
     metric_set(g->applied_ops, (int64_t)store.applied_ops);
     metric_set(g->inflight_bytes, (int64_t)replica.inflight_bytes);
     metric_set(g->stopped, store.stopped != OMEN_OK || replica.stopped != OMEN_OK);
+    return store.damaged;
 }
 
 /* A counter that is kept elsewhere: brought up to its value. */
@@ -178,9 +182,11 @@ static void node_collect(void *arg)
     metric_set(g->uptime,
             (int64_t)((clock_monotonic_ns(node->options.clock) - node->opened_ns) / 1000000000ull));
     pthread_rwlock_rdlock(&node->table_lock);
+    int64_t damaged = 0;
     metric_set(g->shards, node->slot_count);
     metric_set(g->collections, node->map == NULL ? 0 : node->map->collection_count);
-    for (uint32_t i = 0; i < node->slot_count; i++) collect_shard(&node->slots[i]);
+    for (uint32_t i = 0; i < node->slot_count; i++) damaged += collect_shard(&node->slots[i]);
+    metric_set(g->shards_damaged, damaged);
     pthread_rwlock_unlock(&node->table_lock);
 }
 
@@ -200,6 +206,10 @@ void node_metrics_register(struct node *node)
             NULL);
     g->collections = metrics_gauge(m, "omendb_node_collections", "Collections", NULL);
     g->shards = metrics_gauge(m, "omendb_node_shards", "Shards open", NULL);
+    g->shards_damaged = metrics_gauge(m, "omendb_node_shards_damaged",
+            "Shards in which the scrubber found damage; they serve nothing", NULL);
+    g->scrubbed = metrics_counter(m, "omendb_node_scrubbed_bytes_total",
+            "Bytes of streams read again and compared with their checksums", NULL);
     g->inflight = metrics_gauge(m, "omendb_node_write_inflight_bytes", "Bytes of writes queued or proposed",
             NULL);
     g->resident = metrics_gauge(m, "omendb_process_resident_bytes", "Resident memory, mapped files included",

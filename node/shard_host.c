@@ -106,6 +106,22 @@ void shard_host_release(struct shard_call *call)
 
 bool shard_host_make_room(struct shard_host *shard) { return shard_write_make_room(shard); }
 
+bool shard_host_scrub(struct shard_host *shard, uint64_t bytes, struct scrub_result *result_out)
+{
+    struct err err;
+    struct shard_store_stats stats;
+    *result_out = (struct scrub_result){ 0 };
+    shard_store_stats(shard->store, &stats);
+    if (stats.damaged) return true;
+    enum omen_err rc = shard_store_scrub(shard->store, bytes, result_out, &err);
+    if (rc == OMEN_OK) return result_out->wrapped;
+    shard_store_stats(shard->store, &stats);
+    LOG_ERROR(stats.damaged ? "shard.damaged" : "shard.scrub",
+            "shard=%llu collection=%s error=%s message=\"%s\"", (unsigned long long)shard->shard_id,
+            shard->collection_name, err_name(rc), err.message);
+    return true;
+}
+
 void shard_host_sweep(struct shard_host *shard)
 {
     shard_write_sweep(shard);

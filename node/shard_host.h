@@ -85,6 +85,8 @@ void shard_host_submit(struct shard_host *shard, struct shard_call *call);
 void shard_host_release(struct shard_call *call);
 /* For room_keeper_start. */
 bool shard_host_make_room(struct shard_host *shard);
+/* Have the store check about `bytes` of its stream; see shard_store_scrub. True: this shard's round is over. One thread. */
+bool shard_host_scrub(struct shard_host *shard, uint64_t bytes, struct scrub_result *result_out);
 /* End calls whose deadline has passed. */
 void shard_host_sweep(struct shard_host *shard);
 

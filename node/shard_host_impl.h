@@ -28,6 +28,7 @@ struct write_batch {
     uint64_t bytes;                   /* sum over writes, for admission */
     struct write_need need;           /* sum over writes */
     uint32_t count;
+    uint64_t log_time_ms;           /* of the entry */
     struct apply_outcome *outcomes; /* [count] the proposal's arg for shard_store_apply */
     struct shard_write *writes[];   /* [count]; NULL: its deadline passed and it was answered */
 };

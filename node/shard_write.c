@@ -199,10 +199,31 @@ static enum omen_err batch_build(struct write_batch *batch, uint8_t **entry_out,
     }
     uint64_t now_ms = clock_wall_ms(shard->env->clock);
     if (now_ms > shard->log_time_ms) shard->log_time_ms = now_ms;
+    batch->log_time_ms = shard->log_time_ms;
     return entry_builder_finish(shard->builder, shard->log_time_ms, epoch, false, entry_out, len_out);
 }
 
 /* ---- completion ---- */
+
+/* What apply refused, as a sentence. */
+static void outcome_explain(const struct write_batch *batch, enum omen_err code, struct shard_call *call)
+{
+    uint64_t issue_ms = call->in.write.op_id.issue_ms, now_ms = batch->log_time_ms;
+    uint64_t retention_ms = batch->shard->env->store.op_retention_ms;
+    bool has_id = call->in.write.op_id.client != 0;
+    if (code == OMEN_EOPEXPIRED)
+        err_set(&call->err, code, "", "the op id is too old to know whether it was applied");
+    else if (code == OMEN_ETOOBIG)
+        err_set(&call->err, code, "", "a payload would grow past the limit of %u bytes", DOC_BYTES_MAX);
+    else if (code == OMEN_EINVAL && has_id && issue_ms > now_ms && issue_ms - now_ms > retention_ms)
+        err_set(&call->err, code, "op_id[2]",
+                "issued at %llu ms, which is %llu ms ahead of this shard's time, %llu ms; at most %llu ms are "
+                "allowed: set the client's clock",
+                (unsigned long long)issue_ms, (unsigned long long)(issue_ms - now_ms),
+                (unsigned long long)now_ms, (unsigned long long)retention_ms);
+    else
+        err_set(&call->err, code, "", "refused by the shard");
+}
 
 static void batch_answer(struct write_batch *batch, enum omen_err result, uint64_t sequence,
         const struct err *err)
@@ -221,15 +242,7 @@ static void batch_answer(struct write_batch *batch, enum omen_err result, uint64
             call->sequence = outcome->sequence != 0 ? outcome->sequence : sequence;
             call->out.write.affected = outcome->affected;
             call->out.write.duplicate = outcome->duplicate;
-            if (outcome->code != OMEN_OK) {
-                err_set(&call->err, outcome->code, "",
-                        outcome->code == OMEN_EOPEXPIRED
-                                ? "the op id is too old to know whether it was applied"
-                                : outcome->code == OMEN_ETOOBIG
-                                ? "a payload would grow past the limit of %u bytes"
-                                : "refused by the shard",
-                        DOC_BYTES_MAX);
-            }
+            if (outcome->code != OMEN_OK) outcome_explain(batch, outcome->code, call);
         }
         call->done(call); /* may release and free the write */
     }

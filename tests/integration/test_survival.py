@@ -251,6 +251,38 @@ class Damage(Base):
             with omendb.connect(server.address, timeout=60) as db:
                 self.check_all(db.collection("docs"), range(3000))
 
+    def test_flipped_bit_under_a_running_server_is_found_named_and_never_served(self):
+        with Server() as server:
+            with omendb.connect(server.address, timeout=60) as db:
+                for name in ("docs", "other"):
+                    upsert(db.create_collection(name, dim=DIM, metric="l2"), range(500))
+                docs, other = db.collection("docs"), db.collection("other")
+                chunk = next(p for p in sorted(glob.glob(str(server.data / "shards" / "*" / "stream" / "*.chunk"))))
+                self.flip(chunk, 4096 + random.Random(SEED).randrange(self.used_bytes(chunk) - 4096))
+                deadline = time.monotonic() + 60
+                while "damaged" not in server.http_get("/readyz")[1]:
+                    self.assertLess(time.monotonic(), deadline, server.log())
+                    time.sleep(0.05)
+                self.assertEqual(server.http_get("/readyz")[0], 503)
+                self.assertIn("omendb_node_shards_damaged 1", server.http_get("/metrics")[1])
+                failed = 0
+                for collection in (docs, other):
+                    calls = [lambda: collection.get([1]), lambda: collection.count(), lambda: upsert(collection, [1]),
+                             lambda: collection.search(vector(1), k=3)]
+                    errors = []
+                    for call in calls:
+                        try:
+                            call()
+                        except omendb.OmenError as e:
+                            errors.append(str(e))
+                    self.assertIn(len(errors), (0, len(calls)), errors)
+                    failed += len(errors) > 0
+                    for text in errors:
+                        self.assertIn("offset", text)
+                        self.assertIn(os.path.basename(chunk), text)
+                self.assertEqual(failed, 1, "one collection is damaged, the other one is served")
+            self.assertIn("shard.damaged", server.log())
+
     def test_flipped_bit_in_the_metadata_is_named_and_never_served(self):
         with Server(args=SMALL) as server:
             self.prepare(server, checkpointed=True)

@@ -265,6 +265,21 @@ START_TEST(same_op_id_is_applied_once)
 }
 END_TEST
 
+START_TEST(op_id_from_a_clock_ahead_is_told_both_times)
+{
+    char ahead[32];
+    struct shard_call call;
+    ck_assert_int_eq(catalog(CATALOG_CREATE, "docs", 1, METRIC_L2), OMEN_OK);
+    struct op_id op_id = { 7, 1, clock_wall_ms(clock_system()) + 3600000 };
+    ck_assert_int_eq(upsert(collection("docs").shards[0].shard_id, 1, op_id, &call), OMEN_EINVAL);
+    ck_assert_str_eq(call.err.field, "op_id[2]");
+    snprintf(ahead, sizeof ahead, "%llu", (unsigned long long)op_id.issue_ms);
+    ck_assert_ptr_nonnull(strstr(call.err.message, ahead));
+    ck_assert_ptr_nonnull(strstr(call.err.message, "120000 ms"));
+    release(&call);
+}
+END_TEST
+
 START_TEST(cosine_vectors_come_back_normalised_and_queries_are_too)
 {
     ck_assert_int_eq(catalog(CATALOG_CREATE, "docs", 1, METRIC_COSINE), OMEN_OK);
@@ -521,6 +536,7 @@ int main(void)
     tcase_add_test(tcase, acknowledged_points_are_there_after_a_restart);
     tcase_add_test(tcase, waiting_writers_share_entries_and_none_is_lost);
     tcase_add_test(tcase, same_op_id_is_applied_once);
+    tcase_add_test(tcase, op_id_from_a_clock_ahead_is_told_both_times);
     tcase_add_test(tcase, cosine_vectors_come_back_normalised_and_queries_are_too);
     tcase_add_test(tcase, read_waits_for_its_token_and_gives_up_at_the_deadline);
     tcase_add_test(tcase, past_deadline_is_not_begun);
