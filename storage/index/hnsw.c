@@ -33,6 +33,7 @@ static void hnsw_free(struct index *index)
     hnsw_unmap(h->states, nodes, sizeof *h->states);
     hnsw_unmap(h->slots, nodes, sizeof *h->slots);
     hnsw_unmap(h->in_degrees, nodes, sizeof *h->in_degrees);
+    hnsw_unmap(h->upper_degrees, h->upper_capacity, sizeof *h->upper_degrees);
     hnsw_unmap(h->nodes, h->slot_capacity, sizeof *h->nodes);
     mem_free(h->pins);
     mem_free(h->row_locks);
@@ -58,13 +59,14 @@ static bool map_arrays(struct hnsw *h, size_t expected)
     h->states = hnsw_map(nodes, sizeof *h->states, expected * 8);
     h->slots = hnsw_map(nodes, sizeof *h->slots, expected * sizeof *h->slots);
     h->in_degrees = hnsw_map(nodes, sizeof *h->in_degrees, expected * sizeof *h->in_degrees);
+    h->upper_degrees = hnsw_map(h->upper_capacity, sizeof *h->upper_degrees, 0);
     h->nodes = hnsw_map(h->slot_capacity, sizeof *h->nodes, expected * sizeof *h->nodes);
     h->pins = mem_alloc_aligned(64, HNSW_PINS * sizeof *h->pins);
     h->row_locks = mem_calloc(HNSW_ROW_LOCKS, sizeof *h->row_locks);
     if (h->pins != NULL) memset(h->pins, 0, HNSW_PINS * sizeof *h->pins);
     return h->vectors != NULL && h->rows != NULL && h->uppers != NULL && h->towers != NULL &&
             h->levels != NULL && h->states != NULL && h->slots != NULL && h->in_degrees != NULL &&
-            h->nodes != NULL && h->pins != NULL && h->row_locks != NULL;
+            h->upper_degrees != NULL && h->nodes != NULL && h->pins != NULL && h->row_locks != NULL;
 }
 
 static size_t row_stride_of(uint32_t links)
@@ -76,7 +78,8 @@ double hnsw_bytes_per_node(uint32_t dim, enum metric metric, uint32_t M, bool qu
 {
     uint32_t code_dim = dim + (metric == METRIC_IP);
     double bytes = (double)(row_stride_of(2 * M) * sizeof(uint32_t));
-    bytes += (double)(row_stride_of(M) * sizeof(uint32_t)) / (M - 1); /* upper layers: 1/M + 1/M^2 + ... */
+    bytes += (double)(row_stride_of(M) * sizeof(uint32_t) + 4) /
+            (M - 1);                                      /* upper layers: 1/M + 1/M^2 + ... */
     bytes += 4 + 1 + 1 + 4 + 4 + 4;                       /* tower, level, state, slot, node, in-degree */
     bytes += (double)(align_up(dim, 16) * sizeof(float)); /* vector */
     if (metric == METRIC_IP) bytes += sizeof(float);      /* lift */
@@ -149,17 +152,13 @@ static enum omen_err hnsw_new(const struct index_rows *rows, const struct index_
     return OMEN_OK;
 }
 
+/* What index_build cannot know. */
 static enum omen_err check_params(const struct index_rows *rows, const struct index_params *params,
         struct err *err)
 {
-    if (rows->dim == 0 || rows->dim > OMEN_DIM_MAX)
-        return err_set(err, OMEN_EINVAL, "dim", "dim must be between 1 and %u, got %u", OMEN_DIM_MAX,
-                rows->dim);
     if (rows->count > INDEX_SLOTS_MAX / 2)
         return err_set(err, OMEN_EINVAL, "count", "at most %u rows, got %u", INDEX_SLOTS_MAX / 2,
                 rows->count);
-    if (rows->count > 0 && rows->stride_floats < rows->dim)
-        return err_set(err, OMEN_EINVAL, "stride_floats", "rows of %u components overlap", rows->dim);
     if (params->M != 0 && (params->M < HNSW_M_MIN || params->M > HNSW_M_MAX))
         return err_set(err, OMEN_EINVAL, "M", "M must be between %u and %u, got %u", HNSW_M_MIN, HNSW_M_MAX,
                 params->M);
@@ -172,11 +171,6 @@ static enum omen_err check_params(const struct index_rows *rows, const struct in
     if (params->quant > INDEX_QUANT_SCALAR)
         return err_set(err, OMEN_EINVAL, "quant", "a mutable HNSW has no %s codes",
                 index_quant_name(params->quant));
-    for (uint32_t i = 0; i < rows->count; i++) {
-        uint32_t position;
-        if (!vector_finite(rows->data + i * rows->stride_floats, rows->dim, &position))
-            return err_set(err, OMEN_EINVAL, "rows", "component %u of slot %u is not finite", position, i);
-    }
     return OMEN_OK;
 }
 
@@ -243,10 +237,6 @@ static enum omen_err build_all(struct build *b, uint32_t thread_count, struct er
 enum omen_err hnsw_build(const struct index_rows *rows, const struct index_params *params,
         const struct index_control *control, struct index **index_out, struct err *err)
 {
-    static const struct index_params default_params;
-    static const struct index_control default_control;
-    if (params == NULL) params = &default_params;
-    if (control == NULL) control = &default_control;
     *index_out = NULL;
     enum omen_err rc = check_params(rows, params, err);
     if (rc != OMEN_OK) return rc;

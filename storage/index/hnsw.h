@@ -9,6 +9,7 @@
  * two calls on the same slot at once are the caller's race (one of them gets OMEN_EEXISTS or
  * OMEN_ENOTFOUND). At most HNSW_SCRATCHES_MAX scratches exist at a time and HNSW_WRITERS_MAX writers work at
  * a time, more of them wait.
+ * A filter of a search must have bits for all slots that may be inserted before the search ends.
  * A search that starts after index_insert returned finds the point like any other; one that starts after
  * index_remove returned does not return it.
  * Memory: as written down in storage/index/README.md and computed by hnsw_bytes_per_node. */
@@ -27,10 +28,9 @@
 /* Nodes an index without `capacity` has address space for; more is refused with OMEN_EFULL. */
 #define HNSW_NODES_DEFAULT (1u << 24)
 
-/* index_build for INDEX_HNSW. Quantization: AUTO and SCALAR walk on 8-bit codes where these are near enough
- * to the distances (else on f32), NONE always walks on f32; others are OMEN_EINVAL. `held_out` is honoured
- * by calibration: these rows are searched for before they are inserted. Cost: about count * ef_construction
- * * 2M code distances. */
+/* index_build for INDEX_HNSW: what that checks is not checked again, params and control are never NULL.
+ * Quantization: AUTO and SCALAR walk on 8-bit codes where these are near enough to the distances (else on f32),
+ * NONE always walks on f32; others are OMEN_EINVAL. Cost: about count * ef_construction * 2M code distances. */
 OMEN_CHECKED enum omen_err hnsw_build(const struct index_rows *rows, const struct index_params *params,
         const struct index_control *control, struct index **index_out, struct err *err);
 

@@ -149,12 +149,12 @@ VNNI static uint32_t pair_vnni(const uint8_t *a, const uint8_t *b, size_t stride
 static const struct hnsw_code_ops ops_vnni = { many_vnni, pair_vnni };
 #endif
 
-/* Follows kernel_get, so that OMENDB_ISA lowers both. */
-static const struct hnsw_code_ops *ops_choose(const struct kernel *kernel)
+/* The index asks for what kernel_get chose, so that OMENDB_ISA lowers both. */
+const struct hnsw_code_ops *hnsw_code_ops_for(enum kernel_isa isa)
 {
 #ifdef __x86_64__
-    if (kernel->isa == KERNEL_AVX512 && __builtin_cpu_supports("avx512vnni")) return &ops_vnni;
-    if (kernel->isa != KERNEL_SCALAR) return &ops_avx2;
+    if (isa == KERNEL_AVX512 && __builtin_cpu_supports("avx512vnni")) return &ops_vnni;
+    if (isa != KERNEL_SCALAR && __builtin_cpu_supports("avx2")) return &ops_avx2;
 #endif
     return &ops_scalar;
 }
@@ -234,9 +234,16 @@ void hnsw_probe_query(const struct hnsw *h, const struct hnsw_codes *codes, cons
 {
     *probe_out = (struct hnsw_probe){ .code = code, .f32 = query, .lift = 0 };
     if (!codes->quantized) return;
-    float inverse = 1.0f / codes->step, low = -codes->query_max, high = 255.0f + codes->query_max;
+    float inverse = 1.0f / codes->step, low = -codes->query_max, high = 255.0f + codes->query_max, scale = 1;
+    if (codes->lift != NULL) {
+        /* The order of dot products does not change with the query's length; at the points' own it fills the
+         * range of codes. */
+        float norm = h->kernel->dot_f32(query, query, h->index.dim);
+        scale = norm > 0 && isfinite(norm) ? sqrtf(codes->norm_max_sq / norm) : 1.0f;
+        if (!(scale > 0 && isfinite(scale))) scale = 1;
+    }
     for (uint32_t i = 0; i < codes->code_dim; i++) {
-        float x = ((i < h->index.dim ? query[i] : 0.0f) - codes->offset[i]) * inverse;
+        float x = ((i < h->index.dim ? scale * query[i] : 0.0f) - codes->offset[i]) * inverse;
         code[i] = (int16_t)lrintf(fminf(fmaxf(x, low), high));
     }
     memset(code + codes->code_dim, 0, (codes->stride - codes->code_dim) * sizeof *code);
@@ -358,7 +365,7 @@ struct hnsw_codes *hnsw_codes_new(const struct hnsw *h, const struct hnsw_sample
     struct hnsw_codes *codes = mem_calloc(1, sizeof *codes);
     if (codes == NULL) return NULL;
     bool lifted = h->index.metric == METRIC_IP;
-    codes->ops = ops_choose(h->kernel);
+    codes->ops = hnsw_code_ops_for(h->kernel->isa);
     codes->code_dim = h->index.dim + lifted;
     codes->stride = align_up(codes->code_dim, CODE_ALIGN);
     codes->query_max = floorf(sqrtf(2147483000.0f / (float)codes->stride)) - 256.0f;

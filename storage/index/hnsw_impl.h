@@ -4,27 +4,26 @@
  * graph. A slot may be used again at once after a remove, a node only when nobody can see it any more, so
  * they differ.
  *
- *   FREE -insert-> LINKING -linked-> LIVE -remove-> DEAD -batch begins-> DYING -links to it cut, readers left-> FREE
+ *   FREE -insert-> LINKING -linked-> LIVE -remove-> DEAD -batch-> DYING -all links cut, readers left-> FREE
  *
- *   FREE     no link leads to it, nobody reads it.          LINKING  its vector, code and rows are written; others may
- *   LIVE     searches may return it.                                 already walk through it; not returned yet.
+ *   FREE     no link leads to it, nobody reads it.
+ *   LINKING  its vector, code and rows are written; others may already walk through it; not returned yet.
+ *   LIVE     searches may return it.
  *   DEAD     never returned, still a bridge; nobody links to it any more.
  *   DYING    DEAD, and being cut out: every row but those of DYING nodes loses its links to it.
  *
  * Readers take no lock. Why that is right:
- *  - A row is a fixed array of u32 nodes, ended by HNSW_NONE; every element is read and written atomically,
- * so a reader
- *    that meets a row while it is rewritten sees old or new neighbours, each of them a node. It may miss or repeat one
- *    neighbour: no worse than having come a moment earlier or later.
- *  - A node is written (vector, code, own rows) before the first link to it is stored with release; links
- * are loaded
- *    with acquire.
+ *  - A row is a fixed array of u32 nodes, ended by HNSW_NONE; every element is read and written atomically, so
+ *    a reader that meets a row while it is rewritten sees old or new neighbours, each of them a node. It may
+ *    miss or repeat one neighbour: no worse than having come a moment earlier or later.
+ *  - A node is written (vector, code, own rows) before the first link to it is stored with release; links are
+ *    loaded with acquire.
  *  - A node is reused only after every link to it was cut and every search that was running then has ended
- * (epochs,
- *    hnsw_mem.c). That no new link to a dead node appears: writers link only to nodes they see LIVE or LINKING; links
- *    are cut only after all writers that began before the node was DEAD have ended (the same epochs).
- * Writers lock one row at a time (striped), never two: no deadlock. Lock order: retrain > repair > alloc,
- * entry. */
+ *    (epochs, hnsw_mem.c). That no new link to a dead node appears: writers link only to nodes they see LIVE
+ *    or LINKING; links are cut only after all writers that began before the node was DEAD have ended (the
+ *    same epochs).
+ * Writers lock one row at a time (striped), never two: no deadlock. Lock order: repair, training, row; alloc
+ * and entry are innermost. */
 #ifndef OMEN_STORAGE_INDEX_HNSW_IMPL_H
 #define OMEN_STORAGE_INDEX_HNSW_IMPL_H
 
@@ -39,6 +38,7 @@
 
 #define HNSW_NONE UINT32_MAX
 #define HNSW_LEVEL_MAX 12       /* layers above 0 */
+#define HNSW_SEEDS 4            /* nodes of layer 1 that a beam on layer 0 starts from */
 #define HNSW_ROW_LOCKS 4096     /* power of two */
 #define HNSW_ALPHA_DEFAULT 1.0f /* a candidate is covered when alpha * d(c, s) < d(c, q), distances squared */
 #define HNSW_TRAIN_ROWS_MIN 1024 /* nodes before codes are trained */
@@ -153,15 +153,16 @@ struct hnsw {
     float level_factor;              /* 1 / ln M */
     const struct kernel *kernel;
 
-    float *vectors;               /* [node_capacity][vector_stride] */
-    _Atomic uint32_t *rows;       /* [node_capacity][row_stride] layer 0, 2M of them links */
-    _Atomic uint32_t *uppers;     /* [upper_capacity][upper_stride] layers >= 1, M of them links */
-    uint32_t *towers;             /* [node_capacity] upper row of layer 1; the others follow it */
-    uint8_t *levels;              /* [node_capacity] */
-    _Atomic uint8_t *states;      /* [node_capacity] enum hnsw_state */
-    uint32_t *slots;              /* [node_capacity] slot of the node's point */
-    _Atomic uint32_t *nodes;      /* [slot_capacity] node + 1 of a live slot, 0 = none */
-    _Atomic uint32_t *in_degrees; /* [node_capacity] links to it on layer 0 */
+    float *vectors;                  /* [node_capacity][vector_stride] */
+    _Atomic uint32_t *rows;          /* [node_capacity][row_stride] layer 0, 2M of them links */
+    _Atomic uint32_t *uppers;        /* [upper_capacity][upper_stride] layers >= 1, M of them links */
+    uint32_t *towers;                /* [node_capacity] upper row of layer 1; the others follow it */
+    uint8_t *levels;                 /* [node_capacity] */
+    _Atomic uint8_t *states;         /* [node_capacity] enum hnsw_state */
+    uint32_t *slots;                 /* [node_capacity] slot of the node's point */
+    _Atomic uint32_t *nodes;         /* [slot_capacity] node + 1 of a live slot, 0 = none */
+    _Atomic uint32_t *in_degrees;    /* [node_capacity] links to it on layer 0 */
+    _Atomic uint32_t *upper_degrees; /* [upper_capacity] links to it on the layer of that upper row */
     _Atomic(struct hnsw_codes *) codes;
 
     _Atomic uint64_t entry;      /* level << 32 | node; HNSW_NONE while empty */
@@ -207,6 +208,11 @@ static inline _Atomic uint32_t *hnsw_row(const struct hnsw *h, uint32_t node, ui
 {
     if (layer == 0) return h->rows + (size_t)node * h->row_stride;
     return h->uppers + (size_t)(h->towers[node] + layer - 1) * h->upper_stride;
+}
+
+static inline _Atomic uint32_t *hnsw_in_degree(const struct hnsw *h, uint32_t node, uint32_t layer)
+{
+    return layer == 0 ? &h->in_degrees[node] : &h->upper_degrees[h->towers[node] + layer - 1];
 }
 
 static inline uint32_t hnsw_row_max(const struct hnsw *h, uint32_t layer)
@@ -260,6 +266,9 @@ OMEN_CHECKED bool hnsw_scratch_begin(struct index_scratch *scratch, const struct
 OMEN_CHECKED bool hnsw_scratch_hits(struct index_scratch *scratch, uint32_t count);
 
 /* ---- hnsw_codes.c ------------------------------------------------------------------------------------- */
+
+/* Best up to `isa` that this CPU has; all give equal sums. */
+const struct hnsw_code_ops *hnsw_code_ops_for(enum kernel_isa isa);
 
 /* Rows to train on: `ids` NULL = 0..count-1. */
 struct hnsw_sample {
@@ -316,7 +325,12 @@ static inline uint32_t hnsw_pool_key(uint64_t entry) { return (uint32_t)(entry >
 /* Nearest node on `layer` reached by greedy steps from `node`. */
 uint32_t hnsw_descend(struct hnsw_walk *walk, uint32_t node, uint32_t from_layer, uint32_t to_layer);
 /* Fill the scratch's pool with the `ef` nearest counted nodes of `layer` and the bridges between them. */
-enum hnsw_walk_end hnsw_beam(struct hnsw_walk *walk, uint32_t node, uint32_t layer, uint32_t ef);
+enum hnsw_walk_end hnsw_beam(struct hnsw_walk *walk, const uint32_t *seeds, uint32_t seed_count,
+        uint32_t layer, uint32_t ef);
+/* Where a beam on `layer` starts: the nearest few of the layer above, or the entry. One start is not enough
+ * when points lie in clusters: links between them are made when the graph is small and get fewer as points
+ * come and go, so a beam that begins in the wrong cluster may stay there. The number of seeds, >= 1. */
+uint32_t hnsw_seeds(struct hnsw_walk *walk, uint64_t entry, uint32_t layer, uint32_t seeds_out[HNSW_SEEDS]);
 
 /* ---- hnsw_link.c, hnsw_insert.c, hnsw_repair.c, hnsw_search.c ----------------------------------------- */
 
@@ -328,7 +342,8 @@ uint32_t hnsw_select(const struct hnsw *h, const struct hnsw_codes *codes, struc
 void hnsw_row_write(struct hnsw *h, uint32_t node, uint32_t layer, const uint32_t *neighbours,
         uint32_t count);
 uint32_t hnsw_row_read(const struct hnsw *h, uint32_t node, uint32_t layer, uint32_t *neighbours_out);
-/* Add node -> target, pruning a full row; `force` never drops the new link. */
+/* Add node -> target, pruning a full row. The new link is never dropped when `force` or when it is target's
+ * first. */
 void hnsw_link_add(struct hnsw *h, const struct hnsw_codes *codes, struct index_scratch *writer,
         uint32_t node, uint32_t layer, uint32_t target, float distance, bool force);
 

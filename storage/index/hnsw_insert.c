@@ -50,7 +50,7 @@ static uint32_t find_neighbours(struct hnsw *h, const struct hnsw_codes *codes, 
         uint32_t node, uint64_t entry, bool ground, uint32_t counts[HNSW_LEVEL_MAX + 1])
 {
     struct hnsw_probe probe;
-    uint32_t level = h->levels[node], entry_level = (uint32_t)(entry >> 32), at = (uint32_t)entry;
+    uint32_t level = h->levels[node], entry_level = (uint32_t)(entry >> 32), seeds[HNSW_SEEDS];
     struct hnsw_walk walk = { .h = h,
         .codes = codes,
         .probe = &probe,
@@ -59,12 +59,14 @@ static uint32_t find_neighbours(struct hnsw *h, const struct hnsw_codes *codes, 
     hnsw_probe_node(h, codes, node, w->code, &probe);
     memset(counts, 0, (HNSW_LEVEL_MAX + 1) * sizeof *counts);
     if (ground) level = entry_level = 0;
-    if (entry_level > level) at = hnsw_descend(&walk, at, entry_level, level);
-    for (uint32_t layer = level < entry_level ? level : entry_level;; layer--) {
-        hnsw_beam(&walk, at, layer, h->ef_construction);
+    uint32_t layer = level < entry_level ? level : entry_level;
+    uint32_t seed_count = hnsw_seeds(&walk, ground ? (uint32_t)entry : entry, layer, seeds);
+    for (;; layer--) {
+        hnsw_beam(&walk, seeds, seed_count, layer, h->ef_construction);
         counts[layer] = choose(h, codes, w, node, h->M, w->found + (size_t)layer * 2 * h->M);
-        at = hnsw_pool_node(w->pool[0]);
         if (layer == 0) break;
+        for (seed_count = 0; seed_count < HNSW_SEEDS && seed_count < w->pool_count; seed_count++)
+            seeds[seed_count] = hnsw_pool_node(w->pool[seed_count]);
     }
     uint32_t first = (uint32_t)
             entry; /* pushed out of a pool full of dead nodes it is still there to hold on to */
@@ -131,16 +133,6 @@ bool hnsw_connect(struct hnsw *h, const struct hnsw_codes *codes, struct index_s
 
 /* ---- insert ------------------------------------------------------------------------------------------- */
 
-static enum omen_err check_vector(const struct hnsw *h, uint32_t slot, const float *vector, struct err *err)
-{
-    uint32_t position;
-    if (slot >= h->slot_capacity)
-        return err_set(err, OMEN_EINVAL, "slot", "slot %u is above the limit of %u", slot, h->slot_capacity);
-    if (!vector_finite(vector, h->index.dim, &position))
-        return err_set(err, OMEN_EINVAL, "vector", "component %u of slot %u is not finite", position, slot);
-    return OMEN_OK;
-}
-
 /* The point becomes part of the graph. Caller is pinned and shares the training lock. */
 static bool link_in(struct hnsw *h, struct index_scratch *w, uint32_t node)
 {
@@ -184,8 +176,7 @@ static enum omen_err insert_with(struct hnsw *h, struct index_scratch *w, uint32
 enum omen_err hnsw_insert(struct index *index, uint32_t slot, const float *vector, struct err *err)
 {
     struct hnsw *h = hnsw_of(index);
-    enum omen_err rc = check_vector(h, slot, vector, err);
-    if (rc != OMEN_OK) return rc;
+    enum omen_err rc = OMEN_OK;
     struct index_scratch *w = hnsw_writer_take(h);
     if (w == NULL) return err_set(err, OMEN_ENOMEM, NULL, "no memory to insert slot %u", slot);
     for (int attempt = 0; attempt < 2; attempt++) {

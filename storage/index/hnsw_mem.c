@@ -144,8 +144,8 @@ enum omen_err hnsw_node_alloc(struct hnsw *h, uint32_t level, uint32_t *node_out
         _Atomic uint32_t *row = hnsw_row(h, node, layer);
         uint32_t max = hnsw_row_max(h, layer);
         for (uint32_t i = 0; i < max; i++) atomic_store_explicit(&row[i], HNSW_NONE, memory_order_relaxed);
+        atomic_store_explicit(hnsw_in_degree(h, node, layer), 0, memory_order_relaxed);
     }
-    atomic_store_explicit(&h->in_degrees[node], 0, memory_order_relaxed);
     atomic_store_explicit(&h->states[node], HNSW_LINKING, memory_order_release);
     *node_out = node;
     return OMEN_OK;

@@ -8,7 +8,8 @@
  * Then a walk from the entry finds points that lost their last link and links them again.
  *
  *   IDLE -enough dead-> WAIT -older writers ended-> SWEEP -all rows-> DRAIN -older readers ended-> REACH
- *   REACH -walked-> RELINK -nothing relinked, or 3 rounds-> IDLE              RELINK -something relinked-> REACH
+ *   REACH -all walked-> RELINK -nothing relinked, or 3 rounds-> IDLE
+ *   RELINK -something relinked-> REACH
  *
  * Work is done in steps by the writers themselves, so that a delete costs a bounded piece of it: a round
  * ends before the next batch is full.
@@ -63,8 +64,7 @@ static enum omen_err bury(struct hnsw *h, uint32_t slot)
 enum omen_err hnsw_remove(struct index *index, uint32_t slot, struct err *err)
 {
     struct hnsw *h = hnsw_of(index);
-    if (slot >= h->slot_capacity)
-        return err_set(err, OMEN_EINVAL, "slot", "slot %u is above the limit of %u", slot, h->slot_capacity);
+    if (slot >= INDEX_SLOTS_MAX) return err_set(err, OMEN_EINVAL, "slot", "slot %u is out of range", slot);
     struct index_scratch *w = hnsw_writer_take(h);
     if (w == NULL) return err_set(err, OMEN_ENOMEM, NULL, "no memory to remove slot %u", slot);
     hnsw_pin(h, w->pin);
@@ -93,27 +93,52 @@ static bool has_dying(const struct hnsw *h, const uint32_t *neighbours, uint32_t
     return false;
 }
 
-/* Living neighbours of the dying ones behind the others: items[0..kept) stay, [kept..result) may come. */
-static uint32_t gather(const struct hnsw *h, uint32_t node, uint32_t layer, uint32_t *items, uint32_t count,
-        uint32_t *kept_out)
+/* A row under repair. */
+struct patch {
+    uint32_t items
+            [CANDIDATES_MAX]; /* [0..kept) neighbours that stay, [kept..total) neighbours of dying ones */
+    uint32_t dying[2 * HNSW_M_MAX];
+    uint32_t kept, total, dying_count;
+};
+
+static void gather(const struct hnsw *h, uint32_t node, uint32_t layer, struct patch *p)
 {
-    uint32_t dead[2 * HNSW_M_MAX], theirs[2 * HNSW_M_MAX], dead_count = 0, kept = 0;
+    uint32_t theirs[2 * HNSW_M_MAX], count = hnsw_row_read(h, node, layer, p->items);
+    p->kept = p->dying_count = 0;
     for (uint32_t i = 0; i < count; i++) {
-        if (hnsw_state(h, items[i]) == HNSW_DYING)
-            dead[dead_count++] = items[i];
+        if (hnsw_state(h, p->items[i]) == HNSW_DYING)
+            p->dying[p->dying_count++] = p->items[i];
         else
-            items[kept++] = items[i];
+            p->items[p->kept++] = p->items[i];
     }
-    uint32_t total = kept;
-    for (uint32_t d = 0; d < dead_count; d++) {
-        uint32_t n = hnsw_row_read(h, dead[d], layer, theirs);
-        for (uint32_t i = 0; i < n && total < CANDIDATES_MAX; i++) {
-            if (theirs[i] == node || !hnsw_linkable(h, theirs[i]) || among(items, total, theirs[i])) continue;
-            items[total++] = theirs[i];
+    p->total = p->kept;
+    if (!hnsw_linkable(h, node)) return; /* a dead node loses links, it gets none */
+    for (uint32_t d = 0; d < p->dying_count; d++) {
+        uint32_t n = hnsw_row_read(h, p->dying[d], layer, theirs);
+        for (uint32_t i = 0; i < n && p->total < CANDIDATES_MAX; i++) {
+            if (theirs[i] == node || !hnsw_linkable(h, theirs[i]) || among(p->items, p->total, theirs[i]))
+                continue;
+            p->items[p->total++] = theirs[i];
         }
     }
-    *kept_out = kept;
-    return hnsw_linkable(h, node) ? total : kept; /* a dead node loses links, it gets none */
+}
+
+/* The living neighbour of `dying` that lies nearest to it and is not in the row yet; HNSW_NONE. */
+static uint32_t heir(const struct hnsw *h, const struct hnsw_codes *codes, uint32_t node, uint32_t dying,
+        uint32_t layer, const struct hnsw_link *links, uint32_t count)
+{
+    uint32_t theirs[2 * HNSW_M_MAX], n = hnsw_row_read(h, dying, layer, theirs), best = HNSW_NONE,
+                                     best_key = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        if (theirs[i] == node || !hnsw_linkable(h, theirs[i])) continue;
+        uint32_t key = hnsw_distance(h, codes, dying, theirs[i]);
+        if (best != HNSW_NONE && key >= best_key) continue;
+        best = theirs[i];
+        best_key = key;
+    }
+    for (uint32_t i = 0; i < count && best != HNSW_NONE; i++)
+        if (links[i].node == best) return HNSW_NONE; /* inherited already */
+    return best;
 }
 
 /* As in insertion a candidate is covered by a nearer neighbour that is nearer to it than we are. */
@@ -143,27 +168,44 @@ static uint32_t replace(const struct hnsw *h, const struct hnsw_codes *codes, st
     return chosen;
 }
 
+/* Every dying neighbour is followed by its heir while there is room, also where a nearer neighbour covers
+ * it: what made far links when the graph was small does not come back, and without them clusters drift
+ * apart. */
+static uint32_t inherit(const struct hnsw *h, const struct hnsw_codes *codes, uint32_t node, uint32_t layer,
+        const struct patch *p, struct hnsw_link *links, uint32_t chosen)
+{
+    uint32_t max = p->kept + p->dying_count;
+    for (uint32_t d = 0; d < p->dying_count && chosen < max; d++) {
+        uint32_t next = heir(h, codes, node, p->dying[d], layer, links, chosen);
+        if (next == HNSW_NONE) continue;
+        links[chosen++] = (struct hnsw_link){ hnsw_key_value(codes, hnsw_distance(h, codes, node, next)),
+            next };
+    }
+    return chosen;
+}
+
 static void row_repair(struct hnsw *h, const struct hnsw_codes *codes, struct index_scratch *w, uint32_t node,
         uint32_t layer)
 {
-    uint32_t items[CANDIDATES_MAX], keys[CANDIDATES_MAX], kept;
+    struct patch p;
+    uint32_t keys[CANDIDATES_MAX];
     struct hnsw_link links[CANDIDATES_MAX];
-    uint32_t count = hnsw_row_read(h, node, layer, items);
-    if (!has_dying(h, items, count)) return;
+    uint32_t count = hnsw_row_read(h, node, layer, p.items);
+    if (!has_dying(h, p.items, count)) return;
     _Alignas(64) int16_t code[OMEN_DIM_MAX + 64];
     struct hnsw_probe probe;
     hnsw_probe_node(h, codes, node, code, &probe);
     hnsw_row_lock(h, node, layer);
-    count = hnsw_row_read(h, node, layer, items);
-    uint32_t total = gather(h, node, layer, items, count, &kept);
-    hnsw_distances(h, codes, &probe, items, total, keys);
-    for (uint32_t i = 0; i < total; i++)
-        links[i] = (struct hnsw_link){ hnsw_key_value(codes, keys[i]), items[i] };
-    uint32_t chosen = replace(h, codes, links, kept, total, count);
-    for (uint32_t i = 0; i < chosen; i++) items[i] = links[i].node;
-    hnsw_row_write(h, node, layer, items, chosen);
+    gather(h, node, layer, &p);
+    hnsw_distances(h, codes, &probe, p.items, p.total, keys);
+    for (uint32_t i = 0; i < p.total; i++)
+        links[i] = (struct hnsw_link){ hnsw_key_value(codes, keys[i]), p.items[i] };
+    uint32_t chosen = replace(h, codes, links, p.kept, p.total, hnsw_row_max(h, layer));
+    if (p.total > p.kept) chosen = inherit(h, codes, node, layer, &p, links, chosen);
+    for (uint32_t i = 0; i < chosen; i++) p.items[i] = links[i].node;
+    hnsw_row_write(h, node, layer, p.items, chosen);
     hnsw_row_unlock(h, node, layer);
-    for (uint32_t i = kept; i < chosen; i++)
+    for (uint32_t i = p.kept; i < chosen; i++)
         hnsw_link_add(h, codes, w, links[i].node, layer, node, links[i].distance, false);
 }
 
@@ -256,11 +298,12 @@ static void reach_begin(struct hnsw *h)
 static void drain(struct hnsw *h)
 {
     struct hnsw_repair *r = &h->repair;
+    /* Rows first: they hold links to each other, whose in-degrees must not be those of the next owner. */
     for (uint32_t i = 0; i < r->batch.count; i++) {
         uint32_t node = r->batch.items[i];
-        hnsw_row_write(h, node, 0, NULL, 0); /* for the in-degrees of those it linked to */
-        hnsw_node_free(h, node);
+        for (uint32_t layer = 0; layer <= h->levels[node]; layer++) hnsw_row_write(h, node, layer, NULL, 0);
     }
+    for (uint32_t i = 0; i < r->batch.count; i++) hnsw_node_free(h, r->batch.items[i]);
     atomic_fetch_sub(&h->dead_count, r->batch.count);
     r->batch.count = 0;
     r->rounds = 0;

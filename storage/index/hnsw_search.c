@@ -132,8 +132,8 @@ static enum omen_err walk(struct request *r, uint32_t ef, uint64_t distances_max
         .stop = r->search->stop,
         .stop_arg = r->search->stop_arg,
         .distances_max = distances_max };
-    uint32_t from = hnsw_descend(&w, (uint32_t)entry, (uint32_t)(entry >> 32), 0);
-    enum hnsw_walk_end end = hnsw_beam(&w, from, 0, ef);
+    uint32_t seeds[HNSW_SEEDS], seed_count = hnsw_seeds(&w, entry, 0, seeds);
+    enum hnsw_walk_end end = hnsw_beam(&w, seeds, seed_count, 0, ef);
     r->cost.hops += w.hops;
     r->cost.distances += w.distances;
     if (end == HNSW_WALK_STOPPED) return OMEN_EDEADLINE;

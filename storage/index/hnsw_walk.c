@@ -121,7 +121,8 @@ static inline bool pool_full(const struct index_scratch *s, uint32_t ef)
     return s->pool_counted == ef || s->pool_count == s->pool_capacity;
 }
 
-enum hnsw_walk_end hnsw_beam(struct hnsw_walk *walk, uint32_t node, uint32_t layer, uint32_t ef)
+enum hnsw_walk_end hnsw_beam(struct hnsw_walk *walk, const uint32_t *seeds, uint32_t seed_count,
+        uint32_t layer, uint32_t ef)
 {
     struct index_scratch *s = walk->scratch;
     const struct hnsw *h = walk->h;
@@ -131,9 +132,13 @@ enum hnsw_walk_end hnsw_beam(struct hnsw_walk *walk, uint32_t node, uint32_t lay
     bool all = walk->filter == NULL && atomic_load_explicit(&h->dead_count, memory_order_relaxed) == 0;
     new_stamp(s);
     s->pool_count = s->pool_counted = 0;
-    s->visited[node] = s->stamp;
-    hnsw_distances(h, walk->codes, walk->probe, &node, 1, keys);
-    pool_insert(s, (uint64_t)keys[0] << 32 | (counted(walk, all, node) ? HNSW_POOL_COUNTED : 0) | node, ef);
+    hnsw_distances(h, walk->codes, walk->probe, seeds, seed_count, keys);
+    walk->distances += seed_count;
+    for (uint32_t i = 0; i < seed_count; i++) {
+        uint64_t flag = counted(walk, all, seeds[i]) ? HNSW_POOL_COUNTED : 0;
+        s->visited[seeds[i]] = s->stamp;
+        pool_insert(s, (uint64_t)keys[i] << 32 | flag | seeds[i], ef);
+    }
     uint64_t hops_from = walk->hops;
     while (cursor < s->pool_count) {
         if (s->pool[cursor] & HNSW_POOL_EXPANDED) {
@@ -163,4 +168,17 @@ enum hnsw_walk_end hnsw_beam(struct hnsw_walk *walk, uint32_t node, uint32_t lay
         if (walk->distances > walk->distances_max) return HNSW_WALK_BUDGET;
     }
     return HNSW_WALK_DONE;
+}
+
+uint32_t hnsw_seeds(struct hnsw_walk *walk, uint64_t entry, uint32_t layer, uint32_t seeds_out[HNSW_SEEDS])
+{
+    uint32_t from = (uint32_t)(entry >> 32), count = 0;
+    seeds_out[0] = (uint32_t)entry;
+    if (from <= layer) return 1;
+    seeds_out[0] = hnsw_descend(walk, seeds_out[0], from, layer + 1);
+    if (hnsw_beam(walk, seeds_out, 1, layer + 1, HNSW_SEEDS) == HNSW_WALK_STOPPED) return 1;
+    const struct index_scratch *s = walk->scratch;
+    for (; count < HNSW_SEEDS && count < s->pool_count; count++)
+        seeds_out[count] = hnsw_pool_node(s->pool[count]);
+    return count;
 }
