@@ -128,27 +128,18 @@ static void appends_done(struct node_log_append *first, enum omen_err result)
     }
 }
 
-/* Hard states of all groups: the first records of a segment. Votes are stored beside, for the records point
- * at them. */
+/* Hard states and snapshot records of all groups: the first records of a segment. Votes are stored beside,
+ * bodies of snapshots are the groups' own: only this thread replaces those. */
 struct carry {
     struct node_log_record *records;
     uint64_t *votes;
     uint32_t count;
+    uint64_t bytes;
 };
 
-static void carry_collect(struct node_log *log, struct carry *carry)
+static void carry_group(struct carry *carry, const struct log_group *g)
 {
-    memset(carry, 0, sizeof *carry);
-    if (!log->carry_due) return;
-    pthread_mutex_lock(&log->mutex);
-    uint32_t count = log_hard_state_count(log);
-    if (count > 0) {
-        carry->records = mem_must_calloc(count, sizeof *carry->records);
-        carry->votes = mem_must_calloc(count, sizeof *carry->votes);
-    }
-    for (uint32_t i = 0; i < log->group_cap && carry->count < count; i++) {
-        const struct log_group *g = log->groups[i];
-        if (g == NULL || !g->has_hard_state) continue;
+    if (g->has_hard_state) {
         carry->votes[carry->count] = g->vote;
         carry->records[carry->count] = (struct node_log_record){
             .group = g->group,
@@ -160,13 +151,40 @@ static void carry_collect(struct node_log *log, struct carry *carry)
         };
         carry->count++;
     }
+    if (g->base_index == 0) return;
+    carry->records[carry->count++] = (struct node_log_record){
+        .group = g->group,
+        .replica = g->replica,
+        .term = g->base_term,
+        .index = g->base_index,
+        .kind = NODE_LOG_SNAPSHOT,
+        .body = g->base,
+        .len = g->base_len,
+    };
+}
+
+static void carry_collect(struct node_log *log, struct carry *carry)
+{
+    memset(carry, 0, sizeof *carry);
+    if (!log->carry_due) return;
+    pthread_mutex_lock(&log->mutex);
+    uint32_t count = log_carry_count(log, &carry->bytes);
+    if (count > 0) {
+        carry->records = mem_must_calloc(count, sizeof *carry->records);
+        carry->votes = mem_must_calloc(count, sizeof *carry->votes);
+    }
+    for (uint32_t i = 0; i < log->group_cap; i++) {
+        if (log->groups[i] != NULL) carry_group(carry, log->groups[i]);
+    }
+    CHECK(carry->count == count);
     pthread_mutex_unlock(&log->mutex);
 }
 
 static uint64_t carry_bytes(struct node_log *log)
 {
+    uint64_t bytes;
     pthread_mutex_lock(&log->mutex);
-    uint64_t bytes = log_hard_state_count(log) * node_log_record_bytes(sizeof(uint64_t));
+    (void)log_carry_count(log, &bytes);
     pthread_mutex_unlock(&log->mutex);
     return bytes;
 }
@@ -194,7 +212,7 @@ static void batch_run(struct node_log *log, struct node_log_append *first, uint6
 {
     struct carry carry;
     carry_collect(log, &carry);
-    uint64_t body_bytes = append_body_bytes + carry.count * node_log_record_bytes(sizeof(uint64_t));
+    uint64_t body_bytes = append_body_bytes + carry.bytes;
     uint64_t total = node_log_batch_bytes(body_bytes);
     CHECK(range_fits(log->last_end, total, log->current->bytes));
     uint32_t record_count = carry.count;

@@ -24,11 +24,18 @@ enum node_log_kind {
     NODE_LOG_TRUNCATE = 2,   /* entries of the group from `index` on are void */
     NODE_LOG_HARD_STATE = 3, /* body: u64 vote; `term` is the current term. Carried into every new segment */
     NODE_LOG_DROP_GROUP = 4, /* the replica is gone; nothing of it is needed */
+    NODE_LOG_SNAPSHOT = 5,   /* entries up to `index`, of `term`, are in a durable base; body: what describes
+                              * it, at most NODE_LOG_SNAPSHOT_BYTES_MAX. Carried into every new segment */
 };
+#define NODE_LOG_SNAPSHOT_BYTES_MAX (16u << 10)
+
+/* What an entry is. All but commands are the consensus room's own and never reach a state machine. */
+enum node_log_entry_type { NODE_LOG_COMMAND = 0, NODE_LOG_BARRIER = 1, NODE_LOG_CHANGE = 2 };
 
 struct node_log_record {
     uint64_t group, replica, term, index;
     enum node_log_kind kind;
+    enum node_log_entry_type entry_type; /* of an entry; else NODE_LOG_COMMAND */
     const void *body;
     uint32_t len;
 };

@@ -80,7 +80,8 @@ void node_log_record_encode(const struct node_log_record *record, uint8_t out[NO
     store_u64(out + 24, record->index);
     store_u32(out + 32, record->kind);
     store_u32(out + 36, record->len);
-    store_u64(out + 40, 0);
+    store_u32(out + 40, record->entry_type);
+    store_u32(out + 44, 0);
 }
 
 /* Header only: a batch of segment `number` that would lie within the image. */
@@ -117,18 +118,23 @@ static enum omen_err replay_batch(const char *path, const uint8_t *image, uint64
         if (!range_fits(at, NODE_LOG_RECORD_HEADER_BYTES, end))
             return err_corrupt(err, path, at, "record outside its batch");
         const uint8_t *p = image + at;
-        uint32_t kind = load_u32(p + 32);
+        uint32_t kind = load_u32(p + 32), entry_type = load_u32(p + 40);
         struct node_log_record record = {
             .group = load_u64(p),
             .replica = load_u64(p + 8),
             .term = load_u64(p + 16),
             .index = load_u64(p + 24),
             .kind = (enum node_log_kind)kind,
+            .entry_type = (enum node_log_entry_type)entry_type,
             .body = p + NODE_LOG_RECORD_HEADER_BYTES,
             .len = load_u32(p + 36),
         };
-        if (kind < NODE_LOG_ENTRY || kind > NODE_LOG_DROP_GROUP || load_u64(p + 40) != 0)
+        if (kind < NODE_LOG_ENTRY || kind > NODE_LOG_SNAPSHOT || load_u32(p + 44) != 0)
             return err_corrupt(err, path, at, "unknown record kind");
+        if (entry_type > (kind == NODE_LOG_ENTRY ? NODE_LOG_CHANGE : NODE_LOG_COMMAND))
+            return err_corrupt(err, path, at + 40, "unknown type of entry");
+        if (kind == NODE_LOG_SNAPSHOT && record.len > NODE_LOG_SNAPSHOT_BYTES_MAX)
+            return err_corrupt(err, path, at + 36, "snapshot record of a wrong size");
         if (kind == NODE_LOG_HARD_STATE && record.len != 8)
             return err_corrupt(err, path, at, "hard state of a wrong size");
         if (!range_fits(at, node_log_record_bytes(record.len), end))

@@ -8,7 +8,7 @@
  *   16 u64 batch number | 24 u64 body bytes | 32 u32 record count | 36 u32 crc32c of all after the header up
  *   to the next multiple of 4096 | 40 zero [24], checked
  * Record, 48 bytes and the body padded to 8.  0 u64 group | 8 u64 replica | 16 u64 term | 24 u64 index |
- *   32 u32 kind | 36 u32 body bytes | 40 zero [8], checked
+ *   32 u32 kind | 36 u32 body bytes | 40 u32 type of an entry, else zero | 44 zero [4], checked
  *
  * Batches stand at multiples of 4096, not 512: a page that holds an acknowledged batch is then never written
  * again, so a write cut by power loss cannot take an older batch with it on a disk that rewrites 4 KB

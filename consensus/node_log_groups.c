@@ -1,11 +1,15 @@
 /* What each group still needs of the node log: which segments hold its entries, up to where it has released
- * them, its hard state, and the first entry refused on a full disk. See node_log_impl.h for locks.
+ * them, its hard state and
+ * snapshot record, and the first entry refused on a full disk. See node_log_impl.h for locks.
  *
  * A segment goes when every group with entries in it has released its last one there, and only from the old
  * end: a TRUNCATE or DROP_GROUP record then always outlives the entries it voids. Hard states are carried:
  * the first batch of every segment begins with those of all groups, so an old segment may go as soon as a
  * later one holds a batch. */
 #include "common/err.h"
+
+#include <string.h>
+
 #include "common/bytes.h"
 #include "common/check.h"
 #include "common/hash.h"
@@ -50,7 +54,10 @@ struct log_group *log_group_get(struct node_log *log, uint64_t group, uint64_t r
 
 void log_groups_free(struct node_log *log)
 {
-    for (uint32_t i = 0; i < log->group_cap; i++) mem_free(log->groups[i]);
+    for (uint32_t i = 0; i < log->group_cap; i++) {
+        if (log->groups[i] != NULL) mem_free(log->groups[i]->base);
+        mem_free(log->groups[i]);
+    }
     mem_free(log->groups);
 }
 
@@ -91,9 +98,20 @@ void log_account(struct node_log *log, struct log_segment *segment, const struct
         g->term = record->term;
         g->vote = load_u64(record->body);
         break;
+    case NODE_LOG_SNAPSHOT:
+        if (record->body != g->base) { /* a carried one points at what we hold */
+            mem_free(g->base);
+            g->base = mem_must_alloc(record->len + 1);
+            if (record->len > 0) memcpy(g->base, record->body, record->len);
+            g->base_len = record->len;
+        }
+        g->base_index = record->index;
+        g->base_term = record->term;
+        break;
     case NODE_LOG_DROP_GROUP:
         uses_truncate(log, g, 0);
         g->has_hard_state = false;
+        g->base_index = 0;
         break;
     }
 }
@@ -158,11 +176,21 @@ void log_append_refuse(struct node_log *log, const struct node_log_append *appen
     }
 }
 
-uint32_t log_hard_state_count(const struct node_log *log)
+uint32_t log_carry_count(const struct node_log *log, uint64_t *bytes_out)
 {
     uint32_t count = 0;
+    *bytes_out = 0;
     for (uint32_t i = 0; i < log->group_cap; i++) {
-        if (log->groups[i] != NULL && log->groups[i]->has_hard_state) count++;
+        const struct log_group *g = log->groups[i];
+        if (g == NULL) continue;
+        if (g->has_hard_state) {
+            count++;
+            *bytes_out += node_log_record_bytes(sizeof(uint64_t));
+        }
+        if (g->base_index != 0) {
+            count++;
+            *bytes_out += node_log_record_bytes(g->base_len);
+        }
     }
     return count;
 }

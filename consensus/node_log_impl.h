@@ -25,11 +25,14 @@
 /* One replica of a group in this log. Lives until the log is closed. */
 struct log_group {
     uint64_t group, replica;
-    uint64_t released;     /* (m) entries up to here are not needed */
-    uint64_t refused_from; /* (l) first index refused on a full disk, 0 = none */
-    uint64_t term, vote;   /* (m) last durable hard state */
-    bool has_hard_state;   /* (m) */
-    uint64_t use_segment;  /* (m) last segment holding an entry, and the position in its `uses` */
+    uint64_t released;              /* (m) entries up to here are not needed */
+    uint64_t refused_from;          /* (l) first index refused on a full disk, 0 = none */
+    uint64_t term, vote;            /* (m) last durable hard state */
+    bool has_hard_state;            /* (m) */
+    uint64_t base_index, base_term; /* (m) last durable snapshot record; index 0 = none */
+    uint8_t *base;                  /* (m) its body, owned */
+    uint32_t base_len;
+    uint64_t use_segment; /* (m) last segment holding an entry, and the position in its `uses` */
     uint32_t use_slot;
 };
 
@@ -102,7 +105,8 @@ uint64_t log_oldest_group(const struct node_log *log);
 /* Must this append be refused because an earlier entry of its group was? */
 bool log_append_refused(struct node_log *log, const struct node_log_append *append);
 void log_append_refuse(struct node_log *log, const struct node_log_append *append);
-uint32_t log_hard_state_count(const struct node_log *log);
+/* Records that the first batch of a segment carries, and their bytes. */
+uint32_t log_carry_count(const struct node_log *log, uint64_t *bytes_out);
 void log_groups_free(struct node_log *log);
 
 /* node_log_segment.c */

@@ -1,10 +1,9 @@
-/* Replicas of one-member groups: propose, barrier, open, close. See replica.h for the contract and
+/* Replicas: propose, barrier, close; and all of a group of one member. See replica.h for the contract and
  * replica_impl.h for the drawing, the locks and the other files.
  *
- * Where raft enters: replica_propose hands the entry to the raft core of the group instead of the log; raft's
- * append goes to node_log_append as below and its commit callback, not the sync, calls entry_committed. What
- * is before (admission) and after (apply queue, outcomes) stays. Threads: any may call; done callbacks as
- * replica.h says. */
+ * A group of one member is committed when the log is synced; one of several when raft says so
+ * (replica_raft.c). What is before that, admission, and after it, apply queue and outcomes, is the same.
+ * Threads: any may call; done callbacks as replica.h says. */
 #include "common/err.h"
 
 #include <string.h>
@@ -22,7 +21,18 @@ static void metric_count(struct metric_counter *counter)
     if (counter != NULL) metric_add(counter, 1);
 }
 
-/* The raft seam: with one member an entry is committed when it is durable here. Log thread. */
+void replica_inflight_end(struct replica *r, uint32_t len)
+{
+    pthread_mutex_lock(&r->mutex);
+    r->inflight_bytes -= len;
+    r->inflight_count--;
+    pthread_mutex_unlock(&r->mutex);
+    atomic_fetch_sub_explicit(&r->host->inflight_bytes, len, memory_order_relaxed);
+    struct metric_gauge *gauge = r->host->metrics.inflight_bytes;
+    if (gauge != NULL) metric_gauge_add(gauge, -(int64_t)len);
+}
+
+/* With one member an entry is committed when it is durable here. Log thread. */
 static void entry_committed(struct node_log_append *append, enum omen_err result)
 {
     struct work *work = (struct work *)append;
@@ -40,12 +50,8 @@ static void entry_committed(struct node_log_append *append, enum omen_err result
     }
     CHECK(result == OMEN_EFULL); /* anything else ended the process */
     r->log_full = true;
-    r->inflight_bytes -= work->len;
-    r->inflight_count--;
     pthread_mutex_unlock(&r->mutex);
-    atomic_fetch_sub_explicit(&r->host->inflight_bytes, work->len, memory_order_relaxed);
-    if (r->host->metrics.inflight_bytes != NULL)
-        metric_gauge_add(r->host->metrics.inflight_bytes, -(int64_t)work->len);
+    replica_inflight_end(r, work->len);
     struct err err = { 0 };
     (void)err_set(&err, OMEN_EFULL, NULL, "the disk is full: no room for another segment of the log");
     atomic_store(&r->host->log_short, true); /* a checkpoint may free one */
@@ -63,7 +69,7 @@ static void entry_committed(struct node_log_append *append, enum omen_err result
     pthread_mutex_unlock(&r->mutex);
 }
 
-static enum omen_err busy(struct err *err, const char *what, uint64_t limit)
+enum omen_err replica_busy(struct err *err, const char *what, uint64_t limit)
 {
     enum omen_err rc = err_set(err, OMEN_EBUSY, NULL, "%s (limit %llu)", what, (unsigned long long)limit);
     err->retry_after_ms = BUSY_RETRY_MS;
@@ -84,14 +90,15 @@ static enum omen_err admit(struct replica *r, uint32_t len, struct err *err)
         return err_set(err, OMEN_EFULL, NULL,
                 "the disk is full; reads go on, writes are refused until there is room");
     if (r->inflight_count > 0 && r->inflight_bytes + len > o->group_inflight_bytes_max)
-        return busy(err, "too many bytes in flight for this shard", o->group_inflight_bytes_max);
-    if (r->inflight_count >= PROPOSALS_MAX) return busy(err, "too many writes in flight", PROPOSALS_MAX);
+        return replica_busy(err, "too many bytes in flight for this shard", o->group_inflight_bytes_max);
+    if (r->inflight_count >= PROPOSALS_MAX)
+        return replica_busy(err, "too many writes in flight", PROPOSALS_MAX);
     if (atomic_load_explicit(&r->host->log_over, memory_order_relaxed))
-        return busy(err, "the log waits for a checkpoint", o->log.bytes_max);
+        return replica_busy(err, "the log waits for a checkpoint", o->log.bytes_max);
     uint64_t others = atomic_fetch_add_explicit(&r->host->inflight_bytes, len, memory_order_relaxed);
     if (others > 0 && others + len > o->host_inflight_bytes_max) {
         atomic_fetch_sub_explicit(&r->host->inflight_bytes, len, memory_order_relaxed);
-        return busy(err, "too many bytes in flight on this node", o->host_inflight_bytes_max);
+        return replica_busy(err, "too many bytes in flight on this node", o->host_inflight_bytes_max);
     }
     return OMEN_OK;
 }
@@ -109,8 +116,6 @@ static void work_append(struct replica *r, struct work *work)
         .len = work->len,
     };
     work->append = (struct node_log_append){ .records = &work->record, .count = 1, .done = entry_committed };
-    r->inflight_bytes += work->len;
-    r->inflight_count++;
     r->appends++;
     node_log_append(r->host->log,
             &work->append); /* under the mutex: the log's order is the order of indexes */
@@ -144,7 +149,12 @@ void replica_propose(struct replica *r, uint8_t *entry, uint32_t len, void *prop
     enum omen_err rc = admit(r, len, &err);
     if (rc == OMEN_OK) {
         if (m->inflight_bytes != NULL) metric_gauge_add(m->inflight_bytes, len);
-        work_append(r, work);
+        r->inflight_bytes += len;
+        r->inflight_count++;
+        if (r->raft != NULL)
+            replica_raft_propose(r, work);
+        else
+            work_append(r, work);
     }
     pthread_mutex_unlock(&r->mutex);
     if (rc == OMEN_OK) return;
@@ -158,6 +168,10 @@ void replica_propose(struct replica *r, uint8_t *entry, uint32_t len, void *prop
 
 void replica_barrier(struct replica *r, replica_done done, void *done_arg)
 {
+    if (r->raft != NULL) {
+        replica_raft_barrier(r, done, done_arg);
+        return;
+    }
     struct err err = { 0 };
     enum omen_err rc = OMEN_OK;
     bool now = true;
@@ -170,7 +184,7 @@ void replica_barrier(struct replica *r, replica_done done, void *done_arg)
         rc = err_set(&err, OMEN_ECANCELED, NULL, "the replica is being closed");
     } else if (r->applied < r->committed) {
         if (r->barriers >= BARRIERS_MAX) {
-            rc = busy(&err, "too many reads wait for this shard", BARRIERS_MAX);
+            rc = replica_busy(&err, "too many reads wait for this shard", BARRIERS_MAX);
         } else {
             struct work *work = mem_must_calloc(1, sizeof *work);
             *work = (struct work){ .kind = WORK_BARRIER, .replica = r, .done = done, .done_arg = done_arg };
@@ -234,7 +248,7 @@ static enum omen_err redelivery_wait(struct replica *r, struct err *err)
     return rc;
 }
 
-static struct replica *replica_new(struct replica_host *host, uint64_t group, uint64_t replica_id,
+struct replica *replica_new(struct replica_host *host, uint64_t group, uint64_t replica_id,
         uint64_t first_sequence, const struct replica_fsm *fsm)
 {
     struct replica *r = mem_must_calloc(1, sizeof *r);
@@ -256,8 +270,9 @@ static struct replica *replica_new(struct replica_host *host, uint64_t group, ui
     return r;
 }
 
-static void replica_free(struct replica *r)
+void replica_free(struct replica *r)
 {
+    if (r->raft != NULL) replica_raft_free(r);
     pending_free(r->redelivered);
     pthread_mutex_destroy(&r->checkpoint_mutex);
     pthread_cond_destroy(&r->idle);
@@ -276,7 +291,7 @@ static enum omen_err hard_state_write(struct replica *r, struct err *err)
         .body = &vote,
         .len = sizeof vote,
     };
-    enum omen_err rc = log_append_wait(r->host->log, &record);
+    enum omen_err rc = log_append_wait(r->host->log, &record, 1);
     if (rc == OMEN_EFULL)
         return err_set(err, rc, NULL, "no room for the first log segment of group %llu",
                 (unsigned long long)r->group);
@@ -285,6 +300,10 @@ static enum omen_err hard_state_write(struct replica *r, struct err *err)
 
 void replica_release_log(struct replica *r)
 {
+    if (r->raft != NULL) {
+        replica_raft_release_log(r);
+        return;
+    }
     uint64_t sequence = r->fsm.log_needed_from(r->fsm.self);
     node_log_release(r->host->log, r->group, r->replica_id, replica_index(r, sequence));
 }
@@ -295,6 +314,9 @@ static void replica_drain(struct replica *r)
     pthread_mutex_lock(&r->mutex);
     r->closing = true;
     if (r->disk_full) worker_kick(r->worker); /* one last try, then the rest is answered EUNKNOWN */
+    pthread_mutex_unlock(&r->mutex);
+    if (r->raft != NULL) replica_raft_drain(r);
+    pthread_mutex_lock(&r->mutex);
     while (r->appends > 0 || r->scheduled) pthread_cond_wait(&r->idle, &r->mutex);
     pthread_mutex_unlock(&r->mutex);
 }
@@ -307,7 +329,9 @@ enum omen_err replica_open(struct replica_host *host, uint64_t group, uint64_t r
     enum omen_err rc = host_pending_take(host, group, replica_id, &pending, err);
     if (rc != OMEN_OK) return rc;
     struct replica *r = replica_new(host, group, replica_id, first_sequence, fsm);
-    rc = redeliver(r, pending, err);
+    if (pending->base_index != 0 || (pending->count > 0 && pending->entries[0]->type != NODE_LOG_COMMAND))
+        rc = err_set(err, OMEN_EINVAL, "group", "group %llu is a Raft group", (unsigned long long)group);
+    if (rc == OMEN_OK) rc = redeliver(r, pending, err);
     if (rc == OMEN_OK) rc = redelivery_wait(r, err);
     if (rc == OMEN_OK && pending->term == 0) rc = hard_state_write(r, err);
     if (rc != OMEN_OK) {
@@ -374,5 +398,6 @@ void replica_status(struct replica *r, struct replica_status *status_out)
         .disk_full = r->disk_full || r->log_full,
         .leader = r->stopped == OMEN_OK,
     };
+    if (r->raft != NULL) replica_raft_status(r, status_out);
     pthread_mutex_unlock(&r->mutex);
 }

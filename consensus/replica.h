@@ -1,10 +1,12 @@
 /* The consensus room's door: replicated state machines behind propose and barrier.
  *
- * In this version a group has one replica, this node, and is committed when the node log is synced. The next
- * one puts the raft core between propose and the log; callers see the same functions, more roles, and
- * OMEN_ENOTLEADER.
+ * A group is either of one member, this node, and committed when the node log is synced (replica_open), or a
+ * Raft group of replicas on several nodes (replica_open_group). Callers see the same functions.
  *
  *   propose -> node log (group commit) -> committed -> apply worker -> fsm->apply -> done callback
+ *   propose -> raft's loop -> node log, followers -> majority -> apply worker -> fsm->apply -> done callback
+ *
+ * A sequence is first_sequence + the number of commands so far; raft's own entries have none.
  *
  * Every entry is delivered to its fsm once per process life and in order; entries at or below fsm->applied()
  * are skipped on restart. A group's entries are applied by one worker (hash of the group id); workers are
@@ -13,9 +15,25 @@
 #define OMEN_CONSENSUS_REPLICA_H
 
 #include "common/clock.h"
+#include "common/mem.h"
 #include "common/metrics.h"
 #include "common/vfs.h"
 #include "consensus/node_log.h"
+
+#define GROUP_MEMBERS_MAX 64u
+
+enum replica_member_role {
+    REPLICA_STANDBY = 0, /* gets the log, does not vote */
+    REPLICA_VOTER = 1,
+    REPLICA_SPARE = 2, /* gets nothing, does not vote */
+};
+
+/* One replica of a group. */
+struct replica_member {
+    uint64_t replica_id; /* never 0, never reused */
+    uint64_t node_id;
+    enum replica_member_role role;
+};
 
 struct replica_host; /* all replicas of this node: log, apply workers, checkpoint thread */
 struct replica;
@@ -34,6 +52,18 @@ struct replica_fsm {
     enum omen_err (*checkpoint)(void *self, struct err *err); /* checkpoint thread */
 };
 
+/* What makes a host one of a cluster's. */
+struct replica_cluster_options {
+    uint64_t cluster_id;   /* 0: Raft groups cannot be opened here */
+    const uint8_t *secret; /* [secret_len] 16..1024, copied: what the nodes of a cluster share */
+    uint32_t secret_len;
+    const char *listen;      /* "numeric host:port" for other nodes, port 0 = any free; NULL = dials only */
+    uint32_t loops;          /* default 1; groups are spread over them */
+    uint32_t election_ms;    /* default 800: a follower that hears nothing for 1 to 2 of it stands */
+    uint32_t heartbeat_ms;   /* default 100 */
+    uint64_t trailing_bytes; /* default 16 MiB: log kept in memory for followers that lag, per group */
+};
+
 struct replica_host_options {
     struct node_log_options log;
     struct clock *clock;
@@ -43,6 +73,8 @@ struct replica_host_options {
     uint64_t checkpoint_interval_ns;   /* default 30 s, only when something was applied */
     uint64_t group_inflight_bytes_max; /* proposed, not yet applied; default 64 MiB: OMEN_EBUSY above */
     uint64_t host_inflight_bytes_max;  /* default 256 MiB */
+    uint64_t apply_backlog_bytes_max;  /* default 128 MiB: a follower with more takes no entries */
+    struct replica_cluster_options cluster;
 };
 void replica_host_options_default(struct replica_host_options *options);
 
@@ -59,6 +91,88 @@ void replica_host_close(struct replica_host *host);
 OMEN_CHECKED enum omen_err replica_open(struct replica_host *host, uint64_t group, uint64_t replica_id,
         uint64_t first_sequence, const struct replica_fsm *fsm, struct replica **replica_out,
         struct err *err);
+/* ---- Raft groups ---- */
+
+/* Where another node listens for us, "host:port"; NULL forgets it. Nodes find each other only by this. Any
+ * thread. */
+OMEN_CHECKED enum omen_err replica_host_set_peer(struct replica_host *host, uint64_t node_id,
+        const char *address, struct err *err);
+uint16_t replica_host_port(const struct replica_host *host); /* that it listens on; 0 = does not */
+
+/* Write a new group's first configuration, for this replica: once on each of the members, which must all be
+ * given the same list, before replica_open_group. Groups come to be in no other way (C7). OMEN_EEXISTS when
+ * the log holds anything of the replica. Blocks on the disk. */
+OMEN_CHECKED enum omen_err replica_bootstrap(struct replica_host *host, uint64_t group, uint64_t replica_id,
+        const struct replica_member *members, uint32_t count, struct err *err);
+
+/* How a replica that is too far behind the log gets a peer's checkpoint; both NULL: it stays behind. `self` is
+ * the state machine's. */
+struct replica_bases {
+    /* Get a checkpoint whose sequence is at least `sequence`, from `node_id` or another READY replica, with
+     * what replica_base_describe gave there before the checkpoint was leased; make all of it durable beside
+     * the present state; then call replica_base_ready, or replica_base_failed. On raft's loop: must not block
+     * or call the door. Called once until one of the two is. */
+    void (*fetch)(void *self, uint64_t sequence, uint64_t node_id);
+    /* The log now begins after that checkpoint: use it. Apply worker, or the opener after a crash in between.
+     * An error stops the replica. */
+    enum omen_err (*switch_base)(void *self, uint64_t sequence, struct err *err);
+};
+
+struct replica_group_options {
+    uint64_t group, replica_id;
+    uint64_t first_sequence;
+    const struct replica_fsm *fsm; /* copied */
+    struct replica_bases bases;
+    /* This replica began or ceased to lead, or learned of another leader; or NULL. On raft's loop: must not
+     * block or call the door. leader: replica_id 0 = not known. */
+    void (*on_leader_change)(void *arg, bool leads, const struct replica_member *leader, uint64_t term);
+    void *arg;
+};
+/* Open a replica of a Raft group; replica_propose, _barrier, _status, _checkpoint, _close and _drop are the
+ * same. One that was neither bootstrapped nor added yet has an empty log and waits for a leader. Does not wait
+ * for a leader or for entries to be applied: which ones are committed only a leader tells. */
+OMEN_CHECKED enum omen_err replica_open_group(struct replica_host *host,
+        const struct replica_group_options *options, struct replica **replica_out, struct err *err);
+
+/* Members as this replica knows them, committed or not. members_out: [GROUP_MEMBERS_MAX]. */
+void replica_members(struct replica *replica, struct replica_member *members_out, uint32_t *count_out);
+/* The leader this replica knows of; false when none. */
+bool replica_leader(struct replica *replica, struct replica_member *leader_out);
+
+/* Changes of members: at the leader, one at a time (OMEN_EBUSY). done: on raft's loop or the caller's thread,
+ * sequence 0. OK: committed. OMEN_EUNAVAILABLE: a new voter could not catch up, or the new leader did not take
+ * over. OMEN_EUNKNOWN: leadership was lost meanwhile. A removed replica is not told by raft. */
+typedef void (*replica_done)(void *arg, enum omen_err result, uint64_t sequence, const struct err *err);
+void replica_add(struct replica *replica, uint64_t replica_id, uint64_t node_id, replica_done done,
+        void *arg);
+void replica_assign(struct replica *replica, uint64_t replica_id, enum replica_member_role role,
+        replica_done done, void *arg);
+void replica_remove(struct replica *replica, uint64_t replica_id, replica_done done, void *arg);
+/* To this voter, or with 0 to the one that has most of the log. */
+void replica_transfer(struct replica *replica, uint64_t replica_id, replica_done done, void *arg);
+
+/* Describe the base that a checkpoint made from now on can be installed on: opaque bytes, appended to `out`
+ * with the base's sequence. Any later checkpoint will do. OMEN_ENOTFOUND while the log is whole. */
+OMEN_CHECKED enum omen_err replica_base_describe(struct replica *replica, struct buf *out,
+        uint64_t *sequence_out);
+/* The answers to bases.fetch. */
+OMEN_CHECKED enum omen_err replica_base_ready(struct replica *replica, const void *description, size_t len,
+        struct err *err);
+void replica_base_failed(struct replica *replica);
+
+/* What went over the connections to other nodes. */
+struct replica_net_stats {
+    uint64_t connections; /* open now */
+    uint64_t frames_in, frames_out, bytes_in, bytes_out;
+    uint64_t frames_dropped;  /* no connection, or too many bytes unsent */
+    uint64_t frames_homeless; /* for replicas that are not here */
+    uint64_t refused_garbage, refused_secret, refused_cluster, refused_strangers, refused_frames;
+    uint64_t unsent_bytes, unsent_bytes_max; /* of one connection: lately, ever */
+};
+void replica_host_net_stats(struct replica_host *host, struct replica_net_stats *stats_out);
+
+/* ---- all groups ---- */
+
 /* Waits for proposals in flight, makes a last checkpoint when `checkpoint`, and frees. */
 void replica_close(struct replica *replica, bool checkpoint);
 /* Close and write DROP_GROUP, so that the log keeps nothing of it. The caller removes the fsm's files
@@ -68,15 +182,15 @@ void replica_drop(struct replica *replica);
 void replica_host_forget(struct replica_host *host, uint64_t group);
 
 /* done: on an apply worker (or the log thread, or the caller's on immediate refusal); must not block.
- * OK: applied and visible, `sequence` is its own. OMEN_EBUSY, OMEN_EFULL: not taken. OMEN_EUNKNOWN: taken,
- * outcome not known (stopped while in flight). Takes ownership of `entry` (mem_free) in every case. len must
- * be a multiple of 8. */
-typedef void (*replica_done)(void *arg, enum omen_err result, uint64_t sequence, const struct err *err);
+ * OK: applied and visible, `sequence` is its own. OMEN_EBUSY, OMEN_EFULL, OMEN_ENOTLEADER: not taken.
+ * OMEN_EUNKNOWN: taken, outcome not known (stopped, or leadership lost, while in flight). Takes ownership of
+ * `entry` (mem_free) in every case. len must be a multiple of 8. */
 void replica_propose(struct replica *replica, uint8_t *entry, uint32_t len, void *proposal_arg,
         replica_done done, void *done_arg);
 
 /* Calls done(arg, OK, sequence) when everything committed before the call is applied here: a linearizable
- * read may start. May call back on the caller's thread. */
+ * read may start. A Raft group commits a barrier first, one for all that wait (C8); a follower asks its leader.
+ * May call back on the caller's thread. */
 void replica_barrier(struct replica *replica, replica_done done, void *done_arg);
 
 struct replica_status {
@@ -85,6 +199,15 @@ struct replica_status {
     enum omen_err stopped;
     bool disk_full; /* waiting for room */
     bool leader;
+    /* Of a replica of a Raft group; at most LOOP_TICK_MS old. */
+    uint64_t stored_index, commit_index;  /* raft's */
+    uint64_t base_sequence;               /* the log in memory may begin after it */
+    uint64_t log_bytes;                   /* in memory */
+    uint64_t leader_replica, leader_node; /* 0 = not known */
+    uint32_t member_count;
+    enum replica_member_role role;
+    bool is_member; /* of the configuration it knows */
+    bool fetching;  /* a base */
 };
 void replica_status(struct replica *replica, struct replica_status *status_out);
 void replica_host_log_stats(struct replica_host *host, struct node_log_stats *stats_out);

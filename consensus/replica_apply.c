@@ -92,17 +92,18 @@ void replica_stop(struct replica *r, enum omen_err rc, const struct err *err)
 /* The limits are given back before `done`, so that it may propose again. */
 static void work_finish(struct replica *r, struct work *work, enum omen_err rc, const struct err *err)
 {
-    if (work->kind == WORK_PROPOSAL) {
+    if (work->owner != NULL) {
         pthread_mutex_lock(&r->mutex);
-        r->inflight_bytes -= work->len;
-        r->inflight_count--;
+        r->backlog_bytes -= work->len;
         pthread_mutex_unlock(&r->mutex);
-        atomic_fetch_sub_explicit(&r->host->inflight_bytes, work->len, memory_order_relaxed);
+        shared_release(work->owner);
+    }
+    if (work->kind == WORK_PROPOSAL) {
         struct host_metrics *m = &r->host->metrics;
-        if (m->inflight_bytes != NULL) metric_gauge_add(m->inflight_bytes, -(int64_t)work->len);
+        replica_inflight_end(r, work->len);
         if (m->commit != NULL && rc == OMEN_OK)
             metric_observe_ns(m->commit, clock_monotonic_ns(r->host->options.clock) - work->began_ns);
-        mem_free(work->entry);
+        if (work->owner == NULL) mem_free(work->entry);
     }
     if (work->done != NULL) work->done(work->done_arg, rc, replica_sequence(r, work->index), err);
     mem_free(work);
@@ -138,10 +139,34 @@ static enum omen_err entry_apply(struct replica *r, struct work *work, struct er
     return rc;
 }
 
+/* Entries up to `index` are in a base fetched from another replica: the machine goes over to it. What it then
+ * holds may reach further; those entries come again and are passed over. */
+static void base_switch(struct replica *r, uint64_t index)
+{
+    struct err err = { 0 };
+    uint64_t sequence = replica_sequence(r, index);
+    enum omen_err rc = OMEN_OK;
+    if (r->fsm.applied(r->fsm.self) < sequence) {
+        if (r->bases.switch_base == NULL) rc = err_set(&err, OMEN_ECORRUPT, NULL, "no base to go over to");
+        if (rc == OMEN_OK) rc = r->bases.switch_base(r->fsm.self, sequence, &err);
+        if (rc == OMEN_OK && r->fsm.applied(r->fsm.self) < sequence)
+            rc = err_set(&err, OMEN_ECORRUPT, NULL, "the base ends before its sequence");
+    }
+    pthread_mutex_lock(&r->mutex);
+    if (rc == OMEN_OK) r->applied = replica_index(r, r->fsm.applied(r->fsm.self));
+    pthread_mutex_unlock(&r->mutex);
+    if (rc != OMEN_OK) replica_stop(r, rc, &err);
+}
+
 /* False: the disk is full, the entry is back at the head of the queue and the replica is to be parked. */
 static bool entry_run(struct replica *r, struct work *work)
 {
     struct err err = { 0 };
+    if (r->raft != NULL &&
+            work->index <= r->applied) { /* in the base we went over to; `applied` is this thread's */
+        work_finish(r, work, OMEN_OK, NULL);
+        return true;
+    }
     enum omen_err rc = entry_apply(r, work, &err);
     pthread_mutex_lock(&r->mutex);
     if (rc == OMEN_OK) {
@@ -187,6 +212,9 @@ static void replica_run(struct worker *w, struct replica *r)
         pthread_mutex_unlock(&r->mutex);
         if (work->kind == WORK_BARRIER) {
             barrier_finish(r, work);
+        } else if (work->kind == WORK_SWITCH) {
+            if (!stopped) base_switch(r, work->index);
+            mem_free(work);
         } else if (stopped) {
             entry_abandon(r, work, "replica stopped");
         } else if (!entry_run(r, work)) {

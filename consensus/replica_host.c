@@ -24,6 +24,8 @@ void replica_host_options_default(struct replica_host_options *options)
         .checkpoint_interval_ns = 30ull * 1000000000,
         .group_inflight_bytes_max = 64ull << 20,
         .host_inflight_bytes_max = 256ull << 20,
+        .apply_backlog_bytes_max = 128ull << 20,
+        .cluster = { .loops = 1, .election_ms = 800, .heartbeat_ms = 100, .trailing_bytes = 16ull << 20 },
     };
     node_log_options_default(&options->log);
 }
@@ -47,10 +49,10 @@ static void waiter_done(struct node_log_append *append, enum omen_err result)
     pthread_mutex_unlock(&w->mutex);
 }
 
-enum omen_err log_append_wait(struct node_log *log, const struct node_log_record *record)
+enum omen_err log_append_wait(struct node_log *log, const struct node_log_record *records, uint32_t count)
 {
     struct waiter w = { .mutex = PTHREAD_MUTEX_INITIALIZER, .cond = PTHREAD_COND_INITIALIZER };
-    struct node_log_append append = { .records = record, .count = 1, .done = waiter_done, .arg = &w };
+    struct node_log_append append = { .records = records, .count = count, .done = waiter_done, .arg = &w };
     node_log_append(log, &append);
     pthread_mutex_lock(&w.mutex);
     while (!w.over) pthread_cond_wait(&w.cond, &w.mutex);
@@ -112,7 +114,7 @@ enum omen_err host_pending_take(struct replica_host *host, uint64_t group, uint6
 void host_pending_return(struct replica_host *host, struct pending *pending)
 {
     pthread_mutex_lock(&host->mutex);
-    if (pending->term == 0 && pending->count == 0)
+    if (pending->term == 0 && pending->count == 0 && pending->base_index == 0)
         pending_free(pending); /* the log knows nothing of it */
     else
         pending_put(&host->pending, pending);
@@ -127,6 +129,18 @@ void host_replica_add(struct replica_host *host, struct replica *r)
     pthread_mutex_unlock(&host->mutex);
 }
 
+/* What the log holds of the group was given out: it is read again for whoever opens it next. */
+static void closed_note(struct replica_host *host, uint64_t group)
+{
+    if (group_was_closed(host, group)) return;
+    if (host->closed_count == host->closed_cap) {
+        host->closed_cap = host->closed_cap == 0 ? 16 : host->closed_cap * 2;
+        host->closed_groups = mem_must_realloc(host->closed_groups,
+                host->closed_cap * sizeof *host->closed_groups);
+    }
+    host->closed_groups[host->closed_count++] = group;
+}
+
 void host_replica_remove(struct replica_host *host, struct replica *r)
 {
     pthread_mutex_lock(&host->mutex);
@@ -134,14 +148,14 @@ void host_replica_remove(struct replica_host *host, struct replica *r)
     while (*link != r) link = &(*link)->next;
     *link = r->next;
     while (r->users > 0) pthread_cond_wait(&host->changed, &host->mutex);
-    if (!group_was_closed(host, r->group)) {
-        if (host->closed_count == host->closed_cap) {
-            host->closed_cap = host->closed_cap == 0 ? 16 : host->closed_cap * 2;
-            host->closed_groups = mem_must_realloc(host->closed_groups,
-                    host->closed_cap * sizeof *host->closed_groups);
-        }
-        host->closed_groups[host->closed_count++] = r->group;
-    }
+    closed_note(host, r->group);
+    pthread_mutex_unlock(&host->mutex);
+}
+
+void host_replica_closed(struct replica_host *host, uint64_t group)
+{
+    pthread_mutex_lock(&host->mutex);
+    closed_note(host, group);
     pthread_mutex_unlock(&host->mutex);
 }
 
@@ -150,7 +164,7 @@ void host_replica_remove(struct replica_host *host, struct replica *r)
 void host_group_drop(struct replica_host *host, uint64_t group, uint64_t replica_id)
 {
     struct node_log_record record = { .group = group, .replica = replica_id, .kind = NODE_LOG_DROP_GROUP };
-    enum omen_err rc = log_append_wait(host->log, &record);
+    enum omen_err rc = log_append_wait(host->log, &record, 1);
     if (rc != OMEN_OK) {
         LOG_WARN("replica.drop", "group=%llu error=%s", (unsigned long long)group, err_name(rc));
         node_log_release(host->log, group, replica_id, UINT64_MAX);
@@ -309,6 +323,7 @@ static OMEN_CHECKED enum omen_err host_start(struct replica_host *host, struct e
 {
     enum omen_err rc = node_log_open(&host->options.log, pending_replay, &host->pending, &host->log, err);
     if (rc == OMEN_OK) rc = workers_start(host, err);
+    if (rc == OMEN_OK && host->options.cluster.cluster_id != 0) rc = raft_net_open(host, err);
     if (rc != OMEN_OK) return rc;
     if (pthread_create(&host->checkpoint_thread, NULL, checkpoint_main, host) != 0)
         return err_set(err, OMEN_ENOMEM, NULL, "cannot start the checkpoint thread");
@@ -349,6 +364,7 @@ void replica_host_close(struct replica_host *host)
     pthread_cond_broadcast(&host->changed);
     pthread_mutex_unlock(&host->mutex);
     if (host->checkpoint_started) pthread_join(host->checkpoint_thread, NULL);
+    raft_net_close(host);
     node_log_close(host->log);
     workers_stop(host);
     pending_set_fini(&host->pending);

@@ -2,7 +2,10 @@
  *
  *   replica.c          propose, barrier, open, close, status
  *   replica_apply.c    apply workers
- *   replica_host.c     host, what the log held at start, checkpoint thread
+ *   replica_pending.c  what the log held at start
+ *   replica_host.c     host, checkpoint thread
+ *   replica_raft.c     a replica of a Raft group: what goes to its loop and what comes back
+ *   replica_net.c      loops, connections, which group a frame is for
  *
  * Locks, in this order: host->mutex, replica->mutex, worker->mutex, the node log's own. No callback of a
  * caller and no function of a state machine runs under one of them.
@@ -19,6 +22,7 @@
 
 #include "common/err.h"
 #include "consensus/replica.h"
+#include "consensus/shared.h"
 
 #define APPLY_RUN_MAX 64u   /* entries of one group before another group of the worker has its turn */
 #define APPLY_RETRY_MS 200u /* how often an entry that met a full disk is tried again */
@@ -30,7 +34,7 @@
 #define BUSY_RETRY_MS 20u
 #define REPLICA_TERM 1u /* of a group of one */
 
-enum work_kind { WORK_PROPOSAL, WORK_REDELIVERY, WORK_BARRIER };
+enum work_kind { WORK_PROPOSAL, WORK_REDELIVERY, WORK_BARRIER, WORK_SWITCH };
 
 /* One thing in a replica's apply queue. */
 struct work {
@@ -42,6 +46,7 @@ struct work {
     uint64_t index; /* of an entry */
     uint8_t *entry; /* owned by a proposal; borrowed by a redelivery */
     uint32_t len;
+    struct shared *owner; /* of the entry, in a Raft group; NULL = as said above */
     void *proposal_arg;
     replica_done done; /* NULL: redelivery */
     void *done_arg;
@@ -64,6 +69,7 @@ struct replica {
     struct replica_host *host;
     struct worker *worker;
     struct replica_fsm fsm;
+    struct replica_bases bases; /* of a Raft group */
     uint64_t group, replica_id, first_sequence;
 
     pthread_mutex_t mutex;
@@ -80,6 +86,8 @@ struct replica {
     uint64_t appends;            /* in the log's hands */
     uint64_t inflight_bytes, inflight_count;
     uint32_t barriers;
+    uint64_t backlog_bytes;    /* in the apply queue, of a Raft group */
+    struct replica_raft *raft; /* NULL: a group of one member */
     uint64_t bytes_since_checkpoint, checkpoints;
     uint64_t checkpoint_applied; /* index applied when the last checkpoint began */
     uint64_t checkpoint_ns;      /* when it was tried last */
@@ -94,15 +102,19 @@ struct replica {
 
 /* An entry the log held at start. */
 struct pending_entry {
-    uint64_t index;
+    uint64_t index, term;
     uint32_t len;
+    enum node_log_entry_type type;
     _Alignas(16) uint8_t body[]; /* as aligned as a proposal's memory: machines read it in place */
 };
 
 /* What the log holds of one replica: filled at start, or when a replica is opened again. */
 struct pending {
     uint64_t group, replica_id;
-    uint64_t term;                  /* 0: no hard state seen */
+    uint64_t term, vote;            /* 0: no hard state seen */
+    uint64_t base_index, base_term; /* of the last snapshot record, 0 = none */
+    uint8_t *base;                  /* its body, owned */
+    uint32_t base_len;
     struct pending_entry **entries; /* owned, indexes without gap */
     uint32_t count, cap;
 };
@@ -134,6 +146,7 @@ struct replica_host {
     struct pending_set pending;
     uint64_t *closed_groups; /* opened and closed in this life: the log is read again */
     uint32_t closed_count, closed_cap;
+    struct raft_net *net; /* loops and connections; NULL: not in a cluster */
     pthread_t checkpoint_thread;
     bool checkpoint_started, stopping;
 };
@@ -156,9 +169,27 @@ void pending_set_fini(struct pending_set *set);
 
 /* replica.c */
 void replica_release_log(struct replica *replica);
+struct replica *replica_new(struct replica_host *host, uint64_t group, uint64_t replica_id,
+        uint64_t first_sequence, const struct replica_fsm *fsm);
+void replica_free(struct replica *replica);
+enum omen_err replica_busy(struct err *err, const char *what, uint64_t limit);
+/* What an entry holds of the limits is given back. */
+void replica_inflight_end(struct replica *replica, uint32_t len);
+
+/* replica_raft.c and replica_net.c */
+OMEN_CHECKED enum omen_err raft_net_open(struct replica_host *host, struct err *err);
+void raft_net_close(struct replica_host *host);
+void replica_raft_propose(struct replica *replica, struct work *work); /* admitted, mutex held */
+void replica_raft_barrier(struct replica *replica, replica_done done, void *done_arg);
+void replica_raft_release_log(struct replica *replica); /* the machine's durable sequence may have risen */
+void replica_raft_drain(
+        struct replica *replica); /* out of the loop's hands; nothing new is queued for apply */
+void replica_raft_free(struct replica *replica);
+void replica_raft_status(struct replica *replica, struct replica_status *status); /* mutex held */
 
 /* replica_host.c */
-OMEN_CHECKED enum omen_err log_append_wait(struct node_log *log, const struct node_log_record *record);
+OMEN_CHECKED enum omen_err log_append_wait(struct node_log *log, const struct node_log_record *records,
+        uint32_t count);
 void checkpoint_wake(struct replica_host *host);
 /* What the log holds for a replica about to be opened; empty when nothing. OMEN_EEXISTS when the group is
  * open. */
@@ -167,7 +198,8 @@ OMEN_CHECKED enum omen_err host_pending_take(struct replica_host *host, uint64_t
 void host_pending_return(struct replica_host *host, struct pending *pending); /* the open failed */
 void host_replica_add(struct replica_host *host, struct replica *replica);
 void host_replica_remove(struct replica_host *host,
-        struct replica *replica); /* waits for the checkpoint thread */
+        struct replica *replica);                                    /* waits for the checkpoint thread */
+void host_replica_closed(struct replica_host *host, uint64_t group); /* its pending entries are used up */
 void host_group_drop(struct replica_host *host, uint64_t group, uint64_t replica_id);
 
 static inline uint64_t replica_sequence(const struct replica *r, uint64_t index)

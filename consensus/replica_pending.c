@@ -4,6 +4,7 @@
 
 #include <string.h>
 
+#include "common/bytes.h"
 #include "common/check.h"
 #include "common/mem.h"
 #include "consensus/replica_impl.h"
@@ -73,6 +74,7 @@ void pending_free(struct pending *p)
     if (p == NULL) return;
     entries_cut(p, 0);
     mem_free(p->entries);
+    mem_free(p->base);
     mem_free(p);
 }
 
@@ -101,6 +103,8 @@ static enum omen_err entry_add(struct pending *p, const struct node_log_record *
     struct pending_entry *e = mem_alloc(sizeof *e + record->len);
     if (e == NULL) return OMEN_ENOMEM;
     e->index = record->index;
+    e->term = record->term;
+    e->type = record->entry_type;
     e->len = record->len;
     memcpy(e->body, record->body, record->len);
     p->entries[p->count++] = e;
@@ -133,7 +137,18 @@ enum omen_err pending_replay(void *arg, const struct node_log_record *record)
     switch (record->kind) {
     case NODE_LOG_ENTRY: return entry_add(p, record);
     case NODE_LOG_TRUNCATE: entries_truncate(p, record->index); break;
-    case NODE_LOG_HARD_STATE: p->term = record->term; break;
+    case NODE_LOG_HARD_STATE:
+        p->term = record->term;
+        p->vote = load_u64(record->body);
+        break;
+    case NODE_LOG_SNAPSHOT:
+        mem_free(p->base);
+        p->base = mem_must_alloc(record->len + 1);
+        memcpy(p->base, record->body, record->len);
+        p->base_len = record->len;
+        p->base_index = record->index;
+        p->base_term = record->term;
+        break;
     case NODE_LOG_DROP_GROUP: break;
     }
     return OMEN_OK;

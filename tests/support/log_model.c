@@ -191,6 +191,7 @@ static enum omen_err found_record(void *arg, const struct node_log_record *r)
         if (r->term < g->term) return complain(f, r, "an older hard state after a newer one");
         g->term = r->term;
         break;
+    case NODE_LOG_SNAPSHOT:
     case NODE_LOG_DROP_GROUP: break;
     }
     return OMEN_OK;

@@ -1,0 +1,89 @@
+/* What replica_raft.c and replica_net.c share; nobody else includes this.
+ *
+ * A replica of a Raft group lives on one loop (hash of the group). Fields marked (m) are guarded by the
+ * replica's mutex, the rest belong to the loop. */
+#ifndef OMEN_CONSENSUS_REPLICA_RAFT_IMPL_H
+#define OMEN_CONSENSUS_REPLICA_RAFT_IMPL_H
+
+#include "consensus/raft_group.h"
+#include "consensus/replica_impl.h"
+#include "consensus/transport.h"
+
+#define NET_BUCKETS 256u /* of a loop's table of groups */
+#define NET_LOOPS_MAX 64u
+#define BARRIER_ASK_MS 2000u  /* a leader's answer is waited for that long */
+#define BASE_REFRESH_MS 5000u /* how often raft's own entries after the base are moved below it */
+
+/* Another replica that waits for our next barrier. */
+struct barrier_asker {
+    struct barrier_asker *next;
+    uint64_t node_id, replica_id, token;
+};
+
+/* What waits for one barrier entry. */
+struct barrier_batch {
+    struct work *works;
+    struct barrier_asker *askers;
+};
+
+struct replica_raft {
+    struct replica *replica;
+    struct net_loop *loop;
+    struct raft_group *group;
+    struct replica_raft *next; /* in its bucket */
+    void (*on_leader_change)(void *arg, bool leads, const struct replica_member *leader, uint64_t term);
+    void *on_leader_arg;
+
+    struct work *proposals, **proposals_tail; /* (m) */
+    struct work *barriers, **barriers_tail;   /* (m) */
+    bool durable_rose;                        /* (m) */
+    bool posted;                              /* (m) the task below */
+    struct loop_task task;
+    bool drained;                 /* (m) nothing is in the log's hands any more, and nothing will be */
+    struct replica_status status; /* (m) */
+    struct replica_member members[GROUP_MEMBERS_MAX]; /* (m) */
+    struct replica_member leader;                     /* (m) replica_id 0: not known */
+
+    bool stopping;
+    uint64_t durable;             /* index of the machine's last durable command */
+    uint64_t base_ms;             /* when the base was last moved */
+    bool barrier_out;             /* one entry is on its way */
+    struct barrier_asker *askers; /* wait for the next one */
+    struct work *asked;           /* wait for the leader's answer to `token` */
+    uint64_t token, asked_ms;
+    struct work *held; /* answered: wait until `held_index` is committed here */
+    uint64_t held_index;
+    bool leads, told;
+    uint64_t told_leader, told_term;
+};
+
+struct net_loop {
+    struct raft_net *net;
+    struct loop *loop;
+    bool first; /* has the transport */
+    struct replica_raft *buckets[NET_BUCKETS];
+};
+
+struct raft_net {
+    struct replica_host *host;
+    struct net_loop *loops;
+    uint32_t loop_count;
+    struct transport *transport;
+    _Atomic uint64_t homeless;
+    pthread_mutex_t mutex; /* guards closed */
+    pthread_cond_t cond;
+    bool closed;
+};
+
+/* replica_net.c */
+struct net_loop *net_loop_of(struct raft_net *net, uint64_t group);
+void net_add(struct replica_raft *m);
+void net_remove(struct replica_raft *m);
+uint64_t net_now_ms(const struct raft_net *net);
+uint32_t net_random(void);
+
+/* replica_raft.c */
+void replica_raft_tick(struct replica_raft *m, uint64_t now_ms);
+void replica_raft_frame(struct replica_raft *m, struct frame *frame, uint64_t node_id, uint64_t now_ms);
+
+#endif
