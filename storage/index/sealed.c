@@ -4,7 +4,7 @@
  * ids and factors, and the node's own vector in 8 bits. One hop: fetch the row whole, take the exact distance of the node, 32
  * estimates by byte shuffles, keep those below the pool's worst. Visited nodes have exact distances, so rescoring is implicit;
  * when 8 bits do not hold the row exactly, the nearest few are rescored from the segment's rows.
- * Departs from the paper: the walk starts from the nearest of up to 4,096 sampled leaders (one scan of their 1-bit codes)
+ * Departs from the paper: the walk starts from the nearest of some 4,096 sampled leaders (one scan of their 1-bit codes)
  * instead of one entry node; codes are centred by the segment's mean; scales of the f16 factors are per row.
  * ip walks the L2-augmented space (x, sqrt(R^2 - |x|^2)); final distances are always those of storage/kernel.
  * Threads: immutable; any number of readers. Determinism: local and rebuildable, never replicated. */
@@ -277,6 +277,7 @@ static enum omen_err sealed_search(const struct index *index, const struct index
     uint32_t effort = search->effort;
     if (effort == 0) effort = sealed_effort(s, search->k, search->recall_target > 0 ? search->recall_target : s->recall_target);
     if (effort == 0) effort = EFFORT_DEFAULT;
+    if (effort == SEALED_EFFORT_SCAN) return search_gather(s, search, hits_out, count_out, cost);
     if (passing < s->count) { /* enough of the pool must pass */
         double widened = (double)effort * (double)s->count / (double)passing;
         effort = widened > INDEX_EFFORT_MAX ? INDEX_EFFORT_MAX : (uint32_t)widened;
@@ -318,7 +319,8 @@ static void sealed_stats(const struct index *index, bool deep, struct index_stat
             leader_groups * (s->leaders.group_bytes + 8) + s->leaders.count * 4 + sizeof *s + s->padded * 4;
     for (uint32_t node = 0; node < s->count; node++) stats_out->links += sealed_head(s, sealed_row(s, node))->degree;
     stats_out->layer_count = 1;
-    stats_out->effort_default = (float)sealed_effort(s, 10, s->recall_target);
+    uint32_t effort = sealed_effort(s, 10, s->recall_target);
+    stats_out->effort_default = effort == SEALED_EFFORT_SCAN ? 0 : (float)effort;
     if (!(s->lossless && s->rows.metric == METRIC_L2))
         stats_out->rescore_bytes = (uint64_t)sealed_want(s, 10) * s->rows.dim * sizeof(float);
 }
@@ -329,5 +331,6 @@ const struct index_ops sealed_ops = {
     .scratch_new = sealed_scratch_new,
     .scratch_free = sealed_scratch_free,
     .search = sealed_search,
+    .save = sealed_save,
     .stats = sealed_stats,
 };

@@ -244,10 +244,12 @@ static bool pack_range(void *arg, uint32_t thread, uint32_t first, uint32_t end)
     return fine;
 }
 
-/* Codes of chosen nodes relative to the mean; nodes NULL = all in order. */
+/* Codes of chosen nodes relative to the mean. */
 static enum omen_err sketch_build(struct packing *p, struct sealed_sketch *sketch, const uint32_t *nodes, uint32_t count)
 {
     uint32_t padded = p->b->padded, groups = (count + CODE_GROUP - 1) / CODE_GROUP;
+    mem_free(sketch->groups);
+    mem_free(sketch->scales);
     sketch->count = count;
     sketch->group_bytes = (uint32_t)rabitq_codes_bytes(padded) + CODE_GROUP * 4;
     sketch->groups = mem_alloc_aligned(64, (size_t)groups * sketch->group_bytes + 64);
@@ -259,7 +261,7 @@ static enum omen_err sketch_build(struct packing *p, struct sealed_sketch *sketc
         const float *rows[CODE_GROUP];
         uint32_t n = count - g * CODE_GROUP < CODE_GROUP ? count - g * CODE_GROUP : CODE_GROUP;
         for (uint32_t i = 0; i < n; i++) {
-            uint32_t node = nodes == NULL ? g * CODE_GROUP + i : nodes[g * CODE_GROUP + i];
+            uint32_t node = nodes[g * CODE_GROUP + i];
             code_kernel_get()->widen_f16(p->rotated + (size_t)node * padded, padded, z + (size_t)i * padded);
             rows[i] = z + (size_t)i * padded;
         }
@@ -275,29 +277,74 @@ static enum omen_err sketch_build(struct packing *p, struct sealed_sketch *sketc
     return fine ? OMEN_OK : OMEN_ENOMEM;
 }
 
+/* Mark all that is reachable from `start`; stack [n]. */
+static void reach(const struct build *b, uint32_t start, uint64_t *reached, uint32_t *stack)
+{
+    uint32_t depth = 0;
+    if (index_bit(reached, start)) return;
+    reached[start / 64] |= UINT64_C(1) << (start % 64);
+    stack[depth++] = start;
+    while (depth > 0) {
+        uint32_t node = stack[--depth];
+        for (uint32_t i = 0; i < b->degrees[node]; i++) {
+            uint32_t next = b->links[(size_t)node * SEALED_DEGREE + i];
+            if (index_bit(reached, next)) continue;
+            reached[next / 64] |= UINT64_C(1) << (next % 64);
+            stack[depth++] = next;
+        }
+    }
+}
+
+/* Leaders: an even sample in the order of place, and one for each part that none of them reaches. */
 static enum omen_err leaders_build(struct packing *p)
 {
-    struct sealed *s = p->b->s;
-    uint32_t n = p->b->n, count = n / SEALED_LEADER_EVERY + 1;
-    if (count > SEALED_LEADERS_MAX) count = SEALED_LEADERS_MAX;
-    s->leader_nodes = mem_alloc((size_t)count * sizeof(uint32_t));
-    if (s->leader_nodes == NULL) return OMEN_ENOMEM;
-    for (uint32_t i = 0; i < count; i++) s->leader_nodes[i] = (uint32_t)((uint64_t)i * n / count);
-    return sketch_build(p, &s->leaders, s->leader_nodes, count);
+    struct build *b = p->b;
+    struct sealed *s = b->s;
+    uint32_t n = b->n, count = n / SEALED_LEADER_EVERY + 1;
+    if (count > SEALED_LEADERS_SAMPLED) count = SEALED_LEADERS_SAMPLED;
+    uint32_t *nodes = mem_alloc(SEALED_LEADERS_MAX * sizeof *nodes), *stack = mem_alloc((size_t)n * sizeof *stack);
+    uint64_t *reached = mem_calloc(n / 64 + 1, sizeof *reached);
+    enum omen_err rc = nodes == NULL || stack == NULL || reached == NULL ? OMEN_ENOMEM : OMEN_OK;
+    for (uint32_t i = 0; rc == OMEN_OK && i < count; i++) {
+        nodes[i] = (uint32_t)((uint64_t)i * n / count);
+        reach(b, nodes[i], reached, stack);
+    }
+    for (uint32_t node = 0; rc == OMEN_OK && node < n && count < SEALED_LEADERS_MAX; node++) {
+        if (index_bit(reached, node)) continue;
+        nodes[count++] = node;
+        reach(b, node, reached, stack);
+    }
+    mem_free(stack);
+    mem_free(reached);
+    mem_free(s->leader_nodes);
+    s->leader_nodes = nodes;
+    if (rc == OMEN_OK) rc = sketch_build(p, &s->leaders, nodes, count);
+    return rc;
+}
+
+static enum omen_err flat_build(struct packing *p)
+{
+    struct build *b = p->b;
+    uint32_t *node_of = mem_alloc((size_t)b->total * sizeof *node_of);
+    if (node_of == NULL) return OMEN_ENOMEM;
+    for (uint32_t node = 0; node < b->total; node++) node_of[b->order[node]] = node;
+    enum omen_err rc = sketch_build(p, &b->s->flat, node_of, b->total);
+    mem_free(node_of);
+    return rc;
 }
 
 #define INSERT_EFFORT 128 /* of the walks that find neighbours for held-out rows */
 
-/* The held-out rows, one after the other: walks over the graph as it is, links, then every touched row is packed again. */
+/* The held-out rows, one after the other: a walk, links both ways, every touched row packed again. */
 static enum omen_err held_out_insert(struct packing *p)
 {
     struct build *b = p->b;
     struct packer packer;
     struct index_scratch *scratch = index_scratch_new(&b->s->base);
     uint8_t *packed = mem_alloc_aligned(64, (size_t)b->padded * CODE_TILE_ROWS);
-    uint32_t *touched = mem_alloc((size_t)b->held_out * SEALED_DEGREE * sizeof *touched + 1), touched_count = 0;
+    uint32_t touched[SEALED_DEGREE], touched_count;
     bool ready = packer_init(&packer, b->padded);
-    enum omen_err rc = ready && scratch != NULL && packed != NULL && touched != NULL ? OMEN_OK : OMEN_ENOMEM;
+    enum omen_err rc = ready && scratch != NULL && packed != NULL ? OMEN_OK : OMEN_ENOMEM;
     for (uint32_t node = b->n; rc == OMEN_OK && node < b->total; node++) {
         struct index_hit hits[BUILD_CANDIDATES];
         struct index_cost cost = { 0 };
@@ -305,13 +352,14 @@ static enum omen_err held_out_insert(struct packing *p)
         uint32_t found[BUILD_CANDIDATES], count = 0;
         rc = sealed_walk(b->s, &search, INSERT_EFFORT, BUILD_CANDIDATES, scratch, hits, &count, &cost);
         for (uint32_t i = 0; i < count; i++) found[i] = hits[i].slot;
-        if (rc == OMEN_OK) build_link(b, node, found, count, packed, touched, &touched_count);
+        if (rc != OMEN_OK) break;
+        touched_count = 0;
+        build_link(b, node, found, count, packed, touched, &touched_count);
+        pack_node(p, &packer, node); /* at once, so that later ones find it */
+        for (uint32_t i = 0; i < touched_count; i++) pack_node(p, &packer, touched[i]);
     }
-    for (uint32_t i = 0; rc == OMEN_OK && i < touched_count; i++) pack_node(p, &packer, touched[i]);
-    for (uint32_t node = b->n; rc == OMEN_OK && node < b->total; node++) pack_node(p, &packer, node);
     index_scratch_free(&b->s->base, scratch);
     mem_free(packed);
-    mem_free(touched);
     packer_fini(&packer);
     return rc;
 }
@@ -328,9 +376,10 @@ static enum omen_err pack(struct build *b)
     if (rc == OMEN_OK) rc = leaders_build(&p);
     if (rc == OMEN_OK) rc = build_refine(b);
     if (rc == OMEN_OK) rc = parallel_for(b->control, "pack again", b->n, 1024, pack_range, &p);
+    if (rc == OMEN_OK) rc = leaders_build(&p);
     if (rc == OMEN_OK && b->held_out > 0) rc = build_calibrate(b);
     if (rc == OMEN_OK && b->held_out > 0) rc = held_out_insert(&p);
-    if (rc == OMEN_OK) rc = sketch_build(&p, &s->flat, NULL, b->total);
+    if (rc == OMEN_OK) rc = flat_build(&p);
     sealed_pages_free(p.rotated, p.mapped);
     return rc;
 }
@@ -399,16 +448,11 @@ enum omen_err index_sealed_build(const struct index_rows *rows, const struct ind
     if (params->quant == INDEX_QUANT_NONE || params->quant == INDEX_QUANT_PRODUCT)
         return err_set(err, OMEN_EINVAL, "quant", "the fast layout holds binary codes and 8-bit rows, not %s",
                 index_quant_name(params->quant));
-    struct sealed *s = mem_calloc(1, sizeof *s);
+    struct sealed *s = sealed_new(rows);
     if (s == NULL) return err_set(err, OMEN_ENOMEM, NULL, "no memory for an index");
-    s->base = (struct index){ &sealed_ops, rows->dim, rows->metric };
-    s->rows = *rows;
-    s->count = rows->count;
-    s->dim = rows->dim + (rows->metric == METRIC_IP);
     s->recall_target = params->recall_target > 0 ? params->recall_target : 0.95f;
-    rotation_init(&s->rotation, s->dim, params->seed);
-    s->padded = s->rotation.padded;
-    sealed_layout_init(&s->layout, s->padded);
+    s->seed = params->seed;
+    rotation_init(&s->rotation, s->dim, s->seed);
     s->mean = mem_calloc(s->padded, sizeof(float));
     enum omen_err rc = s->mean == NULL ? OMEN_ENOMEM : OMEN_OK;
     if (rc == OMEN_OK && s->count > 0) {

@@ -51,10 +51,27 @@ void sealed_pages_free(void *pages, size_t mapped)
     if (pages != NULL) munmap(pages, mapped);
 }
 
+struct sealed *sealed_new(const struct index_rows *rows)
+{
+    struct sealed *s = mem_calloc(1, sizeof *s);
+    if (s == NULL) return NULL;
+    s->base = (struct index){ &sealed_ops, rows->dim, rows->metric };
+    s->rows = *rows;
+    s->count = rows->count;
+    s->dim = rows->dim + (rows->metric == METRIC_IP);
+    s->padded = (s->dim + CODE_DIM_ALIGN - 1) / CODE_DIM_ALIGN * CODE_DIM_ALIGN;
+    sealed_layout_init(&s->layout, s->padded);
+    return s;
+}
+
 void sealed_free(struct index *index)
 {
     struct sealed *s = (struct sealed *)index;
-    sealed_pages_free(s->graph, s->graph_bytes);
+    if (s->file_map != NULL) {
+        vfs_unmap(s->file, s->file_map, s->file_bytes);
+        vfs_close(s->file);
+    } else
+        sealed_pages_free(s->graph, s->graph_bytes);
     mem_free(s->leaders.groups);
     mem_free(s->leaders.scales);
     mem_free(s->flat.groups);
@@ -63,6 +80,8 @@ void sealed_free(struct index *index)
     mem_free(s->mean);
     mem_free(s);
 }
+
+#define CURVE_SLACK 0.005f /* the curve is less 1.65 standard errors: a target this little above its end is met */
 
 static const uint32_t curve_k[SEALED_CURVE_KS] = { 1, 10, 100 };
 
@@ -79,7 +98,7 @@ uint32_t sealed_effort(const struct sealed *s, uint32_t k, float recall_target)
         float part = (recall_target - recall[i - 1]) / (recall[i] - recall[i - 1]);
         return curve->effort[i - 1] + (uint32_t)ceilf(part * (float)(curve->effort[i] - curve->effort[i - 1]));
     }
-    return curve->effort[curve->points - 1];
+    return recall_target <= recall[curve->points - 1] + CURVE_SLACK ? curve->effort[curve->points - 1] : SEALED_EFFORT_SCAN;
 }
 
 #define RESCORE_SLACK 6 /* rows rescored beside k and a quarter of it */

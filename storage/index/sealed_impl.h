@@ -4,13 +4,15 @@
 
 #include <assert.h>
 
+#include "common/vfs.h"
 #include "storage/index/index_impl.h"
 #include "storage/quant/rabitq.h"
 #include "storage/quant/rotation.h"
 
 #define SEALED_DEGREE CODE_GROUP  /* neighbours in a row; their codes are one fast-scan group */
-#define SEALED_LEADERS_MAX 4096   /* sampled nodes whose codes are scanned for the entry */
-#define SEALED_LEADER_EVERY 128   /* rows per leader in small segments */
+#define SEALED_LEADERS_SAMPLED 4096 /* nodes whose codes are scanned for the entry */
+#define SEALED_LEADERS_MAX 8192   /* with those that stand for parts nobody else reaches */
+#define SEALED_LEADER_EVERY 16    /* rows per leader in small segments */
 #define SEALED_ENTRIES 4          /* nearest leaders that a walk starts from */
 #define SEALED_CURVE_POINTS 20    /* efforts in a calibration curve */
 #define SEALED_CURVE_KS 3         /* k = 1, 10, 100 */
@@ -61,12 +63,15 @@ struct sealed {
     bool lossless;           /* own bytes are the row itself (integers 0..255): no rescoring under l2 */
     uint8_t *graph;          /* [count][row_bytes], huge pages, owned */
     size_t graph_bytes;      /* as mapped */
-    struct sealed_sketch leaders, flat;
+    struct sealed_sketch leaders; /* by place in leader_nodes */
+    struct sealed_sketch flat;    /* by slot, so that a filter's bits fall together with it */
     uint32_t *leader_nodes;  /* [leaders.count] */
     struct sealed_curve curve;
     float recall_target;
-    void *file_map;          /* the mapped file, when graph points into it */
+    uint64_t seed;           /* of the rotation */
+    const uint8_t *file_map; /* the mapped file when graph points into it, with its file; else NULL */
     struct vfs_file *file;
+    uint64_t file_bytes;
 };
 
 static inline uint8_t *sealed_row(const struct sealed *s, uint32_t node)
@@ -90,7 +95,11 @@ void sealed_pages_free(void *pages, size_t mapped);
 
 extern const struct index_ops sealed_ops;
 void sealed_free(struct index *index);
+/* An empty graph for rows: sizes and layout set, no memory but its own; NULL: out of memory. */
+struct sealed *sealed_new(const struct index_rows *rows);
+enum omen_err sealed_save(const struct index *index, struct vfs *vfs, const char *path, struct err *err);
 
+#define SEALED_EFFORT_SCAN UINT32_MAX /* no effort on the curve reaches the target: scan */
 /* Smallest effort that the curve gives for k and target; 0 without a curve. */
 uint32_t sealed_effort(const struct sealed *s, uint32_t k, float recall_target);
 

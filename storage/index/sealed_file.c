@@ -1,0 +1,312 @@
+/* The file of a sealed graph: FORMAT.md says the same in prose. One header page, eight sections at page boundaries, each with
+ * its own checksum; the layout follows from the counts, so a file has no freedom to lie in.
+ *
+ * Sealed file v1, little-endian. Header, 4096 bytes: 0 magic "OMIX" | 4 u16 version | 6 u16 kind (2 = sealed) |
+ *   8 u64 file_bytes | 16 u32 count | 20 u32 dim | 24 u32 metric | 28 u32 padded | 32 u32 row_bytes | 36 u32 flags (1 lossless) |
+ *   40 f32 norm_max | 44 f32 recall_target | 48 u64 rotation seed | 56 u32 leader_count | 60 u32 section_count |
+ *   64 sections { u64 offset, u64 bytes, u32 crc32c, u32 zero } | zeros, checked | 4092 u32 crc32c of 0..4091
+ * Threads: one owner. Nothing read is trusted: sizes before allocation, checksums before content, ids and slots before use. */
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "common/bytes.h"
+#include "common/check.h"
+#include "common/crc32c.h"
+#include "common/mem.h"
+#include "storage/index/sealed_impl.h"
+
+#define FILE_VERSION 1
+#define PAGE 4096
+#define HEADER_CRC (PAGE - 4)
+#define SECTIONS_AT 64
+#define SECTION_BYTES 24
+#define PATH_MAX_BYTES 4096
+#define CURVE_BYTES (8 + SEALED_CURVE_POINTS * 4 * (1 + SEALED_CURVE_KS))
+#define FLAG_LOSSLESS 1u
+
+enum section { SECTION_MEAN, SECTION_CURVE, SECTION_LEADER_NODES, SECTION_LEADERS, SECTION_LEADER_SCALES, SECTION_FLAT,
+    SECTION_FLAT_SCALES, SECTION_GRAPH, SECTION_COUNT };
+
+struct section_place {
+    uint64_t offset, bytes;
+};
+
+/* Where everything lies, from the counts alone; the end of the file. */
+static uint64_t places(const struct sealed *s, struct section_place out[SECTION_COUNT])
+{
+    uint64_t leader_groups = (s->leaders.count + CODE_GROUP - 1) / CODE_GROUP;
+    uint64_t flat_groups = ((uint64_t)s->count + CODE_GROUP - 1) / CODE_GROUP;
+    uint64_t group_bytes = rabitq_codes_bytes(s->padded) + CODE_GROUP * 4;
+    const uint64_t bytes[SECTION_COUNT] = { (uint64_t)s->padded * 4, CURVE_BYTES, (uint64_t)s->leaders.count * 4,
+        leader_groups * group_bytes, leader_groups * 8, flat_groups * group_bytes, flat_groups * 8,
+        (uint64_t)s->count * s->layout.row_bytes };
+    uint64_t at = PAGE;
+    for (int i = 0; i < SECTION_COUNT; i++) {
+        out[i] = (struct section_place){ at, bytes[i] };
+        at = align_up(at + bytes[i], PAGE);
+    }
+    return at;
+}
+
+static void curve_store(const struct sealed_curve *curve, uint8_t out[CURVE_BYTES])
+{
+    store_u32(out, curve->points);
+    store_u32(out + 4, curve->queries);
+    memcpy(out + 8, curve->effort, sizeof curve->effort);
+    memcpy(out + 8 + sizeof curve->effort, curve->recall, sizeof curve->recall);
+}
+
+static bool curve_load(const uint8_t in[CURVE_BYTES], struct sealed_curve *curve_out)
+{
+    curve_out->points = load_u32(in);
+    curve_out->queries = load_u32(in + 4);
+    memcpy(curve_out->effort, in + 8, sizeof curve_out->effort);
+    memcpy(curve_out->recall, in + 8 + sizeof curve_out->effort, sizeof curve_out->recall);
+    if (curve_out->points > SEALED_CURVE_POINTS) return false;
+    for (uint32_t i = 0; i < curve_out->points; i++) {
+        if (curve_out->effort[i] == 0 || curve_out->effort[i] > INDEX_EFFORT_MAX) return false;
+        if (i > 0 && curve_out->effort[i] <= curve_out->effort[i - 1]) return false;
+        for (uint32_t j = 0; j < SEALED_CURVE_KS; j++) {
+            float recall = curve_out->recall[j][i];
+            if (!(recall >= -1 && recall <= 1) || (i > 0 && recall < curve_out->recall[j][i - 1])) return false;
+        }
+    }
+    return true;
+}
+
+/* ---- save ---- */
+
+static void header_fill(const struct sealed *s, const struct section_place *place, uint64_t file_bytes,
+        const uint8_t *const *data, uint8_t header[PAGE])
+{
+    memset(header, 0, PAGE);
+    memcpy(header, "OMIX", 4);
+    store_u16(header + 4, FILE_VERSION);
+    store_u16(header + 6, INDEX_SEALED);
+    store_u64(header + 8, file_bytes);
+    store_u32(header + 16, s->count);
+    store_u32(header + 20, s->rows.dim);
+    store_u32(header + 24, (uint32_t)s->rows.metric);
+    store_u32(header + 28, s->padded);
+    store_u32(header + 32, s->layout.row_bytes);
+    store_u32(header + 36, s->lossless ? FLAG_LOSSLESS : 0);
+    memcpy(header + 40, &s->norm_max, 4);
+    memcpy(header + 44, &s->recall_target, 4);
+    store_u64(header + 48, s->seed);
+    store_u32(header + 56, s->leaders.count);
+    store_u32(header + 60, SECTION_COUNT);
+    for (int i = 0; i < SECTION_COUNT; i++) {
+        uint8_t *at = header + SECTIONS_AT + i * SECTION_BYTES;
+        store_u64(at, place[i].offset);
+        store_u64(at + 8, place[i].bytes);
+        store_u32(at + 16, crc32c(0, data[i], place[i].bytes));
+    }
+    store_u32(header + HEADER_CRC, crc32c(0, header, HEADER_CRC));
+}
+
+static enum omen_err write_file(const struct sealed *s, struct vfs_file *file, struct err *err)
+{
+    struct section_place place[SECTION_COUNT];
+    uint8_t header[PAGE], curve[CURVE_BYTES];
+    uint64_t file_bytes = places(s, place);
+    curve_store(&s->curve, curve);
+    const uint8_t *data[SECTION_COUNT] = { (const uint8_t *)s->mean, curve, (const uint8_t *)s->leader_nodes,
+        s->leaders.groups, (const uint8_t *)s->leaders.scales, s->flat.groups, (const uint8_t *)s->flat.scales, s->graph };
+    header_fill(s, place, file_bytes, data, header);
+    enum omen_err rc = vfs_truncate(file, 0, err);
+    if (rc == OMEN_OK) rc = vfs_truncate(file, file_bytes, err);
+    for (int i = 0; rc == OMEN_OK && i < SECTION_COUNT; i++)
+        if (place[i].bytes > 0) rc = vfs_pwrite(file, data[i], place[i].bytes, place[i].offset, err);
+    if (rc == OMEN_OK) rc = vfs_pwrite(file, header, PAGE, 0, err);
+    if (rc == OMEN_OK) rc = vfs_datasync(file, err);
+    return rc;
+}
+
+enum omen_err sealed_save(const struct index *index, struct vfs *vfs, const char *path, struct err *err)
+{
+    char aside[PATH_MAX_BYTES], directory[PATH_MAX_BYTES];
+    int n = snprintf(aside, sizeof aside, "%s.tmp", path);
+    if (n < 0 || (size_t)n >= sizeof aside) return err_set(err, OMEN_EINVAL, "path", "the path is too long");
+    const char *slash = strrchr(path, '/');
+    snprintf(directory, sizeof directory, "%.*s", slash == NULL ? 1 : slash == path ? 1 : (int)(slash - path),
+            slash == NULL ? "." : path);
+    struct vfs_file *file;
+    enum omen_err rc = vfs_open(vfs, aside, VFS_WRITE | VFS_CREATE, &file, err);
+    if (rc != OMEN_OK) return rc;
+    rc = write_file((const struct sealed *)index, file, err);
+    vfs_close(file);
+    if (rc == OMEN_OK) rc = vfs_rename(vfs, aside, path, err);
+    if (rc == OMEN_OK) return vfs_sync_dir(vfs, directory, err);
+    enum omen_err ignored = vfs_unlink(vfs, aside, NULL); /* best effort: the next save starts it over */
+    (void)ignored;
+    return rc;
+}
+
+/* ---- map ---- */
+
+struct reader {
+    struct vfs_file *file;
+    const char *path;
+    uint64_t file_bytes;
+    uint8_t header[PAGE];
+    struct section_place place[SECTION_COUNT];
+    struct err *err;
+};
+
+static enum omen_err header_wrong(struct reader *r, uint64_t offset, const char *what)
+{
+    return err_corrupt(r->err, r->path, offset, what);
+}
+
+/* What can be checked before anything is allocated; fills the sizes in `s`. */
+static enum omen_err header_check(struct reader *r, struct sealed *s)
+{
+    const uint8_t *h = r->header;
+    if (memcmp(h, "OMIX", 4) != 0) return header_wrong(r, 0, "no index file: wrong magic");
+    if (load_u32(h + HEADER_CRC) != crc32c(0, h, HEADER_CRC)) return header_wrong(r, HEADER_CRC, "wrong header checksum");
+    if (load_u16(h + 4) != FILE_VERSION)
+        return err_set(r->err, OMEN_EVERSION, NULL, "%s: index file version %u, this build reads %d", r->path,
+                load_u16(h + 4), FILE_VERSION);
+    if (load_u16(h + 6) != INDEX_SEALED) return header_wrong(r, 6, "unknown kind of index");
+    if (load_u64(h + 8) != r->file_bytes) return header_wrong(r, 8, "file is not as long as it says");
+    if (load_u32(h + 16) != s->rows.count) return header_wrong(r, 16, "count is not that of the rows");
+    if (load_u32(h + 20) != s->rows.dim) return header_wrong(r, 20, "dim is not that of the rows");
+    if (load_u32(h + 24) != (uint32_t)s->rows.metric) return header_wrong(r, 24, "metric is not that of the rows");
+    if (load_u32(h + 28) != s->padded) return header_wrong(r, 28, "wrong padded dimension");
+    if (load_u32(h + 32) != s->layout.row_bytes) return header_wrong(r, 32, "wrong row size");
+    if (load_u32(h + 36) > FLAG_LOSSLESS) return header_wrong(r, 36, "unknown flags");
+    s->lossless = load_u32(h + 36) != 0;
+    memcpy(&s->norm_max, h + 40, 4);
+    memcpy(&s->recall_target, h + 44, 4);
+    if (!isfinite(s->norm_max) || !(s->recall_target > 0 && s->recall_target <= 1))
+        return header_wrong(r, 40, "norm or recall target out of range");
+    s->seed = load_u64(h + 48);
+    s->leaders.count = load_u32(h + 56);
+    if (s->leaders.count > SEALED_LEADERS_MAX || s->leaders.count > s->count || (s->count > 0 && s->leaders.count == 0))
+        return header_wrong(r, 56, "impossible number of leaders");
+    if (load_u32(h + 60) != SECTION_COUNT) return header_wrong(r, 60, "wrong number of sections");
+    if (places(s, r->place) != r->file_bytes) return header_wrong(r, 8, "length does not fit the counts");
+    for (int i = 0; i < SECTION_COUNT; i++) {
+        const uint8_t *at = h + SECTIONS_AT + i * SECTION_BYTES;
+        if (load_u64(at) != r->place[i].offset || load_u64(at + 8) != r->place[i].bytes || load_u32(at + 20) != 0)
+            return header_wrong(r, (uint64_t)(at - h), "a section is not where it must be");
+    }
+    for (uint32_t i = SECTIONS_AT + SECTION_COUNT * SECTION_BYTES; i < HEADER_CRC; i++)
+        if (h[i] != 0) return header_wrong(r, i, "header padding is not zero");
+    return OMEN_OK;
+}
+
+static enum omen_err section_verify(struct reader *r, enum section section, const void *data)
+{
+    const uint8_t *at = r->header + SECTIONS_AT + section * SECTION_BYTES;
+    if (crc32c(0, data, r->place[section].bytes) == load_u32(at + 16)) return OMEN_OK;
+    return header_wrong(r, r->place[section].offset, "wrong section checksum");
+}
+
+static enum omen_err section_read(struct reader *r, enum section section, void *dst)
+{
+    enum omen_err rc = OMEN_OK;
+    if (r->place[section].bytes > 0)
+        rc = vfs_pread(r->file, dst, r->place[section].bytes, r->place[section].offset, r->err);
+    return rc == OMEN_OK ? section_verify(r, section, dst) : rc;
+}
+
+static enum omen_err graph_check(struct reader *r, const struct sealed *s)
+{
+    uint64_t *taken = mem_calloc(s->count / 64 + 1, sizeof *taken);
+    if (taken == NULL) return err_set(r->err, OMEN_ENOMEM, NULL, "no memory to check %s", r->path);
+    enum omen_err rc = OMEN_OK;
+    for (uint32_t node = 0; rc == OMEN_OK && node < s->count; node++) {
+        uint8_t *row = sealed_row(s, node);
+        const struct sealed_head *head = sealed_head(s, row);
+        const uint32_t *ids = sealed_ids(s, row);
+        bool fine = head->slot < s->count && head->degree <= SEALED_DEGREE && isfinite(head->own_lo) &&
+                isfinite(head->own_scale) && isfinite(head->f_scale) && isfinite(head->g_scale) && head->f_scale > 0;
+        for (uint32_t i = 0; fine && i < SEALED_DEGREE; i++) fine = ids[i] < s->count;
+        if (fine && index_bit(taken, head->slot)) fine = false;
+        if (fine)
+            taken[head->slot / 64] |= UINT64_C(1) << (head->slot % 64);
+        else
+            rc = header_wrong(r, r->place[SECTION_GRAPH].offset + (uint64_t)node * s->layout.row_bytes, "impossible row");
+    }
+    for (uint32_t i = 0; rc == OMEN_OK && i < s->leaders.count; i++)
+        if (s->leader_nodes[i] >= s->count)
+            rc = header_wrong(r, r->place[SECTION_LEADER_NODES].offset + i * 4u, "impossible leader");
+    for (uint32_t i = 0; rc == OMEN_OK && i < s->padded; i++)
+        if (!isfinite(s->mean[i])) rc = header_wrong(r, r->place[SECTION_MEAN].offset + i * 4u, "mean is not finite");
+    mem_free(taken);
+    return rc;
+}
+
+static bool sections_alloc(const struct reader *r, struct sealed *s)
+{
+    s->mean = mem_alloc_aligned(64, r->place[SECTION_MEAN].bytes);
+    s->leader_nodes = mem_alloc(r->place[SECTION_LEADER_NODES].bytes + 1);
+    s->leaders.groups = mem_alloc_aligned(64, r->place[SECTION_LEADERS].bytes + 64);
+    s->leaders.scales = mem_alloc(r->place[SECTION_LEADER_SCALES].bytes + 1);
+    s->flat.groups = mem_alloc_aligned(64, r->place[SECTION_FLAT].bytes + 64);
+    s->flat.scales = mem_alloc(r->place[SECTION_FLAT_SCALES].bytes + 1);
+    return s->mean != NULL && s->leader_nodes != NULL && s->leaders.groups != NULL && s->leaders.scales != NULL &&
+            s->flat.groups != NULL && s->flat.scales != NULL;
+}
+
+static enum omen_err graph_open(struct reader *r, struct sealed *s, bool pin)
+{
+    const struct section_place *place = &r->place[SECTION_GRAPH];
+    if (pin || place->bytes == 0) {
+        s->graph = sealed_pages_new(place->bytes, &s->graph_bytes);
+        if (s->graph == NULL) return err_set(r->err, OMEN_ENOMEM, NULL, "no memory for %s", r->path);
+        return section_read(r, SECTION_GRAPH, s->graph);
+    }
+    enum omen_err rc = vfs_map(r->file, r->file_bytes, &s->file_map, r->err);
+    if (rc != OMEN_OK) return rc;
+    s->file = r->file;
+    s->file_bytes = r->file_bytes;
+    s->graph = (uint8_t *)(uintptr_t)(s->file_map + place->offset); /* read-only: nothing writes a sealed row */
+    return section_verify(r, SECTION_GRAPH, s->graph);
+}
+
+static enum omen_err sections_open(struct reader *r, struct sealed *s, bool pin)
+{
+    uint8_t curve[CURVE_BYTES];
+    if (!sections_alloc(r, s)) return err_set(r->err, OMEN_ENOMEM, NULL, "no memory for %s", r->path);
+    enum omen_err rc = section_read(r, SECTION_MEAN, s->mean);
+    if (rc == OMEN_OK) rc = section_read(r, SECTION_CURVE, curve);
+    if (rc == OMEN_OK && !curve_load(curve, &s->curve))
+        rc = header_wrong(r, r->place[SECTION_CURVE].offset, "impossible calibration");
+    if (rc == OMEN_OK) rc = section_read(r, SECTION_LEADER_NODES, s->leader_nodes);
+    if (rc == OMEN_OK) rc = section_read(r, SECTION_LEADERS, s->leaders.groups);
+    if (rc == OMEN_OK) rc = section_read(r, SECTION_LEADER_SCALES, s->leaders.scales);
+    if (rc == OMEN_OK) rc = section_read(r, SECTION_FLAT, s->flat.groups);
+    if (rc == OMEN_OK) rc = section_read(r, SECTION_FLAT_SCALES, s->flat.scales);
+    if (rc == OMEN_OK) rc = graph_open(r, s, pin);
+    if (rc == OMEN_OK) rc = graph_check(r, s);
+    return rc;
+}
+
+enum omen_err index_sealed_map(struct vfs *vfs, const char *path, const struct index_rows *rows, bool pin,
+        struct index **index_out, struct err *err)
+{
+    struct reader r = { .path = path, .err = err };
+    struct sealed *s = sealed_new(rows);
+    if (s == NULL) return err_set(err, OMEN_ENOMEM, NULL, "no memory for an index");
+    enum omen_err rc = vfs_open(vfs, path, VFS_READ, &r.file, err);
+    if (rc == OMEN_OK) rc = vfs_size(r.file, &r.file_bytes, err);
+    if (rc == OMEN_OK && r.file_bytes < PAGE) rc = header_wrong(&r, r.file_bytes, "file ends inside its header");
+    if (rc == OMEN_OK) rc = vfs_pread(r.file, r.header, PAGE, 0, err);
+    if (rc == OMEN_OK) rc = header_check(&r, s);
+    if (rc == OMEN_OK) {
+        rotation_init(&s->rotation, s->dim, s->seed);
+        s->flat.count = s->count;
+        s->flat.group_bytes = s->leaders.group_bytes = (uint32_t)rabitq_codes_bytes(s->padded) + CODE_GROUP * 4;
+        rc = sections_open(&r, s, pin);
+    }
+    if (s->file == NULL) vfs_close(r.file);
+    if (rc != OMEN_OK) {
+        sealed_free(&s->base);
+        return rc;
+    }
+    *index_out = &s->base;
+    return OMEN_OK;
+}
