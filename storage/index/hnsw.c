@@ -114,6 +114,7 @@ static void init_sizes(struct hnsw *h, const struct index_rows *rows, const stru
     h->alpha = HNSW_ALPHA_DEFAULT;
     h->quantize = params->quant != INDEX_QUANT_NONE;
     h->seed = params->seed;
+    h->recall_target = params->recall_target != 0 ? params->recall_target : 0.95f;
     uint64_t room = params->capacity != 0 ? params->capacity + (uint64_t)params->capacity / 16 + 1024
                                           : HNSW_NODES_DEFAULT;
     if (room < 2 * (uint64_t)rows->count) room = 2 * (uint64_t)rows->count;
@@ -181,6 +182,8 @@ struct build {
     const struct index_rows *rows;
     const struct index_control *control;
     _Atomic uint32_t next;
+    uint32_t every;     /* held out for calibration; 0 = none */
+    bool held_out;      /* these are being inserted, else the others */
     _Atomic int result; /* first enum omen_err other than OMEN_OK */
     pthread_mutex_t callback_lock;
     struct err err;
@@ -210,6 +213,8 @@ static void *build_run(void *arg)
     struct err err = { 0 };
     for (;;) {
         uint32_t slot = atomic_fetch_add(&b->next, 1);
+        if (b->held_out) slot = (slot + 1) * b->every - 1;
+        if (slot < b->rows->count && !b->held_out && b->every != 0 && (slot + 1) % b->every == 0) continue;
         if (slot >= b->rows->count || atomic_load(&b->result) != OMEN_OK) return NULL;
         enum omen_err rc = hnsw_insert(&b->h->index, slot, b->rows->data + slot * b->rows->stride_floats,
                 &err);
@@ -243,9 +248,17 @@ enum omen_err hnsw_build(const struct index_rows *rows, const struct index_param
     struct hnsw *h = NULL;
     rc = hnsw_new(rows, params, &h, err);
     if (rc != OMEN_OK) return rc;
-    struct build b = { .h = h, .rows = rows, .control = control };
+    struct build b = { .h = h, .rows = rows, .control = control, .every = hnsw_held_out_every(rows, params) };
     uint32_t threads = control->threads < 1 ? 1 : control->threads;
-    rc = build_all(&b, threads < INDEX_THREADS_MAX ? threads : INDEX_THREADS_MAX, err);
+    if (threads > INDEX_THREADS_MAX) threads = INDEX_THREADS_MAX;
+    rc = build_all(&b, threads, err);
+    if (rc == OMEN_OK && b.every != 0) {
+        rc = hnsw_calibrate(h, rows, b.every, control);
+        if (rc != OMEN_OK) (void)err_set(err, rc, NULL, "calibration: %s", err_name(rc));
+        b.held_out = true;
+        atomic_store(&b.next, 0);
+        if (rc == OMEN_OK) rc = build_all(&b, threads, err);
+    }
     if (rc != OMEN_OK) {
         hnsw_free(&h->index);
         return rc;
@@ -277,7 +290,7 @@ static void hnsw_stats(const struct index *index, bool deep, struct index_stats 
     stats->live_count = atomic_load(&h->live_count);
     uint64_t entry = atomic_load(&h->entry);
     stats->layer_count = (uint32_t)entry == HNSW_NONE ? 0 : (uint32_t)(entry >> 32) + 1;
-    stats->effort_default = (float)h->effort_default;
+    stats->effort_default = h->curve.points == 0 ? 0 : (float)hnsw_effort_for(h, 10, 0);
     if (w == NULL) return;
     hnsw_pin(h, w->pin);
     bool quantized = atomic_load(&h->codes)->quantized;

@@ -44,6 +44,9 @@
 #define HNSW_TRAIN_ROWS_MIN 1024 /* nodes before codes are trained */
 #define HNSW_TRAIN_SAMPLE 4096
 #define HNSW_POOL_MAX (1u << 17) /* pool entries, bridges included */
+#define HNSW_CURVE_KS 3
+#define HNSW_CURVE_POINTS 20
+#define HNSW_EFFORT_DEFAULT 96 /* without calibration */
 #define HNSW_PINS (HNSW_SCRATCHES_MAX + HNSW_WRITERS_MAX)
 
 enum hnsw_state { HNSW_FREE, HNSW_LINKING, HNSW_LIVE, HNSW_DEAD, HNSW_DYING };
@@ -139,6 +142,12 @@ struct index_scratch { /* of a reader or a writer */
     struct index_scratch *next; /* idle writers */
 };
 
+/* Recall that searches of an effort reached on rows held out, less 1.65 standard errors. */
+struct hnsw_curve {
+    uint32_t points;                                /* 0 = not calibrated */
+    float recall[HNSW_CURVE_KS][HNSW_CURVE_POINTS]; /* k = 1, 10, 100; efforts in hnsw_calibrate.c */
+};
+
 struct hnsw {
     struct index index;
     uint32_t M, ef_construction;
@@ -191,7 +200,8 @@ struct hnsw {
     uint32_t writer_count;
 
     struct hnsw_repair repair;
-    uint32_t effort_default; /* calibrated; 0 = not */
+    float recall_target;     /* of searches that give neither effort nor target */
+    struct hnsw_curve curve; /* written by the build only */
 };
 
 static inline struct hnsw *hnsw_of(const struct index *index)
@@ -361,6 +371,15 @@ void hnsw_repair_all(struct hnsw *h, struct index_scratch *writer);
 void hnsw_repair_fini(struct hnsw *h);
 /* Live nodes that a walk over layer 0 from the entry does not reach; UINT64_MAX: out of memory. */
 uint64_t hnsw_unreachable(struct hnsw *h, struct index_scratch *writer);
+
+/* ---- hnsw_calibrate.c */
+
+/* Slots every - 1, 2 * every - 1, ... are held out; 0 = none. */
+uint32_t hnsw_held_out_every(const struct index_rows *rows, const struct index_params *params);
+/* All rows but those held out are in the index. OMEN_ENOMEM, OMEN_ECANCELED. */
+OMEN_CHECKED enum omen_err hnsw_calibrate(struct hnsw *h, const struct index_rows *rows, uint32_t every,
+        const struct index_control *control);
+uint32_t hnsw_effort_for(const struct hnsw *h, uint32_t k, float target); /* target 0 = the index's own */
 
 enum omen_err hnsw_search(const struct index *index, const struct index_search *search,
         struct index_scratch *scratch, struct index_hit *hits_out, uint32_t *count_out,

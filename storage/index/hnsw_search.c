@@ -12,7 +12,6 @@
 
 #include "storage/index/index_impl.h"
 
-#define EFFORT_DEFAULT 96 /* without calibration */
 #define POOL_PER_EF_FILTERED 64
 #define SCAN_POLL_ROWS (INDEX_POLL_HOPS * 16)
 #define RESCORE_SPARE 16 /* rows rescored beyond 3/2 k */
@@ -183,7 +182,7 @@ enum omen_err hnsw_search(const struct index *index, const struct index_search *
     struct hnsw *h = hnsw_of(index);
     if (search->k == 0 || search->k > OMEN_K_MAX || search->effort > INDEX_EFFORT_MAX) return OMEN_EINVAL;
     uint32_t ef = search->effort;
-    if (ef == 0) ef = h->effort_default != 0 ? h->effort_default : EFFORT_DEFAULT;
+    if (ef == 0) ef = hnsw_effort_for(h, search->k, search->recall_target);
     if (ef < search->k) ef = search->k;
     struct request r = { .h = h, .search = search, .scratch = scratch, .heap = { hits_out, search->k, 0 } };
     hnsw_pin(h, scratch->pin);
