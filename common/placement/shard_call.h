@@ -37,6 +37,7 @@ struct shard_call {
     uint64_t shard_id;
     uint64_t collection_id;
     uint64_t epoch;                 /* map epoch the caller routed with */
+    uint64_t incarnation;           /* of that map */
     uint64_t deadline_ns;           /* monotonic; 0 = none */
     enum consistency consistency;
     uint64_t token_sequence;        /* session reads: at least this */

@@ -94,6 +94,7 @@ struct wire_request {
     struct bytes collection; /* name or alias */
     uint32_t deadline_ms;    /* relative; 0 = server's default */
     enum consistency consistency;
+    bool allow_partial;         /* reads: rather an answer without the shards that cannot be reached than none */
     const struct token *tokens; /* session tokens the client holds */
     uint32_t token_count;
     union {
@@ -180,6 +181,9 @@ struct wire_reply {
     const struct token *tokens; /* of the shards touched */
     uint32_t token_count;
     uint64_t engine_ns; /* longest time inside storage */
+    /* Reads that allow it: these shards did not answer, the result is without their points. Empty = complete. */
+    const uint64_t *shards_missing;
+    uint32_t shards_missing_count;
     union {
         struct {
             uint32_t version;

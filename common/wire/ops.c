@@ -29,6 +29,7 @@ const char *const MEMBER_NAMES[M_COUNT] = {
     [M_WITH_PAYLOAD] = "with_payload",
     [M_WITH_VECTORS] = "with_vectors",
     [M_SEARCHES] = "searches",
+    [M_ALLOW_PARTIAL] = "allow_partial",
 };
 
 const char *const SEARCH_MEMBER_NAMES[S_COUNT] = {
@@ -78,11 +79,12 @@ static const struct op_info OPS[WIRE_OP_COUNT] = {
             WRITE_MEMBERS | BIT(M_KEYS) | BIT(M_PAYLOADS) },
     [WIRE_DELETE_PAYLOAD] = { "points.delete_payload", WIRE_ROLE_WRITE, true,
             WRITE_MEMBERS | BIT(M_KEYS) | BIT(M_PATHS) },
-    [WIRE_GET] = { "points.get", WIRE_ROLE_READ, true, BIT(M_IDS) | BIT(M_KEYS) | SELECTION_MEMBERS },
+    [WIRE_GET] = { "points.get", WIRE_ROLE_READ, true,
+            BIT(M_IDS) | BIT(M_KEYS) | BIT(M_ALLOW_PARTIAL) | SELECTION_MEMBERS },
     [WIRE_SCROLL] = { "points.scroll", WIRE_ROLE_READ, true,
-            BIT(M_CURSOR) | BIT(M_LIMIT) | BIT(M_FILTER) | SELECTION_MEMBERS },
-    [WIRE_COUNT] = { "points.count", WIRE_ROLE_READ, true, BIT(M_FILTER) },
-    [WIRE_SEARCH] = { "points.search", WIRE_ROLE_READ, true, BIT(M_SEARCHES) },
+            BIT(M_CURSOR) | BIT(M_LIMIT) | BIT(M_FILTER) | BIT(M_ALLOW_PARTIAL) | SELECTION_MEMBERS },
+    [WIRE_COUNT] = { "points.count", WIRE_ROLE_READ, true, BIT(M_FILTER) | BIT(M_ALLOW_PARTIAL) },
+    [WIRE_SEARCH] = { "points.search", WIRE_ROLE_READ, true, BIT(M_SEARCHES) | BIT(M_ALLOW_PARTIAL) },
     [WIRE_STATUS] = { "status", WIRE_ROLE_READ, false, 0 },
 };
 

@@ -563,6 +563,24 @@ static enum omen_err decode_error(struct reply_reader *q, const msgpack_object *
     return rc == OMEN_OK && write ? decode_shard_outcomes(q, top) : rc;
 }
 
+/* A reply that says it is partial says of which shards; one that names none is complete. */
+static enum omen_err decode_missing(struct reply_reader *q, const msgpack_object *top)
+{
+    if (get(top, "shards_missing") == NULL) return OMEN_OK;
+    msgpack_object_array array;
+    uint64_t *shards = NULL;
+    enum omen_err rc = get_array(q, top, "shards_missing", OMEN_SHARDS_MAX, &array);
+    if (rc == OMEN_OK) rc = read_alloc(&q->r, array.size, sizeof *shards, &shards);
+    for (uint32_t i = 0; rc == OMEN_OK && i < array.size; i++) {
+        rc = read_u64(&q->r, &array.ptr[i], 0, UINT64_MAX, &shards[i]);
+        if (rc != OMEN_OK) prefix_slot(q->r.err, "shards_missing", i);
+    }
+    if (rc != OMEN_OK) return rc;
+    q->out->shards_missing = shards;
+    q->out->shards_missing_count = array.size;
+    return OMEN_OK;
+}
+
 static enum omen_err decode_reply(struct reply_reader *q)
 {
     const msgpack_object *top = &q->r.unpacked.data;
@@ -580,6 +598,7 @@ static enum omen_err decode_reply(struct reply_reader *q)
         rc = named(q, "engine_us", read_u64(&q->r, engine, 0, UINT64_MAX / 1000, &engine_us));
     }
     q->out->engine_ns = engine_us * 1000;
+    if (rc == OMEN_OK) rc = decode_missing(q, top);
     return rc == OMEN_OK ? decode_operation(q, top) : rc;
 }
 

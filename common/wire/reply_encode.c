@@ -395,7 +395,8 @@ enum omen_err message_encode_reply(const struct wire_reply *reply, struct buf *o
         pack_error(&pk, reply);
         return out->failed ? OMEN_ENOMEM : OMEN_OK;
     }
-    msgpack_pack_map(&pk, 2 + (reply->token_count > 0) + reply_members(reply->op));
+    bool partial = reply->shards_missing_count > 0;
+    msgpack_pack_map(&pk, 2 + (reply->token_count > 0) + (partial ? 2 : 0) + reply_members(reply->op));
     pack_str(&pk, "ok");
     pack_bool(&pk, true);
     if (reply->token_count > 0) {
@@ -404,6 +405,14 @@ enum omen_err message_encode_reply(const struct wire_reply *reply, struct buf *o
         for (uint32_t i = 0; i < reply->token_count; i++) pack_token(&pk, &reply->tokens[i]);
     }
     pack_number(&pk, "engine_us", reply->engine_ns / 1000);
+    if (partial) {
+        pack_str(&pk, "partial");
+        pack_bool(&pk, true);
+        pack_str(&pk, "shards_missing");
+        msgpack_pack_array(&pk, reply->shards_missing_count);
+        for (uint32_t i = 0; i < reply->shards_missing_count; i++)
+            msgpack_pack_uint64(&pk, reply->shards_missing[i]);
+    }
     pack_operation(&pk, out, reply);
     return out->failed ? OMEN_ENOMEM : OMEN_OK;
 }

@@ -32,7 +32,8 @@ enum member {
     M_FILTER,
     M_WITH_PAYLOAD,
     M_WITH_VECTORS,
-    M_SEARCHES, /* reads */
+    M_SEARCHES,
+    M_ALLOW_PARTIAL, /* reads */
     M_COUNT
 };
 extern const char *const MEMBER_NAMES[M_COUNT];

@@ -101,6 +101,9 @@ static enum omen_err decode_envelope(struct request_reader *q)
         rc = in_member(q, M_TOKENS,
                 read_tokens(r, q->members[M_TOKENS], WIRE_TOKENS_MAX, &out->tokens, &out->token_count));
     }
+    if (rc == OMEN_OK && q->members[M_ALLOW_PARTIAL] != NULL) {
+        rc = in_member(q, M_ALLOW_PARTIAL, read_bool(r, q->members[M_ALLOW_PARTIAL], &out->allow_partial));
+    }
     if (rc == OMEN_OK && op_takes_collection(out->op)) rc = decode_name(q, M_COLLECTION, &out->collection);
     return rc;
 }

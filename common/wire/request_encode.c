@@ -125,6 +125,10 @@ static void put_envelope(struct writer *w, const struct wire_request *q)
         put_name(w, MEMBER_NAMES[M_CONSISTENCY]);
         pack_str(&w->pk, CONSISTENCY_NAMES[q->consistency]);
     }
+    if (q->allow_partial) {
+        put_name(w, MEMBER_NAMES[M_ALLOW_PARTIAL]);
+        pack_bool(&w->pk, true);
+    }
     if (q->token_count == 0) return;
     put_name(w, MEMBER_NAMES[M_TOKENS]);
     msgpack_pack_array(&w->pk, q->token_count);

@@ -217,6 +217,7 @@ struct map *in_map(struct wire_in *in)
 
 void shard_poll_encode(const struct shard_poll *poll, struct buf *out)
 {
+    put_u64(out, poll->have_incarnation);
     put_u64(out, poll->have_epoch);
     put_u8(out, poll->with_status);
 }
@@ -225,6 +226,7 @@ enum omen_err shard_poll_decode(struct bytes body, struct shard_poll *poll_out, 
 {
     struct err unused;
     struct wire_in in = wire_in(body, NULL, err != NULL ? err : &unused);
+    poll_out->have_incarnation = in_u64(&in, "have_incarnation");
     poll_out->have_epoch = in_u64(&in, "have_epoch");
     poll_out->with_status = in_bool(&in, "with_status");
     return in_end(&in);

@@ -100,8 +100,9 @@ void shard_map_encode(const struct map *map, struct buf *out);
  * without a gap, limits. */
 OMEN_CHECKED enum omen_err shard_map_decode(struct bytes bytes, struct map **map_out, struct err *err);
 
-struct shard_poll {      /* a request */
-    uint64_t have_epoch; /* a newer map comes with the reply; 0 = any */
+struct shard_poll { /* a request */
+    uint64_t have_incarnation,
+            have_epoch; /* a newer map, or one of another incarnation, comes with the reply */
     bool with_status;
 };
 void shard_poll_encode(const struct shard_poll *poll, struct buf *out);

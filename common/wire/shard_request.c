@@ -122,6 +122,7 @@ void shard_request_encode(const struct shard_call *call, const struct collection
     put_u64(out, call->shard_id);
     put_u64(out, call->collection_id);
     put_u64(out, call->epoch);
+    put_u64(out, call->incarnation);
     put_u64(out, call->token_sequence);
     switch (call->kind) {
     case CALL_WRITE: put_write(out, call, schema); return;
@@ -418,6 +419,7 @@ enum omen_err shard_request_decode(uint8_t kind, struct bytes body, struct arena
     call_out->shard_id = in_u64(&in, "shard_id");
     call_out->collection_id = in_u64(&in, "collection_id");
     call_out->epoch = in_u64(&in, "epoch");
+    call_out->incarnation = in_u64(&in, "incarnation");
     call_out->token_sequence = in_u64(&in, "token_sequence");
     if (in_ok(&in)) {
         switch (kind) {

@@ -204,6 +204,7 @@ void call_draw_inputs(struct call_source *s, enum shard_call_kind kind, struct s
     call_out->shard_id = draw64(s);
     call_out->collection_id = call_draw(s, 1000);
     call_out->epoch = call_draw(s, 1000);
+    call_out->incarnation = draw64(s);
     call_out->consistency = (enum consistency)call_draw(s, 3);
     call_out->token_sequence = call_draw(s, 2) ? 0 : draw64(s);
     switch (kind) {

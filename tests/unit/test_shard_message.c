@@ -382,10 +382,10 @@ END_TEST
 
 START_TEST(polls_come_back_as_they_were)
 {
-    struct shard_poll poll = { 42, true }, poll_back;
+    struct shard_poll poll = { 41, 42, true }, poll_back;
     shard_poll_encode(&poll, &out);
     ck_assert_int_eq(shard_poll_decode(all(&out), &poll_back, &err), OMEN_OK);
-    ck_assert(poll_back.have_epoch == 42 && poll_back.with_status);
+    ck_assert(poll_back.have_incarnation == 41 && poll_back.have_epoch == 42 && poll_back.with_status);
 
     struct map *map = call_draw_map(&source);
     const struct map_node nodes[] = { { 1, "tcp://127.0.0.1:7710" }, { 9, "" } };
