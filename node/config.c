@@ -5,6 +5,7 @@
 
 #include "common/log.h"
 #include "node/config.h"
+#include "node/node_port.h"
 #include "node/search_pool.h"
 
 #define KIB (1ull << 10)
@@ -35,6 +36,33 @@ const struct config_key node_config_keys[] = {
             AT(data_dir),
             .default_text = "omendb-data",
             .help = "directory that holds everything; created when missing" },
+    { .name = "node.listen",
+            .type = CONFIG_STRING,
+            AT(node_listen),
+            .default_text = "",
+            .help = "where routers connect, e.g. tcp://127.0.0.1:7710; none = no routers but our own" },
+    { .name = "node.advertise",
+            .type = CONFIG_STRING,
+            AT(node_advertise),
+            .default_text = "",
+            .help = "address by which routers reach node.listen; none = the one they found us at" },
+    { .name = "node.requests_in_service",
+            .type = CONFIG_U64,
+            AT(node_requests_in_service),
+            .default_text = "1024",
+            .min = 1,
+            .max = NODE_PORT_REQUESTS_MAX,
+            .help = "calls of routers served at once; above it they are told to retry" },
+    { .name = "cluster.secret",
+            .type = CONFIG_STRING,
+            AT(cluster_secret),
+            .default_text = "",
+            .help = "what nodes and routers prove to each other, 16 to 256 bytes; or give secret_file" },
+    { .name = "cluster.secret_file",
+            .type = CONFIG_STRING,
+            AT(cluster_secret_file),
+            .default_text = "",
+            .help = "file whose first line is the secret; needed with node.listen" },
     { .name = "log.level",
             .type = CONFIG_ENUM,
             AT(log_level),

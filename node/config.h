@@ -8,8 +8,10 @@
 
 struct node_config {
     char *listen, *http_listen, *data_dir;
+    char *node_listen, *node_advertise, *cluster_secret, *cluster_secret_file;
     int log_level, log_format;
     struct config_list api_keys;
+    uint64_t node_requests_in_service;
     uint64_t requests_in_service, default_deadline_ns, max_deadline_ns, shards, read_bytes;
     uint64_t chunk_bytes, delta_bytes_max, applied_ops_max;
     uint64_t wal_segment_bytes, wal_bytes_max, wal_batch_bytes_max;

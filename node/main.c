@@ -11,14 +11,17 @@
 
 static const char help_text[] =
         "usage: omen-node --standalone [options]\n"
+        "       omen-node --node-listen URL [options]\n"
         "\n"
-        "  --standalone        router and node in one process over one data directory (required in this version)\n"
+        "  --standalone        serve clients: router and node in one process over one data directory\n"
+        "  --node-listen URL   serve routers (omen-router) there; same as --set node.listen=URL. Needs\n"
+        "                      cluster.secret_file; without --standalone there is no port for clients\n"
         "  --config FILE       read this configuration (see deploy/omendb.yaml)\n"
         "  --data DIR          data directory; same as --set data_dir=DIR\n"
         "  --listen URL        where clients connect, tcp://127.0.0.1:7700; port 0 takes a free one\n"
         "  --http URL          where /metrics, /healthz, /readyz are served, http://127.0.0.1:7701\n"
         "  --set KEY=VALUE     override one configuration key; may be repeated\n"
-        "  --ready-file PATH   write {\"listen\", \"http\", \"pid\"} there once requests are served\n"
+        "  --ready-file PATH   write {\"listen\", \"node_listen\", \"http\", \"pid\"} there once requests are served\n"
         "  --help-config       list every configuration key\n"
         "  --version           print the version\n"
         "  --help              print this\n"
@@ -32,15 +35,16 @@ static bool standalone;
 
 static bool node_check(void *values)
 {
-    if (standalone) return true;
-    fputs("omen-node: --standalone is required in this version; try omen-node --help\n", stderr);
+    const struct node_config *c = values;
+    if (standalone || c->node_listen[0] != '\0') return true;
+    fputs("omen-node: give --standalone, --node-listen URL or both; try omen-node --help\n", stderr);
     return false;
 }
 
 static enum omen_err node_start(const void *values, void **running_out, struct err *err)
 {
     struct standalone *s;
-    enum omen_err rc = standalone_start(values, &s, err);
+    enum omen_err rc = standalone_start(values, standalone, &s, err);
     *running_out = s;
     return rc;
 }
@@ -54,9 +58,9 @@ static void node_log_start(const char *code, const char *message)
 
 static void node_log_ready(const void *values, void *running)
 {
-    LOG_INFO("node.ready", "listen=%s http=%s data_dir=%s version=%s commit=%s", standalone_url(running),
-            standalone_http_url(running), ((const struct node_config *)values)->data_dir, OMEN_VERSION,
-            version_commit());
+    LOG_INFO("node.ready", "listen=%s node_listen=%s http=%s data_dir=%s version=%s commit=%s",
+            standalone_url(running), standalone_node_url(running), standalone_http_url(running),
+            ((const struct node_config *)values)->data_dir, OMEN_VERSION, version_commit());
 }
 
 static void node_log_stop(const char *signal)
@@ -70,8 +74,8 @@ static void node_log_stop(const char *signal)
 
 static void node_describe(void *running, struct buf *json)
 {
-    buf_printf(json, "\"listen\": \"%s\", \"http\": \"%s\"", standalone_url(running),
-            standalone_http_url(running));
+    buf_printf(json, "\"listen\": \"%s\", \"node_listen\": \"%s\", \"http\": \"%s\"", standalone_url(running),
+            standalone_node_url(running), standalone_http_url(running));
 }
 
 int main(int argc, char **argv)
@@ -81,6 +85,7 @@ int main(int argc, char **argv)
         { "data", "data_dir", NULL },
         { "listen", "listen", NULL },
         { "http", "http_listen", NULL },
+        { "node-listen", "node.listen", NULL },
         { NULL, NULL, NULL },
     };
     const struct process_program program = {

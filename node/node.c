@@ -226,6 +226,8 @@ static void service_status(void *self, struct doc_builder *b)
     status_log(node, b);
 }
 
+uint32_t node_number(const struct node *node) { return (uint32_t)node->dir.identity.node_id; }
+
 const struct shard_service *node_service(struct node *node) { return &node->service; }
 
 /* ---- life ---- */

@@ -41,6 +41,8 @@ OMEN_CHECKED enum omen_err node_open(const struct node_options *options, struct 
 /* Ends what is outstanding, checkpoints every shard. The metrics registry must not be rendered any more: it reads us. */
 void node_close(struct node *node);
 
+uint32_t node_number(const struct node *node); /* its id, as placements name it */
+
 /* Valid until node_close. */
 const struct shard_service *node_service(struct node *node);
 

@@ -1,4 +1,5 @@
-/* Puts node, router and pages together in one process. The only file of node/ that knows the router. */
+/* Puts node, its ports and pages together in one process; with a router of its own when clients are served. The only file
+ * of node/ that knows the router. */
 #include "common/err.h"
 
 #include <pthread.h>
@@ -11,6 +12,7 @@
 #include "common/process/http_pages.h"
 #include "common/process/process.h"
 #include "common/version.h"
+#include "node/node_port.h"
 #include "node/standalone.h"
 #include "router/router.h"
 
@@ -18,10 +20,11 @@ struct standalone {
     struct metrics *metrics;
     struct http_pages *pages;
     struct node *node;
-    struct router *router;
-    pthread_rwlock_t lock; /* guards `ready` and `node` against the pages' threads */
+    struct router *router;  /* NULL without a client port */
+    struct node_port *port; /* NULL without a port for routers */
+    pthread_rwlock_t lock;  /* guards `ready` and `node` against the pages' threads */
     bool ready, stopping;
-    char url[PROCESS_URL_BYTES_MAX], http_url[PROCESS_URL_BYTES_MAX];
+    char url[PROCESS_URL_BYTES_MAX], http_url[PROCESS_URL_BYTES_MAX], node_url[PROCESS_URL_BYTES_MAX];
 };
 
 static const char *standalone_not_ready(void *arg)
@@ -79,8 +82,32 @@ static enum omen_err router_open(struct standalone *s, const struct node_config 
     return rc;
 }
 
-enum omen_err standalone_start(const struct node_config *config, struct standalone **standalone_out,
-        struct err *err)
+static enum omen_err port_open(struct standalone *s, const struct node_config *config, struct err *err)
+{
+    const char *advertise = config->node_advertise;
+    if (strlen(advertise) > OMEN_ADDRESS_BYTES_MAX)
+        return err_set(err, OMEN_EINVAL, "node.advertise", "node.advertise: at most %d bytes",
+                OMEN_ADDRESS_BYTES_MAX);
+    struct node_port_options options = {
+        .url = config->node_listen,
+        .service = node_service(s->node),
+        .clock = clock_system(),
+        .metrics = s->metrics,
+        .node_id = node_number(s->node),
+        .advertise = advertise,
+        .requests_max = (uint32_t)config->node_requests_in_service,
+    };
+    enum omen_err rc = cluster_key_read(config->cluster_secret, config->cluster_secret_file, vfs_posix(),
+            &options.key, err);
+    if (rc == OMEN_OK) rc = node_port_start(&options, &s->port, err);
+    explicit_bzero(&options.key, sizeof options.key);
+    if (rc != OMEN_OK) return rc;
+    process_url_with_port(config->node_listen, node_port_number(s->port), s->node_url);
+    return OMEN_OK;
+}
+
+enum omen_err standalone_start(const struct node_config *config, bool with_router,
+        struct standalone **standalone_out, struct err *err)
 {
     *standalone_out = NULL;
     struct standalone *s = mem_must_calloc(1, sizeof *s);
@@ -99,12 +126,13 @@ enum omen_err standalone_start(const struct node_config *config, struct standalo
     test_mutations(&options);
     enum omen_err rc = http_pages_start(&pages, &s->pages, err);
     if (rc == OMEN_OK) rc = node_open(&options, &s->node, err);
-    if (rc == OMEN_OK) rc = router_open(s, config, err);
+    if (rc == OMEN_OK && with_router) rc = router_open(s, config, err);
+    if (rc == OMEN_OK && config->node_listen[0] != '\0') rc = port_open(s, config, err);
     if (rc != OMEN_OK) {
         standalone_stop(s);
         return rc;
     }
-    process_url_with_port(config->listen, router_port(s->router), s->url);
+    if (with_router) process_url_with_port(config->listen, router_port(s->router), s->url);
     process_url_with_port(config->http_listen, http_pages_port(s->pages), s->http_url);
     pthread_rwlock_wrlock(&s->lock);
     s->ready = true;
@@ -119,6 +147,7 @@ void standalone_stop(struct standalone *s)
     s->stopping = true;
     pthread_rwlock_unlock(&s->lock);
     if (s->router != NULL) router_stop(s->router);
+    if (s->port != NULL) node_port_stop(s->port);
     if (s->pages != NULL) http_pages_stop(s->pages); /* before the node: pages read it */
     if (s->node != NULL) node_close(s->node);
     metrics_free(s->metrics);
@@ -127,4 +156,5 @@ void standalone_stop(struct standalone *s)
 }
 
 const char *standalone_url(const struct standalone *s) { return s->url; }
+const char *standalone_node_url(const struct standalone *s) { return s->node_url; }
 const char *standalone_http_url(const struct standalone *s) { return s->http_url; }

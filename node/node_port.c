@@ -1,0 +1,486 @@
+/* See node_port.h. */
+#include "node/node_port.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "common/check.h"
+#include "common/log.h"
+#include "common/placement/map_index.h"
+#include "common/wire/shard_message.h"
+
+#define ARENA_FIRST_BYTES (16u << 10)
+#define KEEP_BYTES (1u << 20) /* larger arenas and buffers are given back instead of pooled */
+#define POOL_MAX 256u
+#define BUSY_RETRY_MS 20
+#define REFUSED_LOG_NS 10000000000ull /* one line about refused messages per so long */
+#define KINDS (CALL_CATALOG + 1)
+
+enum refusal { REFUSED_GARBAGE, REFUSED_VERSION, REFUSED_SECRET, REFUSED_BODY, REFUSED_BUSY, REFUSALS };
+static const char *const refusal_names[REFUSALS] = { "garbage", "version", "secret", "body", "busy" };
+static const char *const kind_names[KINDS] = { "write", "search", "get", "scroll", "count", "stats",
+    "catalog" };
+
+struct port_call {
+    struct shard_call call;
+    struct node_port *port;
+    struct port_call *next; /* in the pool */
+    struct net_request *request;
+    struct map_index *index; /* the map it was checked against; NULL without one */
+    const struct collection_schema *schema;
+    struct arena arena;
+    struct buf reply;
+    uint64_t nonce, began_ns, message_bytes;
+};
+
+struct node_port {
+    struct node_port_options options;
+    struct net_server *server;
+    pthread_mutex_t lock; /* guards the members down to `index` */
+    pthread_cond_t idle;  /* active == 0 */
+    struct port_call *pool;
+    uint32_t pooled, active;
+    struct map_index *index; /* of the newest map seen */
+    _Atomic uint32_t in_service;
+    _Atomic uint64_t bytes_in_service, refused_logged_ns;
+    struct metric_counter *refused[REFUSALS]; /* these four NULL without metrics */
+    _Atomic(struct metric_counter *) requests[KINDS][OMEN_ERR_COUNT];
+    struct metric_histogram *seconds[KINDS];
+    struct metric_gauge *in_service_gauge;
+};
+
+/* ---- metrics ---- */
+
+static void metrics_register(struct node_port *port)
+{
+    char labels[64];
+    struct metrics *m = port->options.metrics;
+    for (int i = 0; i < REFUSALS; i++) {
+        snprintf(labels, sizeof labels, "reason=\"%s\"", refusal_names[i]);
+        port->refused[i] = metrics_counter(m, "omendb_node_port_refused_total",
+                "Messages on the node port that were refused before their call was made", labels);
+    }
+    for (int k = 0; k < KINDS; k++) {
+        snprintf(labels, sizeof labels, "kind=\"%s\"", kind_names[k]);
+        port->seconds[k] = metrics_histogram(m, "omendb_node_port_call_seconds",
+                "Time from a shard call's arrival on the node port to its reply, by kind", labels);
+    }
+    port->in_service_gauge = metrics_gauge(m, "omendb_node_port_calls_in_service",
+            "Shard calls being served for routers now", NULL);
+}
+
+static void call_count(struct port_call *pc)
+{
+    struct node_port *port = pc->port;
+    if (port->options.metrics == NULL) return;
+    enum shard_call_kind kind = pc->call.kind;
+    enum omen_err code = (int)pc->call.code >= 0 && pc->call.code < OMEN_ERR_COUNT ? pc->call.code
+                                                                                   : OMEN_EINTERNAL;
+    struct metric_counter *counter = atomic_load(&port->requests[kind][code]);
+    if (counter == NULL) { /* two threads may both ask: the registry gives both the same handle */
+        char labels[96];
+        snprintf(labels, sizeof labels, "kind=\"%s\",code=\"%s\"", kind_names[kind], err_name(code));
+        counter = metrics_counter(port->options.metrics, "omendb_node_port_calls_total",
+                "Shard calls of routers, by kind and result", labels);
+        atomic_store(&port->requests[kind][code], counter);
+    }
+    metric_add(counter, 1);
+    metric_observe_ns(port->seconds[kind], clock_monotonic_ns(port->options.clock) - pc->began_ns);
+}
+
+/* Counted always, logged now and then: a stranger must not fill the disk with our log. */
+static void refusal_note(struct node_port *port, enum refusal refusal, const struct err *err)
+{
+    if (port->refused[refusal] != NULL) metric_add(port->refused[refusal], 1);
+    if (refusal == REFUSED_BUSY) return;
+    uint64_t now_ns = clock_monotonic_ns(port->options.clock),
+             last_ns = atomic_load(&port->refused_logged_ns);
+    if (last_ns != 0 && now_ns - last_ns < REFUSED_LOG_NS) return;
+    if (!atomic_compare_exchange_strong(&port->refused_logged_ns, &last_ns, now_ns)) return;
+    LOG_WARN("node_port.refused", "reason=%s field=%s error=\"%s\"", refusal_names[refusal], err->field,
+            err->message);
+}
+
+/* ---- calls and their pool ---- */
+
+static struct port_call *call_new(struct node_port *port)
+{
+    pthread_mutex_lock(&port->lock);
+    port->active++;
+    struct port_call *pc = port->pool;
+    if (pc != NULL) {
+        port->pool = pc->next;
+        port->pooled--;
+    }
+    pthread_mutex_unlock(&port->lock);
+    if (pc != NULL) return pc;
+    pc = mem_must_calloc(1, sizeof *pc);
+    pc->port = port;
+    arena_init(&pc->arena, ARENA_FIRST_BYTES, NODE_PORT_ARENA_BYTES_MAX);
+    buf_init(&pc->reply);
+    return pc;
+}
+
+static void call_destroy(struct port_call *pc)
+{
+    arena_fini(&pc->arena);
+    buf_fini(&pc->reply);
+    mem_free(pc);
+}
+
+/* The last that a thread does with the port: node_port_stop waits for it. */
+static void call_recycle(struct port_call *pc)
+{
+    struct node_port *port = pc->port;
+    map_index_unref(pc->index);
+    pc->index = NULL;
+    pc->schema = NULL;
+    bool keep = pc->arena.reserved_bytes <= KEEP_BYTES && pc->reply.cap <= KEEP_BYTES;
+    if (keep) {
+        arena_reset(&pc->arena);
+        buf_clear(&pc->reply);
+    } else {
+        call_destroy(pc);
+        pc = NULL;
+    }
+    pthread_mutex_lock(&port->lock);
+    if (pc != NULL && port->pooled < POOL_MAX) {
+        pc->next = port->pool;
+        port->pool = pc;
+        port->pooled++;
+        pc = NULL;
+    }
+    if (--port->active == 0) pthread_cond_broadcast(&port->idle);
+    pthread_mutex_unlock(&port->lock);
+    if (pc != NULL) call_destroy(pc);
+}
+
+/* ---- the map ---- */
+
+/* The newest map with its index, referenced; NULL before there is one. */
+static struct map_index *index_acquire(struct node_port *port)
+{
+    const struct shard_service *service = port->options.service;
+    struct map *map = service->map_acquire(service->self);
+    if (map == NULL) return NULL;
+    pthread_mutex_lock(&port->lock);
+    struct map_index *index = port->index != NULL && port->index->map == map ? map_index_ref(port->index)
+                                                                             : NULL;
+    pthread_mutex_unlock(&port->lock);
+    if (index == NULL) {
+        index = map_index_new(map);
+        if (index == NULL) panic("no memory for an index over %u collections", map->collection_count);
+        pthread_mutex_lock(&port->lock);
+        struct map_index *old = port->index;
+        bool newer = old == NULL || old->map->epoch <= map->epoch;
+        if (newer) port->index = map_index_ref(index);
+        pthread_mutex_unlock(&port->lock);
+        if (newer) map_index_unref(old);
+    }
+    map_unref(map);
+    return index;
+}
+
+/* A map that goes along with an answer, or NULL: nothing newer, or too large to be sent unasked. */
+static struct map *map_to_send(const struct map_index *index, const struct shard_call *call)
+{
+    bool known = index == NULL ||
+            (index->map->epoch <= call->epoch && index->map->incarnation == call->incarnation);
+    if (known) return NULL;
+    uint64_t items = (uint64_t)index->count + index->map->collection_count + index->map->alias_count;
+    return items <= NODE_PORT_MAP_ITEMS_MAX ? index->map : NULL;
+}
+
+/* ---- replies ---- */
+
+static void reply_send(struct port_call *pc, enum shard_message_type type)
+{
+    struct node_port *port = pc->port;
+    struct net_request *request = pc->request;
+    if (pc->reply.failed) { /* an empty reply is no message: the router takes the outcome for unknown */
+        buf_fini(&pc->reply);
+        buf_init(&pc->reply);
+    } else if (type == SHARD_REPLY) {
+        shard_message_seal(pc->reply.data, pc->reply.len, &port->options.key);
+    }
+    uint32_t left = atomic_fetch_sub(&port->in_service, 1) - 1;
+    if (port->in_service_gauge != NULL) metric_set(port->in_service_gauge, left);
+    atomic_fetch_sub(&port->bytes_in_service, pc->message_bytes);
+    net_reply(request, (struct bytes){ pc->reply.data, pc->reply.len });
+    call_recycle(pc);
+}
+
+static void reply_call(struct port_call *pc)
+{
+    struct node_port *port = pc->port;
+    struct shard_call *call = &pc->call;
+    /* The answer to a change of the catalog brings the map that shows it. */
+    bool with_map = call->code == OMEN_EWRONGEPOCH || call->kind == CALL_CATALOG;
+    struct map_index *newest = with_map || pc->index == NULL ? index_acquire(port) : map_index_ref(pc->index);
+    struct shard_reply_info info = { .node_id = port->options.node_id };
+    if (newest != NULL) info.epoch = newest->map->epoch;
+    if (with_map) info.map = map_to_send(newest, call);
+    for (int attempt = 0; attempt < 2; attempt++) {
+        buf_clear(&pc->reply);
+        shard_message_begin(&pc->reply, SHARD_REPLY, (uint8_t)call->kind, pc->nonce);
+        shard_reply_encode(call, pc->schema, &info, &pc->reply);
+        if (!pc->reply.failed && pc->reply.len <= SHARD_MESSAGE_BYTES_MAX) break;
+        buf_fini(&pc->reply);
+        buf_init(&pc->reply);
+        call->code = err_set(&call->err, OMEN_ETOOBIG, "",
+                "the answer of shard %llu is over the limit of %u bytes: ask for fewer points, or select less of them",
+                (unsigned long long)call->shard_id, SHARD_MESSAGE_BYTES_MAX);
+        info.map = NULL;
+    }
+    map_index_unref(newest);
+}
+
+static void call_done(struct shard_call *call)
+{
+    struct port_call *pc = call->arg;
+    const struct shard_service *service = pc->port->options.service;
+    reply_call(pc);
+    call_count(pc);
+    service->release(service->self, call);
+    reply_send(pc, SHARD_REPLY);
+}
+
+/* Answered without having been submitted. */
+static void call_refuse(struct port_call *pc, enum omen_err code)
+{
+    pc->call.code = code;
+    if (pc->call.err.code != code) err_set(&pc->call.err, code, "", "%s", err_name(code));
+    reply_call(pc);
+    call_count(pc);
+    reply_send(pc, SHARD_REPLY);
+}
+
+/* ---- checks ---- */
+
+static enum omen_err check_op(const struct collection_schema *schema, const struct point_op *op,
+        struct err *err)
+{
+    bool keyed = schema->shard_key[0] != '\0';
+    if (op->any_key)
+        return keyed ? OMEN_OK : err_set(err, OMEN_EINVAL, "key", "the collection has no shard key");
+    if (keyed == (op->key.canonical.len > 0)) return OMEN_OK;
+    return err_set(err, OMEN_EINVAL, "key", "does not fit the collection's shard key");
+}
+
+/* What storage takes for granted of a call: that it speaks of the schema which the shard has. */
+static enum omen_err check_schema(const struct shard_call *call, const struct shard_request_info *info,
+        const struct collection_schema *schema, struct err *err)
+{
+    bool same = info->field_count == 0 || info->field_count == schema->field_count;
+    for (uint32_t f = 0; same && f < info->field_count; f++) same = info->dims[f] == schema->fields[f].dim;
+    if (!same) return err_set(err, OMEN_EINVAL, "dims", "are not those of the collection");
+    if (info->vector_mask >> schema->field_count != 0)
+        return err_set(err, OMEN_EINVAL, "selection", "asks for a vector field that does not exist");
+    enum omen_err rc = OMEN_OK;
+    for (uint32_t i = 0; call->kind == CALL_WRITE && rc == OMEN_OK && i < call->in.write.count; i++)
+        rc = check_op(schema, &call->in.write.ops[i], err);
+    return rc;
+}
+
+/* The map is the agreement on what a name means and where its slots are: a call routed by an older one is not served. */
+static enum omen_err check_map(struct port_call *pc, const struct shard_request_info *info)
+{
+    struct shard_call *call = &pc->call;
+    struct err *err = &call->err;
+    if (pc->index == NULL)
+        return err_set(err, OMEN_EUNAVAILABLE, "", "the node has not opened its collections yet");
+    if (call->kind == CALL_CATALOG) return OMEN_OK;
+    uint64_t epoch = pc->index->map->epoch;
+    if (call->incarnation != pc->index->map->incarnation)
+        return err_set(err, OMEN_EWRONGEPOCH, "", "routed by a map of another incarnation of this database");
+    if (call->epoch < epoch)
+        return err_set(err, OMEN_EWRONGEPOCH, "", "routed by map %llu, the node has %llu",
+                (unsigned long long)call->epoch, (unsigned long long)epoch);
+    const struct map_place *place = map_index_find(pc->index, call->shard_id);
+    if (place == NULL || place->collection->id != call->collection_id) {
+        bool behind = call->epoch > epoch;
+        return err_set(err, behind ? OMEN_EUNAVAILABLE : OMEN_ENOTFOUND, behind ? "" : "collection",
+                behind ? "the node does not know shard %llu yet" : "no shard %llu of that collection",
+                (unsigned long long)call->shard_id);
+    }
+    pc->schema = &place->collection->schema;
+    return check_schema(call, info, pc->schema, err);
+}
+
+/* ---- requests ---- */
+
+static void serve_call(struct port_call *pc, const struct shard_envelope *envelope)
+{
+    struct node_port *port = pc->port;
+    const struct shard_service *service = port->options.service;
+    struct shard_request_info info;
+    struct err err;
+    enum omen_err rc = shard_request_decode(envelope->kind, envelope->body, &pc->arena, &pc->call, &info,
+            &err);
+    if (rc != OMEN_OK) {
+        refusal_note(port, REFUSED_BODY, &err);
+        pc->call.err = err;
+        if ((uint32_t)pc->call.kind >= KINDS) pc->call.kind = CALL_STATS; /* only errors are encoded */
+        call_refuse(pc, rc);
+        return;
+    }
+    pc->call.deadline_ns = info.deadline_ms == 0 ? 0 : pc->began_ns + info.deadline_ms * 1000000ull;
+    pc->call.done = call_done;
+    pc->call.arg = pc;
+    pc->index = index_acquire(port);
+    rc = check_map(pc, &info);
+    if (rc != OMEN_OK) {
+        call_refuse(pc, rc);
+        return;
+    }
+    service->submit(service->self, &pc->call);
+}
+
+static struct doc status_doc(struct port_call *pc, struct doc_builder *b)
+{
+    const struct shard_service *service = pc->port->options.service;
+    struct doc doc = { NULL, 0 };
+    doc_begin_object(b);
+    if (service->status != NULL) service->status(service->self, b);
+    doc_end(b);
+    if (doc_builder_finish(b, &doc, NULL) != OMEN_OK) doc = (struct doc){ NULL, 0 };
+    return doc;
+}
+
+static void serve_poll(struct port_call *pc, const struct shard_envelope *envelope)
+{
+    struct node_port *port = pc->port;
+    const struct node_port_options *o = &port->options;
+    struct shard_poll poll;
+    struct err err;
+    if (shard_poll_decode(envelope->body, &poll, &err) != OMEN_OK) {
+        refusal_note(port, REFUSED_BODY, &err);
+        shard_message_refuse(&pc->reply, pc->nonce, err.code);
+        reply_send(pc, SHARD_REFUSAL);
+        return;
+    }
+    struct map_node self = { .node_id = o->node_id }, *nodes = &self;
+    struct shard_poll_reply reply = { .node_id = o->node_id, .node_count = 1 };
+    snprintf(self.address, sizeof self.address, "%s", o->advertise);
+    if (o->nodes != NULL) {
+        nodes = arena_calloc(&pc->arena, OMEN_NODES_MAX, sizeof *nodes);
+        reply.node_count = nodes == NULL ? 0 : o->nodes(o->arg, nodes);
+    }
+    reply.nodes = nodes;
+    struct map_index *index = index_acquire(port);
+    if (index != NULL) {
+        reply.epoch = index->map->epoch;
+        bool same = index->map->incarnation == poll.have_incarnation;
+        if (!same || index->map->epoch > poll.have_epoch) reply.map = index->map;
+    }
+    const char *why = o->service->not_ready(o->service->self);
+    if (why != NULL) reply.not_ready = (struct bytes){ (const uint8_t *)why, strlen(why) };
+    struct doc_builder *b = poll.with_status ? doc_builder_new(SHARD_STATUS_BYTES_MAX) : NULL;
+    if (b != NULL) reply.status = status_doc(pc, b);
+    shard_message_begin(&pc->reply, SHARD_REPLY, SHARD_KIND_POLL, pc->nonce);
+    shard_poll_reply_encode(&reply, &pc->reply);
+    if (b != NULL) doc_builder_free(b);
+    map_index_unref(index);
+    reply_send(pc, SHARD_REPLY);
+}
+
+static enum refusal refusal_of(enum omen_err code)
+{
+    if (code == OMEN_EAUTH) return REFUSED_SECRET;
+    return code == OMEN_EVERSION ? REFUSED_VERSION : REFUSED_GARBAGE;
+}
+
+static bool over_limits(struct node_port *port, uint32_t in_service)
+{
+    return in_service > port->options.requests_max ||
+            atomic_load(&port->bytes_in_service) > NODE_PORT_BYTES_MAX;
+}
+
+static void handle(void *arg, struct net_request *request, struct bytes message)
+{
+    struct node_port *port = arg;
+    struct port_call *pc = call_new(port);
+    struct shard_envelope envelope;
+    struct err err;
+    memset(&pc->call, 0, sizeof pc->call);
+    pc->request = request;
+    pc->began_ns = clock_monotonic_ns(port->options.clock);
+    pc->message_bytes = message.len;
+    atomic_fetch_add(&port->bytes_in_service, message.len);
+    uint32_t in_service = atomic_fetch_add(&port->in_service, 1) + 1;
+    if (port->in_service_gauge != NULL) metric_set(port->in_service_gauge, in_service);
+    enum omen_err rc = shard_message_open(message, SHARD_REQUEST, &port->options.key, &envelope, &err);
+    pc->nonce = envelope.nonce;
+    if (rc != OMEN_OK) { /* no proof: no answer that needs our key to be made */
+        refusal_note(port, refusal_of(rc), &err);
+        shard_message_refuse(&pc->reply, pc->nonce, rc);
+        reply_send(pc, SHARD_REFUSAL);
+    } else if (envelope.kind == SHARD_KIND_POLL) {
+        serve_poll(pc, &envelope);
+    } else if (over_limits(port, in_service)) {
+        refusal_note(port, REFUSED_BUSY, NULL);
+        pc->call.kind = envelope.kind < KINDS ? (enum shard_call_kind)envelope.kind : CALL_STATS;
+        err_set(&pc->call.err, OMEN_EBUSY, "", "the node serves as many calls as it may");
+        pc->call.err.retry_after_ms = BUSY_RETRY_MS;
+        call_refuse(pc, OMEN_EBUSY);
+    } else {
+        serve_call(pc, &envelope);
+    }
+}
+
+/* ---- life ---- */
+
+static void port_free(struct node_port *port)
+{
+    while (port->pool != NULL) {
+        struct port_call *pc = port->pool;
+        port->pool = pc->next;
+        call_destroy(pc);
+    }
+    map_index_unref(port->index);
+    pthread_cond_destroy(&port->idle);
+    pthread_mutex_destroy(&port->lock);
+    explicit_bzero(&port->options.key, sizeof port->options.key);
+    mem_free(port);
+}
+
+enum omen_err node_port_start(const struct node_port_options *options, struct node_port **port_out,
+        struct err *err)
+{
+    *port_out = NULL;
+    CHECK(options->node_id != 0);
+    CHECK(options->requests_max >= 1 && options->requests_max <= NODE_PORT_REQUESTS_MAX);
+    CHECK(strlen(options->advertise) <= OMEN_ADDRESS_BYTES_MAX);
+    struct node_port *port = mem_must_calloc(1, sizeof *port);
+    port->options = *options;
+    pthread_mutex_init(&port->lock, NULL);
+    pthread_cond_init(&port->idle, NULL);
+    if (options->metrics != NULL) metrics_register(port);
+    struct net_server_options net = {
+        .url = options->url,
+        .contexts = options->requests_max + options->requests_max / 4 + 1, /* room to say BUSY */
+        .message_bytes_max = SHARD_MESSAGE_BYTES_MAX,
+        .handle = handle,
+        .arg = port,
+    };
+    enum omen_err rc = net_server_start(&net, &port->server, err);
+    if (rc != OMEN_OK) {
+        port_free(port);
+        return rc;
+    }
+    *port_out = port;
+    return OMEN_OK;
+}
+
+uint16_t node_port_number(const struct node_port *port) { return net_server_port(port->server); }
+
+void node_port_stop(struct node_port *port)
+{
+    net_server_stop(port->server);
+    pthread_mutex_lock(&port->lock);
+    while (port->active > 0) pthread_cond_wait(&port->idle, &port->lock);
+    pthread_mutex_unlock(&port->lock);
+    port_free(port);
+}
