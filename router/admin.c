@@ -43,8 +43,10 @@ static enum omen_err catalog_scatter(struct request *r, struct err *err)
 {
     const struct shard_service *service = r->router->options.service;
     r->map = service->map_acquire(service->self);
-    if (r->map == NULL)
-        return err_set(err, OMEN_EUNAVAILABLE, "", "the node has not opened its collections yet");
+    if (r->map == NULL) {
+        r->stale = true;
+        return err_set(err, OMEN_EUNAVAILABLE, "", "the collections are not known yet");
+    }
     if (r->wire.op == WIRE_COLLECTION_CREATE) {
         enum omen_err rc = map_check_schema(&r->wire.catalog.schema, err);
         if (rc != OMEN_OK) return rc;
@@ -80,7 +82,6 @@ static enum omen_err collections_fill(struct request *r, const struct map_collec
         if (shards == NULL) return out_of_memory(&r->reply.err);
         for (uint32_t s = 0; s < collections[i].shard_count; s++, c++) {
             const struct shard_call *call = &r->calls[c];
-            if (call->code != OMEN_OK) continue; /* being dropped: nothing to report of it */
             shards[s] = call->out.stats;
             info->points += shards[s].points;
             info->stream_bytes += shards[s].stream_bytes;
@@ -114,17 +115,30 @@ static enum omen_err stats_scatter(struct request *r, const struct map_collectio
 
 static void list_gathered(struct request *r)
 {
+    for (uint32_t c = 0; c < r->call_count;
+            c++) { /* a shard that is gone is no error, one that is silent is */
+        if (r->calls[c].code != OMEN_ENOTFOUND) continue;
+        r->calls[c].code = OMEN_OK;
+        memset(&r->calls[c].out, 0, sizeof r->calls[c].out);
+    }
+    enum omen_err rc = scatter_error(r);
+    if (rc != OMEN_OK) {
+        request_finish(r, rc);
+        return;
+    }
     request_finish(r, collections_fill(r, r->map->collections, r->map->collection_count, false));
 }
 
+/* No shard may be asked at all, so nobody would tell us that the map is old. */
 void op_list(struct request *r)
 {
     const struct shard_service *service = r->router->options.service;
     struct err *err = &r->reply.err;
+    if (request_refresh(r)) return;
     r->map = service->map_acquire(service->self);
     enum omen_err rc = r->map != NULL
             ? OMEN_OK
-            : err_set(err, OMEN_EUNAVAILABLE, "", "the node has not opened its collections yet");
+            : err_set(err, OMEN_EUNAVAILABLE, "", "the collections are not known yet");
     if (rc == OMEN_OK) rc = stats_scatter(r, r->map->collections, r->map->collection_count, err);
     if (rc != OMEN_OK) {
         request_finish(r, rc);
@@ -190,7 +204,8 @@ static enum omen_err status_doc(struct request *r, struct doc_builder *b, struct
         put_number(b, "shards", shards);
     }
     if (service->status != NULL) {
-        doc_key(b, "node", 4);
+        const char *key = service->map_refresh != NULL ? "cluster" : "node"; /* other processes, or ours */
+        doc_key(b, key, strlen(key));
         doc_begin_object(b);
         service->status(service->self, b);
         doc_end(b);

@@ -194,6 +194,7 @@ static void reply_encode(struct request *r, enum omen_err code)
 void request_finish(struct request *r, enum omen_err code)
 {
     struct router *router = r->router;
+    if (code != OMEN_OK && r->stale && request_refresh(r)) return;
     reply_encode(r, code);
     scatter_release(r);
     if (r->map != NULL) map_unref(r->map);
@@ -259,6 +260,36 @@ static void dispatch(struct request *r)
     case WIRE_OP_COUNT: break;
     }
     request_finish(r, err_set(&r->reply.err, OMEN_EPROTO, "op", "unknown operation %d", (int)r->wire.op));
+}
+
+/* ---- beginning anew ---- */
+
+void request_restart(struct request *r)
+{
+    scatter_release(r);
+    if (r->map != NULL) map_unref(r->map);
+    r->map = NULL;
+    r->collection = NULL;
+    r->shard_key_path = NULL;
+    r->plans = NULL;
+    r->call_searches = NULL;
+    r->get_items = NULL;
+    r->by_id_count = 0;
+    r->stale = false;
+    r->restarts++;
+    memset(&r->reply, 0, sizeof r->reply);
+    dispatch(r);
+}
+
+static void request_refreshed(void *arg) { request_restart(arg); }
+
+bool request_refresh(struct request *r)
+{
+    const struct shard_service *service = r->router->options.service;
+    if (r->refreshed || service->map_refresh == NULL) return false;
+    r->refreshed = true;
+    service->map_refresh(service->self, r->deadline_ns, request_refreshed, r);
+    return true;
 }
 
 void router_handle(struct router *router, struct bytes message, router_respond respond, void *arg)

@@ -41,11 +41,13 @@ static enum omen_err gather_views(struct request *r, const struct point_view ***
         uint32_t *count_out)
 {
     uint64_t total = 0;
-    for (uint32_t c = 0; c < r->call_count; c++) total += r->calls[c].out.points.count;
+    for (uint32_t c = 0; c < r->call_count; c++)
+        if (r->calls[c].code == OMEN_OK) total += r->calls[c].out.points.count;
     const struct point_view **views = arena_alloc(&r->arena, sizeof *views * (size_t)(total + 1));
     if (views == NULL) return OMEN_ENOMEM;
     uint32_t count = 0;
     for (uint32_t c = 0; c < r->call_count; c++) {
+        if (r->calls[c].code != OMEN_OK) continue;
         for (uint32_t p = 0; p < r->calls[c].out.points.count; p++)
             views[count++] = &r->calls[c].out.points.points[p];
     }
@@ -78,7 +80,7 @@ static uint32_t views_lower_bound(const struct point_view **views, uint32_t coun
 
 static enum omen_err get_merge(struct request *r)
 {
-    enum omen_err rc = scatter_error(r);
+    enum omen_err rc = scatter_settle(r);
     if (rc != OMEN_OK) return rc;
     const struct point_view **views;
     uint32_t view_count;
@@ -168,20 +170,22 @@ void op_get(struct request *r)
 
 static enum omen_err scroll_merge(struct request *r)
 {
-    enum omen_err rc = scatter_error(r);
+    enum omen_err rc = scatter_settle(r);
     if (rc != OMEN_OK) return rc;
     uint32_t limit = r->wire.scroll.limit;
     struct point_run *runs = arena_alloc(&r->arena, sizeof *runs * (r->call_count + 1));
     struct point_view *points = arena_alloc(&r->arena, sizeof *points * ((size_t)limit + 1));
     if (runs == NULL || points == NULL) return out_of_memory(&r->reply.err);
     bool more = false;
+    uint32_t run_count = 0;
     for (uint32_t c = 0; c < r->call_count; c++) {
-        runs[c] = (struct point_run){ r->calls[c].out.points.points, r->calls[c].out.points.count };
+        if (r->calls[c].code != OMEN_OK) continue;
+        runs[run_count++] = (struct point_run){ r->calls[c].out.points.points, r->calls[c].out.points.count };
         more |= r->calls[c].out.points.more;
     }
     uint32_t count;
     bool remained;
-    if (merge_points(runs, r->call_count, limit, &r->arena, points, &count, &remained) != OMEN_OK) {
+    if (merge_points(runs, run_count, limit, &r->arena, points, &count, &remained) != OMEN_OK) {
         return out_of_memory(&r->reply.err);
     }
     r->reply.points.points = points;
@@ -244,8 +248,9 @@ void op_scroll(struct request *r)
 
 static void count_gathered(struct request *r)
 {
-    enum omen_err rc = scatter_error(r);
-    for (uint32_t c = 0; c < r->call_count; c++) r->reply.count.points += r->calls[c].out.count.points;
+    enum omen_err rc = scatter_settle(r);
+    for (uint32_t c = 0; c < r->call_count; c++)
+        if (r->calls[c].code == OMEN_OK) r->reply.count.points += r->calls[c].out.count.points;
     if (rc == OMEN_OK) rc = scatter_tokens(r);
     request_finish(r, rc);
 }

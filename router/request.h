@@ -1,9 +1,13 @@
 /* One request on its way through the router, and the steps that its files share.
  *
  *   RECEIVED --decode, auth--> ACCEPTED --resolve, validate, split--> SCATTERED --last answer--> GATHERED --merge--> REPLIED
- *      |                          |                                      (search by id: twice)                        ^
- *      +--- any error ------------+--------------------------- answered at once -------------------------------------+
+ *      |                       |   ^ |                                   (search by id: twice)     |                  ^
+ *      |        not found ----+   | +--- any error --------------- answered at once --------------|------------------+
+ *      |        v                 |                                                               |                  ^
+ *      |     REFRESHING: a newer map is fetched, once --+    <--- WRONG_EPOCH, a few times --------+                  |
+ *      +--- any error ----------------------------------------------------------------------------------------------+
  *
+ * With a newer map the request begins anew at ACCEPTED: names, shards and slots may all have changed.
  * RECEIVED and ACCEPTED run on the network's thread; GATHERED runs on the thread of the last shard that answered. A request
  * has one owner at a time and so needs no lock; only `calls_pending` is touched by several threads.
  * Memory: everything of a request lives in its arena, bounded by ROUTER_ARENA_BYTES_MAX. */
@@ -24,6 +28,9 @@
 #define ROUTER_HITS_MAX 400000u               /* sum of k + offset over the searches of one request */
 #define ROUTER_REPLY_BYTES_MAX WIRE_MESSAGE_BYTES_MAX
 #define ROUTER_RETRY_AFTER_MS 50
+#define ROUTER_RESTARTS_MAX 5u /* of one request, because the map was old */
+#define ROUTER_PARTIAL_MARGIN_MS                                                                             \
+    200u /* shards that may be missing are waited for so much less, at most a tenth */
 
 struct request;
 
@@ -66,6 +73,9 @@ struct request {
     uint64_t started_ns, deadline_ns;
     uint64_t message_bytes;
     bool admitted;
+    bool stale;     /* what failed may be there in a newer map */
+    bool refreshed; /* it was fetched */
+    uint32_t restarts;
     struct wire_request wire;
     struct wire_reply reply;
     struct map *map;                         /* reference; NULL before it is needed */
@@ -94,6 +104,11 @@ void router_handle(struct router *router, struct bytes message, router_respond r
 /* Answer with r->reply (code OK) or, when `code` is not OK, with the error in r->reply.err; ends the request. */
 void request_finish(struct request *r, enum omen_err code);
 
+/* Fetch a newer map and begin anew with it: once, and only where the service may have an old one. false: go on. */
+bool request_refresh(struct request *r);
+/* Begin anew with the newest map; calls are given back. The request may be over when this returns. */
+void request_restart(struct request *r);
+
 /* auth.c */
 OMEN_CHECKED enum omen_err auth_check(const struct router *router, const struct wire_request *wire,
         struct err *err);
@@ -106,7 +121,7 @@ OMEN_CHECKED enum omen_err resolve_selection(const struct collection_schema *sch
         const struct wire_selection *wire, const char *where, struct point_selection *selection_out,
         struct err *err);
 /* Tokens of another incarnation are errors; the highest sequence the client holds for `shard_id`, or 0. */
-OMEN_CHECKED enum omen_err resolve_tokens(const struct request *r, struct err *err);
+OMEN_CHECKED enum omen_err resolve_tokens(struct request *r, struct err *err);
 uint64_t token_sequence_of(const struct request *r, uint64_t shard_id);
 /* Key of a by-id item: from its `key` value, or any_key when none was given although the collection has one. Errors name
  * `list[row]`, or `list[row].member`. */
@@ -129,6 +144,9 @@ void scatter_go(struct request *r, void (*gathered)(struct request *r));
 void scatter_release(struct request *r);
 /* First failed call's code and error into r->reply.err, or OK. */
 enum omen_err scatter_error(struct request *r);
+/* The same for a read: when the client allows it and some shard answered, shards that did not are noted as missing in the
+ * reply, and the merge leaves them out (call->code). */
+enum omen_err scatter_settle(struct request *r);
 /* Tokens and engine_ns of all calls into the reply. */
 OMEN_CHECKED enum omen_err scatter_tokens(struct request *r);
 

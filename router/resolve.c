@@ -11,11 +11,14 @@ enum omen_err resolve_collection(struct request *r, struct err *err)
 {
     const struct shard_service *service = r->router->options.service;
     r->map = service->map_acquire(service->self);
-    if (r->map == NULL)
-        return err_set(err, OMEN_EUNAVAILABLE, "", "the node has not opened its collections yet");
+    if (r->map == NULL) {
+        r->stale = true;
+        return err_set(err, OMEN_EUNAVAILABLE, "", "the collections are not known yet");
+    }
     struct bytes name = r->wire.collection;
     r->collection = map_find(r->map, (const char *)name.data, name.len);
     if (r->collection == NULL) {
+        r->stale = true;
         return err_set(err, OMEN_ENOTFOUND, "collection", "no collection or alias \"%.*s\"", (int)name.len,
                 (const char *)name.data);
     }
@@ -78,11 +81,12 @@ enum omen_err resolve_selection(const struct collection_schema *schema, const st
     return OMEN_OK;
 }
 
-enum omen_err resolve_tokens(const struct request *r, struct err *err)
+enum omen_err resolve_tokens(struct request *r, struct err *err)
 {
     if (r->wire.consistency == CONSISTENCY_EVENTUAL) return OMEN_OK;
     for (uint32_t i = 0; i < r->wire.token_count; i++) {
         if (r->wire.tokens[i].incarnation == r->map->incarnation) continue;
+        r->stale = true;
         char where[ERR_FIELD_BYTES];
         snprintf(where, sizeof where, "tokens[%u].incarnation", i);
         return err_set(err, OMEN_EINVAL, where,

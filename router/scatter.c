@@ -22,6 +22,15 @@ enum omen_err scatter_prepare(struct request *r, uint32_t count, struct err *err
     return OMEN_OK;
 }
 
+/* A reply without the shards that are silent must leave before the client stops waiting for it. */
+static uint64_t partial_margin_ns(const struct request *r)
+{
+    if (!r->wire.allow_partial) return 0;
+    uint64_t tenth_ns = (r->deadline_ns - r->started_ns) / 10,
+             most_ns = ROUTER_PARTIAL_MARGIN_MS * 1000000ull;
+    return tenth_ns < most_ns ? tenth_ns : most_ns;
+}
+
 void scatter_call_init(struct request *r, uint32_t i, enum shard_call_kind kind, uint32_t shard_position)
 {
     CHECK(i < r->call_count);
@@ -29,7 +38,8 @@ void scatter_call_init(struct request *r, uint32_t i, enum shard_call_kind kind,
     r->call_shards[i] = shard_position;
     call->kind = kind;
     call->epoch = r->map->epoch;
-    call->deadline_ns = r->deadline_ns;
+    call->incarnation = r->map->incarnation;
+    call->deadline_ns = r->deadline_ns - partial_margin_ns(r);
     call->consistency = r->wire.consistency;
     call->arg = r;
     if (r->collection == NULL) return; /* the catalog's call */
@@ -38,9 +48,27 @@ void scatter_call_init(struct request *r, uint32_t i, enum shard_call_kind kind,
     call->token_sequence = token_sequence_of(r, call->shard_id);
 }
 
+/* Calls that were routed by an old map did nothing; the request begins anew unless that would do again, and not just once,
+ * what other shards have done already: a write without an op id. */
+static bool begins_anew(const struct request *r)
+{
+    bool wrong = false, done = false;
+    for (uint32_t i = 0; i < r->call_count; i++) {
+        const struct shard_call *call = &r->calls[i];
+        wrong |= call->code == OMEN_EWRONGEPOCH;
+        if (call->kind != CALL_WRITE || call->in.write.op_id.client != 0) continue;
+        done |= call->code == OMEN_OK || call->code == OMEN_EUNKNOWN;
+    }
+    return wrong && !done && r->restarts < ROUTER_RESTARTS_MAX;
+}
+
 static void calls_down(struct request *r)
 {
-    if (atomic_fetch_sub_explicit(&r->calls_pending, 1, memory_order_acq_rel) == 1) r->gathered(r);
+    if (atomic_fetch_sub_explicit(&r->calls_pending, 1, memory_order_acq_rel) > 1) return;
+    if (begins_anew(r))
+        request_restart(r);
+    else
+        r->gathered(r);
 }
 
 static void call_done(struct shard_call *call) { calls_down(call->arg); }
@@ -78,6 +106,43 @@ enum omen_err scatter_error(struct request *r)
                     err_name(call->code));
         }
         return call->code;
+    }
+    return OMEN_OK;
+}
+
+/* Whether a shard that ended so could have been reached another time. */
+static bool counts_as_missing(enum omen_err code)
+{
+    switch (code) {
+    case OMEN_EBUSY:
+    case OMEN_EDEADLINE:
+    case OMEN_EUNKNOWN:
+    case OMEN_ECORRUPT:
+    case OMEN_EIO:
+    case OMEN_ENOMEM:
+    case OMEN_EWRONGEPOCH:
+    case OMEN_ENOTLEADER:
+    case OMEN_EUNAVAILABLE:
+    case OMEN_ECANCELED:
+    case OMEN_EINTERNAL: return true;
+    default: return false;
+    }
+}
+
+enum omen_err scatter_settle(struct request *r)
+{
+    uint32_t failed = 0, missing = 0;
+    for (uint32_t i = 0; i < r->call_count; i++) {
+        failed += r->calls[i].code != OMEN_OK;
+        missing += counts_as_missing(r->calls[i].code);
+    }
+    if (failed == 0) return OMEN_OK;
+    if (!r->wire.allow_partial || missing < failed || missing == r->call_count) return scatter_error(r);
+    uint64_t *shards = arena_calloc(&r->arena, missing, sizeof *shards);
+    if (shards == NULL) return err_set(&r->reply.err, OMEN_ENOMEM, "", "the request needs too much memory");
+    r->reply.shards_missing = shards;
+    for (uint32_t i = 0; i < r->call_count; i++) {
+        if (r->calls[i].code != OMEN_OK) shards[r->reply.shards_missing_count++] = r->calls[i].shard_id;
     }
     return OMEN_OK;
 }

@@ -98,6 +98,7 @@ static enum omen_err search_merge_one(struct request *r, uint32_t i, struct hit_
         const struct shard_call *call = &r->calls[c];
         uint32_t j = at[c]++;
         CHECK(r->call_searches[c][j] == i);
+        if (call->code != OMEN_OK) continue; /* missing, and the client allows it */
         runs[run_count++] = (struct hit_run){ call->out.search.hits[j], call->out.search.counts[j] };
     }
     if (run_count == 1 && wire->offset == 0 && !plan->by_id) { /* one shard: its answer is the answer */
@@ -114,7 +115,7 @@ static enum omen_err search_merge_one(struct request *r, uint32_t i, struct hit_
 
 static enum omen_err search_merge(struct request *r)
 {
-    enum omen_err rc = scatter_error(r);
+    enum omen_err rc = scatter_settle(r);
     if (rc != OMEN_OK) return rc;
     uint32_t count = r->wire.search.count;
     struct wire_search_result *results = arena_calloc(&r->arena, (size_t)count + 1, sizeof *results);
@@ -125,7 +126,7 @@ static enum omen_err search_merge(struct request *r)
         if (search_merge_one(r, i, runs, at, &results[i]) != OMEN_OK) return out_of_memory(&r->reply.err);
     }
     for (uint32_t c = 0; c < r->call_count; c++)
-        r->reply.search.rows_scanned += r->calls[c].out.search.rows_scanned;
+        if (r->calls[c].code == OMEN_OK) r->reply.search.rows_scanned += r->calls[c].out.search.rows_scanned;
     r->reply.search.results = results;
     r->reply.search.count = count;
     r->reply.search.shards_asked = r->call_count;
@@ -194,6 +195,7 @@ static enum omen_err by_id_take(struct request *r, uint32_t i, struct err *err)
     struct point_key wanted = point_key_make(wire->query_id, key);
     const struct point_view *found = NULL;
     for (uint32_t c = 0; c < r->call_count; c++) {
+        if (r->calls[c].code != OMEN_OK) continue;
         for (uint32_t p = 0; p < r->calls[c].out.points.count; p++) {
             const struct point_view *view = &r->calls[c].out.points.points[p];
             struct point_key view_key = point_key_make(view->id, view->key);
@@ -208,6 +210,8 @@ static enum omen_err by_id_take(struct request *r, uint32_t i, struct err *err)
             plan->left_out = view_key;
         }
     }
+    if (found == NULL && r->reply.shards_missing_count > 0)
+        return err_set(err, OMEN_EUNAVAILABLE, where, "point %s is in no shard that answers", id);
     if (found == NULL) return err_set(err, OMEN_ENOTFOUND, where, "no point %s", id);
     const struct vector_field *field = &r->collection->schema.fields[plan->params.field];
     const float *vector = found->vectors[plan->params.field];
@@ -221,10 +225,11 @@ static enum omen_err by_id_take(struct request *r, uint32_t i, struct err *err)
 static void by_id_gathered(struct request *r)
 {
     struct err *err = &r->reply.err;
-    enum omen_err rc = scatter_error(r);
+    enum omen_err rc = scatter_settle(r);
     for (uint32_t i = 0; rc == OMEN_OK && i < r->wire.search.count; i++) {
         if (r->plans[i].by_id) rc = by_id_take(r, i, err);
     }
+    r->reply.shards_missing_count = 0; /* what was asked for was found: the searches themselves decide */
     if (rc == OMEN_OK) rc = search_scatter(r, err);
     if (rc != OMEN_OK) {
         request_finish(r, rc);
