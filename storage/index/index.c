@@ -140,7 +140,8 @@ enum omen_err index_map(struct vfs *vfs, const char *path, const struct index_ro
         struct index **index_out, struct err *err)
 {
     *index_out = NULL;
-    return err_set(err, OMEN_EINVAL, "path", "%s: no index of this build has a file", path);
+    enum omen_err rc = rows_check(rows, err);
+    return rc == OMEN_OK ? index_sealed_map(vfs, path, rows, pin, index_out, err) : rc;
 }
 
 void index_stats(const struct index *index, bool deep, struct index_stats *stats_out)

@@ -432,7 +432,7 @@ static enum omen_err build_run(struct build *b)
 }
 
 #define HELD_OUT 1000       /* rows kept back for calibration */
-#define HELD_OUT_SHARE 20   /* at most every 20th */
+#define HELD_OUT_SHARE 40   /* at most every 40th: a segment of many inserted rows is not the one that was calibrated */
 #define HELD_OUT_ROWS 2000  /* smaller segments are not calibrated: too few queries to say anything */
 
 static uint32_t held_out_count(const struct index_params *params, uint32_t count)

@@ -107,10 +107,10 @@ static double recall_of(const struct set *set, const struct index_search *s, uin
 {
     static struct index_hit hits[1024], truth[1024];
     double sum = 0;
-    float *query = mem_must_alloc(set->rows.dim * sizeof(float));
+    float *query = mem_must_alloc(set->rows.dim * sizeof(float)), noise = set->rows.metric == METRIC_COSINE ? 0.3f / sqrtf((float)set->rows.dim) : 1;
     for (uint32_t q = 0; q < queries; q++) {
         const float *row = set->data + (size_t)(rng() % set->rows.count) * set->rows.dim;
-        for (uint32_t j = 0; j < set->rows.dim; j++) query[j] = row[j] + (fresh ? gauss() : 0);
+        for (uint32_t j = 0; j < set->rows.dim; j++) query[j] = row[j] + (fresh ? noise * gauss() : 0);
         if (set->rows.metric == METRIC_COSINE) vector_normalise(query, set->rows.dim);
         struct index_search one = *s;
         one.query = query;
