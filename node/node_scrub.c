@@ -1,6 +1,6 @@
 /* The scrub thread: reads every shard's stream again and again, slowly, and compares it with its checksums (CORRECTNESS D1), so
  * that what a disk lost is found before the last good copy is gone. One shard's round is finished before the next shard's
- * begins; small shards take what they need, no more. While searches wait for threads, most turns are left out.
+ * begins, and after all of them it rests. While searches wait for threads, most turns are left out.
  *
  * What is found stops the shard (storage/shard_store.h, DAMAGED); the others go on, and so does the scrubber. */
 #include "common/err.h"
@@ -12,7 +12,8 @@
 
 #define SCRUB_BYTES_PER_SECOND (8u << 20)
 #define SCRUB_TURN_MS 125u
-#define SCRUB_BUSY_TURNS 8u /* one turn of so many while searches wait */
+#define SCRUB_BUSY_TURNS 8u  /* one turn of so many while searches wait */
+#define SCRUB_REST_TURNS 40u /* left out after all shards: 5 s, or little data would be read without end */
 
 /* The first shard whose id is above `after`, held; NULL when there is none. */
 static struct shard_host *shard_after(struct node *node, uint64_t after)
@@ -26,16 +27,14 @@ static struct shard_host *shard_after(struct node *node, uint64_t after)
     return shard;
 }
 
-/* About `bytes` of the shards that are next; at most once around. */
-static void scrub_turn(struct node *node, uint64_t bytes)
+/* About `bytes` of the shards that are next; true after the last one. */
+static bool scrub_turn(struct node *node, uint64_t bytes)
 {
-    uint32_t rounds = 0;
-    for (uint64_t done = 0; done < bytes && rounds < 2;) {
+    for (uint64_t done = 0; done < bytes;) {
         struct shard_host *shard = shard_after(node, node->scrub_after);
         if (shard == NULL) {
             node->scrub_after = 0;
-            rounds++;
-            continue;
+            return true;
         }
         struct scrub_result result;
         if (shard_host_scrub(shard, bytes - done, &result)) node->scrub_after = shard_host_id(shard);
@@ -43,12 +42,13 @@ static void scrub_turn(struct node *node, uint64_t bytes)
         shard_host_unhold(shard);
         if (node->gauges.scrubbed != NULL) metric_add(node->gauges.scrubbed, result.bytes);
     }
+    return false;
 }
 
 static void *scrub_main(void *arg)
 {
     struct node *node = arg;
-    uint32_t left_out = 0;
+    uint32_t left_out = 0, rest = 0;
     pthread_setname_np(pthread_self(), "omen-scrub");
     pthread_mutex_lock(&node->scrub_lock);
     while (!node->scrub_stop) {
@@ -61,12 +61,17 @@ static void *scrub_main(void *arg)
         }
         pthread_cond_timedwait(&node->scrub_wake, &node->scrub_lock, &until);
         if (node->scrub_stop) break;
+        if (rest > 0) {
+            rest--;
+            continue;
+        }
         bool busy = search_pool_depth(node->env.pool) > 0;
         if (busy && ++left_out < SCRUB_BUSY_TURNS) continue;
         left_out = 0;
         pthread_mutex_unlock(&node->scrub_lock);
-        scrub_turn(node, (uint64_t)SCRUB_BYTES_PER_SECOND * SCRUB_TURN_MS / 1000);
+        bool around = scrub_turn(node, (uint64_t)SCRUB_BYTES_PER_SECOND * SCRUB_TURN_MS / 1000);
         pthread_mutex_lock(&node->scrub_lock);
+        rest = around ? SCRUB_REST_TURNS : 0;
     }
     pthread_mutex_unlock(&node->scrub_lock);
     return NULL;

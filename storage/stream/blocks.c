@@ -13,21 +13,37 @@ void blocks_free(struct blocks *blocks)
     if (blocks == NULL) return;
     for (uint32_t i = 0; i < blocks_count(blocks); i++)
         mem_free((void *)(uintptr_t)blocks_at(blocks, i)->died);
-    for (uint32_t i = 0; i < BLOCKS_PAGES_MAX && blocks->pages[i] != NULL; i++) mem_free(blocks->pages[i]);
+    for (uint32_t b = 0; b < BLOCKS_BOOKS && blocks->books[b] != NULL; b++) {
+        for (uint32_t i = 0; i < BLOCKS_PER_BOOK; i++) mem_free(blocks->books[b]->pages[i]);
+        mem_free(blocks->books[b]);
+    }
     mem_free(blocks);
+}
+
+/* Have the page of block `at`. */
+static enum omen_err page_make(struct blocks *blocks, uint32_t at, struct err *err)
+{
+    struct blocks_place place = blocks_place(at);
+    uint32_t b = place.page / BLOCKS_PER_BOOK, p = place.page % BLOCKS_PER_BOOK;
+    if (b >= BLOCKS_BOOKS) return err_set(err, OMEN_EFULL, NULL, "too many units in the stream");
+    if (blocks->books[b] == NULL) {
+        struct blocks_book *book = mem_calloc(1, sizeof *book);
+        if (book == NULL) return err_set(err, OMEN_ENOMEM, NULL, "pages of blocks");
+        atomic_store_explicit(&blocks->books[b], book, memory_order_release);
+    }
+    if (blocks->books[b]->pages[p] != NULL) return OMEN_OK;
+    struct block *page = mem_calloc(place.count, sizeof *page);
+    if (page == NULL) return err_set(err, OMEN_ENOMEM, NULL, "page of blocks");
+    atomic_store_explicit(&blocks->books[b]->pages[p], page, memory_order_release);
+    return OMEN_OK;
 }
 
 enum omen_err blocks_stage(struct blocks *blocks, uint32_t staged, const struct stream_unit *unit,
         const struct entry *entry, struct err *err)
 {
     uint32_t at = blocks_count(blocks) + staged;
-    uint32_t page = at / BLOCKS_PAGE;
-    if (page >= BLOCKS_PAGES_MAX) return err_set(err, OMEN_EFULL, NULL, "too many units in the stream");
-    if (blocks->pages[page] == NULL) {
-        struct block *fresh = mem_calloc(BLOCKS_PAGE, sizeof *fresh);
-        if (fresh == NULL) return err_set(err, OMEN_ENOMEM, NULL, "page of blocks");
-        atomic_store_explicit(&blocks->pages[page], fresh, memory_order_release);
-    }
+    enum omen_err rc = page_make(blocks, at, err);
+    if (rc != OMEN_OK) return rc;
     struct block *b = blocks_at(blocks, at);
     b->died = mem_alloc((entry->op_count + 1) * sizeof *b->died);
     if (b->died == NULL) return err_set(err, OMEN_ENOMEM, NULL, "rows of a block");

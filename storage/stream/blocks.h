@@ -1,6 +1,7 @@
 /* The rows of the stream: one block per unit, one row per operation, each with the sequence at which it died.
  *
- * Append-only in pages of a fixed size, so that a reader never sees a table move: lock-free for readers, one writer.
+ * Append-only in pages, so that a reader never sees a table move: lock-free for readers, one writer. The first pages are small
+ * and double, or every small collection would take the memory of a full one.
  * A row is visible at sequence s when its block's sequence <= s and (died == 0 or died > s). Rows that never were a
  * point's state (deletes, payload operations, superseded inside their own entry, duplicates) are born dead: died is
  * their own sequence. */
@@ -12,8 +13,12 @@
 #include "storage/entry.h"
 #include "storage/stream/stream.h"
 
-#define BLOCKS_PAGE 1024u       /* blocks per page */
-#define BLOCKS_PAGES_MAX 65536u /* 67 million units in one replica */
+#define BLOCKS_PAGE 1024u /* blocks per page, from block 1024 on; before it pages of 16, 16, 32, 64 .. 512 */
+#define BLOCKS_FIRST_PAGE 16u
+#define BLOCKS_SMALL_PAGES 7u /* that hold the first 1024 */
+#define BLOCKS_PER_BOOK 1024u /* pages of a book */
+#define BLOCKS_BOOKS 64u
+#define BLOCKS_PAGES_MAX (BLOCKS_BOOKS * BLOCKS_PER_BOOK) /* 67 million units in one replica */
 
 struct block {
     uint64_t sequence;
@@ -33,8 +38,12 @@ static inline bool row_equal(struct row_ref a, struct row_ref b)
     return a.block == b.block && a.op == b.op;
 }
 
+struct blocks_book {
+    struct block *_Atomic pages[BLOCKS_PER_BOOK];
+};
+
 struct blocks {
-    struct block *_Atomic pages[BLOCKS_PAGES_MAX];
+    struct blocks_book *_Atomic books[BLOCKS_BOOKS];
     _Atomic uint32_t count;     /* published */
     _Atomic uint64_t row_count; /* ops of all blocks */
 };
@@ -49,9 +58,29 @@ OMEN_CHECKED enum omen_err blocks_stage(struct blocks *blocks, uint32_t staged,
 void blocks_unstage(struct blocks *blocks, uint32_t staged); /* drop all staged ones */
 void blocks_publish(struct blocks *blocks, uint32_t staged); /* let readers see them */
 
+/* Where a block lies: page, the page's first block, and how many the page holds. */
+struct blocks_place {
+    uint32_t page, first, count;
+};
+
+static inline struct blocks_place blocks_place(uint32_t i)
+{
+    if (i >= BLOCKS_PAGE) {
+        uint32_t page = BLOCKS_SMALL_PAGES - 1 + i / BLOCKS_PAGE;
+        return (struct blocks_place){ page, i & ~(BLOCKS_PAGE - 1), BLOCKS_PAGE };
+    }
+    if (i < BLOCKS_FIRST_PAGE) return (struct blocks_place){ 0, 0, BLOCKS_FIRST_PAGE };
+    uint32_t page = (uint32_t)__builtin_clz(BLOCKS_FIRST_PAGE) - (uint32_t)__builtin_clz(i) + 1;
+    return (struct blocks_place){ page, BLOCKS_FIRST_PAGE << (page - 1), BLOCKS_FIRST_PAGE << (page - 1) };
+}
+
 static inline struct block *blocks_at(const struct blocks *blocks, uint32_t i)
 {
-    return atomic_load_explicit(&blocks->pages[i / BLOCKS_PAGE], memory_order_acquire) + i % BLOCKS_PAGE;
+    struct blocks_place at = blocks_place(i);
+    struct blocks_book *book = atomic_load_explicit(&blocks->books[at.page / BLOCKS_PER_BOOK],
+            memory_order_acquire);
+    return atomic_load_explicit(&book->pages[at.page % BLOCKS_PER_BOOK], memory_order_acquire) +
+            (i - at.first);
 }
 
 static inline uint32_t blocks_count(const struct blocks *blocks)
