@@ -167,18 +167,38 @@ static enum omen_err identity_open(struct data_dir *dir, struct clock *clock, st
     return rc;
 }
 
-/* Like mkdir -p, so that --data may name a directory that is not there yet. */
-static enum omen_err make_parents(const char *path, struct err *err)
+/* The directory that holds the name `path`, synced. One that we may not open was not made by us. */
+static enum omen_err parent_sync(const char *path, struct err *err)
+{
+    char parent[NODE_PATH_BYTES_MAX];
+    snprintf(parent, sizeof parent, "%s", path);
+    char *slash = strrchr(parent, '/');
+    if (slash == NULL) snprintf(parent, sizeof parent, ".");
+    if (slash != NULL) slash[slash == parent] = '\0';
+    int fd = open(parent, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0) return errno == EACCES || errno == EPERM ? OMEN_OK : err_os(err, errno, "open", parent);
+    int rc = fsync(fd) == 0 || errno == EINVAL || errno == EROFS ? 0 : errno;
+    close(fd);
+    return rc == 0 ? OMEN_OK : err_os(err, rc, "sync directory", parent);
+}
+
+/* Like mkdir -p, so that --data may name a directory that is not there yet; the names are durable, those of an interrupted
+ * start too. */
+static enum omen_err dirs_make(const char *path, struct err *err)
 {
     char part[NODE_PATH_BYTES_MAX];
     snprintf(part, sizeof part, "%s", path);
-    for (char *s = part + 1; *s != '\0'; s++) {
-        if (*s != '/') continue;
+    for (size_t len = strlen(part); len > 1 && part[len - 1] == '/'; len--) part[len - 1] = '\0';
+    for (char *s = part + 1;; s++) {
+        if (*s != '/' && *s != '\0') continue;
+        char end = *s;
         *s = '\0';
-        if (mkdir(part, 0755) != 0 && errno != EEXIST) return err_os(err, errno, "create directory", part);
-        *s = '/';
+        bool made = mkdir(part, end == '\0' ? 0750 : 0755) == 0;
+        if (!made && errno != EEXIST) return err_os(err, errno, "create directory", part);
+        enum omen_err rc = made || end == '\0' ? parent_sync(part, err) : OMEN_OK;
+        if (rc != OMEN_OK || end == '\0') return rc;
+        *s = end;
     }
-    return OMEN_OK;
 }
 
 enum omen_err data_dir_open(struct data_dir *dir, struct vfs *vfs, const char *path, struct clock *clock,
@@ -190,7 +210,7 @@ enum omen_err data_dir_open(struct data_dir *dir, struct vfs *vfs, const char *p
                 NODE_PATH_BYTES_MAX - PATH_ROOM - 1);
     }
     snprintf(dir->path, sizeof dir->path, "%s", path);
-    enum omen_err rc = make_parents(path, err);
+    enum omen_err rc = dirs_make(path, err);
     if (rc == OMEN_OK) rc = vfs_mkdir(vfs, path, err);
     if (rc == OMEN_OK) rc = lock_take(dir, err);
     if (rc != OMEN_OK) return rc;

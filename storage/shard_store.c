@@ -65,7 +65,9 @@ static enum omen_err checkpoint_create(struct shard_store *s, const char *path,
     store_path(s, "stream", stream_dir);
     enum omen_err rc = vfs_list(s->vfs, stream_dir, any_chunk, &chunks, err);
     if (rc != OMEN_OK) return rc;
-    if (chunks || state->sequence != s->base_sequence) return err_corrupt(err, path, 0, "file is missing");
+    if (chunks || state->sequence != s->base_sequence)
+        return err_corrupt(err, path, 0,
+                "file is missing although there are data: bring it, or the shard, back from a backup");
     return checkpoint_file_create(s->vfs, path, s->shard_id, s->replica_id, s->base_sequence, err);
 }
 

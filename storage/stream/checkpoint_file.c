@@ -83,7 +83,10 @@ enum omen_err checkpoint_file_open(struct vfs *vfs, const char *path, uint64_t s
         goto err_file;
     }
     if (!valid[0] && !valid[1]) {
-        rc = err_corrupt(err, path, 0, "no valid checkpoint");
+        /* LMDB's state would do, were the log known to reach back to it; it may be long past. */
+        rc = err_corrupt(err, path, 0,
+                "both checkpoints are damaged, so nothing says how far the data are good: bring the shard back "
+                "from a backup");
         goto err_file;
     }
     uint32_t last = !valid[0] || (valid[1] && c[1].generation > c[0].generation);
