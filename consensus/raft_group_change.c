@@ -129,6 +129,13 @@ static int catch_up_begin(struct raft_group *g)
     return group_step(g, &event, NULL, NULL);
 }
 
+/* Catching up ends when something is acknowledged: one that has everything already would never end. */
+static bool has_all(const struct raft_group *g, uint64_t replica_id)
+{
+    raft_index match = 0;
+    return raft_match_index(&g->raft, replica_id, &match) == 0 && match == g->log.last;
+}
+
 static int transfer_begin(struct raft_group *g)
 {
     struct raft_event event = { .type = RAFT_TRANSFER };
@@ -195,7 +202,7 @@ enum omen_err raft_group_change(struct raft_group *g, enum group_change change,
     if (change == GROUP_ADD) g->change.member.role = REPLICA_SPARE;
     if (change == GROUP_TRANSFER)
         rv = transfer_begin(g);
-    else if (change == GROUP_ASSIGN && member->role == REPLICA_VOTER)
+    else if (change == GROUP_ASSIGN && member->role == REPLICA_VOTER && !has_all(g, member->replica_id))
         rv = catch_up_begin(g);
     else
         rv = change_submit(g);

@@ -1,6 +1,7 @@
 /* What the files of a group share; nobody else includes this.
  *
  *   raft_group.c          start, stop, ticks, frames, proposals; one step of the core and what it asks for
+ *   raft_group_send.c     messages as frames, held back until a hard state is durable
  *   raft_group_append.c   appends to the node log, refusals, bases
  *   raft_group_change.c   membership, transfer, what is told to the outside */
 #ifndef OMEN_CONSENSUS_RAFT_GROUP_IMPL_H
@@ -64,8 +65,11 @@ int group_step(struct raft_group *g, struct raft_event *event, const struct raft
         const struct log_slot *slots);
 void group_settle(struct raft_group *g); /* after every call from outside */
 void group_lose_tags(struct raft_group *g, uint64_t from, enum omen_err rc);
-void group_send(struct raft_group *g, struct frame_out *frame);
+
+/* raft_group_send.c */
+void group_message_send(struct raft_group *g, const struct raft_message *message);
 void group_held_flush(struct raft_group *g);
+void group_held_free(struct raft_group *g);
 
 /* raft_group_append.c */
 void group_append_hard_state(struct raft_group *g);

@@ -5,6 +5,7 @@
  *   replica_pending.c  what the log held at start
  *   replica_host.c     host, checkpoint thread
  *   replica_raft.c     a replica of a Raft group: what goes to its loop and what comes back
+ *   replica_raft_barrier.c, replica_raft_open.c   its reads; its members, bases, open and close
  *   replica_net.c      loops, connections, which group a frame is for
  *
  * Locks, in this order: host->mutex, replica->mutex, worker->mutex, the node log's own. No callback of a

@@ -1,4 +1,5 @@
-/* What replica_raft.c and replica_net.c share; nobody else includes this.
+/* What replica_raft.c, replica_raft_barrier.c, replica_raft_open.c and replica_net.c share; nobody else
+ * includes this.
  *
  * A replica of a Raft group lives on one loop (hash of the group). Fields marked (m) are guarded by the
  * replica's mutex, the rest belong to the loop. */
@@ -82,8 +83,36 @@ void net_remove(struct replica_raft *m);
 uint64_t net_now_ms(const struct raft_net *net);
 uint32_t net_random(void);
 
+/* A change of members on its way. */
+struct change_request {
+    struct loop_task task; /* first */
+    struct replica_raft *m;
+    enum group_change change;
+    struct replica_member member;
+    replica_done done;
+    void *done_arg;
+};
+
 /* replica_raft.c */
+extern const struct group_io raft_io;
+void raft_task_run(struct loop_task *task); /* replica_raft.task */
+void raft_status_refresh(struct replica_raft *m);
+void raft_change_end(struct change_request *c, enum omen_err rc, const struct err *err);
+void raft_proposal_end(struct replica *r, struct work *work, enum omen_err rc);
+/* The sentence to a code; returns it. */
+enum omen_err raft_refusal(struct replica *r, enum omen_err rc, struct err *err);
 void replica_raft_tick(struct replica_raft *m, uint64_t now_ms);
 void replica_raft_frame(struct replica_raft *m, struct frame *frame, uint64_t node_id, uint64_t now_ms);
+
+/* replica_raft_barrier.c; loop only */
+void barriers_run(struct replica_raft *m, uint64_t now_ms); /* whatever waits goes on its way */
+void barriers_tick(struct replica_raft *m, uint64_t now_ms);
+void barriers_committed(struct replica_raft *m, struct barrier_batch *batch, uint64_t sequence);
+void barriers_lost(struct replica_raft *m, struct barrier_batch *batch, enum omen_err rc);
+void barriers_release(struct replica_raft *m,
+        uint64_t committed); /* commands up to here are committed here */
+void barriers_frame(void *arg, enum frame_type type, uint64_t node_id, uint64_t from,
+        const struct frame_barrier *barrier);
+void barriers_drain(struct replica_raft *m);
 
 #endif
