@@ -190,7 +190,13 @@ static void read_run(struct shard_read *read)
         shard_call_fail(call, OMEN_EDEADLINE, "the deadline passed before the read was begun");
         return;
     }
-    store_view_acquire(shard->store, &read->view);
+    /* Never waits: views go when calls on other shards end too, and those may need this thread. */
+    call->code = store_view_try_acquire(shard->store, &read->view, &call->err);
+    if (call->code != OMEN_OK) {
+        if (shard->env->refused_busy != NULL) metric_add(shard->env->refused_busy, 1);
+        call->done(call);
+        return;
+    }
     read->view_held = true;
     call->sequence = read->view.sequence;
     uint64_t began_ns = clock_monotonic_ns(shard->env->clock);

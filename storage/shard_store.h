@@ -81,7 +81,7 @@ struct write_need {
     uint64_t entry_bytes, derived_bytes;
     uint64_t derived_point_bytes; /* of the largest */
 };
-/* Any thread; looks points up when there are payload operations. OMEN_ENOMEM, OMEN_EIO, OMEN_ECORRUPT. */
+/* Any thread; looks points up when there are payload operations. OMEN_EBUSY, OMEN_ENOMEM, OMEN_EIO, OMEN_ECORRUPT. */
 OMEN_CHECKED enum omen_err shard_store_need(struct shard_store *store, const struct point_op *ops,
         uint32_t count, struct write_need *need_out, struct err *err);
 void write_need_add(struct write_need *sum, const struct write_need *need);
@@ -105,6 +105,9 @@ struct store_view {
     struct view_pin *pin; /* the room's own */
 };
 void store_view_acquire(struct shard_store *store, struct store_view *view_out);
+/* The same, but OMEN_EBUSY instead of waiting when too many views live: for threads that others' releases depend on. */
+OMEN_CHECKED enum omen_err store_view_try_acquire(struct shard_store *store, struct store_view *view_out,
+        struct err *err);
 void store_view_release(struct store_view *view);
 
 /* Polled about every 64 KiB of scanned data: true = give up with OMEN_EDEADLINE. NULL = never. */

@@ -91,8 +91,9 @@ enum omen_err shard_store_need(struct shard_store *store, const struct point_op 
     if (!payload_ops) return OMEN_OK;
     struct store_view view;
     struct arena arena;
+    rc = store_view_try_acquire(store, &view, err);
+    if (rc != OMEN_OK) return rc;
     arena_init(&arena, ROOM_ARENA_BYTES, 0);
-    store_view_acquire(store, &view);
     for (uint32_t i = 0; i < count && rc == OMEN_OK; i++)
         if (is_payload_op(&ops[i])) rc = need_payload_op(&view, &ops[i], upsert_bytes, &arena, need_out, err);
     store_view_release(&view);

@@ -16,6 +16,8 @@
 #include "common/check.h"
 #include "common/mem.h"
 
+#define VIEW_RETRY_MS 20u /* when to ask again for a view */
+
 void view_pin_take(struct shard_store *s, struct view_pin *pin)
 {
     struct err ignored; /* lookups answer the code; the sentence is made there */
@@ -33,11 +35,10 @@ void view_pin_drop(struct view_pin *pin)
     pin->active = pin->frozen = NULL;
 }
 
-void store_view_acquire(struct shard_store *store, struct store_view *view_out)
+/* version_mutex held, and there is a view to be had. */
+static void view_take(struct shard_store *store, struct store_view *view_out)
 {
-    pthread_mutex_lock(&store->version_mutex);
-    while (store->view_count >= STORE_VIEWS_MAX)
-        pthread_cond_wait(&store->view_released, &store->version_mutex);
+    CHECK(store->view_count < STORE_VIEWS_MAX);
     store->view_count++;
     struct view_pin *pin = store->free_pins;
     if (pin != NULL) {
@@ -51,7 +52,28 @@ void store_view_acquire(struct shard_store *store, struct store_view *view_out)
     view_pin_take(store, pin);
     *view_out = (struct store_view){ store, atomic_load_explicit(&store->applied, memory_order_relaxed),
         pin };
+}
+
+void store_view_acquire(struct shard_store *store, struct store_view *view_out)
+{
+    pthread_mutex_lock(&store->version_mutex);
+    while (store->view_count >= STORE_VIEWS_MAX)
+        pthread_cond_wait(&store->view_released, &store->version_mutex);
+    view_take(store, view_out);
     pthread_mutex_unlock(&store->version_mutex);
+}
+
+enum omen_err store_view_try_acquire(struct shard_store *store, struct store_view *view_out, struct err *err)
+{
+    pthread_mutex_lock(&store->version_mutex);
+    bool taken = store->view_count < STORE_VIEWS_MAX;
+    if (taken) view_take(store, view_out);
+    pthread_mutex_unlock(&store->version_mutex);
+    if (taken) return OMEN_OK;
+    enum omen_err rc = err_set(err, OMEN_EBUSY, NULL, "%u reads of this shard hold their results already",
+            STORE_VIEWS_MAX);
+    if (err != NULL) err->retry_after_ms = VIEW_RETRY_MS;
+    return rc;
 }
 
 void store_view_release(struct store_view *view)

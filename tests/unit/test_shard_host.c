@@ -9,6 +9,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "common/mem.h"
 #include "node/node.h"
 #include "tests/support/entry_support.h"
 
@@ -334,6 +335,32 @@ START_TEST(read_waits_for_its_token_and_gives_up_at_the_deadline)
 }
 END_TEST
 
+/* A call holds its view until it is released, which may have to wait for other shards' calls that need the same threads: so
+ * no thread waits for a view. */
+START_TEST(reads_beyond_the_views_of_a_shard_are_told_to_come_again)
+{
+    enum { CALLS = 1100 };
+    struct shard_call *calls = mem_must_calloc(CALLS, sizeof *calls), again = { .kind = CALL_COUNT };
+    uint32_t busy = 0;
+    ck_assert_int_eq(catalog(CATALOG_CREATE, "docs", 1, METRIC_L2), OMEN_OK);
+    again.shard_id = collection("docs").shards[0].shard_id;
+    for (int i = 0; i < CALLS; i++) {
+        calls[i].kind = CALL_COUNT;
+        calls[i].shard_id = again.shard_id;
+        enum omen_err rc = run(&calls[i]);
+        ck_assert(rc == OMEN_OK || rc == OMEN_EBUSY);
+        busy += rc == OMEN_EBUSY;
+        if (rc == OMEN_EBUSY) ck_assert_uint_gt(calls[i].err.retry_after_ms, 0);
+    }
+    ck_assert_uint_gt(busy, 0);
+    ck_assert_uint_lt(busy, CALLS / 2);
+    for (int i = 0; i < CALLS; i++) release(&calls[i]);
+    ck_assert_int_eq(run(&again), OMEN_OK);
+    release(&again);
+    mem_free(calls);
+}
+END_TEST
+
 START_TEST(past_deadline_is_not_begun)
 {
     ck_assert_int_eq(catalog(CATALOG_CREATE, "docs", 1, METRIC_L2), OMEN_OK);
@@ -539,6 +566,7 @@ int main(void)
     tcase_add_test(tcase, op_id_from_a_clock_ahead_is_told_both_times);
     tcase_add_test(tcase, cosine_vectors_come_back_normalised_and_queries_are_too);
     tcase_add_test(tcase, read_waits_for_its_token_and_gives_up_at_the_deadline);
+    tcase_add_test(tcase, reads_beyond_the_views_of_a_shard_are_told_to_come_again);
     tcase_add_test(tcase, past_deadline_is_not_begun);
     tcase_add_test(tcase, full_disk_refuses_writes_with_the_reason_and_takes_deletes);
     tcase_add_test(tcase, writes_over_the_admission_limit_are_told_when_to_retry);
