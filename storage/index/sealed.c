@@ -7,6 +7,8 @@
  * Departs from the paper: the walk starts from the nearest of some 4,096 sampled leaders (one scan of their 1-bit codes)
  * instead of one entry node; codes are centred by the segment's mean; scales of the f16 factors are per row.
  * ip walks the L2-augmented space (x, sqrt(R^2 - |x|^2)); final distances are always those of storage/kernel.
+ * Filters: gather the passing rows, scan the flat 1-bit codes under the bitmap, or walk with a wider pool; whichever is cheapest
+ * for the real number of passing rows.
  * Threads: immutable; any number of readers. Determinism: local and rebuildable, never replicated. */
 #include <math.h>
 #include <string.h>
@@ -17,6 +19,12 @@
 #include "storage/kernel/kernel.h"
 
 #define SEEN_MIN 2048        /* places of the table of expanded nodes; grows at half */
+#define SCAN_RESCORED(k) (10 * (k) + 400) /* of a scan of 1-bit codes */
+#define SCAN_POLL_GROUPS 2048
+/* What the plans of a filtered search cost, at 128-d on the machine of README.md: only their proportion matters. */
+#define HOP_NS 450.0
+#define GATHER_NS 30.0
+#define SCAN_NS 0.6
 #define PREFETCH_ROWS 3
 #define NODE_NONE UINT32_MAX
 
@@ -261,6 +269,45 @@ static enum omen_err search_gather(const struct sealed *s, const struct index_se
     return OMEN_OK;
 }
 
+/* Slots by their flat 1-bit codes under the filter's bits, in order of slots; the nearest estimates are rescored. */
+static enum omen_err search_scan(const struct sealed *s, const struct index_search *search,
+        struct index_scratch *scratch, struct index_hit *hits_out, uint32_t *count_out, struct index_cost *cost)
+{
+    const struct code_kernel *kernel = code_kernel_get();
+    uint32_t want = SCAN_RESCORED(search->k);
+    float estimates[CODE_GROUP];
+    enum omen_err rc = scratch_reserve(scratch, 0, want);
+    if (rc != OMEN_OK) return rc;
+    query_prepare(s, search->query, scratch);
+    float base = kernel_get()->dot_f32(scratch->rotated, scratch->rotated, s->padded);
+    struct index_heap near = { scratch->hits, want, 0 };
+    for (uint32_t first = 0; first < s->count; first += CODE_GROUP) {
+        uint32_t group = first / CODE_GROUP;
+        uint32_t pass = search->filter == NULL ? UINT32_MAX : (uint32_t)(search->filter[first / 64] >> (first % 64));
+        if (group % SCAN_POLL_GROUPS == 0 && search->stop != NULL && search->stop(search->stop_arg)) return OMEN_EDEADLINE;
+        if (pass == 0) continue;
+        const uint8_t *codes = s->flat.groups + (size_t)group * s->flat.group_bytes;
+        const uint16_t *f = (const uint16_t *)(const void *)(codes + rabitq_codes_bytes(s->padded));
+        struct code_factors factors = { f, f + CODE_GROUP, s->flat.scales[group * 2], s->flat.scales[group * 2 + 1] };
+        uint32_t mask = pass & kernel->estimate_32(&scratch->code, codes, &factors, base, index_heap_bound(&near), estimates);
+        for (; mask != 0; mask &= mask - 1) {
+            uint32_t i = (uint32_t)__builtin_ctz(mask);
+            index_heap_push(&near, (struct index_hit){ estimates[i], first + i });
+        }
+        cost->estimates += CODE_GROUP;
+    }
+    struct index_heap heap = { hits_out, search->k, 0 };
+    for (uint32_t i = 0; i < near.count; i++) {
+        float d = row_distance(s, search->query, scratch->hits[i].slot);
+        if (search->has_distance_max && !(d <= search->distance_max)) continue;
+        index_heap_push(&heap, (struct index_hit){ d, scratch->hits[i].slot });
+    }
+    cost->rescored += near.count;
+    index_heap_sort(&heap);
+    *count_out = heap.count;
+    return OMEN_OK;
+}
+
 #define EFFORT_DEFAULT 64    /* without calibration */
 #define GATHER_ROWS 2000     /* fewer candidates than this are scored one by one */
 
@@ -278,8 +325,12 @@ static enum omen_err sealed_search(const struct index *index, const struct index
     if (effort == 0) effort = sealed_effort(s, search->k, search->recall_target > 0 ? search->recall_target : s->recall_target);
     if (effort == 0) effort = EFFORT_DEFAULT;
     if (effort == SEALED_EFFORT_SCAN) return search_gather(s, search, hits_out, count_out, cost);
-    if (passing < s->count) { /* enough of the pool must pass */
+    if (passing < s->count) { /* enough of the pool must pass, or another plan costs less */
         double widened = (double)effort * (double)s->count / (double)passing;
+        double walk_ns = widened * HOP_NS, gather_ns = (double)passing * GATHER_NS;
+        double scan_ns = (double)s->count * SCAN_NS + SCAN_RESCORED(search->k) * GATHER_NS;
+        if (gather_ns <= scan_ns && gather_ns <= walk_ns) return search_gather(s, search, hits_out, count_out, cost);
+        if (scan_ns <= walk_ns) return search_scan(s, search, scratch, hits_out, count_out, cost);
         effort = widened > INDEX_EFFORT_MAX ? INDEX_EFFORT_MAX : (uint32_t)widened;
     }
     if (effort < search->k) effort = search->k;
