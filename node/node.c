@@ -6,6 +6,7 @@
 
 #include <stdio.h>
 #include <string.h>
+#include <sys/resource.h>
 
 #include "common/check.h"
 #include "common/log.h"
@@ -341,9 +342,20 @@ static struct node *node_new(const struct node_options *options)
     return node;
 }
 
+/* As many files as we may have: shells and service managers often give 1,024, the limit itself is far above. */
+static void files_raise(void)
+{
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur == limit.rlim_max) return;
+    limit.rlim_cur = limit.rlim_max;
+    if (setrlimit(RLIMIT_NOFILE, &limit) != 0)
+        LOG_WARN("node.files", "limit=%llu", (unsigned long long)limit.rlim_max);
+}
+
 enum omen_err node_open(const struct node_options *options, struct node **node_out, struct err *err)
 {
     *node_out = NULL;
+    files_raise();
     struct node *node = node_new(options);
     enum omen_err rc = data_dir_open(&node->dir, options->vfs, options->data_dir, options->clock, err);
     if (rc == OMEN_OK) rc = host_open(node, err);

@@ -13,6 +13,7 @@
 
 #include <stdio.h>
 #include <string.h>
+#include <sys/resource.h>
 
 #include "common/check.h"
 #include "common/log.h"
@@ -139,6 +140,29 @@ static void drop_effects(struct node *node, struct map *before, uint64_t collect
     collection_remove(node, collection);
 }
 
+static bool count_file(void *arg, const char *name)
+{
+    ++*(uint64_t *)arg;
+    return true;
+}
+
+/* A process out of file descriptors can do nothing right: streams do not grow, the log does not go on. So a quarter of what the
+ * limit allows is left to the shards there are. */
+static enum omen_err files_admit(uint32_t shard_count, struct err *err)
+{
+    struct rlimit limit;
+    struct err ignored;
+    uint64_t open_files = 0, need = (uint64_t)shard_count * NODE_FILES_PER_SHARD;
+    if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) return OMEN_OK;
+    if (vfs_list(vfs_posix(), "/proc/self/fd", count_file, &open_files, &ignored) != OMEN_OK) return OMEN_OK;
+    if (open_files + need <= limit.rlim_cur / 4 * 3) return OMEN_OK;
+    return err_set(err, OMEN_ETOOBIG, "shards",
+            "%u more shards take about %llu files, %llu of the %llu that this process may have are open: raise "
+            "its limit (ulimit -n, LimitNOFILE=)",
+            shard_count, (unsigned long long)need, (unsigned long long)open_files,
+            (unsigned long long)limit.rlim_cur);
+}
+
 /* Refusals for want of room, which apply may not make itself (CORRECTNESS A1). */
 static enum omen_err create_admit(struct node *node, const struct catalog_change *change, struct err *err)
 {
@@ -154,7 +178,7 @@ static enum omen_err create_admit(struct node *node, const struct catalog_change
         return err_set(err, OMEN_ETOOBIG, "shards", "this node would hold %llu shards, limits.shards is %u",
                 (unsigned long long)shards, node->options.shards_max);
     }
-    return OMEN_OK;
+    return files_admit(change->shard_count, err);
 }
 
 static void catalog_run(struct node *node, struct shard_call *call)

@@ -14,6 +14,7 @@
 #define NODE_SWEEP_MS 100u         /* how often deadlines are looked at */
 #define NODE_DISK_CHECK_NS 1000000000ull
 #define NODE_SHARDS_MAX CATALOG_SHARDS_MAX
+#define NODE_FILES_PER_SHARD 8u /* of a small one: LMDB's four, the checkpoint, a chunk, and some to grow */
 
 /* One open shard's gauges; made and dropped with it. */
 struct shard_gauges {

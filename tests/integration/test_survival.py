@@ -2,6 +2,7 @@
 import glob
 import os
 import random
+import resource
 import subprocess
 import tempfile
 import threading
@@ -250,6 +251,20 @@ class Damage(Base):
             server.start()
             with omendb.connect(server.address, timeout=60) as db:
                 self.check_all(db.collection("docs"), range(3000))
+
+    def test_collections_leave_files_to_those_there_are(self):
+        before = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with Server() as server:
+            resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (160, 160))
+            with omendb.connect(server.address, timeout=60) as db:
+                with self.assertRaisesRegex(omendb.OmenError, "ulimit"):
+                    for i in range(100):
+                        db.create_collection(f"c{i}", dim=DIM, metric="l2")
+                for c in range(i):
+                    upsert(db.collection(f"c{c}"), range(20))
+            self.assertGreater(i, 5)
+            self.assertEqual(server.http_get("/readyz")[0], 200)
+        self.assertEqual(resource.getrlimit(resource.RLIMIT_NOFILE), before)
 
     def test_flipped_bit_in_one_checkpoint_slot_loses_nothing(self):
         # SMALL merges into the metadata often: also past the older slot, which is then all that is left.
