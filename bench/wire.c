@@ -3,6 +3,9 @@
  *   upsert   one client, batches of 500, every batch durable before its acknowledgement; pipeline depth 1 and --depth
  *   group    64 clients, one point per request, every one durable; beside it one fsync per write on the same disk
  *   search   small collection, one client: time and server CPU that network, node and router add to the engine's own time
+ *
+ * With --through-router 1 the router is a process of its own (omen-router) before the node: what the hop costs is the
+ * difference to a run without. CPU is then that of both processes.
  */
 #include <errno.h>
 #include <limits.h>
@@ -28,7 +31,7 @@
 #define CLIENTS_MAX 256
 
 struct server {
-    pid_t pid;
+    pid_t pid, router_pid; /* 0 without a router of its own */
     char listen[128];
 };
 
@@ -37,8 +40,8 @@ static void must(omen_code code, const char *what)
     if (code != 0) panic("%s: %s", what, omen_last_error());
 }
 
-/* Waits for the ready file that omen-node writes when it serves: {"listen": url, ...}. */
-static bool read_ready_file(const char *path, struct server *server)
+/* A member of the ready file that a server writes when it serves: {"listen": url, ...}. */
+static bool read_ready_file(const char *path, const char *member, char *url_out, size_t url_bytes)
 {
     uint8_t *text;
     size_t len;
@@ -46,11 +49,11 @@ static bool read_ready_file(const char *path, struct server *server)
     struct doc_builder *builder = doc_builder_new(65536);
     struct doc ready;
     bool ok = json_parse((const char *)text, len, builder, &ready, NULL) == OMEN_OK;
-    struct doc listen = ok ? doc_member(ready, (struct bytes){ (const uint8_t *)"listen", 6 })
+    struct doc listen = ok ? doc_member(ready, (struct bytes){ (const uint8_t *)member, strlen(member) })
                            : (struct doc){ 0 };
     if (listen.data != NULL && doc_type(listen) == DOC_STRING) {
         struct bytes url = doc_string(listen);
-        snprintf(server->listen, sizeof server->listen, "%.*s", (int)url.len, (const char *)url.data);
+        snprintf(url_out, url_bytes, "%.*s", (int)url.len, (const char *)url.data);
     } else {
         ok = false;
     }
@@ -59,28 +62,66 @@ static bool read_ready_file(const char *path, struct server *server)
     return ok;
 }
 
-static void start_server(const char *binary, const char *dir, struct server *server)
+static pid_t start_process(const char *binary, const char *const *argv, const char *ready, const char *member,
+        char *url_out, size_t url_bytes)
 {
-    struct err err;
-    if (vfs_remove_tree(vfs_posix(), dir, &err) != OMEN_OK || vfs_mkdir(vfs_posix(), dir, &err) != OMEN_OK)
-        panic("%s", err.message);
-    char ready[PATH_MAX], data[PATH_MAX];
-    snprintf(ready, sizeof ready, "%s/ready.json", dir);
-    snprintf(data, sizeof data, "%s/data", dir);
-    const char *argv[] = { binary, "--standalone", "--data", data, "--listen", "tcp://127.0.0.1:0", "--http",
-        "http://127.0.0.1:0", "--ready-file", ready, "--set", "log.level=warn", NULL };
-    int rc = posix_spawn(&server->pid, binary, NULL, NULL, (char *const *)(uintptr_t)argv, environ);
+    pid_t pid;
+    int rc = posix_spawn(&pid, binary, NULL, NULL, (char *const *)(uintptr_t)argv, environ);
     if (rc != 0) panic("cannot start %s: %s", binary, strerror(rc));
     for (int i = 0; i < 1000; i++) {
-        if (read_ready_file(ready, server)) return;
-        if (waitpid(server->pid, NULL, WNOHANG) != 0) break;
+        if (read_ready_file(ready, member, url_out, url_bytes)) return pid;
+        if (waitpid(pid, NULL, WNOHANG) != 0) break;
         usleep(10000);
     }
     panic("%s did not become ready", binary);
 }
 
+/* omen-router lies beside omen-node. */
+static void start_router(const char *node_binary, const char *dir, const char *node_url, const char *secret,
+        struct server *server)
+{
+    char binary[PATH_MAX], ready[PATH_MAX];
+    const char *slash = strrchr(node_binary, '/');
+    int folder = slash == NULL ? 0 : (int)(slash - node_binary) + 1;
+    snprintf(binary, sizeof binary, "%.*somen-router", folder, node_binary);
+    snprintf(ready, sizeof ready, "%s/router.json", dir);
+    const char *argv[] = { binary, "--nodes", node_url, "--secret-file", secret, "--listen",
+        "tcp://127.0.0.1:0", "--http", "http://127.0.0.1:0", "--ready-file", ready, "--set", "log.level=warn",
+        NULL };
+    server->router_pid = start_process(binary, argv, ready, "listen", server->listen, sizeof server->listen);
+}
+
+static void start_server(const char *binary, const char *dir, bool through_router, struct server *server)
+{
+    struct err err;
+    if (vfs_remove_tree(vfs_posix(), dir, &err) != OMEN_OK || vfs_mkdir(vfs_posix(), dir, &err) != OMEN_OK)
+        panic("%s", err.message);
+    char ready[PATH_MAX], data[PATH_MAX], secret[PATH_MAX], setting[PATH_MAX + 32], node_url[128];
+    snprintf(ready, sizeof ready, "%s/ready.json", dir);
+    snprintf(data, sizeof data, "%s/data", dir);
+    snprintf(secret, sizeof secret, "%s/secret", dir);
+    snprintf(setting, sizeof setting, "cluster.secret_file=%s", secret);
+    *server = (struct server){ .router_pid = 0 };
+    if (vfs_replace_file(vfs_posix(), secret, "a secret for a benchmark\n", 25, &err) != OMEN_OK)
+        panic("%s", err.message);
+    const char *alone[] = { binary, "--standalone", "--data", data, "--listen", "tcp://127.0.0.1:0", "--http",
+        "http://127.0.0.1:0", "--ready-file", ready, "--set", "log.level=warn", NULL };
+    const char *behind[] = { binary, "--node-listen", "tcp://127.0.0.1:0", "--data", data, "--http",
+        "http://127.0.0.1:0", "--ready-file", ready, "--set", "log.level=warn", "--set", setting, NULL };
+    if (!through_router) {
+        server->pid = start_process(binary, alone, ready, "listen", server->listen, sizeof server->listen);
+        return;
+    }
+    server->pid = start_process(binary, behind, ready, "node_listen", node_url, sizeof node_url);
+    start_router(binary, dir, node_url, secret, server);
+}
+
 static void stop_server(struct server *server)
 {
+    if (server->router_pid != 0) {
+        kill(server->router_pid, SIGTERM);
+        waitpid(server->router_pid, NULL, 0);
+    }
     kill(server->pid, SIGTERM);
     waitpid(server->pid, NULL, 0);
 }
@@ -102,6 +143,11 @@ static uint64_t process_cpu_us(pid_t pid)
                     2)
         panic("cannot parse %s", path);
     return (user + system_time) * 1000000u / (uint64_t)sysconf(_SC_CLK_TCK);
+}
+
+static uint64_t server_cpu_us(const struct server *server)
+{
+    return process_cpu_us(server->pid) + (server->router_pid == 0 ? 0 : process_cpu_us(server->router_pid));
 }
 
 static char *make_payload(uint64_t row, uint64_t bytes)
@@ -130,7 +176,7 @@ static void run_upserts(struct server *server, uint64_t dim, uint64_t count, uin
     float *vectors = mem_must_alloc(BATCH_POINTS * dim * sizeof *vectors);
     omen_pipeline *pipeline;
     must(omen_pipeline_open(client, name, (uint32_t)depth, &pipeline), "pipeline");
-    uint64_t server_cpu = process_cpu_us(server->pid), start = bench_now_ns();
+    uint64_t server_cpu = server_cpu_us(server), start = bench_now_ns();
     for (uint64_t first = 0; first < count; first += BATCH_POINTS) {
         uint64_t n = count - first < BATCH_POINTS ? count - first : BATCH_POINTS;
         for (uint64_t i = 0; i < n; i++) {
@@ -144,10 +190,11 @@ static void run_upserts(struct server *server, uint64_t dim, uint64_t count, uin
     uint64_t acknowledged;
     must(omen_pipeline_finish(pipeline, &acknowledged), "finish");
     double seconds = (double)(bench_now_ns() - start) / 1e9;
-    server_cpu = process_cpu_us(server->pid) - server_cpu;
+    server_cpu = server_cpu_us(server) - server_cpu;
     uint64_t found;
     must(omen_count(client, name, NULL, &found), "count");
     json_line_begin("wire_upsert");
+    json_line_u64("through_router", server->router_pid != 0);
     json_line_u64("dim", dim);
     json_line_u64("count", count);
     json_line_u64("payload_bytes", payload_bytes);
@@ -217,11 +264,12 @@ static void run_group(struct server *server, const char *dir, uint64_t dim, uint
     uint64_t start = bench_now_ns(), server_cpu = process_cpu_us(server->pid), client_cpu = bench_cpu_ns();
     for (uint64_t i = 0; i < clients; i++) pthread_join(group[i].thread, NULL);
     double rate = (double)(clients * each) / ((double)(bench_now_ns() - start) / 1e9);
-    server_cpu = process_cpu_us(server->pid) - server_cpu;
+    server_cpu = server_cpu_us(server) - server_cpu;
     client_cpu = bench_cpu_ns() - client_cpu;
     uint64_t sync_after = bench_disk_sync_ns(dir, 300), sync_ns = (sync_before + sync_after) / 2;
     qsort(ns, clients * each, sizeof *ns, bench_compare_u64);
     json_line_begin("wire_group_commit");
+    json_line_u64("through_router", server->router_pid != 0);
     json_line_u64("dim", dim);
     json_line_u64("clients", clients);
     json_line_u64("requests", clients * each);
@@ -258,7 +306,7 @@ static void run_searches(struct server *server, uint64_t dim, uint64_t points, u
     uint64_t engine_sum = 0, server_cpu = 0, client_cpu = 0;
     for (uint64_t i = 0; i < searches + 200; i++) {
         if (i == 200) { /* warm now */
-            server_cpu = process_cpu_us(server->pid);
+            server_cpu = server_cpu_us(server);
             client_cpu = bench_cpu_ns();
             engine_sum = 0;
         }
@@ -275,11 +323,12 @@ static void run_searches(struct server *server, uint64_t dim, uint64_t points, u
         }
         omen_results_free(results);
     }
-    server_cpu = process_cpu_us(server->pid) - server_cpu;
+    server_cpu = server_cpu_us(server) - server_cpu;
     client_cpu = bench_cpu_ns() - client_cpu;
     qsort(added, searches, sizeof *added, bench_compare_u64);
     qsort(total, searches, sizeof *total, bench_compare_u64);
     json_line_begin("wire_search");
+    json_line_u64("through_router", server->router_pid != 0);
     json_line_u64("dim", dim);
     json_line_u64("points", points);
     json_line_u64("searches", searches);
@@ -311,7 +360,7 @@ static void default_server(char *path_out, size_t path_bytes)
 int bench_wire(int argc, char **argv)
 {
     uint64_t dim = 128, count = 500000, payload_bytes = 200, depth = 4, clients = 64, each = 1000,
-             searches = 20000;
+             searches = 20000, through_router = 0;
     const char *dir = "/tmp/omen-bench-wire", *binary = NULL;
     const struct bench_option options[] = {
         { "--dim", "components per vector (128)", &dim, NULL, NULL },
@@ -321,6 +370,8 @@ int bench_wire(int argc, char **argv)
         { "--clients", "clients of the group commit run (64)", &clients, NULL, NULL },
         { "--each", "requests of each of them (1000)", &each, NULL, NULL },
         { "--searches", "small searches (20000)", &searches, NULL, NULL },
+        { "--through-router", "1: omen-router as a process of its own before the node (0)", &through_router,
+                NULL, NULL },
         { "--dir", "scratch directory on the disk to measure (/tmp/omen-bench-wire)", NULL, &dir, NULL },
         { "--server", "omen-node to start (the one beside omen-bench)", NULL, &binary, NULL },
     };
@@ -333,7 +384,7 @@ int bench_wire(int argc, char **argv)
     char beside[PATH_MAX];
     default_server(beside, sizeof beside);
     struct server server;
-    start_server(binary != NULL ? binary : beside, dir, &server);
+    start_server(binary != NULL ? binary : beside, dir, through_router != 0, &server);
     run_upserts(&server, dim, count, payload_bytes, 1);
     if (depth > 1) run_upserts(&server, dim, count, payload_bytes, depth);
     run_group(&server, dir, dim, clients, each);
