@@ -345,6 +345,16 @@ static bool member_is_elsewhere(const struct raft_group *g, uint64_t replica_id,
     return m != NULL && m->node_id != node_id;
 }
 
+/* A follower refuses votes while it hears from a leader (4.2.3 of the dissertation: within the least election
+ * time). The core refuses until it stands itself, so an election would wait for the slower of two followers,
+ * and for a third timer when the slower one's log is the shorter. */
+static int vote_receive(struct raft_group *g, struct frame *f)
+{
+    bool silent = g->now_ms - g->raft.election_timer_start >= g->options.election_ms;
+    if (g->raft.state == RAFT_FOLLOWER && silent) f->message.request_vote.disrupt_leader = true;
+    return message_step(g, &f->message, NULL, NULL);
+}
+
 static int frame_receive(struct raft_group *g, struct frame *f, uint64_t node_id, bool strip)
 {
     switch (f->header.type) {
@@ -353,8 +363,8 @@ static int frame_receive(struct raft_group *g, struct frame *f, uint64_t node_id
     case FRAME_VOTE_RESULT:
         /* In another state the core reads its union wrongly and may take the term of a late pre-vote. */
         return g->raft.state == RAFT_CANDIDATE ? message_step(g, &f->message, NULL, NULL) : 0;
+    case FRAME_VOTE: return vote_receive(g, f);
     case FRAME_APPEND_RESULT:
-    case FRAME_VOTE:
     case FRAME_TIMEOUT_NOW: return message_step(g, &f->message, NULL, NULL);
     case FRAME_BARRIER:
     case FRAME_BARRIER_RESULT:
