@@ -9,12 +9,12 @@ _omenctl_options() {
     'points get') echo --shard-key --with-vectors ;;
     'points delete') echo --from --shard-key ;;
     'points scroll') echo --limit --all --filter --with-vectors --no-payload ;;
-    'points count') echo --filter ;;
+    'points count') echo --filter --allow-partial ;;
     'points delete-payload') echo --path --shard-key ;;
     'points '*) echo --shard-key ;;
     'import '*) echo --collection --create --shard-key --batch --depth --limit --id-field ;;
     'search '*) echo --vector --vector-file --id --shard-key --query-file --row --all --truth --k --offset --filter \
-        --score-threshold --field --consistency --show --with-payload --no-payload --with-vectors ;;
+        --score-threshold --field --consistency --show --with-payload --no-payload --with-vectors --allow-partial ;;
     esac
 }
 

@@ -321,6 +321,24 @@ START_TEST(reads_survive)
 }
 END_TEST
 
+START_TEST(reads_may_allow_partial_answers_and_writes_may_not)
+{
+    static const enum wire_op reads[] = { WIRE_COUNT, WIRE_SCROLL };
+    for (int i = 0; i < 2; i++) {
+        struct wire_request request = { .op = reads[i], .collection = STR("c") };
+        struct wire_request back = round_trip(&request);
+        ck_assert(!back.allow_partial);
+        request.allow_partial = true;
+        back = round_trip(&request);
+        ck_assert(back.allow_partial);
+    }
+    struct wire_request status = { .op = WIRE_STATUS, .allow_partial = true };
+    buf_clear(&message);
+    ck_assert_int_eq(message_encode_request(&status, &message, &err), OMEN_OK);
+    expect_error(OMEN_EINVAL, "allow_partial");
+}
+END_TEST
+
 START_TEST(defaults_are_those_of_the_page)
 {
     struct wire_request out;
@@ -797,6 +815,7 @@ int main(void)
     tcase_add_test(requests, catalog_ops_survive);
     tcase_add_test(requests, writes_survive);
     tcase_add_test(requests, reads_survive);
+    tcase_add_test(requests, reads_may_allow_partial_answers_and_writes_may_not);
     tcase_add_test(requests, defaults_are_those_of_the_page);
     tcase_add_test(requests, query_may_be_an_array_of_numbers);
     tcase_add_test(bad, malformed_bytes_are_protocol_errors);

@@ -194,6 +194,27 @@ START_TEST(small_replies_survive)
 }
 END_TEST
 
+START_TEST(partial_replies_name_the_shards_that_are_missing)
+{
+    static const uint64_t missing[] = { 12, UINT64_MAX };
+    static const enum wire_op ops[] = { WIRE_COUNT, WIRE_GET, WIRE_SCROLL, WIRE_SEARCH };
+    for (int i = 0; i < 4; i++) {
+        struct collection_schema schema = { .field_count = 1, .fields = { { .dim = 2 } } };
+        struct wire_reply reply = { .op = ops[i], .schema = &schema };
+        struct wire_reply out = reply_trip(&reply);
+        ck_assert_uint_eq(out.shards_missing_count, 0);
+        ck_assert_ptr_null(memmem(message.data, message.len, "partial", 7));
+        reply.shards_missing = missing;
+        reply.shards_missing_count = 2;
+        out = reply_trip(&reply);
+        ck_assert_uint_eq(out.shards_missing_count, 2);
+        ck_assert_uint_eq(out.shards_missing[0], 12);
+        ck_assert_uint_eq(out.shards_missing[1], UINT64_MAX);
+        ck_assert_ptr_nonnull(memmem(message.data, message.len, "\xa7partial\xc3", 9));
+    }
+}
+END_TEST
+
 START_TEST(errors_survive_with_the_shards_of_a_write)
 {
     struct wire_shard_outcome shards[1] = { { 7, OMEN_EUNKNOWN, 0 } };
@@ -239,6 +260,7 @@ int main(void)
     tcase_add_test(replies, points_and_cursor_survive);
     tcase_add_test(replies, collections_survive);
     tcase_add_test(replies, small_replies_survive);
+    tcase_add_test(replies, partial_replies_name_the_shards_that_are_missing);
     tcase_add_test(replies, errors_survive_with_the_shards_of_a_write);
     tcase_add_test(replies, damaged_replies_are_protocol_errors);
     SRunner *runner = srunner_create(suite);

@@ -140,6 +140,9 @@ typedef struct {
     uint64_t engine_ns;      /* time inside the storage engine */
     uint32_t shards_asked, shards_total;
     uint64_t rows_scanned; /* search: points compared with a query, over all searches of the request */
+    const uint64_t *
+            shards_missing; /* [shards_missing_count] did not answer: the result is partial, without their points. */
+    uint32_t shards_missing_count; /* 0 unless allow_partial */
 } omen_results;
 void omen_results_free(omen_results *results); /* for arrays: the pointer that was returned */
 
@@ -147,6 +150,7 @@ typedef struct {
     bool with_payload, with_vectors;
     const char *const *payload_include; /* paths, NULL-terminated, or NULL */
     const char *const *payload_exclude;
+    bool allow_partial; /* rather an answer without the shards that cannot be reached than none: look at shards_missing */
 } omen_select;
 
 typedef struct {
@@ -171,6 +175,9 @@ omen_code omen_get(omen_client *client, const char *collection, const omen_id *i
 omen_code omen_scroll(omen_client *client, const char *collection, const char *cursor, uint32_t limit,
         const char *filter, const omen_select *select, omen_results **results_out);
 omen_code omen_count(omen_client *client, const char *collection, const char *filter, uint64_t *count_out);
+/* Counts without the shards that cannot be reached; how many those were, 0 = the count is whole. */
+omen_code omen_count_partial(omen_client *client, const char *collection, const char *filter,
+        uint64_t *count_out, uint32_t *shards_missing_out);
 
 #ifdef __cplusplus
 }

@@ -38,6 +38,12 @@ static omen_code read_end(struct read *r, enum omen_err rc, omen_results **resul
     return (omen_code)rc;
 }
 
+static void take_missing(omen_results *results, const struct read *r)
+{
+    results->shards_missing = r->reply.shards_missing; /* in the results' arena */
+    results->shards_missing_count = r->reply.shards_missing_count;
+}
+
 /* ---- search ---- */
 
 static enum omen_err build_search(struct read *r, const float *query, uint32_t dim,
@@ -82,6 +88,7 @@ static enum omen_err build_searches(struct read *r, const float *queries, uint32
         searches[i] = searches[0];
         searches[i].query.data += i * searches[0].query.len;
     }
+    r->request.allow_partial = options->select.allow_partial;
     r->request.search.searches = searches;
     r->request.search.count = (uint32_t)count;
     return OMEN_OK;
@@ -99,6 +106,7 @@ static enum omen_err take_searches(struct read *r, size_t count)
         result->shards_asked = r->reply.search.shards_asked;
         result->shards_total = r->reply.search.shards_total;
         result->rows_scanned = r->reply.search.rows_scanned;
+        take_missing(result, r);
         enum omen_err rc = results_set_hits(result, r->arena, r->s, r->reply.schema,
                 &r->reply.search.results[i], r->err);
         if (rc != OMEN_OK) return rc;
@@ -147,10 +155,12 @@ omen_code omen_get(omen_client *client, const char *collection, const omen_id *i
                 &r.request.get.keys, r.err);
     if (rc == OMEN_OK) rc = build_selection(select, r.s, &r.request.get.selection, r.err);
     r.request.get.count = (uint32_t)count;
+    r.request.allow_partial = select != NULL && select->allow_partial;
     if (rc == OMEN_OK) rc = client_call(client, &r.request, r.s, r.arena, &r.reply, r.err);
     if (rc == OMEN_OK)
         rc = results_set_points(r.results, r.arena, r.s, r.reply.schema, r.reply.points.points,
                 r.reply.points.count, r.err);
+    if (rc == OMEN_OK) take_missing(r.results, &r);
     return read_end(&r, rc, results_out);
 }
 
@@ -186,6 +196,7 @@ omen_code omen_scroll(omen_client *client, const char *collection, const char *c
     struct read r;
     enum omen_err rc = read_begin(&r, client, collection, WIRE_SCROLL, 1);
     if (rc == OMEN_OK) rc = cursor_bytes(cursor, &r, &r.request.scroll.cursor);
+    r.request.allow_partial = select != NULL && select->allow_partial;
     r.request.scroll.limit = limit == 0 ? WIRE_SCROLL_LIMIT_DEFAULT : limit;
     if (rc == OMEN_OK)
         rc = build_filter(filter, r.s, &r.request.scroll.filter, &r.request.scroll.filter_doc, r.err);
@@ -194,6 +205,7 @@ omen_code omen_scroll(omen_client *client, const char *collection, const char *c
     if (rc == OMEN_OK)
         rc = results_set_points(r.results, r.arena, r.s, r.reply.schema, r.reply.points.points,
                 r.reply.points.count, r.err);
+    if (rc == OMEN_OK) take_missing(r.results, &r);
     if (rc == OMEN_OK && r.reply.points.cursor.len > 0) {
         r.results->next_cursor = cursor_text(r.reply.points.cursor, &r);
         if (r.results->next_cursor == NULL)
@@ -202,13 +214,30 @@ omen_code omen_scroll(omen_client *client, const char *collection, const char *c
     return read_end(&r, rc, results_out);
 }
 
-omen_code omen_count(omen_client *client, const char *collection, const char *filter, uint64_t *count_out)
+/* `shards_missing_out` NULL: whole or an error. */
+static omen_code count_points(omen_client *client, const char *collection, const char *filter,
+        uint64_t *count_out, uint32_t *shards_missing_out)
 {
     struct read r;
     enum omen_err rc = read_begin(&r, client, collection, WIRE_COUNT, 0);
     if (rc == OMEN_OK)
         rc = build_filter(filter, r.s, &r.request.count.filter, &r.request.count.filter_doc, r.err);
+    r.request.allow_partial = shards_missing_out != NULL;
     if (rc == OMEN_OK) rc = client_call(client, &r.request, r.s, r.arena, &r.reply, r.err);
     if (rc == OMEN_OK && count_out != NULL) *count_out = r.reply.count.points;
+    if (rc == OMEN_OK && shards_missing_out != NULL) *shards_missing_out = r.reply.shards_missing_count;
     return read_end(&r, rc, NULL);
+}
+
+omen_code omen_count(omen_client *client, const char *collection, const char *filter, uint64_t *count_out)
+{
+    return count_points(client, collection, filter, count_out, NULL);
+}
+
+omen_code omen_count_partial(omen_client *client, const char *collection, const char *filter,
+        uint64_t *count_out, uint32_t *shards_missing_out)
+{
+    uint32_t unused;
+    return count_points(client, collection, filter, count_out,
+            shards_missing_out != NULL ? shards_missing_out : &unused);
 }

@@ -15,7 +15,7 @@
 
 static struct {
     const char *shard_key, *from, *filter;
-    bool with_vectors, no_payload, all;
+    bool with_vectors, no_payload, all, allow_partial;
     uint64_t limit;
 } o = { .limit = 20 };
 
@@ -39,6 +39,7 @@ static const struct option SCROLL_OPTIONS[] = {
 };
 static const struct option COUNT_OPTIONS[] = {
     { "--filter", OPTION_TEXT, &o.filter, "JSON", "only points that match" },
+    { "--allow-partial", OPTION_FLAG, &o.allow_partial, NULL, "count without shards that cannot be reached" },
     { NULL, OPTION_FLAG, NULL, NULL, NULL },
 };
 
@@ -241,8 +242,18 @@ static int run_scroll(struct cli *cli)
 static int run_count(struct cli *cli)
 {
     uint64_t count;
-    omen_code rc = omen_count(cli->db, cli->arguments[0], o.filter, &count);
+    uint32_t missing = 0;
+    omen_code rc = o.allow_partial
+            ? omen_count_partial(cli->db, cli->arguments[0], o.filter, &count, &missing)
+            : omen_count(cli->db, cli->arguments[0], o.filter, &count);
     if (rc != OMEN_OK) return fail_with(rc);
+    if (missing > 0) {
+        fprintf(stderr, "omenctl: the count is partial: %u shards did not answer\n", missing);
+        if (cli->json) {
+            printf("{\"points\":%llu,\"partial\":true}\n", (unsigned long long)count);
+            return EXIT_OK;
+        }
+    }
     printf(cli->json ? "{\"points\":%llu}\n" : "%llu\n", (unsigned long long)count);
     return EXIT_OK;
 }

@@ -21,7 +21,7 @@ static struct {
             *consistency;
     uint64_t row, k, offset;
     struct text_list threshold; /* given at all? */
-    bool all, with_payload, no_payload, with_vectors;
+    bool all, with_payload, no_payload, with_vectors, allow_partial;
 } o = { .row = NO_ROW, .k = 10 };
 
 static const struct option OPTIONS[] = {
@@ -44,6 +44,8 @@ static const struct option OPTIONS[] = {
     { "--with-payload", OPTION_FLAG, &o.with_payload, NULL, "payloads too (default)" },
     { "--no-payload", OPTION_FLAG, &o.no_payload, NULL, "no payloads" },
     { "--with-vectors", OPTION_FLAG, &o.with_vectors, NULL, "vectors too (with --json)" },
+    { "--allow-partial", OPTION_FLAG, &o.allow_partial, NULL,
+            "answer without shards that cannot be reached" },
     { NULL, OPTION_FLAG, NULL, NULL, NULL },
 };
 
@@ -143,10 +145,14 @@ static void print_json(const omen_results *results, uint64_t latency_ns)
     }
     buf_printf(&out,
             "],\"count\":%zu,\"higher_is_nearer\":%s,\"rows_scanned\":%llu,\"shards_asked\":%u,\"shards_total\":%u,"
-            "\"latency_us\":%.1f,\"engine_us\":%.1f}",
+            "\"latency_us\":%.1f,\"engine_us\":%.1f",
             results->count, results->higher_is_nearer ? "true" : "false",
             (unsigned long long)results->rows_scanned, results->shards_asked, results->shards_total,
             (double)latency_ns / 1e3, (double)results->engine_ns / 1e3);
+    for (uint32_t i = 0; i < results->shards_missing_count; i++)
+        buf_printf(&out, "%s%llu", i == 0 ? ",\"partial\":true,\"shards_missing\":[" : ",",
+                (unsigned long long)results->shards_missing[i]);
+    buf_printf(&out, results->shards_missing_count > 0 ? "]}" : "}");
     put_line(&out);
     buf_fini(&out);
 }
@@ -154,9 +160,12 @@ static void print_json(const omen_results *results, uint64_t latency_ns)
 static void print_table(const omen_results *results, const char *const *paths, uint32_t path_count,
         uint64_t latency_ns)
 {
-    printf("%zu hits, %llu rows scanned, in %.1f ms (engine %.1f ms); %s score is nearer\n",
-            results->count, (unsigned long long)results->rows_scanned, (double)latency_ns / 1e6,
+    printf("%zu hits, %llu rows scanned, in %.1f ms (engine %.1f ms); %s score is nearer\n", results->count,
+            (unsigned long long)results->rows_scanned, (double)latency_ns / 1e6,
             (double)results->engine_ns / 1e6, results->higher_is_nearer ? "higher" : "lower");
+    if (results->shards_missing_count > 0)
+        fprintf(stderr, "omenctl: the answer is partial: %u of %u shards asked did not answer\n",
+                results->shards_missing_count, results->shards_asked);
     if (results->count == 0) return;
     struct table *table = table_new();
     table_column(table, "rank", true);
@@ -188,7 +197,8 @@ static int search_once(struct cli *cli)
     options.offset = args_u32(cli, "--offset", o.offset, 0, OMEN_K_MAX);
     options.select = (omen_select){ .with_payload = !o.no_payload,
         .with_vectors = o.with_vectors,
-        .payload_include = paths };
+        .payload_include = paths,
+        .allow_partial = o.allow_partial };
     if (o.threshold.count > 0) {
         char *end;
         threshold = strtof(o.threshold.items[0], &end);
@@ -235,6 +245,8 @@ static int run_search(struct cli *cli)
         usage_fail(cli->command, "--query-file wants --row or --all");
     if (o.query_file == NULL && (o.all || o.row != NO_ROW))
         usage_fail(cli->command, "--row and --all go with --query-file");
+    if (o.allow_partial && o.all)
+        usage_fail(cli->command, "--all measures whole answers, not --allow-partial");
     if (o.truth != NULL && !o.all) usage_fail(cli->command, "--truth goes with --query-file --all");
     if (o.truth != NULL && o.filter != NULL) usage_fail(cli->command, "--truth knows nothing of a --filter");
     if (!o.all) return search_once(cli);

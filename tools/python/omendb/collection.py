@@ -56,11 +56,18 @@ class Hits:
     Attributes:
         higher_is_nearer: how to read scores (ip and cosine: yes; l2, a distance: no).
         engine_us: microseconds spent inside the storage engine.
+        shards_missing: ids of shards that did not answer; empty unless ``allow_partial`` was given and needed.
+        partial: whether there are any.
     """
 
-    def __init__(self, points: List[Point], higher_is_nearer: bool, engine_us: int):
+    def __init__(self, points: List[Point], higher_is_nearer: bool, engine_us: int, shards_missing=()):
         self._points = points
         self.higher_is_nearer, self.engine_us = higher_is_nearer, engine_us
+        self.shards_missing = tuple(shards_missing)
+
+    @property
+    def partial(self) -> bool:
+        return bool(self.shards_missing)
 
     @property
     def ids(self) -> np.ndarray:
@@ -82,6 +89,24 @@ class Hits:
 
     def __repr__(self):
         return f"Hits({', '.join(f'{p.id}: {p.score:.4g}' for p in self._points[:5])}{', ...' if len(self) > 5 else ''})"
+
+
+class Count(int):
+    """A number of points. ``shards_missing``: ids of shards that did not answer; ``partial``: whether there are any."""
+    shards_missing: Tuple[int, ...] = ()
+
+    @property
+    def partial(self) -> bool:
+        return bool(self.shards_missing)
+
+
+class Points(list):
+    """Points by id. ``shards_missing`` and ``partial`` as in :class:`Count`."""
+    shards_missing: Tuple[int, ...] = ()
+
+    @property
+    def partial(self) -> bool:
+        return bool(self.shards_missing)
 
 
 # ---- to and from the wire ----
@@ -245,7 +270,7 @@ class Collection:
 
     def search(self, vector=None, *, k: int = 10, filter: Optional[dict] = None, id: Optional[PointId] = None,
                field: str = "", offset: int = 0, score_threshold: Optional[float] = None, with_payload=True,
-               with_vectors=False, shard_key: Any = None) -> Hits:
+               with_vectors=False, shard_key: Any = None, allow_partial: bool = False) -> Hits:
         """The ``k`` nearest points to ``vector``, or to the stored point ``id`` (which is left out).
 
         Args:
@@ -256,13 +281,15 @@ class Collection:
             with_payload: True, False, a list of paths to keep, or ``{"exclude": [...]}``.
             with_vectors: True, False, or a list of field names.
             shard_key: of the point ``id``, when the collection has one.
+            allow_partial: rather hits without the shards that cannot be reached than an error; see ``Hits.partial``.
         """
         one = {"k": k, "field": field, "offset": offset, "filter": filter, "score_threshold": score_threshold,
                "id": id, "key": shard_key}
-        return self._search([(vector, one)], with_payload, with_vectors)[0]
+        return self._search([(vector, one)], with_payload, with_vectors, allow_partial)[0]
 
     def search_batch(self, vectors, *, k: int = 10, filter: Optional[dict] = None, field: str = "", offset: int = 0,
-                     score_threshold: Optional[float] = None, with_payload=True, with_vectors=False) -> List[Hits]:
+                     score_threshold: Optional[float] = None, with_payload=True, with_vectors=False,
+                     allow_partial: bool = False) -> List[Hits]:
         """One search per row of ``vectors``; they share the pass over the data. More than 1000 searches or 400,000 hits
         go out as several requests."""
         rows = as_floats(vectors, "vectors")
@@ -274,16 +301,23 @@ class Collection:
         step = max(1, min(BATCH_SEARCHES, BATCH_HITS // max(1, int(k) + int(offset))))
         found: List[Hits] = []
         for first in range(0, len(rows), step):
-            found += self._search([(row, one) for row in rows[first:first + step]], with_payload, with_vectors)
+            found += self._search([(row, one) for row in rows[first:first + step]], with_payload, with_vectors,
+                                  allow_partial)
         return found
 
     def get(self, ids: Sequence[PointId], *, shard_keys: Optional[Sequence] = None, with_payload=True,
-            with_vectors=False) -> List[Point]:
-        """Points by id, in the order asked; missing ones are left out."""
-        points: List[Point] = []
+            with_vectors=False, allow_partial: bool = False) -> Points:
+        """Points by id, in the order asked; missing ones are left out. With ``allow_partial`` also those in shards that
+        cannot be reached, and ``shards_missing`` of the result says which these are."""
+        points, missing = Points(), set()
         for request, _ in self._requests_by_ids("points.get", ids, shard_keys):
             request.update(with_payload=with_payload, with_vectors=with_vectors)
-            points += decode_points(self.client._call(request)["points"])
+            if allow_partial:
+                request["allow_partial"] = True
+            reply = self.client._call(request)
+            points += decode_points(reply["points"])
+            missing.update(reply.get("shards_missing", ()))
+        points.shards_missing = tuple(sorted(missing))
         return points
 
     def scroll(self, *, filter: Optional[dict] = None, limit: Optional[int] = None, page: int = 1000, with_payload=True,
@@ -305,12 +339,18 @@ class Collection:
             if not cursor:
                 return
 
-    def count(self, filter: Optional[dict] = None) -> int:
-        """Exact number of points, or of those that match."""
+    def count(self, filter: Optional[dict] = None, *, allow_partial: bool = False) -> Count:
+        """Exact number of points, or of those that match; with ``allow_partial`` without the shards that cannot be reached
+        (``shards_missing`` of the result)."""
         request = {"op": "points.count", "collection": self.name}
         if filter is not None:
             request["filter"] = filter
-        return self.client._call(request)["count"]
+        if allow_partial:
+            request["allow_partial"] = True
+        reply = self.client._call(request)
+        count = Count(reply["count"])
+        count.shards_missing = tuple(reply.get("shards_missing", ()))
+        return count
 
     def describe(self) -> dict:
         return self.client.describe(self.name)
@@ -352,7 +392,7 @@ class Collection:
             self._add(total, self._write(request))
         return total
 
-    def _search(self, searches, with_payload, with_vectors) -> List[Hits]:
+    def _search(self, searches, with_payload, with_vectors, allow_partial=False) -> List[Hits]:
         encoded = []
         for vector, one in searches:
             search = {name: value for name, value in one.items() if value is not None}
@@ -367,8 +407,12 @@ class Collection:
                 search["vector"] = query.tobytes()
             search["with_payload"], search["with_vectors"] = with_payload, with_vectors
             encoded.append(search)
-        reply = self.client._call({"op": "points.search", "collection": self.name, "searches": encoded})
-        return [Hits(decode_points(r), reply["higher_is_nearer"], reply.get("engine_us", 0)) for r in reply["results"]]
+        request = {"op": "points.search", "collection": self.name, "searches": encoded}
+        if allow_partial:
+            request["allow_partial"] = True
+        reply = self.client._call(request)
+        return [Hits(decode_points(r), reply["higher_is_nearer"], reply.get("engine_us", 0), reply.get("shards_missing", ()))
+                for r in reply["results"]]
 
 
 def decode_write(reply: dict) -> WriteResult:
