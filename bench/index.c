@@ -1,5 +1,6 @@
-/* omen-bench index: one index over one data set: build rate, memory, recall, speed of one query in flight; with --rivals hnswlib
- * in turns with ours in the same run, at the smallest ef that reaches the recall that ours delivered. */
+/* omen-bench index: one index over one data set: build rate, memory, recall, speed of one query in flight;
+ * with --rivals hnswlib in turns with ours in the same run, at the smallest ef that reaches the recall that
+ * ours delivered. */
 #include <math.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -19,17 +20,17 @@
 
 struct engine {
     const char *name;
-    struct index *index;          /* ours, or */
-    struct rival_hnswlib *rival;  /* theirs */
-    uint32_t effort;              /* 0: by recall_target */
+    struct index *index;         /* ours, or */
+    struct rival_hnswlib *rival; /* theirs */
+    uint32_t effort;             /* 0: by recall_target */
     float recall_target;
     double build_seconds, bytes_per_vector;
     uint32_t build_threads;
-    double qps[ROUNDS_MAX];       /* by round */
+    double qps[ROUNDS_MAX]; /* by round */
     double recall, recall_p5, share_below_80;
-    uint64_t *latency_ns;         /* [query_count] of the last round; owned */
-    uint32_t *found;              /* [query_count][k], UINT32_MAX past the end; owned */
-    struct index_cost cost;       /* of the last round */
+    uint64_t *latency_ns;   /* [query_count] of the last round; owned */
+    uint32_t *found;        /* [query_count][k], UINT32_MAX past the end; owned */
+    struct index_cost cost; /* of the last round */
 };
 
 struct run {
@@ -47,11 +48,15 @@ struct search_job {
     struct index_cost cost;
 };
 
-static void search_ours(struct search_job *job, uint32_t q, struct index_scratch *scratch, struct index_hit *hits)
+static void search_ours(struct search_job *job, uint32_t q, struct index_scratch *scratch,
+        struct index_hit *hits)
 {
     const struct run *run = job->run;
-    struct index_search search = { .query = run->data.queries + (size_t)q * run->data.rows.dim, .k = run->k,
-        .effort = job->engine->effort, .recall_target = job->engine->recall_target, .filter = run->filter };
+    struct index_search search = { .query = run->data.queries + (size_t)q * run->data.rows.dim,
+        .k = run->k,
+        .effort = job->engine->effort,
+        .recall_target = job->engine->recall_target,
+        .filter = run->filter };
     uint32_t count;
     CHECK(index_search(job->engine->index, &search, scratch, hits, &count, &job->cost) == OMEN_OK);
     uint32_t *found = job->engine->found + (size_t)q * run->k;
@@ -70,8 +75,8 @@ static void *search_run(void *arg)
             search_ours(job, q, scratch, hits);
         else {
             uint32_t *found = job->engine->found + (size_t)q * run->k;
-            uint32_t n = rival_hnswlib_search(job->engine->rival, run->data.queries + (size_t)q * run->data.rows.dim,
-                    run->k, job->engine->effort, found);
+            uint32_t n = rival_hnswlib_search(job->engine->rival,
+                    run->data.queries + (size_t)q * run->data.rows.dim, run->k, job->engine->effort, found);
             for (; n < run->k; n++) found[n] = UINT32_MAX;
         }
         job->engine->latency_ns[q] = bench_now_ns() - start;
@@ -217,7 +222,8 @@ static void progress(void *arg, const char *phase, uint64_t done, uint64_t total
     fprintf(stderr, "%8.2f s  %s\n", (double)(bench_now_ns() - start) / 1e9, phase);
 }
 
-/* Share `percent` of all slots, chosen at random: what a filter without any relation to the vectors lets through. */
+/* Share `percent` of all slots, chosen at random: what a filter without any relation to the vectors lets
+ * through. */
 static uint64_t *filter_random(uint32_t count, double share)
 {
     uint64_t *bits = mem_must_calloc(((size_t)count + 63) / 64, sizeof *bits);
@@ -249,12 +255,16 @@ struct choice {
 
 static void build_ours(const struct run *run, const struct choice *choice, struct engine *engine)
 {
-    struct index_params params = { .quant = quant_parse(choice->quant), .M = (uint32_t)choice->degree,
-        .ef_construction = (uint32_t)choice->efc, .recall_target = engine->recall_target, .seed = 1 };
+    struct index_params params = { .quant = quant_parse(choice->quant),
+        .M = (uint32_t)choice->degree,
+        .ef_construction = (uint32_t)choice->efc,
+        .recall_target = engine->recall_target,
+        .seed = 1 };
     struct index_control control = { .threads = (uint32_t)choice->build_threads, .progress = progress };
     struct err err;
     uint64_t start = bench_now_ns();
-    if (index_build(kind_parse(choice->index), &run->data.rows, &params, &control, &engine->index, &err) != OMEN_OK)
+    if (index_build(kind_parse(choice->index), &run->data.rows, &params, &control, &engine->index, &err) !=
+            OMEN_OK)
         panic("build: %s", err.message);
     engine->build_seconds = (double)(bench_now_ns() - start) / 1e9;
     struct index_stats stats;
@@ -268,12 +278,14 @@ static void build_rival(const struct run *run, const struct choice *choice, stru
 {
     char path[4096];
     if (choice->rival_cache != NULL)
-        snprintf(path, sizeof path, "%s/%s-%u-%llu-%llu", choice->rival_cache, run->data.set.name, run->data.rows.count,
-                (unsigned long long)choice->rival_m, (unsigned long long)choice->rival_efc);
+        snprintf(path, sizeof path, "%s/%s-%u-%llu-%llu", choice->rival_cache, run->data.set.name,
+                run->data.rows.count, (unsigned long long)choice->rival_m,
+                (unsigned long long)choice->rival_efc);
     const struct index_rows *rows = &run->data.rows;
     engine->rival = rival_hnswlib_build(rows->data, rows->stride_floats, rows->count, rows->dim,
             rows->metric != METRIC_L2, (uint32_t)choice->rival_m, (uint32_t)choice->rival_efc,
-            (uint32_t)choice->build_threads, choice->rival_cache != NULL ? path : NULL, &engine->build_seconds);
+            (uint32_t)choice->build_threads, choice->rival_cache != NULL ? path : NULL,
+            &engine->build_seconds);
     if (engine->rival == NULL) panic("the rival could not be built");
     engine->build_threads = (uint32_t)choice->build_threads;
     engine->bytes_per_vector = rival_hnswlib_bytes_per_vector(engine->rival);
@@ -341,8 +353,15 @@ static void rival_huge_pages(char **argv)
 
 int bench_index(int argc, char **argv)
 {
-    struct choice c = { .index = "auto", .quant = "auto", .recall = "0.95", .k = 10, .build_threads = 2, .threads = 1,
-        .rounds = 7, .rival_m = 16, .rival_efc = 200 };
+    struct choice c = { .index = "auto",
+        .quant = "auto",
+        .recall = "0.95",
+        .k = 10,
+        .build_threads = 2,
+        .threads = 1,
+        .rounds = 7,
+        .rival_m = 16,
+        .rival_efc = 200 };
     const struct bench_option options[] = {
         { "--data", "data-set folder", NULL, &c.dir, NULL },
         { "--index", "auto, flat, hnsw, sealed, disk (auto)", NULL, &c.index, NULL },
@@ -355,7 +374,8 @@ int bench_index(int argc, char **argv)
         { "--build-threads", "(2)", &c.build_threads, NULL, NULL },
         { "--threads", "searching threads (1)", &c.threads, NULL, NULL },
         { "--limit", "only the first rows (all)", &c.limit, NULL, NULL },
-        { "--filter-share", "only this share of the rows, chosen at random, may be returned", NULL, &c.selectivity, NULL },
+        { "--filter-share", "only this share of the rows, chosen at random, may be returned", NULL,
+                &c.selectivity, NULL },
         { "--rounds", "interleaved rounds (7)", &c.rounds, NULL, NULL },
         { "--sweep", "a line for each of many efforts", NULL, NULL, &c.sweep },
         { "--rivals", "also hnswlib", NULL, NULL, &c.rivals },
@@ -366,17 +386,20 @@ int bench_index(int argc, char **argv)
     char **whole_argv = argv - 1; /* main stepped over its own name */
     bench_parse(argc, argv, "index --data DIR [options]", options, sizeof options / sizeof options[0]);
     if (c.dir == NULL || c.k == 0 || c.k > OMEN_K_MAX || c.threads == 0 || c.threads > SEARCH_THREADS_MAX ||
-            c.rounds == 0 || c.rounds > ROUNDS_MAX || c.build_threads == 0 || c.build_threads > INDEX_THREADS_MAX) {
-        fprintf(stderr, "omen-bench index: --data is needed; --k 1..%d, --threads and --build-threads 1..%d, --rounds 1..%d\n",
+            c.rounds == 0 || c.rounds > ROUNDS_MAX || c.build_threads == 0 ||
+            c.build_threads > INDEX_THREADS_MAX) {
+        fprintf(stderr, "omen-bench index: --data is needed; --k 1..%d, threads 1..%d, --rounds 1..%d\n",
                 OMEN_K_MAX, SEARCH_THREADS_MAX, ROUNDS_MAX);
         return 2;
     }
     if (c.rivals && !rival_hnswlib_available()) {
-        fprintf(stderr, "omen-bench index: built without hnswlib: sh deploy/install-deps.sh bench, then make again\n");
+        fprintf(stderr, "omen-bench index: built without hnswlib; see deploy/install-deps.sh bench\n");
         return 2;
     }
     if (c.rivals) rival_huge_pages(whole_argv);
-    struct run run = { .k = (uint32_t)c.k, .threads = (uint32_t)c.threads, .rounds = (uint32_t)c.rounds,
+    struct run run = { .k = (uint32_t)c.k,
+        .threads = (uint32_t)c.threads,
+        .rounds = (uint32_t)c.rounds,
         .selectivity = 1 };
     bench_data_open(&run.data, c.dir, c.limit, run.k, NULL, (uint32_t)c.build_threads);
     uint64_t *filter = NULL;

@@ -1,4 +1,5 @@
-/* Data sets in memory and their truth; see index_data.h. Threads: truth is computed by several, each with its own queries. */
+/* Data sets in memory and their truth; see index_data.h. Threads: truth is computed by several, each with its
+ * own queries. */
 #include "bench/index_data.h"
 
 #include <math.h>
@@ -65,9 +66,10 @@ static void *truth_run(void *arg)
         for (uint32_t i = 0; i < TILE_QUERIES * k; i++) heaps[i] = INFINITY;
         for (uint32_t r = 0; r < rows->count; r += TILE_ROWS) {
             uint32_t n = rows->count - r < TILE_ROWS ? rows->count - r : TILE_ROWS;
-            (rows->metric == METRIC_L2 ? kernel->l2sq_f32_block : kernel->negdot_f32_block)(
-                    data->queries + (size_t)q * rows->dim, rows->dim, queries,
-                    rows->data + (size_t)r * rows->stride_floats, rows->stride_floats, n, rows->dim, distances);
+            (rows->metric == METRIC_L2 ? kernel->l2sq_f32_block
+                                       : kernel->negdot_f32_block)(data->queries + (size_t)q * rows->dim,
+                    rows->dim, queries, rows->data + (size_t)r * rows->stride_floats, rows->stride_floats, n,
+                    rows->dim, distances);
             for (uint32_t j = 0; j < queries; j++) {
                 float *heap = heaps + (size_t)j * k;
                 for (uint32_t i = 0; i < n; i++) {
@@ -101,7 +103,8 @@ void bench_data_truth(struct bench_data *data, const uint64_t *filter, uint32_t 
     struct truth_job jobs[TRUTH_THREADS_MAX];
     if (threads > TRUTH_THREADS_MAX) threads = TRUTH_THREADS_MAX;
     for (uint32_t t = 0; t < threads; t++) {
-        jobs[t] = (struct truth_job){ .data = data, .filter = filter,
+        jobs[t] = (struct truth_job){ .data = data,
+            .filter = filter,
             .first = (uint32_t)((uint64_t)data->query_count * t / threads),
             .end = (uint32_t)((uint64_t)data->query_count * (t + 1) / threads) };
         if (pthread_create(&jobs[t].thread, NULL, truth_run, &jobs[t]) != 0) panic("cannot start a thread");
@@ -131,8 +134,8 @@ static bool truth_from_file(struct bench_data *data)
     return usable;
 }
 
-void bench_data_open(struct bench_data *data, const char *dir, uint64_t limit, uint32_t k, const uint64_t *filter,
-        uint32_t threads)
+void bench_data_open(struct bench_data *data, const char *dir, uint64_t limit, uint32_t k,
+        const uint64_t *filter, uint32_t threads)
 {
     struct err err;
     memset(data, 0, sizeof *data);
@@ -140,11 +143,13 @@ void bench_data_open(struct bench_data *data, const char *dir, uint64_t limit, u
     if (data->set.query.count == 0) panic("%s has no queries", dir);
     uint64_t count = data->set.base.count;
     if (limit != 0 && limit < count) count = limit;
-    if (count > INDEX_SLOTS_MAX || count < k) panic("%s: %llu rows, k is %u", dir, (unsigned long long)count, k);
+    if (count > INDEX_SLOTS_MAX || count < k)
+        panic("%s: %llu rows, k is %u", dir, (unsigned long long)count, k);
     bool normalise = data->set.metric == METRIC_COSINE;
     uint32_t dim = data->set.base.dim;
-    data->rows = (struct index_rows){ rows_read(&data->set.base, (uint32_t)count, normalise, &data->rows_bytes), dim,
-        (uint32_t)count, dim, data->set.metric };
+    data->rows = (struct index_rows){ rows_read(&data->set.base, (uint32_t)count, normalise,
+                                              &data->rows_bytes),
+        dim, (uint32_t)count, dim, data->set.metric };
     size_t query_bytes;
     data->query_count = (uint32_t)data->set.query.count;
     data->queries = rows_read(&data->set.query, data->query_count, normalise, &query_bytes);
@@ -173,6 +178,7 @@ float bench_data_distance(const struct bench_data *data, uint32_t query, uint32_
 double bench_data_recall(const struct bench_data *data, uint32_t query, const uint32_t *slots, uint32_t count)
 {
     uint32_t found = 0;
-    for (uint32_t i = 0; i < count; i++) found += bench_data_distance(data, query, slots[i]) <= data->bounds[query];
+    for (uint32_t i = 0; i < count; i++)
+        found += bench_data_distance(data, query, slots[i]) <= data->bounds[query];
     return (double)found / data->k;
 }

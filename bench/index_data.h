@@ -15,16 +15,18 @@ struct bench_data {
     size_t rows_bytes;
 };
 
-/* Reads the folder, the first `limit` rows (0 = all), and fixes the k-th true distances: from the truth file when all rows are
- * used and nothing is filtered, else by an exact scan with `threads` threads. Panics with a sentence when the folder cannot serve. */
-void bench_data_open(struct bench_data *data, const char *dir, uint64_t limit, uint32_t k, const uint64_t *filter,
-        uint32_t threads);
+/* Reads the folder, the first `limit` rows (0 = all), and fixes the k-th true distances: from the truth file
+ * when all rows are used and nothing is filtered, else by an exact scan with `threads` threads. Panics with a
+ * sentence when the folder cannot serve. */
+void bench_data_open(struct bench_data *data, const char *dir, uint64_t limit, uint32_t k,
+        const uint64_t *filter, uint32_t threads);
 /* Truth again for rows whose bit is set in `filter` (NULL = all). */
 void bench_data_truth(struct bench_data *data, const uint64_t *filter, uint32_t threads);
 void bench_data_close(struct bench_data *data);
 
 float bench_data_distance(const struct bench_data *data, uint32_t query, uint32_t slot);
 /* Share of the k true neighbours that `slots` holds, ties by distance. */
-double bench_data_recall(const struct bench_data *data, uint32_t query, const uint32_t *slots, uint32_t count);
+double bench_data_recall(const struct bench_data *data, uint32_t query, const uint32_t *slots,
+        uint32_t count);
 
 #endif

@@ -43,8 +43,9 @@ static enum omen_err rows_check(const struct index_rows *rows, struct err *err)
     return OMEN_OK;
 }
 
-enum omen_err index_build(enum index_kind kind, const struct index_rows *rows, const struct index_params *params,
-        const struct index_control *control, struct index **index_out, struct err *err)
+enum omen_err index_build(enum index_kind kind, const struct index_rows *rows,
+        const struct index_params *params, const struct index_control *control, struct index **index_out,
+        struct err *err)
 {
     static const struct index_params params_default;
     static const struct index_control control_default;
@@ -58,7 +59,8 @@ enum omen_err index_build(enum index_kind kind, const struct index_rows *rows, c
     if (!(params->recall_target >= 0 && params->recall_target <= 1))
         return err_set(err, OMEN_EINVAL, "recall_target", "recall target is not within 0..1");
     if (control->threads > INDEX_THREADS_MAX)
-        return err_set(err, OMEN_EINVAL, "threads", "%u threads, at most %d", control->threads, INDEX_THREADS_MAX);
+        return err_set(err, OMEN_EINVAL, "threads", "%u threads, at most %d", control->threads,
+                INDEX_THREADS_MAX);
     enum omen_err rc = rows_check(rows, err);
     if (rc != OMEN_OK) return rc;
     return builders[kind](rows, params, control, index_out, err);
@@ -86,7 +88,8 @@ static bool search_valid(const struct index *index, const struct index_search *s
 }
 
 enum omen_err index_search(const struct index *index, const struct index_search *search,
-        struct index_scratch *scratch, struct index_hit *hits_out, uint32_t *count_out, struct index_cost *cost)
+        struct index_scratch *scratch, struct index_hit *hits_out, uint32_t *count_out,
+        struct index_cost *cost)
 {
     struct index_cost unasked = { 0 };
     if (!search_valid(index, search)) return OMEN_EINVAL;
@@ -105,7 +108,8 @@ enum omen_err index_search_batch(const struct index *index, const struct index_s
     if (index->ops->search_batch != NULL)
         return index->ops->search_batch(index, searches, search_count, scratch, hits_out, counts_out, cost);
     for (uint32_t i = 0; i < search_count; i++) {
-        enum omen_err rc = index->ops->search(index, &searches[i], scratch, hits_out[i], &counts_out[i], cost);
+        enum omen_err rc = index->ops->search(index, &searches[i], scratch, hits_out[i], &counts_out[i],
+                cost);
         if (rc != OMEN_OK) return rc;
     }
     return OMEN_OK;
@@ -115,7 +119,8 @@ enum omen_err index_insert(struct index *index, uint32_t slot, const float *vect
 {
     uint32_t position;
     if (index->ops->insert == NULL)
-        return err_set(err, OMEN_EINVAL, "index", "a %s index is immutable", index_kind_name(index->ops->kind));
+        return err_set(err, OMEN_EINVAL, "index", "a %s index is immutable",
+                index_kind_name(index->ops->kind));
     if (slot >= INDEX_SLOTS_MAX) return err_set(err, OMEN_EINVAL, "slot", "slot %u is out of range", slot);
     if (!vector_finite(vector, index->dim, &position))
         return err_set(err, OMEN_EINVAL, "vector", "component %u is not finite", position);
@@ -125,14 +130,16 @@ enum omen_err index_insert(struct index *index, uint32_t slot, const float *vect
 enum omen_err index_remove(struct index *index, uint32_t slot, struct err *err)
 {
     if (index->ops->remove == NULL)
-        return err_set(err, OMEN_EINVAL, "index", "a %s index is immutable", index_kind_name(index->ops->kind));
+        return err_set(err, OMEN_EINVAL, "index", "a %s index is immutable",
+                index_kind_name(index->ops->kind));
     return index->ops->remove(index, slot, err);
 }
 
 enum omen_err index_save(const struct index *index, struct vfs *vfs, const char *path, struct err *err)
 {
     if (index->ops->save == NULL)
-        return err_set(err, OMEN_EINVAL, "index", "a %s index has no file", index_kind_name(index->ops->kind));
+        return err_set(err, OMEN_EINVAL, "index", "a %s index has no file",
+                index_kind_name(index->ops->kind));
     return index->ops->save(index, vfs, path, err);
 }
 

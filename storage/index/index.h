@@ -5,14 +5,15 @@
  *   index_search(index, &search, scratch, ...)  any number of readers
  *   index_free(index)
  *
- * Slots are u32 positions of rows in the segment, never point ids: the segment maps between the two. Queries and rows are
- * f32; under METRIC_COSINE both are normalised by the caller before they come here. Distances are those of storage/kernel:
- * squared l2, or -dot for ip and cosine; smaller is nearer.
+ * Slots are u32 positions of rows in the segment, never point ids: the segment maps between the two. Queries
+ * and rows are f32; under METRIC_COSINE both are normalised by the caller before they come here. Distances
+ * are those of storage/kernel: squared l2, or -dot for ip and cosine; smaller is nearer.
  *
- * Threads: any number of index_search at once, each with its own scratch. An index whose ops have `insert` and `remove`
- * says in its own header what may run beside searches; the others are immutable after build and map.
- * Determinism: local and rebuildable; never part of the replicated state or its digest. Returned distances are bit-equal on
- * all ISAs; which neighbours an approximate index finds may differ between builds with other thread counts. */
+ * Threads: any number of index_search at once, each with its own scratch. An index whose ops have `insert`
+ * and `remove` says in its own header what may run beside searches; the others are immutable after build and
+ * map. Determinism: local and rebuildable; never part of the replicated state or its digest. Returned
+ * distances are bit-equal on all ISAs; which neighbours an approximate index finds may differ between builds
+ * with other thread counts. */
 #ifndef OMEN_STORAGE_INDEX_INDEX_H
 #define OMEN_STORAGE_INDEX_INDEX_H
 
@@ -23,24 +24,25 @@
 #include "common/vfs.h"
 
 #define INDEX_SLOT_NONE UINT32_MAX
-#define INDEX_SLOTS_MAX (1u << 30)   /* rows of one segment */
-#define INDEX_THREADS_MAX 64         /* of one build */
-#define INDEX_EFFORT_MAX 65536       /* width of a candidate pool */
-#define INDEX_POLL_HOPS 64           /* most hops (or their worth in scanned rows) between two polls of `stop` */
+#define INDEX_SLOTS_MAX (1u << 30) /* rows of one segment */
+#define INDEX_THREADS_MAX 64       /* of one build */
+#define INDEX_EFFORT_MAX 65536     /* width of a candidate pool */
+#define INDEX_POLL_HOPS 64 /* most hops (or their worth in scanned rows) between two polls of `stop` */
 
 enum index_kind { INDEX_FLAT, INDEX_HNSW, INDEX_SEALED, INDEX_DISK, INDEX_KIND_COUNT };
 enum index_quant {
-    INDEX_QUANT_AUTO,    /* the index's own default */
-    INDEX_QUANT_NONE,    /* f32 */
-    INDEX_QUANT_SCALAR,  /* 8, 6 or 4 bits per component */
+    INDEX_QUANT_AUTO,   /* the index's own default */
+    INDEX_QUANT_NONE,   /* f32 */
+    INDEX_QUANT_SCALAR, /* 8, 6 or 4 bits per component */
     INDEX_QUANT_PRODUCT,
-    INDEX_QUANT_BINARY,  /* RaBitQ, 1 bit per component and two factors */
+    INDEX_QUANT_BINARY, /* RaBitQ, 1 bit per component and two factors */
     INDEX_QUANT_COUNT
 };
 const char *index_kind_name(enum index_kind kind);    /* "flat", "hnsw", "sealed", "disk" */
 const char *index_quant_name(enum index_quant quant); /* "auto", "none", "scalar", "product", "binary" */
 
-/* Full vectors of a segment, slot by slot; borrowed by the index for as long as it lives (rescoring reads them). */
+/* Full vectors of a segment, slot by slot; borrowed by the index for as long as it lives (rescoring reads
+ * them). */
 struct index_rows {
     const float *data;    /* [count] rows, stride_floats apart, 4-byte aligned */
     size_t stride_floats; /* >= dim */
@@ -52,18 +54,20 @@ struct index_rows {
 /* How to build; zero means the index's default everywhere. */
 struct index_params {
     enum index_quant quant;
-    uint32_t M;               /* links per node as the index counts them: HNSW 2*M on layer 0; sealed graph: degree */
+    uint32_t M; /* links per node as the index counts them: HNSW 2*M on layer 0; sealed graph: degree */
     uint32_t ef_construction; /* beam width while building */
-    uint32_t capacity;        /* rows that a mutable index must have room for; 0 = rows.count, grown when needed */
-    uint32_t held_out;        /* rows kept back for calibration and inserted last; 0 = default, UINT32_MAX = none */
-    float recall_target;      /* what effort is calibrated for when a search gives neither; 0 = 0.95 */
-    uint64_t seed;            /* of every random choice; the caller's, so that a build can be repeated */
+    uint32_t capacity; /* rows that a mutable index must have room for; 0 = rows.count, grown when needed */
+    uint32_t held_out; /* rows kept back for calibration and inserted last; 0 = default, UINT32_MAX = none */
+    float recall_target; /* what effort is calibrated for when a search gives neither; 0 = 0.95 */
+    uint64_t seed;       /* of every random choice; the caller's, so that a build can be repeated */
 };
 
-/* What a long piece of work asks of its caller. All fields may be zero. Callbacks come from one thread at a time. */
+/* What a long piece of work asks of its caller. All fields may be zero. Callbacks come from one thread at a
+ * time. */
 struct index_control {
     uint32_t threads;          /* 0 = 1; at most INDEX_THREADS_MAX */
-    uint64_t memory_bytes_max; /* beside rows and the finished index; 0 = no bound. OMEN_ENOMEM when it cannot do */
+    uint64_t memory_bytes_max; /* beside rows and the finished index; 0 = no bound. OMEN_ENOMEM when it cannot
+                                  do */
     bool (*stop)(void *arg);   /* true = give up with OMEN_ECANCELED, soon */
     void (*progress)(void *arg, const char *phase, uint64_t done, uint64_t total);
     void *arg;
@@ -74,8 +78,9 @@ struct index_hit {
     uint32_t slot;
 };
 
-/* One query. `effort` is the width of the candidate pool (ef_search); with effort 0 the index takes the smallest effort that
- * its calibration gives for (k, recall_target), with recall_target 0 too for its own target. */
+/* One query. `effort` is the width of the candidate pool (ef_search); with effort 0 the index takes the
+ * smallest effort that its calibration gives for (k, recall_target), with recall_target 0 too for its own
+ * target. */
 struct index_search {
     const float *query;     /* [dim], borrowed for the call, finite, 4-byte aligned */
     uint32_t k;             /* 1..OMEN_K_MAX; more than there are is answered with all there are */
@@ -99,21 +104,24 @@ struct index_cost {
 };
 
 struct index_stats {
-    uint64_t slot_count;     /* slots handed out, deleted ones included */
+    uint64_t slot_count; /* slots handed out, deleted ones included */
     uint64_t live_count;
-    uint64_t memory_bytes;   /* all that must be in RAM for a search, rows touched by rescoring apart */
-    uint64_t rescore_bytes;  /* rows that rescoring may touch, in bytes per query at default effort; 0 = none */
-    uint64_t links;          /* edges, all layers */
-    uint64_t unreachable;    /* live nodes no walk from the entry finds; computed on demand, UINT64_MAX = unknown */
-    double build_seconds;    /* 0: storage reads no clock; filled in by who measures */
+    uint64_t memory_bytes; /* all that must be in RAM for a search, rows touched by rescoring apart */
+    uint64_t
+            rescore_bytes; /* rows that rescoring may touch, in bytes per query at default effort; 0 = none */
+    uint64_t links;        /* edges, all layers */
+    uint64_t unreachable; /* live nodes no walk from the entry finds; computed on demand, UINT64_MAX = unknown
+                           */
+    double build_seconds; /* 0: storage reads no clock; filled in by who measures */
     uint32_t layer_count;
-    float effort_default;    /* calibrated for k = 10 at the index's own target; 0 = not calibrated */
+    float effort_default; /* calibrated for k = 10 at the index's own target; 0 = not calibrated */
 };
 
 struct index;
 struct index_scratch; /* a searching thread's memory: pools, visited marks, the prepared query */
 
-/* What a kind of index does. `insert`, `remove`, `search_batch`, `save` may be NULL (not offered: OMEN_EINVAL). */
+/* What a kind of index does. `insert`, `remove`, `search_batch`, `save` may be NULL (not offered:
+ * OMEN_EINVAL). */
 struct index_ops {
     enum index_kind kind;
     void (*free)(struct index *index);
@@ -138,8 +146,9 @@ struct index {
     enum metric metric;
 };
 
-/* Build over `rows` (borrowed until index_free). A row with NaN or infinity is refused with its slot in the message.
- * Errors: OMEN_EINVAL (dim, count, params, kind not built in), OMEN_ENOMEM, OMEN_ECANCELED; nothing is left behind. */
+/* Build over `rows` (borrowed until index_free). A row with NaN or infinity is refused with its slot in the
+ * message. Errors: OMEN_EINVAL (dim, count, params, kind not built in), OMEN_ENOMEM, OMEN_ECANCELED; nothing
+ * is left behind. */
 OMEN_CHECKED enum omen_err index_build(enum index_kind kind, const struct index_rows *rows,
         const struct index_params *params, const struct index_control *control, struct index **index_out,
         struct err *err);
@@ -152,29 +161,34 @@ void index_scratch_free(const struct index *index, struct index_scratch *scratch
  *
  * hits_out   [k] caller's; unspecified past *count_out
  * cost       added to; NULL when nobody asks
- * Never fewer than min(k, live slots that pass): an index that cannot find them by walking falls back to scanning.
- * Blocks: never, except on page faults of mapped rows. Allocates: only to grow `scratch`.
- * Errors: OMEN_EINVAL (k, effort, target or query out of range), OMEN_EDEADLINE (`stop` said so; outputs unspecified),
- * OMEN_ENOMEM. */
+ * Never fewer than min(k, live slots that pass): an index that cannot find them by walking falls back to
+ * scanning. Blocks: never, except on page faults of mapped rows. Allocates: only to grow `scratch`. Errors:
+ * OMEN_EINVAL (k, effort, target or query out of range), OMEN_EDEADLINE (`stop` said so; outputs
+ * unspecified), OMEN_ENOMEM. */
 OMEN_CHECKED enum omen_err index_search(const struct index *index, const struct index_search *search,
-        struct index_scratch *scratch, struct index_hit *hits_out, uint32_t *count_out, struct index_cost *cost);
-/* Several queries at once; those on a flat index share the scan. Answers equal those of index_search one by one. */
+        struct index_scratch *scratch, struct index_hit *hits_out, uint32_t *count_out,
+        struct index_cost *cost);
+/* Several queries at once; those on a flat index share the scan. Answers equal those of index_search one by
+ * one. */
 OMEN_CHECKED enum omen_err index_search_batch(const struct index *index, const struct index_search *searches,
         uint32_t search_count, struct index_scratch *scratch, struct index_hit *const *hits_out,
         uint32_t *counts_out, struct index_cost *cost);
 
-/* Mutable indexes only. A slot is inserted once, and again only after it was removed. The vector is copied or borrowed as
- * the index's header says. OMEN_EEXISTS, OMEN_ENOTFOUND, OMEN_EINVAL, OMEN_ENOMEM: nothing changed. */
-OMEN_CHECKED enum omen_err index_insert(struct index *index, uint32_t slot, const float *vector, struct err *err);
+/* Mutable indexes only. A slot is inserted once, and again only after it was removed. The vector is copied or
+ * borrowed as the index's header says. OMEN_EEXISTS, OMEN_ENOTFOUND, OMEN_EINVAL, OMEN_ENOMEM: nothing
+ * changed. */
+OMEN_CHECKED enum omen_err index_insert(struct index *index, uint32_t slot, const float *vector,
+        struct err *err);
 OMEN_CHECKED enum omen_err index_remove(struct index *index, uint32_t slot, struct err *err);
 
 /* Write one file (FORMAT.md), durable when this returns OMEN_OK. */
-OMEN_CHECKED enum omen_err index_save(const struct index *index, struct vfs *vfs, const char *path, struct err *err);
-/* Open a file written by index_save. `rows` as at build; dim, metric and count must agree. `pin` reads it into anonymous
- * memory (huge pages where the system has them), else it is mapped. Everything is checked before use: OMEN_ECORRUPT names
- * file and offset, OMEN_EVERSION a version that we do not read. */
-OMEN_CHECKED enum omen_err index_map(struct vfs *vfs, const char *path, const struct index_rows *rows, bool pin,
-        struct index **index_out, struct err *err);
+OMEN_CHECKED enum omen_err index_save(const struct index *index, struct vfs *vfs, const char *path,
+        struct err *err);
+/* Open a file written by index_save. `rows` as at build; dim, metric and count must agree. `pin` reads it
+ * into anonymous memory (huge pages where the system has them), else it is mapped. Everything is checked
+ * before use: OMEN_ECORRUPT names file and offset, OMEN_EVERSION a version that we do not read. */
+OMEN_CHECKED enum omen_err index_map(struct vfs *vfs, const char *path, const struct index_rows *rows,
+        bool pin, struct index **index_out, struct err *err);
 
 /* `deep` also computes what needs a walk over the whole index (unreachable). */
 void index_stats(const struct index *index, bool deep, struct index_stats *stats_out);

@@ -1,5 +1,6 @@
-/* The exact index: every search is one pass over the rows, under a bitmap only over the tiles that have a set bit.
- * Threads: immutable, any number of readers. Determinism: hits depend on rows, query and filter alone. */
+/* The exact index: every search is one pass over the rows, under a bitmap only over the tiles that have a set
+ * bit. Threads: immutable, any number of readers. Determinism: hits depend on rows, query and filter alone.
+ */
 #include <math.h>
 #include <string.h>
 
@@ -7,8 +8,8 @@
 #include "storage/index/index_impl.h"
 #include "storage/kernel/kernel.h"
 
-#define FLAT_TILE 256         /* rows between two looks at the heap, and at `stop` */
-#define FLAT_GATHER_SHARE 8   /* a tile with fewer set bits than 1/8 is gathered row by row */
+#define FLAT_TILE 256       /* rows between two looks at the heap, and at `stop` */
+#define FLAT_GATHER_SHARE 8 /* a tile with fewer set bits than 1/8 is gathered row by row */
 
 struct index_flat {
     struct index base;
@@ -59,16 +60,16 @@ static void scan_tile(const struct index_flat *flat, const struct index_search *
     const float *tile = rows->data + (size_t)first * rows->stride_floats;
     bool gather = wanted < count / FLAT_GATHER_SHARE;
     if (!gather)
-        (l2 ? kernel->l2sq_f32_rows : kernel->negdot_f32_rows)(
-                scratch->query, tile, rows->stride_floats, count, rows->dim, scratch->distances);
+        (l2 ? kernel->l2sq_f32_rows : kernel->negdot_f32_rows)(scratch->query, tile, rows->stride_floats,
+                count, rows->dim, scratch->distances);
     for (uint32_t i = 0; i < count; i += 64) {
         uint64_t word = filter_word(search->filter, first + i, count - i < 64 ? count - i : 64);
         for (; word != 0; word &= word - 1) {
             uint32_t r = i + (uint32_t)__builtin_ctzll(word);
             const float *row = tile + (size_t)r * rows->stride_floats;
             float distance = !gather ? scratch->distances[r]
-                    : l2 ? kernel->l2sq_f32(scratch->query, row, rows->dim)
-                         : -kernel->dot_f32(scratch->query, row, rows->dim);
+                    : l2             ? kernel->l2sq_f32(scratch->query, row, rows->dim)
+                                     : -kernel->dot_f32(scratch->query, row, rows->dim);
             offer(heap, search, distance, first + r);
         }
     }
@@ -76,7 +77,8 @@ static void scan_tile(const struct index_flat *flat, const struct index_search *
 }
 
 static enum omen_err flat_search(const struct index *index, const struct index_search *search,
-        struct index_scratch *scratch, struct index_hit *hits_out, uint32_t *count_out, struct index_cost *cost)
+        struct index_scratch *scratch, struct index_hit *hits_out, uint32_t *count_out,
+        struct index_cost *cost)
 {
     const struct index_flat *flat = (const struct index_flat *)index;
     struct index_heap heap = { hits_out, search->k, 0 };
@@ -114,7 +116,8 @@ enum omen_err index_flat_build(const struct index_rows *rows, const struct index
 {
     (void)control;
     if (params->quant != INDEX_QUANT_AUTO && params->quant != INDEX_QUANT_NONE)
-        return err_set(err, OMEN_EINVAL, "quant", "a flat index has no %s codes", index_quant_name(params->quant));
+        return err_set(err, OMEN_EINVAL, "quant", "a flat index has no %s codes",
+                index_quant_name(params->quant));
     struct index_flat *flat = mem_calloc(1, sizeof *flat);
     if (flat == NULL) return err_set(err, OMEN_ENOMEM, NULL, "no memory for an index");
     flat->base = (struct index){ &flat_ops, rows->dim, rows->metric };

@@ -13,7 +13,10 @@ index_build_fn index_sealed_build;
 enum omen_err index_sealed_map(struct vfs *vfs, const char *path, const struct index_rows *rows, bool pin,
         struct index **index_out, struct err *err);
 
-static inline bool index_bit(const uint64_t *bits, uint32_t slot) { return bits[slot / 64] >> (slot % 64) & 1; }
+static inline bool index_bit(const uint64_t *bits, uint32_t slot)
+{
+    return bits[slot / 64] >> (slot % 64) & 1;
+}
 uint64_t index_bits_count(const uint64_t *bits, uint32_t slot_count);
 
 static inline bool index_hit_before(struct index_hit a, struct index_hit b)

@@ -27,7 +27,8 @@ static void work(struct loop *loop, uint32_t number)
         uint32_t first = atomic_fetch_add(&loop->next, loop->grain);
         if (first >= loop->count || atomic_load(&loop->failed) != OMEN_OK) return;
         uint32_t end = loop->count - first < loop->grain ? loop->count : first + loop->grain;
-        if (number == 0 && control->progress != NULL) control->progress(control->arg, loop->phase, first, loop->count);
+        if (number == 0 && control->progress != NULL)
+            control->progress(control->arg, loop->phase, first, loop->count);
         if (number == 0 && control->stop != NULL && control->stop(control->arg))
             atomic_store(&loop->failed, OMEN_ECANCELED);
         else if (!loop->fn(loop->arg, number, first, end))
@@ -42,10 +43,15 @@ static void *worker_run(void *arg)
     return NULL;
 }
 
-enum omen_err parallel_for(const struct index_control *control, const char *phase, uint32_t count, uint32_t grain,
-        parallel_fn *fn, void *arg)
+enum omen_err parallel_for(const struct index_control *control, const char *phase, uint32_t count,
+        uint32_t grain, parallel_fn *fn, void *arg)
 {
-    struct loop loop = { .control = control, .phase = phase, .count = count, .grain = grain, .fn = fn, .arg = arg };
+    struct loop loop = { .control = control,
+        .phase = phase,
+        .count = count,
+        .grain = grain,
+        .fn = fn,
+        .arg = arg };
     struct worker workers[INDEX_THREADS_MAX];
     uint32_t threads = parallel_threads(control), started = 1;
     for (; started < threads; started++) {

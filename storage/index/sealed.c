@@ -1,15 +1,16 @@
 /* The sealed graph in the *fast* layout: SymphonyQG (Gou et al., SIGMOD 2025) for one immutable segment.
  *
- * A row holds all that a hop needs: 1-bit codes of its 32 neighbours relative to the node itself, packed for fast scan, their
- * ids and factors, and the node's own vector in 8 bits. One hop: fetch the row whole, take the exact distance of the node, 32
- * estimates by byte shuffles, keep those below the pool's worst. Visited nodes have exact distances, so rescoring is implicit;
- * when 8 bits do not hold the row exactly, the nearest few are rescored from the segment's rows.
- * Departs from the paper: the walk starts from the nearest of some 4,096 sampled leaders (one scan of their 1-bit codes)
- * instead of one entry node; codes are centred by the segment's mean; scales of the f16 factors are per row.
- * ip walks the L2-augmented space (x, sqrt(R^2 - |x|^2)); final distances are always those of storage/kernel.
- * Filters: gather the passing rows, scan the flat 1-bit codes under the bitmap, or walk with a wider pool; whichever is cheapest
- * for the real number of passing rows.
- * Threads: immutable; any number of readers. Determinism: local and rebuildable, never replicated. */
+ * A row holds all that a hop needs: 1-bit codes of its 32 neighbours relative to the node itself, packed for
+ * fast scan, their ids and factors, and the node's own vector in 8 bits. One hop: fetch the row whole, take
+ * the exact distance of the node, 32 estimates by byte shuffles, keep those below the pool's worst. Visited
+ * nodes have exact distances, so rescoring is implicit; when 8 bits do not hold the row exactly, the nearest
+ * few are rescored from the segment's rows. Departs from the paper: the walk starts from the nearest of some
+ * 4,096 sampled leaders (one scan of their 1-bit codes) instead of one entry node; codes are centred by the
+ * segment's mean; scales of the f16 factors are per row. ip walks the L2-augmented space (x, sqrt(R^2 -
+ * |x|^2)); final distances are always those of storage/kernel. Filters: gather the passing rows, scan the
+ * flat 1-bit codes under the bitmap, or walk with a wider pool; whichever is cheapest for the real number of
+ * passing rows. Threads: immutable; any number of readers. Determinism: local and rebuildable, never
+ * replicated. */
 #include <math.h>
 #include <string.h>
 
@@ -18,10 +19,11 @@
 #include "storage/index/sealed_impl.h"
 #include "storage/kernel/kernel.h"
 
-#define SEEN_MIN 2048        /* places of the table of expanded nodes; grows at half */
+#define SEEN_MIN 2048                     /* places of the table of expanded nodes; grows at half */
 #define SCAN_RESCORED(k) (10 * (k) + 400) /* of a scan of 1-bit codes */
 #define SCAN_POLL_GROUPS 2048
-/* What the plans of a filtered search cost, at 128-d on the machine of README.md: only their proportion matters. */
+/* What the plans of a filtered search cost, at 128-d on the machine of README.md: only their proportion
+ * matters. */
 #define HOP_NS 450.0
 #define GATHER_NS 30.0
 #define SCAN_NS 0.6
@@ -29,13 +31,13 @@
 #define NODE_NONE UINT32_MAX
 
 struct index_scratch {
-    float *query;      /* [padded] internal, unrotated */
-    float *rotated;    /* [padded] */
-    uint8_t *lut;      /* [padded * 4] */
+    float *query;   /* [padded] internal, unrotated */
+    float *rotated; /* [padded] */
+    uint8_t *lut;   /* [padded * 4] */
     struct code_query code;
-    uint64_t *pool;    /* [pool_cap + 1] estimate bits << 32 | node << 1 | expanded, ascending */
+    uint64_t *pool; /* [pool_cap + 1] estimate bits << 32 | node << 1 | expanded, ascending */
     uint32_t pool_cap;
-    uint32_t *seen;    /* [seen_cap] expanded nodes, open addressing, NODE_NONE = free */
+    uint32_t *seen; /* [seen_cap] expanded nodes, open addressing, NODE_NONE = free */
     uint32_t seen_cap, seen_count;
     struct index_hit *hits; /* [hits_cap] */
     uint32_t hits_cap;
@@ -139,8 +141,10 @@ static inline void row_prefetch(const struct sealed *s, uint32_t node)
     for (uint32_t at = 0; at < s->layout.row_bytes; at += 64) __builtin_prefetch(row + at, 0, 3);
 }
 
-/* The next two to be expanded: the first is on its way when its turn comes, the second most often by then already here. */
-static inline void prefetch_ahead(const struct sealed *s, const uint64_t *pool, uint32_t cursor, uint32_t count)
+/* The next two to be expanded: the first is on its way when its turn comes, the second most often by then
+ * already here. */
+static inline void prefetch_ahead(const struct sealed *s, const uint64_t *pool, uint32_t cursor,
+        uint32_t count)
 {
     for (uint32_t found = 0; cursor < count && found < PREFETCH_ROWS; cursor++) {
         if (pool[cursor] & 1) continue;
@@ -150,8 +154,8 @@ static inline void prefetch_ahead(const struct sealed *s, const uint64_t *pool, 
 }
 
 /* The nearest leaders by their 1-bit codes, into the pool. */
-static void walk_enter(const struct sealed *s, struct index_scratch *scratch, const struct code_kernel *kernel,
-        float base, uint32_t *count, uint32_t cap)
+static void walk_enter(const struct sealed *s, struct index_scratch *scratch,
+        const struct code_kernel *kernel, float base, uint32_t *count, uint32_t cap)
 {
     uint64_t best[SEALED_ENTRIES + 8];
     uint32_t best_count = 0;
@@ -160,11 +164,13 @@ static void walk_enter(const struct sealed *s, struct index_scratch *scratch, co
         uint32_t group = first / CODE_GROUP;
         const uint8_t *codes = s->leaders.groups + (size_t)group * s->leaders.group_bytes;
         const uint16_t *f = (const uint16_t *)(const void *)(codes + rabitq_codes_bytes(s->padded));
-        struct code_factors factors = { f, f + CODE_GROUP, s->leaders.scales[group * 2], s->leaders.scales[group * 2 + 1] };
+        struct code_factors factors = { f, f + CODE_GROUP, s->leaders.scales[group * 2],
+            s->leaders.scales[group * 2 + 1] };
         uint32_t mask = kernel->estimate_32(&scratch->code, codes, &factors, base, bound, estimates);
         for (; mask != 0; mask &= mask - 1) {
             uint32_t i = (uint32_t)__builtin_ctz(mask);
-            (void)kernel->pool_insert(best, &best_count, SEALED_ENTRIES, pool_key(estimates[i], s->leader_nodes[first + i]));
+            (void)kernel->pool_insert(best, &best_count, SEALED_ENTRIES,
+                    pool_key(estimates[i], s->leader_nodes[first + i]));
             if (best_count == SEALED_ENTRIES) bound = pool_estimate(best[SEALED_ENTRIES - 1]);
         }
     }
@@ -182,8 +188,9 @@ static void query_prepare(const struct sealed *s, const float *query, struct ind
     rabitq_prepare(scratch->rotated, s->padded, scratch->lut, &scratch->code);
 }
 
-enum omen_err sealed_walk(const struct sealed *s, const struct index_search *search, uint32_t effort, uint32_t want,
-        struct index_scratch *scratch, struct index_hit *hits_out, uint32_t *count_out, struct index_cost *cost)
+enum omen_err sealed_walk(const struct sealed *s, const struct index_search *search, uint32_t effort,
+        uint32_t want, struct index_scratch *scratch, struct index_hit *hits_out, uint32_t *count_out,
+        struct index_cost *cost)
 {
     const struct code_kernel *kernel = code_kernel_get();
     enum omen_err rc = scratch_reserve(scratch, effort, 0);
@@ -206,10 +213,12 @@ enum omen_err sealed_walk(const struct sealed *s, const struct index_search *sea
         uint32_t node = pool_node(key), place = seen_place(scratch, node);
         if (scratch->seen[place] == node) continue;
         scratch->seen[place] = node;
-        if (++scratch->seen_count * 2 > scratch->seen_cap && seen_grow(scratch) != OMEN_OK) return OMEN_ENOMEM;
+        if (++scratch->seen_count * 2 > scratch->seen_cap && seen_grow(scratch) != OMEN_OK)
+            return OMEN_ENOMEM;
         uint8_t *row = sealed_row(s, node);
         const struct sealed_head *head = sealed_head(s, row);
-        float exact = kernel->l2sq_f32_u8(scratch->query, row + s->layout.own, head->own_lo, head->own_scale, s->dim);
+        float exact = kernel->l2sq_f32_u8(scratch->query, row + s->layout.own, head->own_lo, head->own_scale,
+                s->dim);
         if (search->filter == NULL || index_bit(search->filter, head->slot))
             index_heap_push(&found, (struct index_hit){ exact, node });
         float bound = count == effort ? pool_estimate(pool[count - 1]) : INFINITY, estimates[CODE_GROUP];
@@ -255,7 +264,8 @@ static enum omen_err search_gather(const struct sealed *s, const struct index_se
         uint32_t n = s->count - first < 64 ? s->count - first : 64;
         uint64_t word = n == 64 ? UINT64_MAX : (UINT64_C(1) << n) - 1;
         if (search->filter != NULL) word &= search->filter[first / 64];
-        if (first % 4096 == 0 && search->stop != NULL && search->stop(search->stop_arg)) return OMEN_EDEADLINE;
+        if (first % 4096 == 0 && search->stop != NULL && search->stop(search->stop_arg))
+            return OMEN_EDEADLINE;
         cost->rescored += (uint64_t)__builtin_popcountll(word);
         for (; word != 0; word &= word - 1) {
             uint32_t slot = first + (uint32_t)__builtin_ctzll(word);
@@ -269,9 +279,11 @@ static enum omen_err search_gather(const struct sealed *s, const struct index_se
     return OMEN_OK;
 }
 
-/* Slots by their flat 1-bit codes under the filter's bits, in order of slots; the nearest estimates are rescored. */
+/* Slots by their flat 1-bit codes under the filter's bits, in order of slots; the nearest estimates are
+ * rescored. */
 static enum omen_err search_scan(const struct sealed *s, const struct index_search *search,
-        struct index_scratch *scratch, struct index_hit *hits_out, uint32_t *count_out, struct index_cost *cost)
+        struct index_scratch *scratch, struct index_hit *hits_out, uint32_t *count_out,
+        struct index_cost *cost)
 {
     const struct code_kernel *kernel = code_kernel_get();
     uint32_t want = SCAN_RESCORED(search->k);
@@ -283,13 +295,18 @@ static enum omen_err search_scan(const struct sealed *s, const struct index_sear
     struct index_heap near = { scratch->hits, want, 0 };
     for (uint32_t first = 0; first < s->count; first += CODE_GROUP) {
         uint32_t group = first / CODE_GROUP;
-        uint32_t pass = search->filter == NULL ? UINT32_MAX : (uint32_t)(search->filter[first / 64] >> (first % 64));
-        if (group % SCAN_POLL_GROUPS == 0 && search->stop != NULL && search->stop(search->stop_arg)) return OMEN_EDEADLINE;
+        uint32_t pass = search->filter == NULL ? UINT32_MAX
+                                               : (uint32_t)(search->filter[first / 64] >> (first % 64));
+        if (group % SCAN_POLL_GROUPS == 0 && search->stop != NULL && search->stop(search->stop_arg))
+            return OMEN_EDEADLINE;
         if (pass == 0) continue;
         const uint8_t *codes = s->flat.groups + (size_t)group * s->flat.group_bytes;
         const uint16_t *f = (const uint16_t *)(const void *)(codes + rabitq_codes_bytes(s->padded));
-        struct code_factors factors = { f, f + CODE_GROUP, s->flat.scales[group * 2], s->flat.scales[group * 2 + 1] };
-        uint32_t mask = pass & kernel->estimate_32(&scratch->code, codes, &factors, base, index_heap_bound(&near), estimates);
+        struct code_factors factors = { f, f + CODE_GROUP, s->flat.scales[group * 2],
+            s->flat.scales[group * 2 + 1] };
+        uint32_t mask = pass &
+                kernel->estimate_32(&scratch->code, codes, &factors, base, index_heap_bound(&near),
+                        estimates);
         for (; mask != 0; mask &= mask - 1) {
             uint32_t i = (uint32_t)__builtin_ctz(mask);
             index_heap_push(&near, (struct index_hit){ estimates[i], first + i });
@@ -308,11 +325,12 @@ static enum omen_err search_scan(const struct sealed *s, const struct index_sear
     return OMEN_OK;
 }
 
-#define EFFORT_DEFAULT 64    /* without calibration */
-#define GATHER_ROWS 2000     /* fewer candidates than this are scored one by one */
+#define EFFORT_DEFAULT 64 /* without calibration */
+#define GATHER_ROWS 2000  /* fewer candidates than this are scored one by one */
 
 static enum omen_err sealed_search(const struct index *index, const struct index_search *search,
-        struct index_scratch *scratch, struct index_hit *hits_out, uint32_t *count_out, struct index_cost *cost)
+        struct index_scratch *scratch, struct index_hit *hits_out, uint32_t *count_out,
+        struct index_cost *cost)
 {
     const struct sealed *s = (const struct sealed *)index;
     *count_out = 0;
@@ -320,16 +338,20 @@ static enum omen_err sealed_search(const struct index *index, const struct index
     uint64_t passing = search->filter == NULL ? s->count
             : search->filter_count != 0       ? search->filter_count
                                               : index_bits_count(search->filter, s->count);
-    if (passing <= GATHER_ROWS || search->k >= passing / 4) return search_gather(s, search, hits_out, count_out, cost);
+    if (passing <= GATHER_ROWS || search->k >= passing / 4)
+        return search_gather(s, search, hits_out, count_out, cost);
     uint32_t effort = search->effort;
-    if (effort == 0) effort = sealed_effort(s, search->k, search->recall_target > 0 ? search->recall_target : s->recall_target);
+    if (effort == 0)
+        effort = sealed_effort(s, search->k,
+                search->recall_target > 0 ? search->recall_target : s->recall_target);
     if (effort == 0) effort = EFFORT_DEFAULT;
     if (effort == SEALED_EFFORT_SCAN) return search_gather(s, search, hits_out, count_out, cost);
     if (passing < s->count) { /* enough of the pool must pass, or another plan costs less */
         double widened = (double)effort * (double)s->count / (double)passing;
         double walk_ns = widened * HOP_NS, gather_ns = (double)passing * GATHER_NS;
         double scan_ns = (double)s->count * SCAN_NS + SCAN_RESCORED(search->k) * GATHER_NS;
-        if (gather_ns <= scan_ns && gather_ns <= walk_ns) return search_gather(s, search, hits_out, count_out, cost);
+        if (gather_ns <= scan_ns && gather_ns <= walk_ns)
+            return search_gather(s, search, hits_out, count_out, cost);
         if (scan_ns <= walk_ns) return search_scan(s, search, scratch, hits_out, count_out, cost);
         effort = widened > INDEX_EFFORT_MAX ? INDEX_EFFORT_MAX : (uint32_t)widened;
     }
@@ -344,8 +366,10 @@ static enum omen_err sealed_search(const struct index *index, const struct index
     struct index_heap heap = { hits_out, search->k, 0 };
     for (uint32_t i = 0; i < found; i++) {
         scratch->hits[i].slot = sealed_head(s, sealed_row(s, scratch->hits[i].slot))->slot;
-        const char *full = (const char *)(s->rows.data + (size_t)scratch->hits[i].slot * s->rows.stride_floats);
-        for (uint32_t at = 0; !exact && at < s->rows.dim * sizeof(float); at += 64) __builtin_prefetch(full + at, 0, 3);
+        const char *full = (const char *)(s->rows.data +
+                (size_t)scratch->hits[i].slot * s->rows.stride_floats);
+        for (uint32_t at = 0; !exact && at < s->rows.dim * sizeof(float); at += 64)
+            __builtin_prefetch(full + at, 0, 3);
     }
     for (uint32_t i = 0; i < found; i++) {
         uint32_t slot = scratch->hits[i].slot;
@@ -366,9 +390,11 @@ static void sealed_stats(const struct index *index, bool deep, struct index_stat
     stats_out->slot_count = stats_out->live_count = s->count;
     uint64_t flat_groups = (s->flat.count + CODE_GROUP - 1) / CODE_GROUP;
     uint64_t leader_groups = (s->leaders.count + CODE_GROUP - 1) / CODE_GROUP;
-    stats_out->memory_bytes = (uint64_t)s->count * s->layout.row_bytes + flat_groups * (s->flat.group_bytes + 8) +
-            leader_groups * (s->leaders.group_bytes + 8) + s->leaders.count * 4 + sizeof *s + s->padded * 4;
-    for (uint32_t node = 0; node < s->count; node++) stats_out->links += sealed_head(s, sealed_row(s, node))->degree;
+    stats_out->memory_bytes = (uint64_t)s->count * s->layout.row_bytes +
+            flat_groups * (s->flat.group_bytes + 8) + leader_groups * (s->leaders.group_bytes + 8) +
+            s->leaders.count * 4 + sizeof *s + s->padded * 4;
+    for (uint32_t node = 0; node < s->count; node++)
+        stats_out->links += sealed_head(s, sealed_row(s, node))->degree;
     stats_out->layer_count = 1;
     uint32_t effort = sealed_effort(s, 10, s->recall_target);
     stats_out->effort_default = effort == SEALED_EFFORT_SCAN ? 0 : (float)effort;

@@ -1,8 +1,9 @@
-/* Builds a sealed graph: codes, order, near neighbours by partition and multiplication, pruned links, packed rows, leaders.
+/* Builds a sealed graph: codes, order, near neighbours by partition and multiplication, pruned links, packed
+ * rows, leaders.
  *
- * Memory beside rows and finished graph, per row: codes D + lists 320 + links 128 + reverse 128 + 9 bytes; before packing
- * the lists give way to rotated vectors in f16 (2 D).
- * Threads: control->threads; see parallel.h. Determinism: not between thread counts (sealed_prune.c). */
+ * Memory beside rows and finished graph, per row: codes D + lists 320 + links 128 + reverse 128 + 9 bytes;
+ * before packing the lists give way to rotated vectors in f16 (2 D). Threads: control->threads; see
+ * parallel.h. Determinism: not between thread counts (sealed_prune.c). */
 #include <math.h>
 #include <string.h>
 
@@ -11,9 +12,10 @@
 #include "storage/index/sealed_build.h"
 #include "storage/kernel/kernel.h"
 
-#define SAMPLE_ROWS 4096      /* for mean and code step */
+#define SAMPLE_ROWS 4096 /* for mean and code step */
 #define F16_MAX 65000.0f
-#define F16_TARGET 1024.0f    /* rotated components are scaled to at most this: no overflow, full precision for small ones */
+#define F16_TARGET                                                                                           \
+    1024.0f /* rotated components are scaled to at most this: no overflow, full precision for small ones */
 
 /* ---- the space: mean, step, losslessness ---- */
 
@@ -36,7 +38,8 @@ static void space_measure(struct sealed *s)
     for (uint32_t slot = 0; slot < s->count; slot++) {
         if (s->lossless && !row_is_bytes(slot_row(s, slot), s->rows.dim)) s->lossless = false;
         if (s->rows.metric == METRIC_IP)
-            s->norm_max = fmaxf(s->norm_max, kernel_get()->dot_f32(slot_row(s, slot), slot_row(s, slot), s->rows.dim));
+            s->norm_max = fmaxf(s->norm_max,
+                    kernel_get()->dot_f32(slot_row(s, slot), slot_row(s, slot), s->rows.dim));
     }
     uint32_t samples = s->count < SAMPLE_ROWS ? s->count : SAMPLE_ROWS;
     double sums[CODE_DIM_MAX] = { 0 };
@@ -93,7 +96,8 @@ static enum omen_err nodes_reorder(struct build *b)
     int32_t *norms = mem_alloc(total * sizeof *norms), *sums = mem_alloc(total * sizeof *sums);
     int8_t *codes = sealed_pages_new(total * b->padded, &mapped);
     enum omen_err rc = OMEN_ENOMEM;
-    if (from != NULL && order != NULL && norms != NULL && sums != NULL && codes != NULL) rc = build_order(b, from);
+    if (from != NULL && order != NULL && norms != NULL && sums != NULL && codes != NULL)
+        rc = build_order(b, from);
     if (rc != OMEN_OK) {
         mem_free(order);
         mem_free(norms);
@@ -127,7 +131,8 @@ static void order_init(struct build *b)
 {
     uint32_t linked = 0, held = b->n, next = 0;
     for (uint32_t slot = 0; slot < b->total; slot++) {
-        uint32_t at = (uint32_t)((uint64_t)next * b->total / (b->held_out + 1)) + b->total / (b->held_out + 1) / 2;
+        uint32_t at = (uint32_t)((uint64_t)next * b->total / (b->held_out + 1)) +
+                b->total / (b->held_out + 1) / 2;
         if (next < b->held_out && slot == at) {
             b->order[held++] = slot;
             next++;
@@ -222,8 +227,8 @@ static void pack_node(const struct packing *p, struct packer *packer, uint32_t n
         ids[i] = links[i];
     }
     for (uint32_t i = degree; i < SEALED_DEGREE; i++) ids[i] = node;
-    struct rabitq_group group = { row, (uint16_t *)(void *)(row + s->layout.f), (uint16_t *)(void *)(row + s->layout.g),
-        &head->f_scale, &head->g_scale };
+    struct rabitq_group group = { row, (uint16_t *)(void *)(row + s->layout.f),
+        (uint16_t *)(void *)(row + s->layout.g), &head->f_scale, &head->g_scale };
     rabitq_encode(neighbours, degree, centre, b->padded, packer->scratch, &group);
     head->f_scale /= p->scale * p->scale;
     head->g_scale /= p->scale;
@@ -245,7 +250,8 @@ static bool pack_range(void *arg, uint32_t thread, uint32_t first, uint32_t end)
 }
 
 /* Codes of chosen nodes relative to the mean. */
-static enum omen_err sketch_build(struct packing *p, struct sealed_sketch *sketch, const uint32_t *nodes, uint32_t count)
+static enum omen_err sketch_build(struct packing *p, struct sealed_sketch *sketch, const uint32_t *nodes,
+        uint32_t count)
 {
     uint32_t padded = p->b->padded, groups = (count + CODE_GROUP - 1) / CODE_GROUP;
     mem_free(sketch->groups);
@@ -268,7 +274,8 @@ static enum omen_err sketch_build(struct packing *p, struct sealed_sketch *sketc
         uint8_t *codes = sketch->groups + (size_t)g * sketch->group_bytes;
         uint16_t *f = (uint16_t *)(void *)(codes + rabitq_codes_bytes(padded));
         float *scales = sketch->scales + 2 * g;
-        rabitq_encode(rows, n, NULL, padded, scratch, &(struct rabitq_group){ codes, f, f + CODE_GROUP, &scales[0], &scales[1] });
+        rabitq_encode(rows, n, NULL, padded, scratch,
+                &(struct rabitq_group){ codes, f, f + CODE_GROUP, &scales[0], &scales[1] });
         scales[0] /= p->scale * p->scale;
         scales[1] /= p->scale;
     }
@@ -302,7 +309,8 @@ static enum omen_err leaders_build(struct packing *p)
     struct sealed *s = b->s;
     uint32_t n = b->n, count = n / SEALED_LEADER_EVERY + 1;
     if (count > SEALED_LEADERS_SAMPLED) count = SEALED_LEADERS_SAMPLED;
-    uint32_t *nodes = mem_alloc(SEALED_LEADERS_MAX * sizeof *nodes), *stack = mem_alloc((size_t)n * sizeof *stack);
+    uint32_t *nodes = mem_alloc(SEALED_LEADERS_MAX * sizeof *nodes),
+             *stack = mem_alloc((size_t)n * sizeof *stack);
     uint64_t *reached = mem_calloc(n / 64 + 1, sizeof *reached);
     enum omen_err rc = nodes == NULL || stack == NULL || reached == NULL ? OMEN_ENOMEM : OMEN_OK;
     for (uint32_t i = 0; rc == OMEN_OK && i < count; i++) {
@@ -414,7 +422,8 @@ static bool build_init(struct build *b)
     b->reverse_counts = mem_calloc(n, 1);
     b->locks = mem_calloc(BUILD_LOCKS, sizeof *b->locks);
     return b->order != NULL && b->codes != NULL && b->norms != NULL && b->sums != NULL && b->lists != NULL &&
-            b->links != NULL && b->degrees != NULL && b->reverse != NULL && b->reverse_counts != NULL && b->locks != NULL;
+            b->links != NULL && b->degrees != NULL && b->reverse != NULL && b->reverse_counts != NULL &&
+            b->locks != NULL;
 }
 
 static enum omen_err build_run(struct build *b)
@@ -431,9 +440,10 @@ static enum omen_err build_run(struct build *b)
     return pack(b);
 }
 
-#define HELD_OUT 1000       /* rows kept back for calibration */
-#define HELD_OUT_SHARE 40   /* at most every 40th: a segment of many inserted rows is not the one that was calibrated */
-#define HELD_OUT_ROWS 2000  /* smaller segments are not calibrated: too few queries to say anything */
+#define HELD_OUT 1000 /* rows kept back for calibration */
+#define HELD_OUT_SHARE                                                                                       \
+    40 /* at most every 40th: a segment of many inserted rows is not the one that was calibrated */
+#define HELD_OUT_ROWS 2000 /* smaller segments are not calibrated: too few queries to say anything */
 
 static uint32_t held_out_count(const struct index_params *params, uint32_t count)
 {
@@ -458,14 +468,21 @@ enum omen_err index_sealed_build(const struct index_rows *rows, const struct ind
     if (rc == OMEN_OK && s->count > 0) {
         space_measure(s);
         uint32_t held_out = held_out_count(params, s->count);
-        struct build b = { .s = s, .params = params, .control = control, .n = s->count - held_out, .total = s->count,
-            .held_out = held_out, .padded = s->padded, .threads = parallel_threads(control) };
+        struct build b = { .s = s,
+            .params = params,
+            .control = control,
+            .n = s->count - held_out,
+            .total = s->count,
+            .held_out = held_out,
+            .padded = s->padded,
+            .threads = parallel_threads(control) };
         rc = build_init(&b) ? build_run(&b) : OMEN_ENOMEM;
         build_fini(&b);
     }
     if (rc != OMEN_OK) {
         sealed_free(&s->base);
-        return err_set(err, rc, NULL, rc == OMEN_ECANCELED ? "the build was cancelled" : "no memory to build the index");
+        return err_set(err, rc, NULL,
+                rc == OMEN_ECANCELED ? "the build was cancelled" : "no memory to build the index");
     }
     *index_out = &s->base;
     return OMEN_OK;

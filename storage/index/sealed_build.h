@@ -7,9 +7,9 @@
 #include "storage/index/parallel.h"
 #include "storage/index/sealed_impl.h"
 
-#define BUILD_LIST 48          /* nearest candidates kept per node while leaves are multiplied */
-#define BUILD_REVERSE 32       /* reverse edges collected per node */
-#define BUILD_CANDIDATES 64    /* of one prune: a mask of 64 bits */
+#define BUILD_LIST 48       /* nearest candidates kept per node while leaves are multiplied */
+#define BUILD_REVERSE 32    /* reverse edges collected per node */
+#define BUILD_CANDIDATES 64 /* of one prune: a mask of 64 bits */
 #define BUILD_LOCKS 8192
 
 struct build_near {
@@ -21,24 +21,24 @@ struct build {
     struct sealed *s;
     const struct index_params *params;
     const struct index_control *control;
-    uint32_t n;          /* nodes that are linked now: all but the held-out ones, later all */
-    uint32_t total;      /* rows */
-    uint32_t held_out;   /* the last nodes: kept back for calibration, then inserted */
+    uint32_t n;        /* nodes that are linked now: all but the held-out ones, later all */
+    uint32_t total;    /* rows */
+    uint32_t held_out; /* the last nodes: kept back for calibration, then inserted */
     uint32_t padded;
     uint32_t threads;
-    uint32_t *order;     /* [total] node -> slot */
-    int8_t *codes;       /* [total][padded] rotated, centred, one step for all; by node */
+    uint32_t *order; /* [total] node -> slot */
+    int8_t *codes;   /* [total][padded] rotated, centred, one step for all; by node */
     size_t codes_mapped;
-    float code_step;     /* internal units per code unit */
-    int32_t *norms;      /* [n] sum of squares of a code */
-    int32_t *sums;       /* [n] sum of a code: what the offset of packed tiles adds */
+    float code_step;          /* internal units per code unit */
+    int32_t *norms;           /* [n] sum of squares of a code */
+    int32_t *sums;            /* [n] sum of a code: what the offset of packed tiles adds */
     struct build_near *lists; /* [n][BUILD_LIST] ascending, unused ones at the end with INT32_MAX */
     size_t lists_mapped;
-    uint32_t *links;     /* [n][SEALED_DEGREE] */
-    uint8_t *degrees;    /* [n] */
-    uint32_t *reverse;   /* [n][BUILD_REVERSE] */
+    uint32_t *links;   /* [n][SEALED_DEGREE] */
+    uint8_t *degrees;  /* [n] */
+    uint32_t *reverse; /* [n][BUILD_REVERSE] */
     atomic_uchar *reverse_counts;
-    atomic_flag *locks;  /* [BUILD_LOCKS] of lists, by node % BUILD_LOCKS */
+    atomic_flag *locks; /* [BUILD_LOCKS] of lists, by node % BUILD_LOCKS */
 };
 
 static inline const int8_t *build_code(const struct build *b, uint32_t node)
@@ -52,11 +52,12 @@ enum omen_err build_order(struct build *b, uint32_t *order_out);
 enum omen_err build_multiply(struct build *b);
 /* Lists -> pruned links, reverse links, pruned again. */
 enum omen_err build_prune(struct build *b);
-/* Links again, from what a walk to each node meets in the packed graph: rows must be packed anew afterwards. */
+/* Links again, from what a walk to each node meets in the packed graph: rows must be packed anew afterwards.
+ */
 enum omen_err build_refine(struct build *b);
-/* Links of a new node from nodes found near it, and the links back: the touched nodes' links change, their rows do not yet.
- * found [count] by node, any order, at most BUILD_CANDIDATES; packed [padded * 32], 64-byte aligned. touched_out has room for
- * SEALED_DEGREE more. One thread at a time. */
+/* Links of a new node from nodes found near it, and the links back: the touched nodes' links change, their
+ * rows do not yet. found [count] by node, any order, at most BUILD_CANDIDATES; packed [padded * 32], 64-byte
+ * aligned. touched_out has room for SEALED_DEGREE more. One thread at a time. */
 void build_link(struct build *b, uint32_t node, const uint32_t *found, uint32_t count, uint8_t *packed,
         uint32_t *touched_out, uint32_t *touched_count);
 /* Recall as a function of effort from the held-out rows, into s->curve. Rows 0..n-1 are packed. */

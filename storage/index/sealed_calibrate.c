@@ -1,10 +1,10 @@
 /* Calibration of a sealed graph: recall as a function of effort on rows that are not in it yet.
  *
- * Rows that are already linked would lie as queries (0.955 measured where real ones got 0.847), so about 1,000 rows are kept
- * back, searched for, and inserted afterwards. Their true neighbours come from one exact scan with queries in blocks. A hit
- * counts when its distance is at most the k-th true one times (1 + 1e-5). The curve keeps recall less 1.65 standard errors, so
- * that unseen queries reach the target with 95 % confidence.
- * Threads: control->threads. Determinism: follows from the graph. */
+ * Rows that are already linked would lie as queries (0.955 measured where real ones got 0.847), so about
+ * 1,000 rows are kept back, searched for, and inserted afterwards. Their true neighbours come from one exact
+ * scan with queries in blocks. A hit counts when its distance is at most the k-th true one times (1 + 1e-5).
+ * The curve keeps recall less 1.65 standard errors, so that unseen queries reach the target with 95 %
+ * confidence. Threads: control->threads. Determinism: follows from the graph. */
 #include <math.h>
 #include <string.h>
 
@@ -13,15 +13,15 @@
 #include "storage/kernel/kernel.h"
 
 #define TRUTH_K 100
-#define TRUTH_TILE 512        /* rows */
-#define TRUTH_QUERIES 32      /* that share a tile */
+#define TRUTH_TILE 512   /* rows */
+#define TRUTH_QUERIES 32 /* that share a tile */
 #define TIE 1e-5f
 #define CONFIDENCE 1.65
-#define RECALL_ENOUGH 0.9995  /* of the largest k: higher efforts are not tried */
+#define RECALL_ENOUGH 0.9995 /* of the largest k: higher efforts are not tried */
 
 static const uint32_t curve_k[SEALED_CURVE_KS] = { 1, 10, 100 };
-static const uint32_t efforts[SEALED_CURVE_POINTS] = { 10, 14, 18, 24, 32, 40, 48, 56, 64, 80, 100, 128, 160, 200, 256, 320,
-    448, 640, 1024, 2048 };
+static const uint32_t efforts[SEALED_CURVE_POINTS] = { 10, 14, 18, 24, 32, 40, 48, 56, 64, 80, 100, 128, 160,
+    200, 256, 320, 448, 640, 1024, 2048 };
 
 struct calibration {
     struct build *b;
@@ -53,13 +53,15 @@ static void truth_block(struct calibration *c, struct truth *t, uint32_t first, 
     }
     for (uint32_t at = 0; at < b->n; at += TRUTH_TILE) {
         uint32_t n = b->n - at < TRUTH_TILE ? b->n - at : TRUTH_TILE;
-        for (uint32_t i = 0; i < n; i++) memcpy(t->rows + (size_t)i * dim, node_row(b, at + i), dim * sizeof(float));
-        (b->s->rows.metric == METRIC_L2 ? kernel->l2sq_f32_block : kernel->negdot_f32_block)(
-                t->queries, dim, count, t->rows, dim, n, dim, t->distances);
+        for (uint32_t i = 0; i < n; i++)
+            memcpy(t->rows + (size_t)i * dim, node_row(b, at + i), dim * sizeof(float));
+        (b->s->rows.metric == METRIC_L2 ? kernel->l2sq_f32_block : kernel->negdot_f32_block)(t->queries, dim,
+                count, t->rows, dim, n, dim, t->distances);
         for (uint32_t q = 0; q < count; q++) {
             for (uint32_t i = 0; i < n; i++) {
                 float d = t->distances[(size_t)q * n + i];
-                if (d < index_heap_bound(&heaps[q])) index_heap_push(&heaps[q], (struct index_hit){ d, at + i });
+                if (d < index_heap_bound(&heaps[q]))
+                    index_heap_push(&heaps[q], (struct index_hit){ d, at + i });
             }
         }
     }
@@ -91,7 +93,8 @@ static bool truth_range(void *arg, uint32_t thread, uint32_t first, uint32_t end
 }
 
 /* One query at the effort at hand: share of the true neighbours that a search for each k would return. */
-static enum omen_err recall_of(struct calibration *c, uint32_t query, struct index_scratch *scratch, struct index_hit *hits)
+static enum omen_err recall_of(struct calibration *c, uint32_t query, struct index_scratch *scratch,
+        struct index_hit *hits)
 {
     const struct sealed *s = c->b->s;
     uint32_t want = sealed_want(s, curve_k[SEALED_CURVE_KS - 1]), found = 0, near[SEALED_CURVE_KS] = { 0 };
@@ -119,7 +122,8 @@ static bool recall_range(void *arg, uint32_t thread, uint32_t first, uint32_t en
     struct index_hit *hits = mem_alloc(sealed_want(c->b->s, TRUTH_K) * sizeof *hits);
     bool fine = scratch != NULL && hits != NULL;
     (void)thread;
-    for (uint32_t query = first; fine && query < end; query++) fine = recall_of(c, query, scratch, hits) == OMEN_OK;
+    for (uint32_t query = first; fine && query < end; query++)
+        fine = recall_of(c, query, scratch, hits) == OMEN_OK;
     index_scratch_free(&c->b->s->base, scratch);
     mem_free(hits);
     return fine;
@@ -151,7 +155,9 @@ enum omen_err build_calibrate(struct build *b)
         curve->effort[i] = efforts[i];
         for (uint32_t j = 0; j < SEALED_CURVE_KS; j++) {
             curve->recall[j][i] = careful_mean(&c, j);
-            if (i > 0) curve->recall[j][i] = fmaxf(curve->recall[j][i], curve->recall[j][i - 1]); /* noise: it never falls */
+            if (i > 0)
+                curve->recall[j][i] = fmaxf(curve->recall[j][i],
+                        curve->recall[j][i - 1]); /* noise: it never falls */
         }
         curve->points = i + 1;
         if (curve->recall[SEALED_CURVE_KS - 1][i] >= RECALL_ENOUGH) break;

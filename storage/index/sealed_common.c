@@ -1,4 +1,5 @@
-/* What the sealed graph's builder, search and file share: layout, internal vectors, huge pages. Threads: no state. */
+/* What the sealed graph's builder, search and file share: layout, internal vectors, huge pages. Threads: no
+ * state. */
 #include <math.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -81,7 +82,8 @@ void sealed_free(struct index *index)
     mem_free(s);
 }
 
-#define CURVE_SLACK 0.005f /* the curve is less 1.65 standard errors: a target this little above its end is met */
+#define CURVE_SLACK                                                                                          \
+    0.005f /* the curve is less 1.65 standard errors: a target this little above its end is met */
 
 static const uint32_t curve_k[SEALED_CURVE_KS] = { 1, 10, 100 };
 
@@ -96,9 +98,11 @@ uint32_t sealed_effort(const struct sealed *s, uint32_t k, float recall_target)
         if (recall[i] < recall_target) continue;
         if (i == 0) return curve->effort[0];
         float part = (recall_target - recall[i - 1]) / (recall[i] - recall[i - 1]);
-        return curve->effort[i - 1] + (uint32_t)ceilf(part * (float)(curve->effort[i] - curve->effort[i - 1]));
+        return curve->effort[i - 1] +
+                (uint32_t)ceilf(part * (float)(curve->effort[i] - curve->effort[i - 1]));
     }
-    return recall_target <= recall[curve->points - 1] + CURVE_SLACK ? curve->effort[curve->points - 1] : SEALED_EFFORT_SCAN;
+    return recall_target <= recall[curve->points - 1] + CURVE_SLACK ? curve->effort[curve->points - 1]
+                                                                    : SEALED_EFFORT_SCAN;
 }
 
 #define RESCORE_SLACK 6 /* rows rescored beside k and a quarter of it */

@@ -1,11 +1,8 @@
-/* The file of a sealed graph: FORMAT.md says the same in prose. One header page, eight sections at page boundaries, each with
- * its own checksum; the layout follows from the counts, so a file has no freedom to lie in.
+/* The file of a sealed graph; its bytes are a table in FORMAT.md. One header page, eight sections at page
+ * boundaries, each with its own checksum; the layout follows from the counts, so a file has no freedom to lie.
  *
- * Sealed file v1, little-endian. Header, 4096 bytes: 0 magic "OMIX" | 4 u16 version | 6 u16 kind (2 = sealed) |
- *   8 u64 file_bytes | 16 u32 count | 20 u32 dim | 24 u32 metric | 28 u32 padded | 32 u32 row_bytes | 36 u32 flags (1 lossless) |
- *   40 f32 norm_max | 44 f32 recall_target | 48 u64 rotation seed | 56 u32 leader_count | 60 u32 section_count |
- *   64 sections { u64 offset, u64 bytes, u32 crc32c, u32 zero } | zeros, checked | 4092 u32 crc32c of 0..4091
- * Threads: one owner. Nothing read is trusted: sizes before allocation, checksums before content, ids and slots before use. */
+ * Threads: one owner. Nothing read is trusted: sizes before allocation, checksums before content, ids and
+ * slots before use. */
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -25,8 +22,17 @@
 #define CURVE_BYTES (8 + SEALED_CURVE_POINTS * 4 * (1 + SEALED_CURVE_KS))
 #define FLAG_LOSSLESS 1u
 
-enum section { SECTION_MEAN, SECTION_CURVE, SECTION_LEADER_NODES, SECTION_LEADERS, SECTION_LEADER_SCALES, SECTION_FLAT,
-    SECTION_FLAT_SCALES, SECTION_GRAPH, SECTION_COUNT };
+enum section {
+    SECTION_MEAN,
+    SECTION_CURVE,
+    SECTION_LEADER_NODES,
+    SECTION_LEADERS,
+    SECTION_LEADER_SCALES,
+    SECTION_FLAT,
+    SECTION_FLAT_SCALES,
+    SECTION_GRAPH,
+    SECTION_COUNT
+};
 
 struct section_place {
     uint64_t offset, bytes;
@@ -38,9 +44,9 @@ static uint64_t places(const struct sealed *s, struct section_place out[SECTION_
     uint64_t leader_groups = (s->leaders.count + CODE_GROUP - 1) / CODE_GROUP;
     uint64_t flat_groups = ((uint64_t)s->count + CODE_GROUP - 1) / CODE_GROUP;
     uint64_t group_bytes = rabitq_codes_bytes(s->padded) + CODE_GROUP * 4;
-    const uint64_t bytes[SECTION_COUNT] = { (uint64_t)s->padded * 4, CURVE_BYTES, (uint64_t)s->leaders.count * 4,
-        leader_groups * group_bytes, leader_groups * 8, flat_groups * group_bytes, flat_groups * 8,
-        (uint64_t)s->count * s->layout.row_bytes };
+    const uint64_t bytes[SECTION_COUNT] = { (uint64_t)s->padded * 4, CURVE_BYTES,
+        (uint64_t)s->leaders.count * 4, leader_groups * group_bytes, leader_groups * 8,
+        flat_groups * group_bytes, flat_groups * 8, (uint64_t)s->count * s->layout.row_bytes };
     uint64_t at = PAGE;
     for (int i = 0; i < SECTION_COUNT; i++) {
         out[i] = (struct section_place){ at, bytes[i] };
@@ -69,7 +75,8 @@ static bool curve_load(const uint8_t in[CURVE_BYTES], struct sealed_curve *curve
         if (i > 0 && curve_out->effort[i] <= curve_out->effort[i - 1]) return false;
         for (uint32_t j = 0; j < SEALED_CURVE_KS; j++) {
             float recall = curve_out->recall[j][i];
-            if (!(recall >= -1 && recall <= 1) || (i > 0 && recall < curve_out->recall[j][i - 1])) return false;
+            if (!(recall >= -1 && recall <= 1) || (i > 0 && recall < curve_out->recall[j][i - 1]))
+                return false;
         }
     }
     return true;
@@ -112,7 +119,8 @@ static enum omen_err write_file(const struct sealed *s, struct vfs_file *file, s
     uint64_t file_bytes = places(s, place);
     curve_store(&s->curve, curve);
     const uint8_t *data[SECTION_COUNT] = { (const uint8_t *)s->mean, curve, (const uint8_t *)s->leader_nodes,
-        s->leaders.groups, (const uint8_t *)s->leaders.scales, s->flat.groups, (const uint8_t *)s->flat.scales, s->graph };
+        s->leaders.groups, (const uint8_t *)s->leaders.scales, s->flat.groups,
+        (const uint8_t *)s->flat.scales, s->graph };
     header_fill(s, place, file_bytes, data, header);
     enum omen_err rc = vfs_truncate(file, 0, err);
     if (rc == OMEN_OK) rc = vfs_truncate(file, file_bytes, err);
@@ -129,7 +137,10 @@ enum omen_err sealed_save(const struct index *index, struct vfs *vfs, const char
     int n = snprintf(aside, sizeof aside, "%s.tmp", path);
     if (n < 0 || (size_t)n >= sizeof aside) return err_set(err, OMEN_EINVAL, "path", "the path is too long");
     const char *slash = strrchr(path, '/');
-    snprintf(directory, sizeof directory, "%.*s", slash == NULL ? 1 : slash == path ? 1 : (int)(slash - path),
+    snprintf(directory, sizeof directory, "%.*s",
+            slash == NULL           ? 1
+                    : slash == path ? 1
+                                    : (int)(slash - path),
             slash == NULL ? "." : path);
     struct vfs_file *file;
     enum omen_err rc = vfs_open(vfs, aside, VFS_WRITE | VFS_CREATE, &file, err);
@@ -164,7 +175,8 @@ static enum omen_err header_check(struct reader *r, struct sealed *s)
 {
     const uint8_t *h = r->header;
     if (memcmp(h, "OMIX", 4) != 0) return header_wrong(r, 0, "no index file: wrong magic");
-    if (load_u32(h + HEADER_CRC) != crc32c(0, h, HEADER_CRC)) return header_wrong(r, HEADER_CRC, "wrong header checksum");
+    if (load_u32(h + HEADER_CRC) != crc32c(0, h, HEADER_CRC))
+        return header_wrong(r, HEADER_CRC, "wrong header checksum");
     if (load_u16(h + 4) != FILE_VERSION)
         return err_set(r->err, OMEN_EVERSION, NULL, "%s: index file version %u, this build reads %d", r->path,
                 load_u16(h + 4), FILE_VERSION);
@@ -172,7 +184,8 @@ static enum omen_err header_check(struct reader *r, struct sealed *s)
     if (load_u64(h + 8) != r->file_bytes) return header_wrong(r, 8, "file is not as long as it says");
     if (load_u32(h + 16) != s->rows.count) return header_wrong(r, 16, "count is not that of the rows");
     if (load_u32(h + 20) != s->rows.dim) return header_wrong(r, 20, "dim is not that of the rows");
-    if (load_u32(h + 24) != (uint32_t)s->rows.metric) return header_wrong(r, 24, "metric is not that of the rows");
+    if (load_u32(h + 24) != (uint32_t)s->rows.metric)
+        return header_wrong(r, 24, "metric is not that of the rows");
     if (load_u32(h + 28) != s->padded) return header_wrong(r, 28, "wrong padded dimension");
     if (load_u32(h + 32) != s->layout.row_bytes) return header_wrong(r, 32, "wrong row size");
     if (load_u32(h + 36) > FLAG_LOSSLESS) return header_wrong(r, 36, "unknown flags");
@@ -183,13 +196,15 @@ static enum omen_err header_check(struct reader *r, struct sealed *s)
         return header_wrong(r, 40, "norm or recall target out of range");
     s->seed = load_u64(h + 48);
     s->leaders.count = load_u32(h + 56);
-    if (s->leaders.count > SEALED_LEADERS_MAX || s->leaders.count > s->count || (s->count > 0 && s->leaders.count == 0))
+    if (s->leaders.count > SEALED_LEADERS_MAX || s->leaders.count > s->count ||
+            (s->count > 0 && s->leaders.count == 0))
         return header_wrong(r, 56, "impossible number of leaders");
     if (load_u32(h + 60) != SECTION_COUNT) return header_wrong(r, 60, "wrong number of sections");
     if (places(s, r->place) != r->file_bytes) return header_wrong(r, 8, "length does not fit the counts");
     for (int i = 0; i < SECTION_COUNT; i++) {
         const uint8_t *at = h + SECTIONS_AT + i * SECTION_BYTES;
-        if (load_u64(at) != r->place[i].offset || load_u64(at + 8) != r->place[i].bytes || load_u32(at + 20) != 0)
+        if (load_u64(at) != r->place[i].offset || load_u64(at + 8) != r->place[i].bytes ||
+                load_u32(at + 20) != 0)
             return header_wrong(r, (uint64_t)(at - h), "a section is not where it must be");
     }
     for (uint32_t i = SECTIONS_AT + SECTION_COUNT * SECTION_BYTES; i < HEADER_CRC; i++)
@@ -222,19 +237,22 @@ static enum omen_err graph_check(struct reader *r, const struct sealed *s)
         const struct sealed_head *head = sealed_head(s, row);
         const uint32_t *ids = sealed_ids(s, row);
         bool fine = head->slot < s->count && head->degree <= SEALED_DEGREE && isfinite(head->own_lo) &&
-                isfinite(head->own_scale) && isfinite(head->f_scale) && isfinite(head->g_scale) && head->f_scale > 0;
+                isfinite(head->own_scale) && isfinite(head->f_scale) && isfinite(head->g_scale) &&
+                head->f_scale > 0;
         for (uint32_t i = 0; fine && i < SEALED_DEGREE; i++) fine = ids[i] < s->count;
         if (fine && index_bit(taken, head->slot)) fine = false;
         if (fine)
             taken[head->slot / 64] |= UINT64_C(1) << (head->slot % 64);
         else
-            rc = header_wrong(r, r->place[SECTION_GRAPH].offset + (uint64_t)node * s->layout.row_bytes, "impossible row");
+            rc = header_wrong(r, r->place[SECTION_GRAPH].offset + (uint64_t)node * s->layout.row_bytes,
+                    "impossible row");
     }
     for (uint32_t i = 0; rc == OMEN_OK && i < s->leaders.count; i++)
         if (s->leader_nodes[i] >= s->count)
             rc = header_wrong(r, r->place[SECTION_LEADER_NODES].offset + i * 4u, "impossible leader");
     for (uint32_t i = 0; rc == OMEN_OK && i < s->padded; i++)
-        if (!isfinite(s->mean[i])) rc = header_wrong(r, r->place[SECTION_MEAN].offset + i * 4u, "mean is not finite");
+        if (!isfinite(s->mean[i]))
+            rc = header_wrong(r, r->place[SECTION_MEAN].offset + i * 4u, "mean is not finite");
     mem_free(taken);
     return rc;
 }
@@ -247,8 +265,8 @@ static bool sections_alloc(const struct reader *r, struct sealed *s)
     s->leaders.scales = mem_alloc(r->place[SECTION_LEADER_SCALES].bytes + 1);
     s->flat.groups = mem_alloc_aligned(64, r->place[SECTION_FLAT].bytes + 64);
     s->flat.scales = mem_alloc(r->place[SECTION_FLAT_SCALES].bytes + 1);
-    return s->mean != NULL && s->leader_nodes != NULL && s->leaders.groups != NULL && s->leaders.scales != NULL &&
-            s->flat.groups != NULL && s->flat.scales != NULL;
+    return s->mean != NULL && s->leader_nodes != NULL && s->leaders.groups != NULL &&
+            s->leaders.scales != NULL && s->flat.groups != NULL && s->flat.scales != NULL;
 }
 
 static enum omen_err graph_open(struct reader *r, struct sealed *s, bool pin)
@@ -263,7 +281,8 @@ static enum omen_err graph_open(struct reader *r, struct sealed *s, bool pin)
     if (rc != OMEN_OK) return rc;
     s->file = r->file;
     s->file_bytes = r->file_bytes;
-    s->graph = (uint8_t *)(uintptr_t)(s->file_map + place->offset); /* read-only: nothing writes a sealed row */
+    s->graph = (uint8_t *)(uintptr_t)(s->file_map +
+            place->offset); /* read-only: nothing writes a sealed row */
     return section_verify(r, SECTION_GRAPH, s->graph);
 }
 
@@ -293,13 +312,15 @@ enum omen_err index_sealed_map(struct vfs *vfs, const char *path, const struct i
     if (s == NULL) return err_set(err, OMEN_ENOMEM, NULL, "no memory for an index");
     enum omen_err rc = vfs_open(vfs, path, VFS_READ, &r.file, err);
     if (rc == OMEN_OK) rc = vfs_size(r.file, &r.file_bytes, err);
-    if (rc == OMEN_OK && r.file_bytes < PAGE) rc = header_wrong(&r, r.file_bytes, "file ends inside its header");
+    if (rc == OMEN_OK && r.file_bytes < PAGE)
+        rc = header_wrong(&r, r.file_bytes, "file ends inside its header");
     if (rc == OMEN_OK) rc = vfs_pread(r.file, r.header, PAGE, 0, err);
     if (rc == OMEN_OK) rc = header_check(&r, s);
     if (rc == OMEN_OK) {
         rotation_init(&s->rotation, s->dim, s->seed);
         s->flat.count = s->count;
-        s->flat.group_bytes = s->leaders.group_bytes = (uint32_t)rabitq_codes_bytes(s->padded) + CODE_GROUP * 4;
+        s->flat.group_bytes = s->leaders.group_bytes = (uint32_t)rabitq_codes_bytes(s->padded) +
+                CODE_GROUP * 4;
         rc = sections_open(&r, s, pin);
     }
     if (s->file == NULL) vfs_close(r.file);

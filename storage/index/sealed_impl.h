@@ -1,4 +1,5 @@
-/* The sealed graph's own structs, shared by its builder, search and file; private to storage/index. See sealed.c. */
+/* The sealed graph's own structs, shared by its builder, search and file; private to storage/index. See
+ * sealed.c. */
 #ifndef OMEN_STORAGE_INDEX_SEALED_IMPL_H
 #define OMEN_STORAGE_INDEX_SEALED_IMPL_H
 
@@ -9,13 +10,13 @@
 #include "storage/quant/rabitq.h"
 #include "storage/quant/rotation.h"
 
-#define SEALED_DEGREE CODE_GROUP  /* neighbours in a row; their codes are one fast-scan group */
+#define SEALED_DEGREE CODE_GROUP    /* neighbours in a row; their codes are one fast-scan group */
 #define SEALED_LEADERS_SAMPLED 4096 /* nodes whose codes are scanned for the entry */
-#define SEALED_LEADERS_MAX 8192   /* with those that stand for parts nobody else reaches */
-#define SEALED_LEADER_EVERY 16    /* rows per leader in small segments */
-#define SEALED_ENTRIES 4          /* nearest leaders that a walk starts from */
-#define SEALED_CURVE_POINTS 20    /* efforts in a calibration curve */
-#define SEALED_CURVE_KS 3         /* k = 1, 10, 100 */
+#define SEALED_LEADERS_MAX 8192     /* with those that stand for parts nobody else reaches */
+#define SEALED_LEADER_EVERY 16      /* rows per leader in small segments */
+#define SEALED_ENTRIES 4            /* nearest leaders that a walk starts from */
+#define SEALED_CURVE_POINTS 20      /* efforts in a calibration curve */
+#define SEALED_CURVE_KS 3           /* k = 1, 10, 100 */
 #define SEALED_INTERNAL_DIM_MAX (OMEN_DIM_MAX + 1) /* ip takes one more: the augmented component */
 static_assert((SEALED_INTERNAL_DIM_MAX + 63) / 64 * 64 <= CODE_DIM_MAX, "codes hold the augmented dimension");
 
@@ -40,8 +41,8 @@ struct sealed_layout {
 struct sealed_sketch {
     uint32_t count;
     uint32_t group_bytes;
-    uint8_t *groups;      /* [ceil(count/32)][group_bytes], 64-byte aligned, owned or part of the map */
-    float *scales;        /* [ceil(count/32)][2] f and g */
+    uint8_t *groups; /* [ceil(count/32)][group_bytes], 64-byte aligned, owned or part of the map */
+    float *scales;   /* [ceil(count/32)][2] f and g */
 };
 
 struct sealed_curve {
@@ -54,18 +55,18 @@ struct sealed {
     struct index base;
     struct index_rows rows; /* borrowed */
     uint32_t count;
-    uint32_t dim;            /* internal: rows.dim, one more under ip */
-    uint32_t padded;         /* D */
+    uint32_t dim;    /* internal: rows.dim, one more under ip */
+    uint32_t padded; /* D */
     struct sealed_layout layout;
     struct rotation rotation;
-    float *mean;             /* [padded] of the internal vectors, zero past dim */
-    float norm_max;          /* ip: the largest |x|^2, which the augmented component fills up to */
-    bool lossless;           /* own bytes are the row itself (integers 0..255): no rescoring under l2 */
-    uint8_t *graph;          /* [count][row_bytes], huge pages, owned */
-    size_t graph_bytes;      /* as mapped */
+    float *mean;                  /* [padded] of the internal vectors, zero past dim */
+    float norm_max;               /* ip: the largest |x|^2, which the augmented component fills up to */
+    bool lossless;                /* own bytes are the row itself (integers 0..255): no rescoring under l2 */
+    uint8_t *graph;               /* [count][row_bytes], huge pages, owned */
+    size_t graph_bytes;           /* as mapped */
     struct sealed_sketch leaders; /* by place in leader_nodes */
     struct sealed_sketch flat;    /* by slot, so that a filter's bits fall together with it */
-    uint32_t *leader_nodes;  /* [leaders.count] */
+    uint32_t *leader_nodes;       /* [leaders.count] */
     struct sealed_curve curve;
     float recall_target;
     uint64_t seed;           /* of the rotation */
@@ -78,14 +79,18 @@ static inline uint8_t *sealed_row(const struct sealed *s, uint32_t node)
 {
     return s->graph + (size_t)node * s->layout.row_bytes;
 }
-static inline uint32_t *sealed_ids(const struct sealed *s, uint8_t *row) { return (uint32_t *)(void *)(row + s->layout.ids); }
+static inline uint32_t *sealed_ids(const struct sealed *s, uint8_t *row)
+{
+    return (uint32_t *)(void *)(row + s->layout.ids);
+}
 static inline struct sealed_head *sealed_head(const struct sealed *s, uint8_t *row)
 {
     return (struct sealed_head *)(void *)(row + s->layout.head);
 }
 
 void sealed_layout_init(struct sealed_layout *layout, uint32_t padded);
-/* Internal vector of a row or query: copied, augmented under ip, zero-padded. out [padded]. `augment` = a row, not a query. */
+/* Internal vector of a row or query: copied, augmented under ip, zero-padded. out [padded]. `augment` = a
+ * row, not a query. */
 void sealed_internal(const struct sealed *s, const float *vector, bool augment, float *out);
 /* Internal vector -> rotated, centred. In place, 64-byte aligned. */
 void sealed_rotate(const struct sealed *s, float *v);
@@ -103,12 +108,14 @@ enum omen_err sealed_save(const struct index *index, struct vfs *vfs, const char
 /* Smallest effort that the curve gives for k and target; 0 without a curve. */
 uint32_t sealed_effort(const struct sealed *s, uint32_t k, float recall_target);
 
-/* Visited nodes that a search for k looks at again: k when their own bytes are exact, else some more to be rescored. */
+/* Visited nodes that a search for k looks at again: k when their own bytes are exact, else some more to be
+ * rescored. */
 uint32_t sealed_want(const struct sealed *s, uint32_t k);
 
-/* One walk: the nearest `want` nodes that were visited, by their own codes, nearest first, slots still node numbers.
- * Used by searches and, while building, for linking and calibration. */
-enum omen_err sealed_walk(const struct sealed *s, const struct index_search *search, uint32_t effort, uint32_t want,
-        struct index_scratch *scratch, struct index_hit *hits_out, uint32_t *count_out, struct index_cost *cost);
+/* One walk: the nearest `want` nodes that were visited, by their own codes, nearest first, slots still node
+ * numbers. Used by searches and, while building, for linking and calibration. */
+enum omen_err sealed_walk(const struct sealed *s, const struct index_search *search, uint32_t effort,
+        uint32_t want, struct index_scratch *scratch, struct index_hit *hits_out, uint32_t *count_out,
+        struct index_cost *cost);
 
 #endif

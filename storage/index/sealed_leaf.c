@@ -1,23 +1,24 @@
-/* Partition and multiply: near neighbours of every node from overlapping partitions (PiPNN, arXiv 2602.21247).
+/* Partition and multiply: near neighbours of every node from overlapping partitions (PiPNN, arXiv
+ * 2602.21247).
  *
- * A partition is one pass of all nodes over a random sample of leaders; every node joins the leaves of its nearest few, so that
- * leaves overlap where clusters meet. Inside a leaf all pairs are multiplied in tiles (i8 codes, VNNI) and the 16 nearest of
- * each row are merged into its list. Repeated with other leaders until the lists are good.
- * Threads: leaves and blocks of nodes in parallel; lists under a lock per node. Determinism: lists are the best of a set, so
- * they do not depend on the order of merges. */
+ * A partition is one pass of all nodes over a random sample of leaders; every node joins the leaves of its
+ * nearest few, so that leaves overlap where clusters meet. Inside a leaf all pairs are multiplied in tiles
+ * (i8 codes, VNNI) and the 16 nearest of each row are merged into its list. Repeated with other leaders until
+ * the lists are good. Threads: leaves and blocks of nodes in parallel; lists under a lock per node.
+ * Determinism: lists are the best of a set, so they do not depend on the order of merges. */
 #include <string.h>
 
 #include "common/check.h"
 #include "common/mem.h"
 #include "storage/index/sealed_build.h"
 
-#define LEAF_ROWS 1000       /* aimed at */
-#define LEAF_ROWS_MAX 2048   /* a larger leaf is cut again */
+#define LEAF_ROWS 1000     /* aimed at */
+#define LEAF_ROWS_MAX 2048 /* a larger leaf is cut again */
 #define LEAF_DEPTH_MAX 8
 #define LEADERS_MAX 65536
 #define PARTITIONS 4
-#define OVERLAP 3            /* leaves that a node joins per partition */
-#define BLOCK 64             /* rows multiplied with one packed group while it is in L1 */
+#define OVERLAP 3 /* leaves that a node joins per partition */
+#define BLOCK 64  /* rows multiplied with one packed group while it is in L1 */
 
 /* A packed set of codes to multiply with. */
 struct tiles {
@@ -37,11 +38,13 @@ static bool tiles_pack(const struct build *b, const uint32_t *nodes, uint32_t co
     if (tiles_out->packed == NULL || tiles_out->bias == NULL) return false;
     for (uint32_t g = 0; g < tiles_out->groups; g++) {
         const int8_t *rows[CODE_TILE_ROWS];
-        uint32_t n = count - g * CODE_TILE_ROWS < CODE_TILE_ROWS ? count - g * CODE_TILE_ROWS : CODE_TILE_ROWS;
+        uint32_t n = count - g * CODE_TILE_ROWS < CODE_TILE_ROWS ? count - g * CODE_TILE_ROWS
+                                                                 : CODE_TILE_ROWS;
         for (uint32_t i = 0; i < n; i++) rows[i] = build_code(b, nodes[g * CODE_TILE_ROWS + i]);
         kernel->pack_tile(rows, n, b->padded, tiles_out->packed + g * group_bytes);
         for (uint32_t i = 0; i < CODE_TILE_ROWS; i++)
-            tiles_out->bias[g * CODE_TILE_ROWS + i] = i < n ? b->norms[nodes[g * CODE_TILE_ROWS + i]] : INT32_MAX / 2;
+            tiles_out->bias[g * CODE_TILE_ROWS + i] = i < n ? b->norms[nodes[g * CODE_TILE_ROWS + i]]
+                                                            : INT32_MAX / 2;
     }
     return true;
 }
@@ -52,9 +55,10 @@ static void tiles_free(struct tiles *tiles)
     mem_free(tiles->bias);
 }
 
-/* The 16 nearest of the packed set for each of `count` <= BLOCK nodes. Values are distances less what depends on the node. */
-static void tiles_nearest(const struct build *b, const struct tiles *tiles, const uint32_t *nodes, uint32_t count,
-        struct code_top16 tops_out[BLOCK])
+/* The 16 nearest of the packed set for each of `count` <= BLOCK nodes. Values are distances less what depends
+ * on the node. */
+static void tiles_nearest(const struct build *b, const struct tiles *tiles, const uint32_t *nodes,
+        uint32_t count, struct code_top16 tops_out[BLOCK])
 {
     const struct code_kernel *kernel = code_kernel_get();
     const int8_t *rows[BLOCK];
@@ -65,7 +69,8 @@ static void tiles_nearest(const struct build *b, const struct tiles *tiles, cons
         code_top16_init(&tops_out[i]);
     }
     for (uint32_t g = 0; g < tiles->groups; g++) {
-        kernel->dot_tile(rows, count, b->padded, tiles->packed + g * group_bytes, &dots[0][0], CODE_TILE_ROWS);
+        kernel->dot_tile(rows, count, b->padded, tiles->packed + g * group_bytes, &dots[0][0],
+                CODE_TILE_ROWS);
         for (uint32_t i = 0; i < count; i++)
             kernel->select_32(dots[i], tiles->bias + g * CODE_TILE_ROWS, g * CODE_TILE_ROWS, &tops_out[i]);
     }
@@ -100,7 +105,8 @@ static bool assign_range(void *arg, uint32_t thread, uint32_t first, uint32_t en
         for (uint32_t j = 0; j < n; j++) nodes[j] = i + j;
         tiles_nearest(p->b, &p->leaders, nodes, n, tops);
         for (uint32_t j = 0; j < n; j++)
-            for (uint32_t o = 0; o < p->overlap; o++) p->leader_of[(size_t)(i + j) * p->overlap + o] = tops[j].id[o];
+            for (uint32_t o = 0; o < p->overlap; o++)
+                p->leader_of[(size_t)(i + j) * p->overlap + o] = tops[j].id[o];
     }
     return true;
 }
@@ -112,7 +118,8 @@ static void partition_sort(struct partition *p)
     memset(p->starts, 0, (p->leader_count + 1) * sizeof *p->starts);
     for (uint64_t i = 0; i < entries; i++) p->starts[p->leader_of[i] + 1]++;
     for (uint32_t l = 0; l < p->leader_count; l++) p->starts[l + 1] += p->starts[l];
-    for (uint64_t i = 0; i < entries; i++) p->members[p->starts[p->leader_of[i]]++] = (uint32_t)(i / p->overlap);
+    for (uint64_t i = 0; i < entries; i++)
+        p->members[p->starts[p->leader_of[i]]++] = (uint32_t)(i / p->overlap);
     for (uint32_t l = p->leader_count; l > 0; l--) p->starts[l] = p->starts[l - 1];
     p->starts[0] = 0;
 }
@@ -130,8 +137,8 @@ static void sample(uint64_t seed, uint32_t n, uint32_t count, uint32_t *nodes_ou
     }
 }
 
-static enum omen_err partition_init(struct partition *p, struct build *b, uint32_t leader_count, uint32_t overlap,
-        uint64_t seed)
+static enum omen_err partition_init(struct partition *p, struct build *b, uint32_t leader_count,
+        uint32_t overlap, uint64_t seed)
 {
     memset(p, 0, sizeof *p);
     if (leader_count > LEADERS_MAX) leader_count = LEADERS_MAX;
@@ -165,13 +172,14 @@ static void list_merge(struct build *b, uint32_t node, const struct build_near *
 {
     struct build_near merged[BUILD_LIST], *list = b->lists + (size_t)node * BUILD_LIST;
     atomic_flag *lock = &b->locks[node % BUILD_LOCKS];
-    while (atomic_flag_test_and_set_explicit(lock, memory_order_acquire)) { }
+    while (atomic_flag_test_and_set_explicit(lock, memory_order_acquire)) {}
     if (count > 0 && list[BUILD_LIST - 1].distance > found[0].distance) {
         uint32_t i = 0, j = 0, n = 0;
         while (n < BUILD_LIST) {
             bool ours = j == count || list[i].distance < found[j].distance ||
                     (list[i].distance == found[j].distance && list[i].node <= found[j].node);
-            if (ours && j < count && list[i].node == found[j].node) j++; /* the same pair: the same distance */
+            if (ours && j < count && list[i].node == found[j].node)
+                j++; /* the same pair: the same distance */
             merged[n++] = ours ? list[i++] : found[j++];
         }
         memcpy(list, merged, sizeof merged);
@@ -210,7 +218,8 @@ static bool leaf_multiply(struct build *b, const uint32_t *members, uint32_t cou
     return fine;
 }
 
-/* Cut a leaf that is too large by leaders of its own; copies of one point cannot be told apart and are cut by position. */
+/* Cut a leaf that is too large by leaders of its own; copies of one point cannot be told apart and are cut by
+ * position. */
 static bool leaf_run(struct build *b, const uint32_t *members, uint32_t count, uint32_t depth, uint64_t seed)
 {
     if (count < 2) return true;
@@ -256,19 +265,22 @@ static bool leaf_range(void *arg, uint32_t thread, uint32_t first, uint32_t end)
     struct partition *p = arg;
     (void)thread;
     for (uint32_t leaf = first; leaf < end; leaf++) {
-        if (!leaf_run(p->b, p->members + p->starts[leaf], p->starts[leaf + 1] - p->starts[leaf], 0, leaf)) return false;
+        if (!leaf_run(p->b, p->members + p->starts[leaf], p->starts[leaf + 1] - p->starts[leaf], 0, leaf))
+            return false;
     }
     return true;
 }
 
 enum omen_err build_multiply(struct build *b)
 {
-    for (uint64_t i = 0; i < (uint64_t)b->n * BUILD_LIST; i++) b->lists[i] = (struct build_near){ INT32_MAX, UINT32_MAX };
+    for (uint64_t i = 0; i < (uint64_t)b->n * BUILD_LIST; i++)
+        b->lists[i] = (struct build_near){ INT32_MAX, UINT32_MAX };
     bool one_leaf = b->n <= LEAF_ROWS_MAX;
     for (uint32_t copy = 0; copy < (one_leaf ? 1 : PARTITIONS); copy++) {
         struct partition p;
         uint32_t leaders = one_leaf ? 1 : (uint32_t)((uint64_t)b->n * OVERLAP / LEAF_ROWS) + 1;
-        enum omen_err rc = partition_init(&p, b, leaders, one_leaf ? 1 : OVERLAP, b->params->seed * 31 + copy);
+        enum omen_err rc = partition_init(&p, b, leaders, one_leaf ? 1 : OVERLAP,
+                b->params->seed * 31 + copy);
         if (rc != OMEN_OK) return rc;
         rc = parallel_for(b->control, "multiply", p.leader_count, 1, leaf_range, &p);
         partition_fini(&p);
@@ -279,7 +291,8 @@ enum omen_err build_multiply(struct build *b)
 
 /* ---- order ---- */
 
-/* Leaders by their nearest of a few super leaders, nodes by their leader: neighbours lie near each other in memory. */
+/* Leaders by their nearest of a few super leaders, nodes by their leader: neighbours lie near each other in
+ * memory. */
 enum omen_err build_order(struct build *b, uint32_t *order_out)
 {
     struct partition fine, coarse;
@@ -296,7 +309,8 @@ enum omen_err build_order(struct build *b, uint32_t *order_out)
     uint32_t n = 0;
     uint8_t *taken = mem_calloc(fine.leader_count, 1);
     if (taken == NULL) rc = OMEN_ENOMEM;
-    for (uint32_t i = 0; rc == OMEN_OK && i < b->n; i++) { /* leaves in the order in which coarse clusters meet them */
+    for (uint32_t i = 0; rc == OMEN_OK && i < b->n;
+            i++) { /* leaves in the order in which coarse clusters meet them */
         uint32_t leaf = fine.leader_of[coarse.members[i]];
         if (taken[leaf]) continue;
         taken[leaf] = 1;

@@ -1,19 +1,22 @@
-/* From candidate lists to 32 links: the relative neighbourhood rule with slack, reverse links, the rule again, the rest filled.
+/* From candidate lists to 32 links: the relative neighbourhood rule with slack, reverse links, the rule
+ * again, the rest filled.
  *
- * A candidate is left out when it lies nearer to a neighbour that is kept already than, alpha times, to the node itself. All
- * pairs of the at most 64 candidates are multiplied at once in tiles: that is cheaper than deciding which pairs are needed.
- * Places that the rule leaves empty are filled with the nearest candidates that it rejected: a hop estimates all 32 anyway.
- * Threads: nodes in parallel, each writes only its own links; reverse links are collected with atomic counters, so which of too
- * many are kept may differ between runs with several threads. */
+ * A candidate is left out when it lies nearer to a neighbour that is kept already than, alpha times, to the
+ * node itself. All pairs of the at most 64 candidates are multiplied at once in tiles: that is cheaper than
+ * deciding which pairs are needed. Places that the rule leaves empty are filled with the nearest candidates
+ * that it rejected: a hop estimates all 32 anyway. Threads: nodes in parallel, each writes only its own
+ * links; reverse links are collected with atomic counters, so which of too many are kept may differ between
+ * runs with several threads. */
 #include <string.h>
 
 #include "common/mem.h"
 #include "storage/index/sealed_build.h"
 
-#define ALPHA_FIRST 1.0f /* squared distances: the first pass is strict, its links are everybody's reverse candidates */
+#define ALPHA_FIRST                                                                                          \
+    1.0f /* squared distances: the first pass is strict, its links are everybody's reverse candidates */
 #define ALPHA_LAST 1.2f
-#define KEEP_REFINE 20   /* nearest links that are candidates again beside what a walk meets */
-#define KEEP_FIRST 32    /* links of the first pass */
+#define KEEP_REFINE 20 /* nearest links that are candidates again beside what a walk meets */
+#define KEEP_FIRST 32  /* links of the first pass */
 
 struct candidates {
     struct build_near near[BUILD_CANDIDATES]; /* ascending */
@@ -21,8 +24,8 @@ struct candidates {
 };
 
 /* dots[i][j] and offset norms of all pairs of the candidates. */
-static void candidates_multiply(const struct build *b, const struct candidates *c, int32_t dots[][BUILD_CANDIDATES],
-        int32_t norms[BUILD_CANDIDATES], uint8_t *packed)
+static void candidates_multiply(const struct build *b, const struct candidates *c,
+        int32_t dots[][BUILD_CANDIDATES], int32_t norms[BUILD_CANDIDATES], uint8_t *packed)
 {
     const struct code_kernel *kernel = code_kernel_get();
     const int8_t *rows[BUILD_CANDIDATES];
@@ -39,8 +42,8 @@ static void candidates_multiply(const struct build *b, const struct candidates *
 }
 
 /* Links of one node from its candidates; how many. `fill` also takes rejected ones. */
-static uint32_t prune(const struct build *b, const struct candidates *c, float alpha, uint32_t keep_max, bool fill,
-        uint8_t *packed, uint32_t *links_out)
+static uint32_t prune(const struct build *b, const struct candidates *c, float alpha, uint32_t keep_max,
+        bool fill, uint8_t *packed, uint32_t *links_out)
 {
     int32_t dots[BUILD_CANDIDATES][BUILD_CANDIDATES] __attribute__((aligned(64))), norms[BUILD_CANDIDATES];
     float reach[BUILD_CANDIDATES];
@@ -92,7 +95,8 @@ static bool reverse_range(void *arg, uint32_t thread, uint32_t first, uint32_t e
         for (uint32_t i = 0; i < b->degrees[node]; i++) {
             uint32_t target = b->links[(size_t)node * SEALED_DEGREE + i];
             uint8_t at = atomic_load_explicit(&b->reverse_counts[target], memory_order_relaxed);
-            while (at < BUILD_REVERSE && !atomic_compare_exchange_weak(&b->reverse_counts[target], &at, (uint8_t)(at + 1))) { }
+            while (at < BUILD_REVERSE &&
+                    !atomic_compare_exchange_weak(&b->reverse_counts[target], &at, (uint8_t)(at + 1))) {}
             if (at < BUILD_REVERSE) b->reverse[(size_t)target * BUILD_REVERSE + at] = node;
         }
     }
@@ -118,14 +122,16 @@ static void candidates_measure(const struct build *b, uint32_t node, struct cand
         kernel->pack_tile(rows, n, b->padded, packed);
         kernel->dot_tile(&row, 1, b->padded, packed, dots, CODE_TILE_ROWS);
         for (uint32_t i = 0; i < n; i++)
-            c->near[first + i].distance = b->norms[node] + 256 * b->sums[node] + b->norms[c->near[first + i].node] -
-                    2 * dots[i];
+            c->near[first + i].distance = b->norms[node] + 256 * b->sums[node] +
+                    b->norms[c->near[first + i].node] - 2 * dots[i];
     }
     for (uint32_t i = 1; i < c->count; i++) {
         struct build_near x = c->near[i];
         uint32_t at = i;
-        for (; at > 0 && (x.distance < c->near[at - 1].distance ||
-                    (x.distance == c->near[at - 1].distance && x.node < c->near[at - 1].node)); at--)
+        for (; at > 0 &&
+                (x.distance < c->near[at - 1].distance ||
+                        (x.distance == c->near[at - 1].distance && x.node < c->near[at - 1].node));
+                at--)
             c->near[at] = c->near[at - 1];
         c->near[at] = x;
     }
@@ -144,7 +150,9 @@ static bool last_range(void *arg, uint32_t thread, uint32_t first, uint32_t end)
         for (uint32_t i = 0; i < b->degrees[node]; i++) candidates_add(&c, links[i]);
         for (uint32_t i = 0; i < atomic_load_explicit(&b->reverse_counts[node], memory_order_relaxed); i++)
             candidates_add(&c, b->reverse[(size_t)node * BUILD_REVERSE + i]);
-        for (uint32_t i = 0; b->lists != NULL && i < BUILD_LIST && c.count < BUILD_CANDIDATES && list[i].distance != INT32_MAX; i++)
+        for (uint32_t i = 0; b->lists != NULL && i < BUILD_LIST && c.count < BUILD_CANDIDATES &&
+                list[i].distance != INT32_MAX;
+                i++)
             candidates_add(&c, list[i].node);
         candidates_measure(b, node, &c, packed);
         b->degrees[node] = (uint8_t)prune(b, &c, ALPHA_LAST, SEALED_DEGREE, true, packed, links);
@@ -176,11 +184,14 @@ static bool refine_range(void *arg, uint32_t thread, uint32_t first, uint32_t en
         struct index_hit hits[BUILD_CANDIDATES];
         struct index_cost cost = { 0 };
         uint32_t found = 0, *links = b->links + (size_t)node * SEALED_DEGREE;
-        struct index_search search = { .query = b->s->rows.data + (size_t)b->order[node] * b->s->rows.stride_floats };
-        fine = sealed_walk(b->s, &search, REFINE_EFFORT, BUILD_CANDIDATES, scratch, hits, &found, &cost) == OMEN_OK;
+        struct index_search search = { .query = b->s->rows.data +
+                    (size_t)b->order[node] * b->s->rows.stride_floats };
+        fine = sealed_walk(b->s, &search, REFINE_EFFORT, BUILD_CANDIDATES, scratch, hits, &found, &cost) ==
+                OMEN_OK;
         struct candidates c = { .count = 0 };
         for (uint32_t i = 0; i < b->degrees[node] && i < KEEP_REFINE; i++) candidates_add(&c, links[i]);
-        for (uint32_t i = found; i > 0 && c.count < BUILD_CANDIDATES; i--) /* the far ones first: they are the long links */
+        for (uint32_t i = found; i > 0 && c.count < BUILD_CANDIDATES;
+                i--) /* the far ones first: they are the long links */
             if (hits[i - 1].slot != node) candidates_add(&c, hits[i - 1].slot);
         candidates_measure(b, node, &c, packed);
         b->degrees[node] = (uint8_t)prune(b, &c, ALPHA_LAST, SEALED_DEGREE, false, packed, links);

@@ -1,5 +1,5 @@
-/* Code kernels with AVX2, FMA and F16C; equal to code_scalar.c as code_avx512.c is. The 16 lanes are two registers.
- * Threads: no state. */
+/* Code kernels with AVX2, FMA and F16C; equal to code_scalar.c as code_avx512.c is. The 16 lanes are two
+ * registers. Threads: no state. */
 #include "common/err.h"
 
 #ifdef __x86_64__
@@ -62,7 +62,8 @@ static uint32_t estimate_32_avx2(const struct code_query *query, const uint8_t *
     uint32_t mask = estimate_8(query, _mm256_castsi256_si128(sum_lo), 0, factors, base, bound, estimates_out);
     mask |= estimate_8(query, _mm256_extracti128_si256(sum_lo, 1), 8, factors, base, bound, estimates_out);
     mask |= estimate_8(query, _mm256_castsi256_si128(sum_hi), 16, factors, base, bound, estimates_out);
-    return mask | estimate_8(query, _mm256_extracti128_si256(sum_hi, 1), 24, factors, base, bound, estimates_out);
+    return mask |
+            estimate_8(query, _mm256_extracti128_si256(sum_hi, 1), 24, factors, base, bound, estimates_out);
 }
 
 static float l2sq_f32_u8_avx2(const float *query, const uint8_t *code, float lo, float scale, uint32_t dim)
@@ -103,7 +104,8 @@ static void pack_tile_avx2(const int8_t *const *rows, uint32_t count, uint32_t d
     }
 }
 
-/* One row against 32: products of two bytes would overflow 16 bits, so pairs are multiplied as 16-bit numbers. */
+/* One row against 32: products of two bytes would overflow 16 bits, so pairs are multiplied as 16-bit
+ * numbers. */
 static void dot_row(const int8_t *row, uint32_t dim, const uint8_t *packed, int32_t *dots_out)
 {
     for (uint32_t part = 0; part < 4; part++) {
@@ -113,8 +115,10 @@ static void dot_row(const int8_t *row, uint32_t dim, const uint8_t *packed, int3
             memcpy(&four, row + d, sizeof four);
             __m256i q = _mm256_cvtepi8_epi16(_mm_set1_epi32(four));
             __m256i b = load(packed + (size_t)d * CODE_TILE_ROWS + part * 32);
-            even = _mm256_add_epi32(even, _mm256_madd_epi16(q, _mm256_cvtepu8_epi16(_mm256_castsi256_si128(b))));
-            odd = _mm256_add_epi32(odd, _mm256_madd_epi16(q, _mm256_cvtepu8_epi16(_mm256_extracti128_si256(b, 1))));
+            even = _mm256_add_epi32(even,
+                    _mm256_madd_epi16(q, _mm256_cvtepu8_epi16(_mm256_castsi256_si128(b))));
+            odd = _mm256_add_epi32(odd,
+                    _mm256_madd_epi16(q, _mm256_cvtepu8_epi16(_mm256_extracti128_si256(b, 1))));
         }
         /* Two 32-bit sums to a vector, in order of vectors: 0..3 in even, 4..7 in odd. */
         __m256i both = _mm256_permute4x64_epi64(_mm256_hadd_epi32(even, odd), 0xd8);
@@ -128,7 +132,8 @@ static void dot_tile_avx2(const int8_t *const *rows, uint32_t count, uint32_t di
     for (uint32_t a = 0; a < count; a++) dot_row(rows[a], dim, packed, dots_out + a * stride);
 }
 
-static void select_32_avx2(const int32_t *dots, const int32_t *bias, uint32_t first_id, struct code_top16 *top)
+static void select_32_avx2(const int32_t *dots, const int32_t *bias, uint32_t first_id,
+        struct code_top16 *top)
 {
     for (uint32_t first = 0; first < 32; first += 8) {
         __m256i v = _mm256_sub_epi32(load(bias + first), _mm256_slli_epi32(load(dots + first), 1));
@@ -156,7 +161,9 @@ static uint64_t occlude_64_avx2(const int32_t *dots, const int32_t *norms, int32
         __m256i d = _mm256_add_epi32(load(norms + i), _mm256_set1_epi32(norm));
         d = _mm256_sub_epi32(d, _mm256_slli_epi32(load(dots + i), 1));
         __m256 scaled = _mm256_mul_ps(_mm256_set1_ps(alpha), _mm256_cvtepi32_ps(d));
-        mask |= (uint64_t)(uint32_t)_mm256_movemask_ps(_mm256_cmp_ps(scaled, _mm256_loadu_ps(reach + i), _CMP_LE_OQ)) << i;
+        mask |= (uint64_t)(uint32_t)_mm256_movemask_ps(
+                        _mm256_cmp_ps(scaled, _mm256_loadu_ps(reach + i), _CMP_LE_OQ))
+                << i;
     }
     return mask;
 }
@@ -168,12 +175,14 @@ static float sum_8(__m256 v)
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
 }
 
-static void sign_code_avx2(const float *z, const float *centre, uint32_t dim, uint8_t *signs_out, float sums_out[3])
+static void sign_code_avx2(const float *z, const float *centre, uint32_t dim, uint8_t *signs_out,
+        float sums_out[3])
 {
     const __m256 zero = _mm256_setzero_ps(), minus = _mm256_set1_ps(-0.0f);
     __m256 absolute = zero, square = zero, product = zero;
     for (uint32_t i = 0; i < dim; i += 8) {
-        __m256 c = centre == NULL ? zero : _mm256_loadu_ps(centre + i), r = _mm256_sub_ps(_mm256_loadu_ps(z + i), c);
+        __m256 c = centre == NULL ? zero : _mm256_loadu_ps(centre + i),
+               r = _mm256_sub_ps(_mm256_loadu_ps(z + i), c);
         __m256 positive = _mm256_cmp_ps(r, zero, _CMP_GE_OQ);
         signs_out[i / 8] = (uint8_t)_mm256_movemask_ps(positive);
         absolute = _mm256_add_ps(absolute, _mm256_andnot_ps(minus, r));
@@ -224,7 +233,8 @@ static void lut_build_avx2(const float *z, uint32_t dim, float inverse, uint8_t 
 static void narrow_f16_avx2(const float *v, uint32_t dim, uint16_t *f16_out)
 {
     for (uint32_t i = 0; i < dim; i += 8)
-        _mm_storeu_si128((__m128i *)(void *)(f16_out + i), _mm256_cvtps_ph(_mm256_loadu_ps(v + i), _MM_FROUND_TO_NEAREST_INT));
+        _mm_storeu_si128((__m128i *)(void *)(f16_out + i),
+                _mm256_cvtps_ph(_mm256_loadu_ps(v + i), _MM_FROUND_TO_NEAREST_INT));
 }
 
 static void hadamard_avx2(float *v, uint32_t n)

@@ -1,5 +1,5 @@
-/* Code kernels with AVX-512 (F, BW, VL, DQ, VNNI). Equal to code_scalar.c: integer sums do not depend on order, the f32 parts
- * are the same fused operations on the same lanes. Threads: no state. */
+/* Code kernels with AVX-512 (F, BW, VL, DQ, VNNI). Equal to code_scalar.c: integer sums do not depend on
+ * order, the f32 parts are the same fused operations on the same lanes. Threads: no state. */
 #include "common/err.h"
 
 #ifdef __x86_64__
@@ -29,8 +29,8 @@ ALWAYS_INLINE __m512 sums_f32(__m512i sum16)
     return _mm512_cvtepi32_ps(_mm512_cvtepu16_epi32(sum));
 }
 
-ALWAYS_INLINE __m512 estimate_16(const struct code_query *query, __m512i sum16, const uint16_t *f, const uint16_t *g,
-        const struct code_factors *factors, __m512 base)
+ALWAYS_INLINE __m512 estimate_16(const struct code_query *query, __m512i sum16, const uint16_t *f,
+        const uint16_t *g, const struct code_factors *factors, __m512 base)
 {
     __m512 sum = _mm512_fmadd_ps(sums_f32(sum16), _mm512_set1_ps(query->scale), _mm512_set1_ps(query->bias));
     __m512 g32 = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)g));
@@ -73,14 +73,16 @@ static float l2sq_f32_u8_avx512(const float *query, const uint8_t *code, float l
     __m512 acc = _mm512_setzero_ps();
     uint32_t i = 0;
     for (; i + 16 <= dim; i += 16) {
-        __m512 c = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)(code + i))));
+        __m512 c = _mm512_cvtepi32_ps(
+                _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)(code + i))));
         __m512 d = _mm512_sub_ps(_mm512_loadu_ps(query + i), _mm512_fmadd_ps(scale16, c, lo16));
         acc = _mm512_fmadd_ps(d, d, acc);
     }
     if (i < dim) {
         __mmask16 m = (__mmask16)((1u << (dim - i)) - 1);
         __m512 c = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(m, code + i)));
-        __m512 d = _mm512_maskz_sub_ps(m, _mm512_maskz_loadu_ps(m, query + i), _mm512_fmadd_ps(scale16, c, lo16));
+        __m512 d = _mm512_maskz_sub_ps(m, _mm512_maskz_loadu_ps(m, query + i),
+                _mm512_fmadd_ps(scale16, c, lo16));
         acc = _mm512_fmadd_ps(d, d, acc);
     }
     __m256 s8 = _mm256_add_ps(_mm512_castps512_ps256(acc), _mm512_extractf32x8_ps(acc, 1));
@@ -107,8 +109,10 @@ ALWAYS_INLINE void transpose_16(__m512i r[16])
     }
 #pragma GCC unroll 4
     for (int j = 0; j < 4; j++) { /* 128-bit part p of r[4i+j] is column 4p+j of rows 4i..4i+3 */
-        __m512i a = _mm512_shuffle_i32x4(r[j], r[4 + j], 0x88), b = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0x88);
-        __m512i c = _mm512_shuffle_i32x4(r[j], r[4 + j], 0xdd), d = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0xdd);
+        __m512i a = _mm512_shuffle_i32x4(r[j], r[4 + j], 0x88),
+                b = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0x88);
+        __m512i c = _mm512_shuffle_i32x4(r[j], r[4 + j], 0xdd),
+                d = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0xdd);
         t[j] = _mm512_shuffle_i32x4(a, b, 0x88);
         t[8 + j] = _mm512_shuffle_i32x4(a, b, 0xdd);
         t[4 + j] = _mm512_shuffle_i32x4(c, d, 0x88);
@@ -125,8 +129,9 @@ static void pack_tile_avx512(const int8_t *const *rows, uint32_t count, uint32_t
             __m512i r[16];
 #pragma GCC unroll 16
             for (uint32_t i = 0; i < 16; i++)
-                r[i] = half * 16 + i < count ? _mm512_xor_si512(_mm512_loadu_si512(rows[half * 16 + i] + d), offset)
-                                             : _mm512_setzero_si512();
+                r[i] = half * 16 + i < count
+                        ? _mm512_xor_si512(_mm512_loadu_si512(rows[half * 16 + i] + d), offset)
+                        : _mm512_setzero_si512();
             transpose_16(r);
 #pragma GCC unroll 16
             for (uint32_t i = 0; i < 16; i++)
@@ -166,11 +171,13 @@ static void dot_tile_avx512(const int8_t *const *rows, uint32_t count, uint32_t 
         int32_t *dots_out, size_t stride)
 {
     uint32_t a = 0;
-    for (; a + TILE_A <= count; a += TILE_A) dot_rows(rows + a, TILE_A, dim, packed, dots_out + a * stride, stride);
+    for (; a + TILE_A <= count; a += TILE_A)
+        dot_rows(rows + a, TILE_A, dim, packed, dots_out + a * stride, stride);
     for (; a < count; a++) dot_rows(rows + a, 1, dim, packed, dots_out + a * stride, stride);
 }
 
-static void select_32_avx512(const int32_t *dots, const int32_t *bias, uint32_t first_id, struct code_top16 *top)
+static void select_32_avx512(const int32_t *dots, const int32_t *bias, uint32_t first_id,
+        struct code_top16 *top)
 {
     const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
     const __m512i before = _mm512_sub_epi32(lane, _mm512_set1_epi32(1));
@@ -185,7 +192,8 @@ static void select_32_avx512(const int32_t *dots, const int32_t *bias, uint32_t 
         for (; m != 0; m &= (__mmask16)(m - 1)) {
             uint32_t i = (uint32_t)__builtin_ctz(m);
             __m512i x = _mm512_set1_epi32(values[i]);
-            __mmask16 after = _mm512_cmpgt_epi32_mask(sorted, x); /* these move up by one; a suffix, as it is sorted */
+            __mmask16 after = _mm512_cmpgt_epi32_mask(sorted,
+                    x); /* these move up by one; a suffix, as it is sorted */
             __mmask16 here = (__mmask16)(after & ~(after << 1));
             __m512i from = _mm512_mask_mov_epi32(lane, after, before);
             sorted = _mm512_mask_mov_epi32(_mm512_permutexvar_epi32(from, sorted), here, x);
@@ -211,12 +219,14 @@ static uint64_t occlude_64_avx512(const int32_t *dots, const int32_t *norms, int
     return mask;
 }
 
-static void sign_code_avx512(const float *z, const float *centre, uint32_t dim, uint8_t *signs_out, float sums_out[3])
+static void sign_code_avx512(const float *z, const float *centre, uint32_t dim, uint8_t *signs_out,
+        float sums_out[3])
 {
     const __m512 zero = _mm512_setzero_ps();
     __m512 absolute = zero, square = zero, product = zero;
     for (uint32_t i = 0; i < dim; i += 16) {
-        __m512 c = centre == NULL ? zero : _mm512_loadu_ps(centre + i), r = _mm512_sub_ps(_mm512_loadu_ps(z + i), c);
+        __m512 c = centre == NULL ? zero : _mm512_loadu_ps(centre + i),
+               r = _mm512_sub_ps(_mm512_loadu_ps(z + i), c);
         __mmask16 positive = _mm512_cmp_ps_mask(r, zero, _CMP_GE_OQ);
         memcpy(signs_out + i / 8, &positive, sizeof positive);
         absolute = _mm512_add_ps(absolute, _mm512_abs_ps(r));
@@ -231,7 +241,8 @@ static void sign_code_avx512(const float *z, const float *centre, uint32_t dim, 
 static void widen_f16_avx512(const uint16_t *f16, uint32_t dim, float *out)
 {
     for (uint32_t i = 0; i < dim; i += 16)
-        _mm512_storeu_ps(out + i, _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)(f16 + i))));
+        _mm512_storeu_ps(out + i,
+                _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)(f16 + i))));
 }
 
 ALWAYS_INLINE __m512 butterfly(__m512 v, __m512i swap, __mmask16 upper)
@@ -240,7 +251,8 @@ ALWAYS_INLINE __m512 butterfly(__m512 v, __m512i swap, __mmask16 upper)
     return _mm512_mask_sub_ps(_mm512_add_ps(v, other), upper, other, v);
 }
 
-/* Keys below the new one are counted eight at a time, from the end, where most new ones belong; those above move up on the way. */
+/* Keys below the new one are counted eight at a time, from the end, where most new ones belong; those above
+ * move up on the way. */
 static uint32_t pool_insert_avx512(uint64_t *keys, uint32_t *count, uint32_t cap, uint64_t key)
 {
     const __m512i x = _mm512_set1_epi64((long long)key);
@@ -284,7 +296,8 @@ static void lut_build_avx512(const float *z, uint32_t dim, float inverse, uint8_
             sum = _mm512_add_ps(sum, _mm512_maskz_mov_ps(with[j], component));
             low = _mm512_add_ps(low, _mm512_min_ps(component, zero));
         }
-        __m512i level = _mm512_cvttps_epi32(_mm512_add_ps(_mm512_mul_ps(_mm512_sub_ps(sum, low), scale), half));
+        __m512i level = _mm512_cvttps_epi32(
+                _mm512_add_ps(_mm512_mul_ps(_mm512_sub_ps(sum, low), scale), half));
         level = _mm512_max_epi32(_mm512_min_epi32(level, most), _mm512_setzero_si512());
         _mm_storeu_si128((__m128i *)(void *)(lut_out + (size_t)i * 4), _mm512_cvtepi32_epi8(level));
     }
@@ -300,8 +313,10 @@ static void narrow_f16_avx512(const float *v, uint32_t dim, uint16_t *f16_out)
 static void hadamard_avx512(float *v, uint32_t n)
 {
     const __m512i i = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-    const __m512i x1 = _mm512_xor_si512(i, _mm512_set1_epi32(1)), x2 = _mm512_xor_si512(i, _mm512_set1_epi32(2));
-    const __m512i x4 = _mm512_xor_si512(i, _mm512_set1_epi32(4)), x8 = _mm512_xor_si512(i, _mm512_set1_epi32(8));
+    const __m512i x1 = _mm512_xor_si512(i, _mm512_set1_epi32(1)),
+                  x2 = _mm512_xor_si512(i, _mm512_set1_epi32(2));
+    const __m512i x4 = _mm512_xor_si512(i, _mm512_set1_epi32(4)),
+                  x8 = _mm512_xor_si512(i, _mm512_set1_epi32(8));
     for (uint32_t j = 0; j < n; j += 16) {
         __m512 r = _mm512_loadu_ps(v + j);
         r = butterfly(r, x1, 0xaaaa);

@@ -91,7 +91,8 @@ static void dot_tile_scalar(const int8_t *const *rows, uint32_t count, uint32_t 
     }
 }
 
-static void select_32_scalar(const int32_t *dots, const int32_t *bias, uint32_t first_id, struct code_top16 *top)
+static void select_32_scalar(const int32_t *dots, const int32_t *bias, uint32_t first_id,
+        struct code_top16 *top)
 {
     for (uint32_t i = 0; i < 32; i++) {
         int32_t value = bias[i] - 2 * dots[i];
@@ -115,7 +116,8 @@ static uint64_t occlude_64_scalar(const int32_t *dots, const int32_t *norms, int
     return mask;
 }
 
-static void sign_code_scalar(const float *z, const float *centre, uint32_t dim, uint8_t *signs_out, float sums_out[3])
+static void sign_code_scalar(const float *z, const float *centre, uint32_t dim, uint8_t *signs_out,
+        float sums_out[3])
 {
     sums_out[0] = sums_out[1] = sums_out[2] = 0;
     memset(signs_out, 0, dim / 8);

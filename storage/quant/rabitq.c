@@ -19,8 +19,8 @@ static void interleave(const uint8_t *signs, uint32_t bytes, uint8_t *codes_out)
     }
 }
 
-void rabitq_encode(const float *const *z, uint32_t count, const float *centre, uint32_t padded, uint8_t *scratch,
-        const struct rabitq_group *group_out)
+void rabitq_encode(const float *const *z, uint32_t count, const float *centre, uint32_t padded,
+        uint8_t *scratch, const struct rabitq_group *group_out)
 {
     const struct code_kernel *kernel = code_kernel_get();
     float f[CODE_GROUP] = { 0 }, g[CODE_GROUP] = { 0 }, f_max = 0, g_max = 0;
@@ -29,14 +29,16 @@ void rabitq_encode(const float *const *z, uint32_t count, const float *centre, u
     for (uint32_t i = 0; i < count; i++) {
         float sums[3];
         kernel->sign_code(z[i], centre, padded, scratch + (size_t)i * (padded / 8), sums);
-        if (sums[0] > 0) g[i] = -2 * sums[1] / sums[0]; /* else a copy of the centre: distance |q - c| as it is */
+        if (sums[0] > 0)
+            g[i] = -2 * sums[1] / sums[0]; /* else a copy of the centre: distance |q - c| as it is */
         f[i] = sums[1] - g[i] * sums[2];
         f_max = fmaxf(f_max, fabsf(f[i]));
         g_max = fmaxf(g_max, fabsf(g[i]));
     }
     interleave(scratch, padded / 8, group_out->codes);
     float f_scale = f_max > 0 ? f_max / 32768 : 1, g_scale = g_max > 0 ? g_max / 32768 : 1;
-    if (!(f_scale >= 0x1p-126f)) f_scale = 0x1p-126f; /* denormal distances: a scale whose inverse is finite */
+    if (!(f_scale >= 0x1p-126f))
+        f_scale = 0x1p-126f; /* denormal distances: a scale whose inverse is finite */
     if (!(g_scale >= 0x1p-126f)) g_scale = 0x1p-126f;
     for (uint32_t i = 0; i < CODE_GROUP; i++) {
         group_out->f[i] = i < count ? code_f16_of_f32(f[i] / f_scale) : 0x7c00;
@@ -58,7 +60,8 @@ void rabitq_prepare(const float *z, uint32_t padded, uint8_t *lut, struct code_q
     }
     float step = range / CODE_LUT_MAX, inverse = step > 0x1p-120f ? 1 / step : 0;
     code_kernel_get()->lut_build(z, padded, inverse, lut);
-    /* sum of +-q over a code = 2 * (sum of the set ones) - total, the sum of the set ones = step * looked up + lowest. */
+    /* sum of +-q over a code = 2 * (sum of the set ones) - total, the sum of the set ones = step * looked up
+     * + lowest. */
     *query_out = (struct code_query){ lut, padded, 2 * step, 2 * lowest - total };
 }
 

@@ -1,14 +1,15 @@
-/* RaBitQ (Gao & Long, SIGMOD 2024): 1 bit per component of a rotated residual, two factors, an unbiased distance estimate.
+/* RaBitQ (Gao & Long, SIGMOD 2024): 1 bit per component of a rotated residual, two factors, an unbiased
+ * distance estimate.
  *
- * With z = P(x - mean) rotated, centre c and r = z - c: code = signs of r, and for a query q = P(query - mean)
- *     |q - z|^2  ~  |q - c|^2 + F + G * sum_j(+-q_j),   G = -2 |r|^2 / sum|r_j|,   F = |r|^2 - G * sum_j(+-c_j)
- * (the paper's estimator <o_bar, q> / <o_bar, o>, with everything that does not depend on the query folded into F and G). Its
- * standard error is |r| |q - c| * 2 * sqrt((1 - t^2) / t^2 / (D - 1)), t = sum|r_j| / (|r| sqrt(D)), about 0.8.
- * As the sum does not depend on c, one look-up table per query serves every centre: that is what lets a graph keep the codes
- * of its neighbours relative to the node itself (SymphonyQG, SIGMOD 2025).
- * 32 codes lie together as storage/kernel/code.h says; F and G are f16 with one scale per group, so that neither large norms
- * overflow nor small ones vanish. Memory: D/8 + 4 bytes per vector and 8 per group.
- * Threads: no state. */
+ * With z = P(x - mean) rotated, centre c and r = z - c, the code is the signs of r, and for a rotated query q
+ *     |q - z|^2 ~ |q - c|^2 + F + G * sum_j(+-q_j)
+ *     G = -2 |r|^2 / sum|r_j|        F = |r|^2 - G * sum_j(+-c_j)
+ * (the paper's estimator <o_bar, q> / <o_bar, o>; what does not depend on the query is folded into F and G).
+ * Its standard error is |r| |q - c| times rabitq_error(). As the sum does not depend on c, one look-up table
+ * per query serves every centre: that is what lets a graph keep the codes of its neighbours relative to the
+ * node itself (SymphonyQG, SIGMOD 2025). 32 codes lie together as storage/kernel/code.h says; F and G are f16
+ * with one scale per group, so that neither large norms overflow nor small ones vanish.
+ * Memory: D/8 + 4 bytes per vector and 8 per group. Threads: no state. */
 #ifndef OMEN_STORAGE_QUANT_RABITQ_H
 #define OMEN_STORAGE_QUANT_RABITQ_H
 
@@ -23,10 +24,11 @@ struct rabitq_group {
 
 static inline size_t rabitq_codes_bytes(uint32_t padded) { return (size_t)padded * 4; }
 
-/* Encode up to 32 rotated vectors relative to `centre` (NULL = the mean, 0). Places past `count` get an infinite F: their
- * estimate is infinite and passes no bound. `z` [count] pointers to [padded] f32; scratch [32 * padded / 8]. */
-void rabitq_encode(const float *const *z, uint32_t count, const float *centre, uint32_t padded, uint8_t *scratch,
-        const struct rabitq_group *group_out);
+/* Encode up to 32 rotated vectors relative to `centre` (NULL = the mean, 0). Places past `count` get an
+ * infinite F: their estimate is infinite and passes no bound. `z` [count] pointers to [padded] f32; scratch
+ * [32 * padded / 8]. */
+void rabitq_encode(const float *const *z, uint32_t count, const float *centre, uint32_t padded,
+        uint8_t *scratch, const struct rabitq_group *group_out);
 
 /* Look-up table of a rotated query; lut [padded * 4], 64-byte aligned, borrowed by query_out. */
 void rabitq_prepare(const float *z, uint32_t padded, uint8_t *lut, struct code_query *query_out);

@@ -1,9 +1,10 @@
 /* A random rotation of R^D by fast Hadamard transforms, D = dim padded to 64 and never to a power of two.
  *
- * Four rounds: random signs; a normalised Hadamard transform of the largest power-of-two block, which lies at the front in even
- * rounds and at the end in odd ones; and, when that block is not all of D, one Givens step that mixes the two halves. All
- * steps are orthonormal, so distances and products stay what they were. (The scheme of the authors of RaBitQ.)
- * Threads: immutable after init. Determinism: signs follow from the seed alone; results are the same on all ISAs. */
+ * Four rounds: random signs; a normalised Hadamard transform of the largest power-of-two block, which lies at
+ * the front in even rounds and at the end in odd ones; and, when that block is not all of D, one Givens step
+ * that mixes the two halves. All steps are orthonormal, so distances and products stay what they were. (The
+ * scheme of the authors of RaBitQ.) Threads: immutable after init. Determinism: signs follow from the seed
+ * alone; results are the same on all ISAs. */
 #ifndef OMEN_STORAGE_QUANT_ROTATION_H
 #define OMEN_STORAGE_QUANT_ROTATION_H
 
@@ -14,9 +15,9 @@
 #define ROTATION_ROUNDS 4
 
 struct rotation {
-    uint32_t dim;    /* of the input */
-    uint32_t padded; /* D: dim rounded up to CODE_DIM_ALIGN */
-    uint32_t block;  /* largest power of two <= D */
+    uint32_t dim;                               /* of the input */
+    uint32_t padded;                            /* D: dim rounded up to CODE_DIM_ALIGN */
+    uint32_t block;                             /* largest power of two <= D */
     float signs[ROTATION_ROUNDS][CODE_DIM_MAX]; /* +-1, times the scale of the block where it lies */
 };
 

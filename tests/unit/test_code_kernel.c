@@ -1,4 +1,5 @@
-/* Code kernels: every ISA gives what the scalar definition gives; sums of signs are the one exception, within rounding. */
+/* Code kernels: every ISA gives what the scalar definition gives; sums of signs are the one exception, within
+ * rounding. */
 #include <check.h>
 #include <math.h>
 #include <stdio.h>
@@ -29,7 +30,8 @@ static const uint32_t dims[] = { 64, 128, 192, 832, 4160 };
 
 START_TEST(estimates_are_bit_equal)
 {
-    const struct code_kernel *kernel = code_kernel_for((enum kernel_isa)_i), *scalar = code_kernel_for(KERNEL_SCALAR);
+    const struct code_kernel *kernel = code_kernel_for((enum kernel_isa)_i),
+                             *scalar = code_kernel_for(KERNEL_SCALAR);
     if (kernel == NULL) return;
     setup_seed(5 + (uint64_t)_i);
     for (size_t d = 0; d < sizeof dims / sizeof dims[0]; d++) {
@@ -67,7 +69,8 @@ END_TEST
 
 START_TEST(distances_to_bytes_are_bit_equal_and_exact_for_bytes)
 {
-    const struct code_kernel *kernel = code_kernel_for((enum kernel_isa)_i), *scalar = code_kernel_for(KERNEL_SCALAR);
+    const struct code_kernel *kernel = code_kernel_for((enum kernel_isa)_i),
+                             *scalar = code_kernel_for(KERNEL_SCALAR);
     if (kernel == NULL) return;
     setup_seed(15 + (uint64_t)_i);
     for (uint32_t dim = 1; dim <= 257; dim++) {
@@ -78,7 +81,8 @@ START_TEST(distances_to_bytes_are_bit_equal_and_exact_for_bytes)
             row[i] = code[i];
             query[i] = unit() * 200;
         }
-        ck_assert(kernel->l2sq_f32_u8(query, code, -3.5f, 0.37f, dim) == scalar->l2sq_f32_u8(query, code, -3.5f, 0.37f, dim));
+        ck_assert(kernel->l2sq_f32_u8(query, code, -3.5f, 0.37f, dim) ==
+                scalar->l2sq_f32_u8(query, code, -3.5f, 0.37f, dim));
         ck_assert(kernel->l2sq_f32_u8(query, code, 0, 1, dim) == kernel_get()->l2sq_f32(query, row, dim));
         mem_free(code);
         mem_free(query);
@@ -89,13 +93,15 @@ END_TEST
 
 START_TEST(tiles_selection_and_occlusion_are_equal)
 {
-    const struct code_kernel *kernel = code_kernel_for((enum kernel_isa)_i), *scalar = code_kernel_for(KERNEL_SCALAR);
+    const struct code_kernel *kernel = code_kernel_for((enum kernel_isa)_i),
+                             *scalar = code_kernel_for(KERNEL_SCALAR);
     if (kernel == NULL) return;
     setup_seed(25 + (uint64_t)_i);
     for (uint32_t dim = 64; dim <= 320; dim += 64) {
         int8_t *memory = mem_alloc_aligned(64, 40 * dim);
         const int8_t *rows[40];
-        for (uint32_t i = 0; i < 40 * dim; i++) memory[i] = (int8_t)(i < dim ? -128 : i < 2 * dim ? 127 : (int8_t)rng());
+        for (uint32_t i = 0; i < 40 * dim; i++)
+            memory[i] = (int8_t)(i < dim ? -128 : i < 2 * dim ? 127 : (int8_t)rng());
         for (int i = 0; i < 40; i++) rows[i] = memory + i * (int)dim;
         uint8_t *a = mem_alloc_aligned(64, dim * 32), *b = mem_alloc_aligned(64, dim * 32);
         for (uint32_t count = 1; count <= 32; count += 31) {
@@ -121,7 +127,8 @@ START_TEST(tiles_selection_and_occlusion_are_equal)
                 norms[i] = (int32_t)(rng() % 100000);
                 reach[i] = i % 9 == 0 ? -1 : (float)(rng() % 200000);
             }
-            ck_assert(scalar->occlude_64(dots[0][0], norms, 500, reach, 1.2f) == kernel->occlude_64(dots[0][0], norms, 500, reach, 1.2f));
+            ck_assert(scalar->occlude_64(dots[0][0], norms, 500, reach, 1.2f) ==
+                    kernel->occlude_64(dots[0][0], norms, 500, reach, 1.2f));
         }
         mem_free(memory);
         mem_free(a);
@@ -132,7 +139,8 @@ END_TEST
 
 START_TEST(transform_halves_signs_and_pool_are_equal)
 {
-    const struct code_kernel *kernel = code_kernel_for((enum kernel_isa)_i), *scalar = code_kernel_for(KERNEL_SCALAR);
+    const struct code_kernel *kernel = code_kernel_for((enum kernel_isa)_i),
+                             *scalar = code_kernel_for(KERNEL_SCALAR);
     if (kernel == NULL) return;
     setup_seed(35 + (uint64_t)_i);
     static float a[4096] __attribute__((aligned(64))), b[4096] __attribute__((aligned(64))), c[4096];

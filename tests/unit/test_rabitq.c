@@ -1,4 +1,5 @@
-/* RaBitQ: the rotation keeps distances, the estimate is unbiased and within its error, empty places never pass a bound. */
+/* RaBitQ: the rotation keeps distances, the estimate is unbiased and within its error, empty places never
+ * pass a bound. */
 #include <check.h>
 #include <math.h>
 #include <stdio.h>
@@ -61,8 +62,10 @@ START_TEST(estimate_is_unbiased_and_within_its_error)
     static const uint32_t padded[] = { 64, 128, 256, 832 };
     for (size_t d = 0; d < sizeof padded / sizeof padded[0]; d++) {
         uint32_t dim = padded[d];
-        float *z = mem_alloc_aligned(64, 34 * (size_t)dim * sizeof(float)), *centre = z + 32 * dim, *query = z + 33 * dim;
-        uint8_t *codes = mem_alloc_aligned(64, dim * 4), *lut = mem_alloc_aligned(64, dim * 4), *scratch = mem_must_alloc(dim * 4);
+        float *z = mem_alloc_aligned(64, 34 * (size_t)dim * sizeof(float)), *centre = z + 32 * dim,
+              *query = z + 33 * dim;
+        uint8_t *codes = mem_alloc_aligned(64, dim * 4), *lut = mem_alloc_aligned(64, dim * 4),
+                *scratch = mem_must_alloc(dim * 4);
         double bias = 0, squares = 0, outside = 0;
         uint32_t samples = 0;
         for (int round = 0; round < 100; round++) {
@@ -75,7 +78,8 @@ START_TEST(estimate_is_unbiased_and_within_its_error)
                 for (uint32_t i = 0; i < dim; i++) z[v * (int)dim + (int)i] = centre[i] + 0.5f * gauss();
                 rows[v] = z + v * (int)dim;
             }
-            rabitq_encode(rows, 32, centre, dim, scratch, &(struct rabitq_group){ codes, f, g, &f_scale, &g_scale });
+            rabitq_encode(rows, 32, centre, dim, scratch,
+                    &(struct rabitq_group){ codes, f, g, &f_scale, &g_scale });
             struct code_query prepared;
             rabitq_prepare(query, dim, lut, &prepared);
             struct code_factors factors = { f, g, f_scale, g_scale };

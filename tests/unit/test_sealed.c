@@ -1,5 +1,5 @@
-/* The sealed graph: it answers for every shape of data, never returns what a filter forbids, never fewer than there are,
- * reaches the recall that it was asked for, and refuses a file that is not what it wrote. */
+/* The sealed graph: it answers for every shape of data, never returns what a filter forbids, never fewer than
+ * there are, reaches the recall that it was asked for, and refuses a file that is not what it wrote. */
 #include <check.h>
 #include <math.h>
 #include <stdio.h>
@@ -68,7 +68,8 @@ static void set_build(struct set *set, uint32_t threads)
     struct index_control control = { .threads = threads };
     struct index_params params = { .seed = 7 };
     struct err err;
-    ck_assert_msg(index_build(INDEX_SEALED, &set->rows, &params, &control, &set->index, &err) == OMEN_OK, "%s", err.message);
+    ck_assert_msg(index_build(INDEX_SEALED, &set->rows, &params, &control, &set->index, &err) == OMEN_OK,
+            "%s", err.message);
     ck_assert(index_build(INDEX_FLAT, &set->rows, NULL, NULL, &set->flat, &err) == OMEN_OK);
 }
 
@@ -89,14 +90,16 @@ static uint32_t search(const struct index *index, const struct index_search *sea
 }
 
 /* Hits are distinct, ascending, and carry the distance that storage/kernel gives. */
-static void hits_check(const struct set *set, const struct index_search *s, const struct index_hit *hits, uint32_t count)
+static void hits_check(const struct set *set, const struct index_search *s, const struct index_hit *hits,
+        uint32_t count)
 {
     for (uint32_t i = 0; i < count; i++) {
         const float *row = set->data + (size_t)hits[i].slot * set->rows.dim;
         float d = set->rows.metric == METRIC_L2 ? kernel_get()->l2sq_f32(s->query, row, set->rows.dim)
                                                 : -kernel_get()->dot_f32(s->query, row, set->rows.dim);
         ck_assert(hits[i].slot < set->rows.count);
-        ck_assert_msg(d == hits[i].distance, "slot %u: %g is not %g", hits[i].slot, (double)hits[i].distance, (double)d);
+        ck_assert_msg(d == hits[i].distance, "slot %u: %g is not %g", hits[i].slot, (double)hits[i].distance,
+                (double)d);
         if (i > 0) ck_assert(hits[i - 1].distance <= hits[i].distance);
         for (uint32_t j = 0; j < i; j++) ck_assert(hits[j].slot != hits[i].slot);
         if (s->filter != NULL) ck_assert(s->filter[hits[i].slot / 64] >> (hits[i].slot % 64) & 1);
@@ -107,7 +110,8 @@ static double recall_of(const struct set *set, const struct index_search *s, uin
 {
     static struct index_hit hits[1024], truth[1024];
     double sum = 0;
-    float *query = mem_must_alloc(set->rows.dim * sizeof(float)), noise = set->rows.metric == METRIC_COSINE ? 0.3f / sqrtf((float)set->rows.dim) : 1;
+    float *query = mem_must_alloc(set->rows.dim * sizeof(float)),
+          noise = set->rows.metric == METRIC_COSINE ? 0.3f / sqrtf((float)set->rows.dim) : 1;
     for (uint32_t q = 0; q < queries; q++) {
         const float *row = set->data + (size_t)(rng() % set->rows.count) * set->rows.dim;
         for (uint32_t j = 0; j < set->rows.dim; j++) query[j] = row[j] + (fresh ? noise * gauss() : 0);
@@ -118,7 +122,8 @@ static double recall_of(const struct set *set, const struct index_search *s, uin
         ck_assert_uint_eq(found, wanted);
         hits_check(set, &one, hits, found);
         for (uint32_t i = 0; i < found; i++)
-            good += hits[i].distance <= truth[wanted - 1].distance + fabsf(truth[wanted - 1].distance) * 1e-5f;
+            good += hits[i].distance <=
+                    truth[wanted - 1].distance + fabsf(truth[wanted - 1].distance) * 1e-5f;
         sum += wanted == 0 ? 1 : (double)good / wanted;
     }
     mem_free(query);
@@ -172,13 +177,17 @@ static void shape(struct set *set, int which)
         float *row = set->data + (size_t)slot * dim;
         for (uint32_t j = 0; j < dim; j++) {
             switch (which) {
-            case 0: row[j] = 3; break;                                             /* all equal */
-            case 1: row[j] = (float)(slot / 50 * 7 % 97) + (float)(j * slot / 50 % 13); break; /* 50 copies of each */
-            case 2: row[j] *= 1e-40f; break;                                       /* denormal */
-            case 3: row[j] = j == 5 ? 9 : row[j]; break;                           /* one constant dimension */
-            case 4: row[j] *= slot % 2 ? 1e6f : 1; break;                          /* norms spread */
+            case 0: row[j] = 3; break; /* all equal */
+            case 1:
+                row[j] = (float)(slot / 50 * 7 % 97) + (float)(j * slot / 50 % 13);
+                break;                                    /* 50 copies of each */
+            case 2: row[j] *= 1e-40f; break;              /* denormal */
+            case 3: row[j] = j == 5 ? 9 : row[j]; break;  /* one constant dimension */
+            case 4: row[j] *= slot % 2 ? 1e6f : 1; break; /* norms spread */
             case 5: row[j] = 0; break;
-            case 6: row[j] = (float)((uint32_t)(row[j] * 20 + 128) & 255); break;  /* bytes: the lossless form */
+            case 6:
+                row[j] = (float)((uint32_t)(row[j] * 20 + 128) & 255);
+                break; /* bytes: the lossless form */
             default: break;
             }
         }
@@ -253,16 +262,20 @@ START_TEST(recall_asked_for_is_delivered)
             double sum = 0, squares = 0;
             for (uint32_t q = 0; q < 500; q++) {
                 struct index_hit hits[100], truth[100];
-                struct index_search s = { .query = set.data + (size_t)(19500 + q) * 40, .k = ks[i], .recall_target = targets[t] };
+                struct index_search s = { .query = set.data + (size_t)(19500 + q) * 40,
+                    .k = ks[i],
+                    .recall_target = targets[t] };
                 uint32_t count = search(set.index, &s, hits), good = 0;
                 ck_assert_uint_eq(search(set.flat, &s, truth), count);
-                for (uint32_t j = 0; j < count; j++) good += hits[j].distance <= truth[count - 1].distance * (1 + 1e-5f);
+                for (uint32_t j = 0; j < count; j++)
+                    good += hits[j].distance <= truth[count - 1].distance * (1 + 1e-5f);
                 double recall = (double)good / count;
                 sum += recall;
                 squares += recall * recall;
             }
             double mean = sum / 500, error = sqrt(fmax(squares / 500 - mean * mean, 1e-4) / 500);
-            ck_assert_msg(mean >= (double)targets[t] - 3 * error, "k %u: %g asked, %g delivered", ks[i], (double)targets[t], mean);
+            ck_assert_msg(mean >= (double)targets[t] - 3 * error, "k %u: %g asked, %g delivered", ks[i],
+                    (double)targets[t], mean);
         }
     }
     set_fini(&set);
@@ -284,7 +297,11 @@ START_TEST(search_stops_when_told)
     set_build(&set, 1);
     uint32_t polls = 0, count;
     struct index_hit hits[10];
-    struct index_search s = { .query = set.data, .k = 10, .effort = 1000, .stop = stop_now, .stop_arg = &polls };
+    struct index_search s = { .query = set.data,
+        .k = 10,
+        .effort = 1000,
+        .stop = stop_now,
+        .stop_arg = &polls };
     struct index_scratch *scratch = index_scratch_new(set.index);
     ck_assert(index_search(set.index, &s, scratch, hits, &count, NULL) == OMEN_EDEADLINE);
     ck_assert_uint_eq(polls, 2);
@@ -336,7 +353,8 @@ START_TEST(rows_and_parameters_are_validated)
     struct index_hit hits[1];
     uint32_t count;
     struct index_search bad[] = { { .query = query, .k = 0 }, { .query = query, .k = OMEN_K_MAX + 1 },
-        { .query = query, .k = 1, .effort = INDEX_EFFORT_MAX + 1 }, { .query = query, .k = 1, .recall_target = 1.5f } };
+        { .query = query, .k = 1, .effort = INDEX_EFFORT_MAX + 1 },
+        { .query = query, .k = 1, .recall_target = 1.5f } };
     struct index_scratch *scratch = index_scratch_new(set.index);
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++)
         ck_assert(index_search(set.index, &bad[i], scratch, hits, &count, NULL) == OMEN_EINVAL);
@@ -364,7 +382,8 @@ START_TEST(saved_graph_answers_alike_and_damage_is_refused_by_name)
     ck_assert_msg(index_save(set.index, vfs_posix(), path, &err) == OMEN_OK, "%s", err.message);
     for (int pin = 0; pin < 2; pin++) {
         struct index *opened;
-        ck_assert_msg(index_map(vfs_posix(), path, &set.rows, pin, &opened, &err) == OMEN_OK, "%s", err.message);
+        ck_assert_msg(index_map(vfs_posix(), path, &set.rows, pin, &opened, &err) == OMEN_OK, "%s",
+                err.message);
         for (uint32_t q = 0; q < 50; q++) {
             struct index_hit a[10], b[10];
             struct index_search s = { .query = set.data + (size_t)q * 20, .k = 10 };
@@ -377,7 +396,8 @@ START_TEST(saved_graph_answers_alike_and_damage_is_refused_by_name)
     size_t len;
     ck_assert(vfs_read_file(vfs_posix(), path, 1u << 30, &bytes, &len, &err) == OMEN_OK);
     for (uint32_t i = 0; i < 300; i++) {
-        /* Half the flips hit the header. Padding between sections is the only place where a flip may go unseen. */
+        /* Half the flips hit the header. Padding between sections is the only place where a flip may go
+         * unseen. */
         size_t at = i % 2 ? rng() % 4096 : rng() % len, cut = rng() % len;
         struct index *opened = NULL;
         uint8_t kept = bytes[at];
@@ -413,7 +433,8 @@ int main(void)
     TCase *tc = tcase_create("sealed");
     tcase_set_timeout(tc, 600);
     tcase_add_test(tc, few_rows_are_all_found);
-    tcase_add_loop_test(tc, every_dimension_and_metric_reaches_its_neighbours, 0, sizeof dims / sizeof dims[0]);
+    tcase_add_loop_test(tc, every_dimension_and_metric_reaches_its_neighbours, 0,
+            sizeof dims / sizeof dims[0]);
     tcase_add_loop_test(tc, odd_shapes_of_data_are_answered, 0, 7);
     tcase_add_test(tc, filtered_search_returns_what_passes_and_never_fewer);
     tcase_add_test(tc, recall_asked_for_is_delivered);
