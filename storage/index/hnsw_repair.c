@@ -256,6 +256,7 @@ static void sweep(struct hnsw *h, const struct hnsw_codes *codes, struct index_s
     }
     if (r->cursor < r->end) return;
     entry_replace(h);
+    r->cursor = 0;
     r->epoch = hnsw_epoch_now(h);
     phase_set(h, HNSW_REPAIR_DRAIN);
 }
@@ -294,17 +295,20 @@ static void reach_begin(struct hnsw *h)
     phase_set(h, HNSW_REPAIR_REACH);
 }
 
-/* The nodes that nobody can see any more become free. */
-static void drain(struct hnsw *h)
+/* The nodes that nobody can see any more become free. Rows first: they hold links to each other, whose in-degrees must
+ * not be those of the next owner. */
+static void drain(struct hnsw *h, uint32_t rows)
 {
     struct hnsw_repair *r = &h->repair;
-    /* Rows first: they hold links to each other, whose in-degrees must not be those of the next owner. */
-    for (uint32_t i = 0; i < r->batch.count; i++) {
-        uint32_t node = r->batch.items[i];
-        for (uint32_t layer = 0; layer <= h->levels[node]; layer++) hnsw_row_write(h, node, layer, NULL, 0);
+    uint32_t count = r->batch.count;
+    for (; rows > 0 && r->cursor < 2 * count; rows--, r->cursor++) {
+        uint32_t node = r->batch.items[r->cursor % count];
+        for (uint32_t layer = 0; r->cursor < count && layer <= h->levels[node]; layer++)
+            hnsw_row_write(h, node, layer, NULL, 0);
+        if (r->cursor >= count) hnsw_node_free(h, node);
     }
-    for (uint32_t i = 0; i < r->batch.count; i++) hnsw_node_free(h, r->batch.items[i]);
-    atomic_fetch_sub(&h->dead_count, r->batch.count);
+    if (r->cursor < 2 * count) return;
+    atomic_fetch_sub(&h->dead_count, count);
     r->batch.count = 0;
     r->rounds = 0;
     reach_begin(h);
@@ -360,7 +364,7 @@ static bool step(struct hnsw *h, struct index_scratch *w, uint32_t rows, uint32_
     }
     if (phase == HNSW_REPAIR_DRAIN) {
         if (!hnsw_epoch_passed(h, r->epoch)) return false;
-        drain(h);
+        drain(h, rows);
         return true;
     }
     pthread_rwlock_rdlock(&h->train_lock);

@@ -136,7 +136,7 @@ enum hnsw_walk_end hnsw_beam(struct hnsw_walk *walk, const uint32_t *seeds, uint
     walk->distances += seed_count;
     for (uint32_t i = 0; i < seed_count; i++) {
         uint64_t flag = counted(walk, all, seeds[i]) ? HNSW_POOL_COUNTED : 0;
-        s->visited[seeds[i]] = s->stamp;
+        if (seeds[i] < s->visited_count) s->visited[seeds[i]] = s->stamp; /* else collect passes it over */
         pool_insert(s, (uint64_t)keys[i] << 32 | flag | seeds[i], ef);
     }
     uint64_t hops_from = walk->hops;
