@@ -1,9 +1,8 @@
 /* Builds a sealed graph: codes, order, near neighbours by partition and multiplication, pruned links, packed
  * rows, leaders.
  *
- * Memory beside rows and finished graph, per row: codes D + lists 320 + links 128 + reverse 128 + 9 bytes;
- * before packing the lists give way to rotated vectors in f16 (2 D). Threads: control->threads; see
- * parallel.h. Determinism: not between thread counts (sealed_prune.c). */
+ * Memory beside rows and finished graph: build_bytes(). Threads: control->threads; see parallel.h.
+ * Determinism: not between thread counts (sealed_prune.c). */
 #include <math.h>
 #include <string.h>
 
@@ -452,6 +451,15 @@ static uint32_t held_out_count(const struct index_params *params, uint32_t count
     return held_out > count / HELD_OUT_SHARE ? count / HELD_OUT_SHARE : held_out;
 }
 
+/* Bytes beside rows and the finished graph at the worst moment: the lists and the rotated rows take turns. */
+static uint64_t build_bytes(uint32_t count, uint32_t padded)
+{
+    uint64_t lists = BUILD_LIST * sizeof(struct build_near), rotated = (uint64_t)padded * 2;
+    uint64_t rest = padded + SEALED_DEGREE * 4 + BUILD_REVERSE * 4 +
+            14; /* order, norms, sums, two counters */
+    return count * (rest + (lists > rotated ? lists : rotated));
+}
+
 enum omen_err index_sealed_build(const struct index_rows *rows, const struct index_params *params,
         const struct index_control *control, struct index **index_out, struct err *err)
 {
@@ -461,6 +469,12 @@ enum omen_err index_sealed_build(const struct index_rows *rows, const struct ind
     struct sealed *s = sealed_new(rows);
     if (s == NULL) return err_set(err, OMEN_ENOMEM, NULL, "no memory for an index");
     s->recall_target = params->recall_target > 0 ? params->recall_target : 0.95f;
+    uint64_t wanted = build_bytes(s->count, s->padded);
+    if (control->memory_bytes_max != 0 && wanted > control->memory_bytes_max) {
+        sealed_free(&s->base);
+        return err_set(err, OMEN_ENOMEM, "memory_bytes_max", "the build takes %llu bytes",
+                (unsigned long long)wanted);
+    }
     s->seed = params->seed;
     rotation_init(&s->rotation, s->dim, s->seed);
     s->mean = mem_calloc(s->padded, sizeof(float));

@@ -326,6 +326,9 @@ START_TEST(build_can_be_cancelled_and_runs_out_of_memory_cleanly)
     struct index_control control = { .threads = 2, .stop = cancel_now, .arg = &polls };
     ck_assert(index_build(INDEX_SEALED, &set.rows, NULL, &control, &set.index, &err) == OMEN_ECANCELED);
     ck_assert_ptr_null(set.index);
+    control = (struct index_control){ .threads = 1, .memory_bytes_max = 1 << 20 };
+    ck_assert(index_build(INDEX_SEALED, &set.rows, NULL, &control, &set.index, &err) == OMEN_ENOMEM);
+    ck_assert_str_eq(err.field, "memory_bytes_max");
     control = (struct index_control){ .threads = 1 };
     for (uint64_t n = 1; n < 200; n += 3) {
         mem_fail_at(n);
