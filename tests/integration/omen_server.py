@@ -78,14 +78,16 @@ class Server:
         ready, deadline = self.work / "ready.json", time.monotonic() + START_SECONDS
         while not ready.exists():
             if self.process.poll() is not None:
-                raise AssertionError(f"omen-node ended with {self.process.returncode}:\n{self.log()}")
+                raise AssertionError(f"{self.binary.name} ended with {self.process.returncode}:\n{self.log()}")
             if time.monotonic() > deadline:
                 self.kill9()
-                raise AssertionError(f"omen-node does not get ready:\n{self.log()}")
+                raise AssertionError(f"{self.binary.name} does not get ready:\n{self.log()}")
             time.sleep(0.005)
-        info = json.loads(ready.read_text())
-        self.listen, self.http = info["listen"], info["http"]  # the same ports after a restart
+        self.take_ready(json.loads(ready.read_text()))
         return self
+
+    def take_ready(self, info):
+        self.listen, self.http = info["listen"], info["http"]  # the same ports after a restart
 
     def start_fails(self, seconds=START_SECONDS):
         """Start a server that must refuse to: its exit code and log."""
@@ -157,3 +159,48 @@ class Server:
             except subprocess.TimeoutExpired:
                 self.kill9()
         shutil.rmtree(self.work, ignore_errors=True)
+
+    def metric(self, name):
+        """A value of /metrics by name and labels; 0 when it is not there."""
+        for line in self.http_get("/metrics")[1].splitlines():
+            if line.startswith(name + " "):
+                return float(line.rpartition(" ")[2])
+        return 0.0
+
+
+class Node(Server):
+    """omen-node without a client port: it serves routers, who prove the same secret.
+
+    Args:
+        secret: of the cluster; None = as in the options.
+    """
+
+    def __init__(self, secret="the secret of these tests", **options):
+        super().__init__(**options)
+        self.node_listen = "tcp://127.0.0.1:0"
+        self.secret_file = self.work / "secret"
+        self.secret_file.write_text(secret + "\n")
+
+    def command(self):
+        return [str(self.binary), "--node-listen", self.node_listen, *self.args, "--data", str(self.data), "--http",
+                self.http, "--set", f"cluster.secret_file={self.secret_file}", "--ready-file", str(self.work / "ready.json")]
+
+    def take_ready(self, info):
+        self.node_listen, self.http = info["node_listen"], info["http"]
+
+
+class Router(Server):
+    """omen-router before nodes.
+
+    Args:
+        nodes: addresses to begin with, as ``Node.node_listen``.
+        secret_file: path.
+    """
+
+    def __init__(self, nodes, secret_file, **options):
+        super().__init__(binary=options.pop("binary", BUILD / "omen-router"), **options)
+        self.nodes, self.secret_file = nodes, secret_file
+
+    def command(self):
+        return [str(self.binary), "--nodes", ",".join(self.nodes), "--secret-file", str(self.secret_file), *self.args,
+                "--listen", self.listen, "--http", self.http, "--ready-file", str(self.work / "ready.json")]
