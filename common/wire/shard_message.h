@@ -1,5 +1,5 @@
 /* The protocol between routers and nodes: struct shard_call (common/placement/shard_call.h) and the map as bytes, inside an
- * envelope that proves the cluster secret. NODE_PROTOCOL.md has the tables; tests/golden/node_protocol the bytes.
+ * envelope that proves the cluster secret. NODE_PROTOCOL.md has the tables; tests/golden/node_protocol/ the bytes.
  *
  * Plain little-endian structures, no msgpack: this hop carries every vector once more, so they travel as they lie, payloads
  * and filters as docs, and a node's ops point into the message. Nothing is trusted although its sender holds the secret: a
