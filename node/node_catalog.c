@@ -146,8 +146,8 @@ static bool count_file(void *arg, const char *name)
     return true;
 }
 
-/* A process out of file descriptors can do nothing right: streams do not grow, the log does not go on. So a quarter of what the
- * limit allows is left to the shards there are. */
+/* A process out of file descriptors can do nothing right: streams do not grow, the log does not go on. So a
+ * quarter of what the limit allows is left to the shards there are. */
 static enum omen_err files_admit(uint32_t shard_count, struct err *err)
 {
     struct rlimit limit;

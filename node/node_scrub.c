@@ -1,6 +1,7 @@
-/* The scrub thread: reads every shard's stream again and again, slowly, and compares it with its checksums (CORRECTNESS D1), so
- * that what a disk lost is found before the last good copy is gone. One shard's round is finished before the next shard's
- * begins, and after all of them it rests. While searches wait for threads, most turns are left out.
+/* The scrub thread: reads every shard's stream again and again, slowly, and compares it with its checksums
+ * (CORRECTNESS D1), so that what a disk lost is found before the last good copy is gone. One shard's round is
+ * finished before the next shard's begins, and after all of them it rests. While searches wait for threads, most
+ * turns are left out.
  *
  * What is found stops the shard (storage/shard_store.h, DAMAGED); the others go on, and so does the scrubber. */
 #include "common/err.h"

@@ -374,7 +374,8 @@ void shard_read_sweep(struct shard_host *shard)
         late = late->next;
         if (status.disk_full) {
             shard_call_fail(read->call, OMEN_EFULL,
-                    "the disk is full: shard %llu has applied up to sequence %llu, later writes wait for room",
+                    "the disk is full: shard %llu has applied up to sequence %llu, "
+                    "later writes wait for room",
                     (unsigned long long)shard->shard_id, (unsigned long long)status.applied);
         } else if (read->wanted_sequence != 0) {
             shard_call_fail(read->call, OMEN_EDEADLINE,

@@ -6,8 +6,8 @@
  * proposal; it is the submitter's thread, or the apply worker's when a proposal ends.
  *
  * Apply never refuses for lack of room (CORRECTNESS A1), so an entry is proposed only when the chunks that the stream has
- * hold it beside those in flight. When they do not, requests wait while the keeper has chunks made; only when that failed are
- * those that do not fit refused. Deletes may use a little that other writes leave.
+ * hold it beside those in flight. When they do not, requests wait while the keeper has chunks made; only when that
+ * failed are those that do not fit refused. Deletes may use a little that other writes leave.
  * Lock: write_lock, never held over propose, done, or a copy of vectors. */
 #include "common/err.h"
 
@@ -124,8 +124,8 @@ struct batch_size {
     bool deletes;
 };
 
-/* Needs write_lock and a non-empty queue. On a full disk a write goes alone, not to be refused for its company; deletes still
- * share. */
+/* Needs write_lock and a non-empty queue. On a full disk a write goes alone, not to be refused for its company;
+ * deletes still share. */
 static struct batch_size batch_measure(const struct shard_host *shard)
 {
     struct batch_size size = { .deletes = shard->queue_head->deletes };

@@ -1,7 +1,8 @@
 /* The map and the addresses of its nodes, as one snapshot that calls hold while they are under way.
  *
  * A newer map replaces the snapshot; what was learned of shards (who leads, how far each replica is) goes over to the new
- * one where shard and replica are still the same. Another incarnation takes nothing over: its sequences mean other things. */
+ * one where shard and replica are still the same. Another incarnation takes nothing over: its sequences mean other
+ * things. */
 #include "common/err.h"
 
 #include <stdio.h>

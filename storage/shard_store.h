@@ -93,7 +93,8 @@ enum store_spare { STORE_SPARE_NONE, STORE_SPARE_DELETES, STORE_SPARE_AHEAD };
 /* Do entries of these needs [count, at most STORE_NEEDS_MAX, in their order] fit what is allocated? Any thread, cheap. */
 bool shard_store_has_room(struct shard_store *store, const struct write_need *needs, uint32_t count,
         enum store_spare spare);
-/* Allocate until they do. OMEN_EFULL, OMEN_EIO: the store goes on as before. Any thread; blocks on the disk, apply hardly. */
+/* Allocate until they do. OMEN_EFULL, OMEN_EIO: the store goes on as before. Any thread; blocks on the disk, apply
+ * hardly. */
 OMEN_CHECKED enum omen_err shard_store_make_room(struct shard_store *store, const struct write_need *needs,
         uint32_t count, enum store_spare spare, struct err *err);
 
@@ -162,9 +163,9 @@ struct scrub_result {
     uint64_t bytes; /* checked now */
     bool wrapped;   /* the last unit was among them: the next call begins with the first */
 };
-/* Re-check the CRCs of the next stream units, about `bytes` of them, going round; for an idle scrubber, one thread. OMEN_ECORRUPT
- * and OMEN_EIO name file and offset and are DAMAGED: from then on apply and every read of the store answer them, because
- * what else is wrong is not known. */
+/* Re-check the CRCs of the next stream units, about `bytes` of them, going round; for an idle scrubber, one
+ * thread. OMEN_ECORRUPT and OMEN_EIO name file and offset and are DAMAGED: from then on apply and every read of
+ * the store answer them, because what else is wrong is not known. */
 OMEN_CHECKED enum omen_err shard_store_scrub(struct shard_store *store, uint64_t bytes,
         struct scrub_result *result_out, struct err *err);
 

@@ -11,11 +11,21 @@
 #include "common/query/point.h"
 
 enum shard_call_kind {
-    CALL_WRITE, CALL_SEARCH, CALL_GET, CALL_SCROLL, CALL_COUNT, CALL_STATS, /* one shard */
-    CALL_CATALOG,                                               /* create, drop, alias */
+    CALL_WRITE,
+    CALL_SEARCH,
+    CALL_GET,
+    CALL_SCROLL,
+    CALL_COUNT,
+    CALL_STATS,   /* one shard */
+    CALL_CATALOG, /* create, drop, alias */
 };
 
-enum catalog_change_kind { CATALOG_CREATE = 1, CATALOG_DROP = 2, CATALOG_ALIAS_SET = 3, CATALOG_ALIAS_DROP = 4 };
+enum catalog_change_kind {
+    CATALOG_CREATE = 1,
+    CATALOG_DROP = 2,
+    CATALOG_ALIAS_SET = 3,
+    CATALOG_ALIAS_DROP = 4
+};
 
 struct catalog_change {
     enum catalog_change_kind kind;
@@ -30,22 +40,37 @@ struct shard_stats { /* of one shard, for describe */
     uint64_t points, applied, durable, stream_bytes, meta_bytes, unindexed, applied_ops;
 };
 
-struct call_get { point_id id; struct shard_key key; bool any_key; };
+struct call_get {
+    point_id id;
+    struct shard_key key;
+    bool any_key;
+};
 
 struct shard_call {
     enum shard_call_kind kind;
     uint64_t shard_id;
     uint64_t collection_id;
-    uint64_t epoch;                 /* map epoch the caller routed with */
-    uint64_t incarnation;           /* of that map */
-    uint64_t deadline_ns;           /* monotonic; 0 = none */
+    uint64_t epoch;       /* map epoch the caller routed with */
+    uint64_t incarnation; /* of that map */
+    uint64_t deadline_ns; /* monotonic; 0 = none */
     enum consistency consistency;
-    uint64_t token_sequence;        /* session reads: at least this */
+    uint64_t token_sequence; /* session reads: at least this */
 
     union { /* inputs, borrowed */
-        struct { const struct point_op *ops; uint32_t count; struct op_id op_id; } write;
-        struct { const struct search_params *searches; uint32_t count; } search;
-        struct { const struct call_get *items; uint32_t count; struct point_selection selection; } get;
+        struct {
+            const struct point_op *ops;
+            uint32_t count;
+            struct op_id op_id;
+        } write;
+        struct {
+            const struct search_params *searches;
+            uint32_t count;
+        } search;
+        struct {
+            const struct call_get *items;
+            uint32_t count;
+            struct point_selection selection;
+        } get;
         struct {
             const struct point_key *after; /* NULL = start */
             uint32_t limit;
@@ -53,27 +78,45 @@ struct shard_call {
             struct doc filter_doc; /* what it was parsed from, for who sends it on; absent = NULL */
             struct point_selection selection;
         } scroll;
-        struct { const struct filter *filter; struct doc filter_doc; } count;
+        struct {
+            const struct filter *filter;
+            struct doc filter_doc;
+        } count;
         struct catalog_change catalog;
     } in;
 
-    enum omen_err code;             /* outputs from here on */
+    enum omen_err code; /* outputs from here on */
     struct err err;
-    uint32_t leader_hint;           /* OMEN_ENOTLEADER: node id of who leads, 0 = not known */
-    uint64_t sequence;              /* write: its own; reads: the view's */
-    uint64_t engine_ns;             /* time spent inside storage */
+    uint32_t leader_hint; /* OMEN_ENOTLEADER: node id of who leads, 0 = not known */
+    uint64_t sequence;    /* write: its own; reads: the view's */
+    uint64_t engine_ns;   /* time spent inside storage */
     union {
-        struct { uint32_t affected; bool duplicate; } write;
-        struct { struct hit **hits; uint32_t *counts; uint64_t rows_scanned; } search; /* [in.search.count] */
-        struct { struct point_view *points; uint32_t count; bool more; } points; /* get, scroll */
-        struct { uint64_t points; } count;
+        struct {
+            uint32_t affected;
+            bool duplicate;
+        } write;
+        struct {
+            struct hit **hits;
+            uint32_t *counts;
+            uint64_t rows_scanned;
+        } search; /* [in.search.count] */
+        struct {
+            struct point_view *points;
+            uint32_t count;
+            bool more;
+        } points; /* get, scroll */
+        struct {
+            uint64_t points;
+        } count;
         struct shard_stats stats;
-        struct { uint64_t collection_id; } catalog;
+        struct {
+            uint64_t collection_id;
+        } catalog;
     } out;
 
     void (*done)(struct shard_call *call); /* any thread, also before submit returns; must not block */
-    void *arg;                      /* the caller's */
-    void *service_data;             /* the service's: arena, view; NULL at submit */
+    void *arg;                             /* the caller's */
+    void *service_data;                    /* the service's: arena, view; NULL at submit */
 };
 
 /* OMEN_EWRONGEPOCH: a newer map is there now (map_acquire has it); nothing of the call was done. Who routes begins anew. */

@@ -94,7 +94,7 @@ struct wire_request {
     struct bytes collection; /* name or alias */
     uint32_t deadline_ms;    /* relative; 0 = server's default */
     enum consistency consistency;
-    bool allow_partial;         /* reads: rather an answer without the shards that cannot be reached than none */
+    bool allow_partial; /* reads: rather an answer without the shards that cannot be reached than none */
     const struct token *tokens; /* session tokens the client holds */
     uint32_t token_count;
     union {

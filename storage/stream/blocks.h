@@ -1,7 +1,7 @@
 /* The rows of the stream: one block per unit, one row per operation, each with the sequence at which it died.
  *
- * Append-only in pages, so that a reader never sees a table move: lock-free for readers, one writer. The first pages are small
- * and double, or every small collection would take the memory of a full one.
+ * Append-only in pages, so that a reader never sees a table move: lock-free for readers, one writer. The first
+ * pages are small and double, or every small collection would take the memory of a full one.
  * A row is visible at sequence s when its block's sequence <= s and (died == 0 or died > s). Rows that never were a
  * point's state (deletes, payload operations, superseded inside their own entry, duplicates) are born dead: died is
  * their own sequence. */

@@ -142,18 +142,22 @@ static const struct row rows[] = {
     { "{'must': [{'key': 'a', 'match': {'value': 1}}], 'should': []}", "{'a': 1}", true },
     { "{'must': [{'key': 'a', 'match': {'value': 1}}], 'must_not': [{'key': 'b', 'match': {'value': 2}}]}",
             "{'a': 1, 'b': 2}", false },
-    { "{'min_should': {'conditions': [{'key': 'a', 'match': {'value': 1}}, {'key': 'b', 'match': {'value': 2}}, "
+    { "{'min_should': {'conditions': [{'key': 'a', 'match': {'value': 1}}, {'key': 'b', 'match': "
+      "{'value': 2}}, "
       "{'key': 'c', 'match': {'value': 3}}], 'min_count': 2}}",
             "{'a': 1, 'c': 3}", true },
-    { "{'min_should': {'conditions': [{'key': 'a', 'match': {'value': 1}}, {'key': 'b', 'match': {'value': 2}}, "
+    { "{'min_should': {'conditions': [{'key': 'a', 'match': {'value': 1}}, {'key': 'b', 'match': "
+      "{'value': 2}}, "
       "{'key': 'c', 'match': {'value': 3}}], 'min_count': 2}}",
             "{'a': 1}", false },
     { "{'min_should': {'conditions': [{'key': 'a', 'match': {'value': 1}}], 'min_count': 2}}", "{'a': 1}",
             false },
     { "{'min_should': {'conditions': [{'key': 'a', 'match': {'value': 1}}], 'min_count': 0}}", "{}", true },
-    { "{'must_not': [{'must': [{'key': 'city', 'match': {'value': 'London'}}, {'key': 'color', 'match': {'value': 'red'}}]}]}",
+    { "{'must_not': [{'must': [{'key': 'city', 'match': {'value': 'London'}}, "
+      "{'key': 'color', 'match': {'value': 'red'}}]}]}",
             "{'city': 'London', 'color': 'green'}", true },
-    { "{'must_not': [{'must': [{'key': 'city', 'match': {'value': 'London'}}, {'key': 'color', 'match': {'value': 'red'}}]}]}",
+    { "{'must_not': [{'must': [{'key': 'city', 'match': {'value': 'London'}}, "
+      "{'key': 'color', 'match': {'value': 'red'}}]}]}",
             "{'city': 'London', 'color': 'red'}", false },
     /* nested: both conditions on the same element (the diets of the dinosaurs in Qdrant's text) */
     { "{'must': [{'nested': {'key': 'diet', 'filter': {'must': [{'key': 'food', 'match': {'value': 'meat'}}, "
@@ -162,15 +166,20 @@ static const struct row rows[] = {
     { "{'must': [{'nested': {'key': 'diet', 'filter': {'must': [{'key': 'food', 'match': {'value': 'meat'}}, "
       "{'key': 'likes', 'match': {'value': true}}]}}}]}",
             "{'diet': [{'food': 'leaves', 'likes': true}, {'food': 'meat', 'likes': false}]}", false },
-    { "{'must': [{'key': 'diet[].food', 'match': {'value': 'meat'}}, {'key': 'diet[].likes', 'match': {'value': true}}]}",
+    { "{'must': [{'key': 'diet[].food', 'match': {'value': 'meat'}}, "
+      "{'key': 'diet[].likes', 'match': {'value': true}}]}",
             "{'diet': [{'food': 'leaves', 'likes': true}, {'food': 'meat', 'likes': false}]}", true },
-    { "{'must': [{'nested': {'key': 'diet', 'filter': {'must_not': [{'key': 'food', 'match': {'value': 'meat'}}]}}}]}",
+    { "{'must': [{'nested': {'key': 'diet', 'filter': {'must_not': [{'key': 'food', 'match': "
+      "{'value': 'meat'}}]}}}]}",
             "{'diet': [{'food': 'meat'}, {}]}", true },
-    { "{'must': [{'nested': {'key': 'diet', 'filter': {'must_not': [{'key': 'food', 'match': {'value': 'meat'}}]}}}]}",
+    { "{'must': [{'nested': {'key': 'diet', 'filter': {'must_not': [{'key': 'food', 'match': "
+      "{'value': 'meat'}}]}}}]}",
             "{'diet': []}", false },
-    { "{'must': [{'nested': {'key': 'diet', 'filter': {'must': [{'key': 'food', 'match': {'value': 'meat'}}]}}}]}",
+    { "{'must': [{'nested': {'key': 'diet', 'filter': {'must': [{'key': 'food', 'match': "
+      "{'value': 'meat'}}]}}}]}",
             "{'diet': {'food': 'meat'}}", false },
-    { "{'must': [{'nested': {'key': 'diet[]', 'filter': {'must': [{'key': 'food', 'match': {'value': 'meat'}}]}}}]}",
+    { "{'must': [{'nested': {'key': 'diet[]', 'filter': {'must': [{'key': 'food', 'match': "
+      "{'value': 'meat'}}]}}}]}",
             "{'diet': [3, {'food': 'meat'}]}", true },
     { "{'must': [{'nested': {'key': 'a', 'filter': {'must': [{'nested': {'key': 'b', 'filter': {'must': "
       "[{'key': 'c', 'match': {'value': 1}}]}}}]}}}]}",

@@ -1,5 +1,6 @@
 /* The codec between routers and nodes: what is encoded is decoded to the same; cut, flipped and lying messages are errors
- * that allocate nothing to speak of; the envelope takes nothing from who has not the secret. OMEN_TEST_SEED repeats a run. */
+ * that allocate nothing to speak of; the envelope takes nothing from who has not the secret. OMEN_TEST_SEED
+ * repeats a run. */
 #include <check.h>
 #include <stdio.h>
 #include <stdlib.h>
