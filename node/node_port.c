@@ -212,6 +212,17 @@ static void reply_send(struct port_call *pc, enum shard_message_type type)
     call_recycle(pc);
 }
 
+/* false: too large to be sent at all, or now. An error always can be. */
+static bool reply_encode(struct port_call *pc, const struct shard_reply_info *info)
+{
+    buf_clear(&pc->reply);
+    shard_message_begin(&pc->reply, SHARD_REPLY, (uint8_t)pc->call.kind, pc->nonce);
+    shard_reply_encode(&pc->call, pc->schema, info, &pc->reply);
+    if (pc->call.code != OMEN_OK && info->map == NULL) return true;
+    bool made = !pc->reply.failed && pc->reply.len <= SHARD_MESSAGE_BYTES_MAX;
+    return made && net_reply_fits(pc->request, pc->reply.len);
+}
+
 static void reply_call(struct port_call *pc)
 {
     struct node_port *port = pc->port;
@@ -222,17 +233,22 @@ static void reply_call(struct port_call *pc)
     struct shard_reply_info info = { .node_id = port->options.node_id };
     if (newest != NULL) info.epoch = newest->map->epoch;
     if (with_map) info.map = map_to_send(newest, call);
-    for (int attempt = 0; attempt < 2; attempt++) {
-        buf_clear(&pc->reply);
-        shard_message_begin(&pc->reply, SHARD_REPLY, (uint8_t)call->kind, pc->nonce);
-        shard_reply_encode(call, pc->schema, &info, &pc->reply);
-        if (!pc->reply.failed && pc->reply.len <= SHARD_MESSAGE_BYTES_MAX) break;
+    while (!reply_encode(pc, &info)) {
+        bool too_big = pc->reply.failed || pc->reply.len > SHARD_MESSAGE_BYTES_MAX;
         buf_fini(&pc->reply);
         buf_init(&pc->reply);
-        call->code = err_set(&call->err, OMEN_ETOOBIG, "",
-                "the answer of shard %llu is over the limit of %u bytes: ask for fewer points, or select less of them",
-                (unsigned long long)call->shard_id, SHARD_MESSAGE_BYTES_MAX);
-        info.map = NULL;
+        if (info.map != NULL) { /* may be fetched; what was done stays done */
+            info.map = NULL;
+        } else if (too_big) {
+            call->code = err_set(&call->err, OMEN_ETOOBIG, "",
+                    "the answer of shard %llu is over the limit of %u bytes: ask for fewer points, or select less "
+                    "of them",
+                    (unsigned long long)call->shard_id, SHARD_MESSAGE_BYTES_MAX);
+        } else {
+            call->code = err_set(&call->err, OMEN_EBUSY, "",
+                    "answers that routers have not taken yet fill the memory");
+            call->err.retry_after_ms = BUSY_RETRY_MS;
+        }
     }
     map_index_unref(newest);
 }

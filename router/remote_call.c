@@ -23,52 +23,15 @@
 #include <string.h>
 
 #include "common/check.h"
-#include "router/remote_impl.h"
+#include "router/remote_call.h"
 
-#define TRIED_MAX 16u
 #define ARENA_FIRST_BYTES 1024u
 #define EPOCH_OFFSET (SHARD_MESSAGE_HEADER_BYTES + 24) /* and the incarnation after it */
 #define NONCE_OFFSET 8
-#define REMOTE_SMALL_BYTES                                                                                   \
-    (64u << 10) /* answers that always fit: the outcome of a write is not thrown away */
-
-struct remote_call {
-    struct remote *remote;
-    struct shard_call *call; /* valid until finished */
-    pthread_mutex_t lock;
-    _Atomic uint32_t refs; /* owner, until release; each attempt; an armed timer */
-    struct routing *routing;
-    const struct map_place *place;          /* in routing; NULL for the catalog */
-    struct shard_route *route;              /* beside it */
-    const struct collection_schema *schema; /* of the same; NULL for the catalog */
-    struct buf request;                     /* the whole message */
-    struct arena arena;                     /* outputs */
-    uint64_t reply_bytes;                   /* accounted in remote->reply_bytes */
-    uint64_t give_up_ns;
-    uint32_t attempts, flying, backoff_ms;
-    bool finished;
-    bool uncertain;                         /* an earlier attempt may have been carried out */
-    uint32_t tried[TRIED_MAX], tried_count; /* in this turn */
-    struct remote_timer hedge_timer;        /* armed at most once, with the first attempt */
-    struct remote_timer retry_timer;        /* armed while WAITING: nothing else moves the call then */
-};
-
-struct attempt {
-    struct remote_call *rc;
-    struct endpoint *endpoint; /* one reference */
-    uint32_t node_id;
-    uint64_t nonce, began_ns;
-    bool hedge;
-};
-
-static void count(struct metric_counter *counter)
-{
-    if (counter != NULL) metric_add(counter, 1);
-}
 
 /* ---- life ---- */
 
-static void call_unref(struct remote_call *rc)
+void call_unref(struct remote_call *rc)
 {
     if (atomic_fetch_sub_explicit(&rc->refs, 1, memory_order_acq_rel) > 1) return;
     struct remote *remote = rc->remote;
@@ -91,7 +54,7 @@ static void timer_arm(struct remote_call *rc, struct remote_timer *timer,
     remote_timer_arm(&rc->remote->timers, timer, due_ns);
 }
 
-static void timer_cancel(struct remote_call *rc, struct remote_timer *timer)
+void timer_cancel(struct remote_call *rc, struct remote_timer *timer)
 {
     if (!remote_timer_cancel(&rc->remote->timers, timer)) return;
     uint32_t before = atomic_fetch_sub(&rc->refs, 1);
@@ -99,7 +62,7 @@ static void timer_cancel(struct remote_call *rc, struct remote_timer *timer)
 }
 
 /* Needs the lock, gives it back: the call is its caller's again, and may be released and gone at once. */
-static void call_finish(struct remote_call *rc)
+void call_finish(struct remote_call *rc)
 {
     struct shard_call *call = rc->call;
     CHECK(!rc->finished);
@@ -112,75 +75,7 @@ static void call_finish(struct remote_call *rc)
     call->done(call);
 }
 
-/* ---- what an attempt's end means ---- */
-
-enum verdict { SETTLED, AGAIN, AGAIN_ELSEWHERE };
-
-static bool has_op_id(const struct shard_call *call)
-{
-    return call->kind == CALL_WRITE && call->in.write.op_id.client != 0;
-}
-
-static enum verdict verdict_of_read(const struct remote_call *rc, enum omen_err code)
-{
-    switch (code) {
-    case OMEN_EUNAVAILABLE:
-    case OMEN_EUNKNOWN:
-    case OMEN_ENOTLEADER: return AGAIN;
-    case OMEN_EBUSY:
-    case OMEN_EIO:
-    case OMEN_ECORRUPT:
-    case OMEN_ENOMEM:
-    case OMEN_EINTERNAL: return AGAIN_ELSEWHERE;
-    default: return SETTLED;
-    }
-}
-
-/* Whether `code` tells what became of a write of which an earlier attempt may have been carried out. */
-static bool tells(enum omen_err code)
-{
-    return code == OMEN_OK || code == OMEN_EINVAL || code == OMEN_ETOOBIG || code == OMEN_ENOTFOUND;
-}
-
-static enum verdict verdict_of_write(const struct remote_call *rc, enum omen_err code)
-{
-    if (code == OMEN_ENOTLEADER || code == OMEN_EUNAVAILABLE) return AGAIN;
-    if (code == OMEN_EUNKNOWN) return has_op_id(rc->call) ? AGAIN : SETTLED;
-    if (!rc->uncertain) return SETTLED;
-    return code == OMEN_EBUSY || code == OMEN_EWRONGEPOCH ? AGAIN : SETTLED;
-}
-
-/* The last word of a call that is not OK: nothing that was open is told as refused. Needs the lock. */
-static void call_conclude(struct remote_call *rc)
-{
-    struct shard_call *call = rc->call;
-    bool late = call->deadline_ns != 0 && remote_now_ns(rc->remote) >= call->deadline_ns;
-    char why[200];
-    snprintf(why, sizeof why, "%.190s", call->err.message);
-    if (call_is_read(call)) {
-        bool silent = call->code == OMEN_EUNKNOWN || call->code == OMEN_ENOTLEADER ||
-                call->code == OMEN_EUNAVAILABLE;
-        if (silent) {
-            call->code = err_set(&call->err, late ? OMEN_EDEADLINE : OMEN_EUNAVAILABLE, "", "shard %llu: %s",
-                    (unsigned long long)call->shard_id, why);
-        }
-        return;
-    }
-    if (rc->uncertain && !tells(call->code)) {
-        call->code = err_set(&call->err, OMEN_EUNKNOWN, call->err.field,
-                "shard %llu: the write may have been carried out (%u attempts; last: %s)",
-                (unsigned long long)call->shard_id, rc->attempts, why);
-        count(rc->remote->metrics.unknown);
-    } else if (call->code == OMEN_ENOTLEADER) {
-        call->code = err_set(&call->err, OMEN_EUNAVAILABLE, "", "shard %llu has no leader now",
-                (unsigned long long)call->shard_id);
-    }
-}
-
 /* ---- attempts ---- */
-
-static void attempt_done(void *arg, enum omen_err result, struct bytes message);
-static void call_again(struct remote_call *rc);
 
 static uint64_t left_ms(const struct remote_call *rc, uint64_t now_ns)
 {
@@ -236,7 +131,7 @@ static enum omen_err attempt_start(struct remote_call *rc, struct pick pick, boo
     return rc_start;
 }
 
-static struct pick call_pick(struct remote_call *rc)
+struct pick call_pick(struct remote_call *rc)
 {
     return remote_pick(rc->remote, rc->routing, rc->call, rc->place, rc->route, rc->tried, rc->tried_count);
 }
@@ -277,7 +172,7 @@ static bool may_hedge(const struct remote_call *rc)
 }
 
 /* Waits for a moment and begins a new turn, or gives up. Needs the lock, gives it back. `call` holds the last failure. */
-static void call_later(struct remote_call *rc)
+void call_later(struct remote_call *rc)
 {
     struct remote *remote = rc->remote;
     uint64_t now_ns = remote_now_ns(remote);
@@ -325,7 +220,7 @@ static bool routing_renew(struct remote_call *rc)
 }
 
 /* Asks whoever is left in this turn; nobody left: waits. Needs the lock, gives it back. */
-static void call_again(struct remote_call *rc)
+void call_again(struct remote_call *rc)
 {
     struct shard_call *call = rc->call;
     if (!routing_renew(rc)) {
@@ -350,8 +245,7 @@ static void call_again(struct remote_call *rc)
         if (started == OMEN_OK) break;
         call->code = started;
         call->err = err;
-        enum verdict verdict = call_is_read(call) ? verdict_of_read(rc, started)
-                                                  : verdict_of_write(rc, started);
+        enum verdict verdict = call_verdict(rc, started);
         if (verdict == SETTLED) {
             call_conclude(rc);
             call_finish(rc);
@@ -361,176 +255,6 @@ static void call_again(struct remote_call *rc)
     uint64_t hedge_ns = may_hedge(rc) && rc->attempts == 1 ? hedge_delay_ns(rc->remote, call->kind) : 0;
     if (hedge_ns != 0) timer_arm(rc, &rc->hedge_timer, hedge_fire, remote_now_ns(rc->remote) + hedge_ns);
     pthread_mutex_unlock(&rc->lock);
-}
-
-/* ---- answers ---- */
-
-/* Decodes into call->out, call->code and call->err; needs the lock. What cannot be believed is no answer. */
-static enum omen_err reply_take(struct remote_call *rc, const struct attempt *attempt, struct bytes message,
-        struct shard_reply_info *info, struct err *err)
-{
-    struct remote *remote = rc->remote;
-    struct shard_envelope e;
-    enum omen_err result = shard_message_open(message, SHARD_REPLY, &remote->options.key, &e, err);
-    if (result == OMEN_OK && (e.nonce != attempt->nonce || e.kind != (uint8_t)rc->call->kind))
-        result = err_set(err, OMEN_EPROTO, "", "the reply is to another request");
-    if (result != OMEN_OK) {
-        count(remote->metrics.unproven);
-        return result;
-    }
-    uint64_t held = atomic_fetch_add(&remote->reply_bytes, e.body.len);
-    rc->reply_bytes += e.body.len;
-    if (e.body.len > REMOTE_SMALL_BYTES && held + e.body.len > REMOTE_REPLY_BYTES_MAX) {
-        result = err_set(err, OMEN_EBUSY, "", "the router holds as many answers as it may");
-        err->retry_after_ms = REMOTE_BACKOFF_MS_MAX;
-        return result;
-    }
-    void *body = arena_copy(&rc->arena, e.body.data, e.body.len);
-    if (body == NULL) return err_set(err, OMEN_ENOMEM, "", "the answer needs too much memory");
-    return shard_reply_decode((struct bytes){ body, e.body.len }, rc->schema, &rc->arena, rc->call, info,
-            err);
-}
-
-/* Outputs of an attempt that did not settle the call are of no use. Needs the lock. */
-static void outputs_drop(struct remote_call *rc)
-{
-    atomic_fetch_sub(&rc->remote->reply_bytes, rc->reply_bytes);
-    rc->reply_bytes = 0;
-    arena_reset(&rc->arena);
-    memset(&rc->call->out, 0, sizeof rc->call->out);
-}
-
-static void answer_learn(struct remote_call *rc, const struct attempt *attempt)
-{
-    struct remote *remote = rc->remote;
-    struct shard_call *call = rc->call;
-    if (call->code == OMEN_OK && rc->place != NULL) {
-        remote_learn(rc->place, rc->route, call, attempt->node_id, call_needs_leader(call));
-        if (call_is_read(call))
-            latency_note(remote, call->kind, attempt->endpoint, remote_now_ns(remote) - attempt->began_ns);
-        if (attempt->hedge) count(remote->metrics.hedge_wins);
-    } else if (call->code == OMEN_OK) {
-        atomic_store(&remote->catalog_node, attempt->node_id);
-    } else if (call->code == OMEN_ENOTLEADER) {
-        count(remote->metrics.not_leader);
-        if (rc->route != NULL) {
-            uint32_t was = attempt->node_id;
-            if (call->leader_hint != 0 && call->leader_hint != was)
-                atomic_store(&rc->route->leader, call->leader_hint);
-            else
-                atomic_compare_exchange_strong(&rc->route->leader, &was, 0);
-        } else if (call->leader_hint != 0) {
-            atomic_store(&remote->catalog_node, call->leader_hint);
-        }
-    }
-}
-
-static void finish_with_map(void *arg)
-{
-    struct remote_call *rc = arg;
-    pthread_mutex_lock(&rc->lock);
-    call_conclude(rc);
-    call_finish(rc);
-    call_unref(rc);
-}
-
-/* A map came along, or must be fetched before the caller can go on. Needs the lock, gives it back; false: the call is
- * finished, or will be when the map is there. */
-static bool map_settle(struct remote_call *rc, struct map *map)
-{
-    struct shard_call *call = rc->call;
-    struct remote *remote = rc->remote;
-    bool changed = call->code == OMEN_EWRONGEPOCH || (call->kind == CALL_CATALOG && call->code == OMEN_OK);
-    if (map != NULL) remote_map_install(remote, map);
-    map_unref(map);
-    if (call->code == OMEN_EWRONGEPOCH) count(remote->metrics.wrong_epoch);
-    if (!changed || map != NULL) return true;
-    atomic_fetch_add(&rc->refs, 1);
-    pthread_mutex_unlock(&rc->lock);
-    remote_refresh(remote, finish_with_map, rc);
-    return false;
-}
-
-/* Needs the lock, gives it back; `call` holds the attempt's end. */
-static void attempt_judge(struct remote_call *rc)
-{
-    struct shard_call *call = rc->call;
-    bool read = call_is_read(call);
-    enum verdict verdict = read ? verdict_of_read(rc, call->code) : verdict_of_write(rc, call->code);
-    if (!read && call->code == OMEN_EUNKNOWN) rc->uncertain = true;
-    if (verdict == SETTLED) {
-        if (call->code != OMEN_OK) call_conclude(rc);
-        call_finish(rc);
-        return;
-    }
-    outputs_drop(rc);
-    if (rc->flying > 0) { /* the hedge, or the one that was hedged, may still settle it */
-        pthread_mutex_unlock(&rc->lock);
-        return;
-    }
-    timer_cancel(rc, &rc->hedge_timer);
-    if (verdict == AGAIN_ELSEWHERE && call_pick(rc).endpoint == NULL) {
-        call_conclude(rc);
-        call_finish(rc);
-        return;
-    }
-    if (call->code == OMEN_EBUSY && !read) {
-        call_later(rc);
-        return;
-    }
-    if (call->code == OMEN_ENOTLEADER &&
-            call->leader_hint != 0) { /* asked again although it was tried: it leads now */
-        for (uint32_t i = 0; i < rc->tried_count; i++)
-            if (rc->tried[i] == call->leader_hint && rc->attempts % 4 != 0) rc->tried[i] = 0;
-    }
-    call_again(rc);
-}
-
-static void attempt_end(struct remote_call *rc, struct attempt *attempt, enum omen_err result,
-        struct bytes message)
-{
-    struct remote *remote = rc->remote;
-    struct shard_reply_info info = { .map = NULL };
-    struct err err;
-    err_clear(&err);
-    pthread_mutex_lock(&rc->lock);
-    rc->flying--;
-    if (rc->finished) {
-        pthread_mutex_unlock(&rc->lock);
-        return;
-    }
-    struct shard_call *call = rc->call;
-    if (result == OMEN_OK) {
-        result = reply_take(rc, attempt, message, &info, &err);
-        /* Whether an answer that cannot be read was carried out, nobody knows. */
-        if (result != OMEN_OK && result != OMEN_EBUSY) result = OMEN_EUNKNOWN;
-    } else {
-        endpoint_down(remote, attempt->endpoint);
-        if (result == OMEN_ECANCELED) result = OMEN_EUNKNOWN;
-    }
-    if (result != OMEN_OK) {
-        call->code = err_set(&call->err, result, "", "%s: %s", attempt->endpoint->address,
-                err.message[0] != '\0'                ? err.message
-                        : result == OMEN_EUNAVAILABLE ? "not connected"
-                                                      : "no answer");
-        call->err.retry_after_ms = err.retry_after_ms;
-    } else {
-        answer_learn(rc, attempt);
-        if (call->code == OMEN_ECANCELED) call->code = OMEN_EUNKNOWN; /* begun, and stopped half-way */
-        if (!map_settle(rc, info.map)) return;
-    }
-    attempt_judge(rc);
-}
-
-static void attempt_done(void *arg, enum omen_err result, struct bytes message)
-{
-    struct attempt *attempt = arg;
-    struct remote_call *rc = attempt->rc;
-    atomic_fetch_sub(&attempt->endpoint->outstanding, 1);
-    attempt_end(rc, attempt, result, message);
-    endpoint_unref(attempt->endpoint);
-    mem_free(attempt);
-    call_unref(rc);
 }
 
 /* ---- the service's two functions ---- */
@@ -573,9 +297,24 @@ static bool call_place(struct remote_call *rc)
     return true;
 }
 
+/* What a write will take, so that its message is not copied while it grows. */
+static size_t write_bytes_about(const struct remote_call *rc)
+{
+    const struct shard_call *call = rc->call;
+    size_t bytes = 256;
+    for (uint32_t i = 0; i < call->in.write.count; i++) {
+        const struct point_op *op = &call->in.write.ops[i];
+        bytes += 32 + op->key.canonical.len + op->payload.len;
+        for (uint32_t f = 0; f < rc->schema->field_count; f++)
+            if (op->vectors[f] != NULL) bytes += 4 * (size_t)rc->schema->fields[f].dim;
+    }
+    return bytes;
+}
+
 static bool call_encode(struct remote_call *rc)
 {
     struct shard_call *call = rc->call;
+    if (call->kind == CALL_WRITE) (void)buf_reserve(&rc->request, write_bytes_about(rc));
     shard_message_begin(&rc->request, SHARD_REQUEST, (uint8_t)call->kind, 0);
     shard_request_encode(call, rc->schema, 0, &rc->request);
     if (!rc->request.failed && rc->request.len <= SHARD_MESSAGE_BYTES_MAX) return true;

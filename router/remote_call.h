@@ -1,0 +1,66 @@
+/* What remote_call.c and remote_answer.c share: one call on its way, drawn in remote_call.c. */
+#ifndef OMEN_ROUTER_REMOTE_CALL_H
+#define OMEN_ROUTER_REMOTE_CALL_H
+
+#include "router/remote_impl.h"
+
+#define TRIED_MAX 16u
+
+struct remote_call {
+    struct remote *remote;
+    struct shard_call *call; /* valid until finished */
+    pthread_mutex_t lock;
+    _Atomic uint32_t refs; /* owner, until release; each attempt; an armed timer */
+    struct routing *routing;
+    const struct map_place *place;          /* in routing; NULL for the catalog */
+    struct shard_route *route;              /* beside it */
+    const struct collection_schema *schema; /* of the same; NULL for the catalog */
+    struct buf request;                     /* the whole message */
+    struct arena arena;                     /* outputs */
+    uint64_t reply_bytes;                   /* accounted in remote->reply_bytes */
+    uint64_t give_up_ns;
+    uint32_t attempts, flying, backoff_ms;
+    bool finished;
+    bool uncertain;                         /* an earlier attempt may have been carried out */
+    uint32_t tried[TRIED_MAX], tried_count; /* in this turn */
+    struct remote_timer hedge_timer;        /* armed at most once, with the first attempt */
+    struct remote_timer retry_timer;        /* armed while WAITING: nothing else moves the call then */
+};
+
+struct attempt {
+    struct remote_call *rc;
+    struct endpoint *endpoint; /* one reference */
+    uint32_t node_id;
+    uint64_t nonce, began_ns;
+    bool hedge;
+};
+
+static inline void count(struct metric_counter *counter)
+{
+    if (counter != NULL) metric_add(counter, 1);
+}
+
+static inline bool has_op_id(const struct shard_call *call)
+{
+    return call->kind == CALL_WRITE && call->in.write.op_id.client != 0;
+}
+
+/* remote_call.c. "Needs the lock" is said of rc->lock. */
+void call_unref(struct remote_call *rc);
+void timer_cancel(struct remote_call *rc, struct remote_timer *timer); /* needs the lock */
+/* Needs the lock, gives it back: the call is its caller's again, and may be released and gone at once. */
+void call_finish(struct remote_call *rc);
+struct pick call_pick(struct remote_call *rc); /* who is left in this turn; needs the lock */
+/* Both need the lock and give it back. Ask whoever is left in this turn; wait for the next turn, or give up. `call` holds
+ * the last failure. */
+void call_again(struct remote_call *rc);
+void call_later(struct remote_call *rc);
+
+/* remote_answer.c */
+enum verdict { SETTLED, AGAIN, AGAIN_ELSEWHERE };
+enum verdict call_verdict(const struct remote_call *rc, enum omen_err code);
+/* The last word of a call that is not OK: nothing that was open is told as refused. Needs the lock. */
+void call_conclude(struct remote_call *rc);
+void attempt_done(void *arg, enum omen_err result, struct bytes message); /* net_done of an attempt */
+
+#endif
