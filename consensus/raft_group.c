@@ -298,6 +298,13 @@ static int append_piece(struct raft_group *g, struct frame *f, struct raft_entry
 static int append_receive(struct raft_group *g, struct frame *f, bool strip)
 {
     uint32_t count = strip ? 0 : f->header.entry_count;
+    if (g->raft.state == RAFT_LEADER && f->message.append_entries.term == g->raft.current_term) {
+        /* Two leaders of one term: somebody voted twice. The core takes this for impossible. */
+        LOG_ERROR("raft.two_leaders", "group=%llu term=%llu replica=%llu other=%llu",
+                (unsigned long long)g->options.group, (unsigned long long)g->raft.current_term,
+                (unsigned long long)g->options.replica_id, (unsigned long long)f->header.from);
+        return 0;
+    }
     if (count == 0) return append_piece(g, f, NULL, 0, 0);
     struct raft_entry *entries = mem_must_calloc(count, sizeof *entries);
     for (uint32_t i = 0; i < count; i++) {
@@ -358,7 +365,7 @@ static int vote_receive(struct raft_group *g, struct frame *f)
 static int frame_receive(struct raft_group *g, struct frame *f, uint64_t node_id, bool strip)
 {
     switch (f->header.type) {
-    case FRAME_APPEND: return append_receive(g, f, strip);
+    case FRAME_APPEND: return append_receive(g, f, strip || g->refused != NULL); /* D2 */
     case FRAME_INSTALL: return install_offer(g, f, node_id);
     case FRAME_VOTE_RESULT:
         /* In another state the core reads its union wrongly and may take the term of a late pre-vote. */
