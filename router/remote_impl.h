@@ -17,7 +17,8 @@
 #define REMOTE_ATTEMPTS_MAX 64                /* of one call */
 #define REMOTE_ARENA_BYTES_MAX (256u << 20)   /* one call's outputs */
 #define REMOTE_REPLY_BYTES_MAX (512ull << 20) /* reply bytes held by all calls: OMEN_EBUSY above */
-#define REMOTE_SMALL_BYTES (64u << 10) /* answers that always fit: the outcome of a write is not thrown away */
+#define REMOTE_SMALL_BYTES                                                                                   \
+    (64u << 10) /* answers that always fit: the outcome of a write is not thrown away */
 #define REMOTE_REFRESHES_MAX                                                                                 \
     4096u /* waiting for a newer map; more are answered at once, with what there is */
 #define REMOTE_BACKOFF_MS_MIN 5u
