@@ -10,7 +10,7 @@
 #include "consensus/replica.h"
 
 #define RAFT_NODES_MAX 5u
-#define RAFT_WAIT_MS 20000u
+#define RAFT_WAIT_MS 45000u
 
 /* Entries are arrays of u64; what was applied is kept as an order-dependent sum, and each first word. */
 struct raft_machine {
