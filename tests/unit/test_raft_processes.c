@@ -119,7 +119,11 @@ START_TEST(a_stopped_follower_costs_the_leader_little_memory)
     printf("stopped follower: %" PRIu64 " MB written, rss %" PRIu64 " -> %" PRIu64
            " MB, unsent at most %" PRIu64 " MB\n",
             bytes >> 20, before >> 10, most >> 10, g.nodes[leader].unsent_max >> 20);
-    ck_assert_uint_lt(most, before + (160u << 10));
+    uint64_t allowed_kb = 160u << 10;
+#ifdef __SANITIZE_THREAD__
+    allowed_kb *= 4; /* shadow memory grows with what is touched */
+#endif
+    ck_assert_uint_lt(most, before + allowed_kb);
     ck_assert_uint_le(g.nodes[leader].unsent_max, 34u << 20);
 }
 END_TEST
