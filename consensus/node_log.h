@@ -64,8 +64,8 @@ void node_log_close(struct node_log *log);
  * `done` runs on the log thread, in submission order per log: return quickly, never block.
  * result: OK when durable; OMEN_EFULL when no segment could be allocated (nothing was written: the caller may
  * retry later); anything else panicked. After an EFULL the entries of the group that follow the refused one
- * get EFULL too, until that index, or a lower one, is appended again: entries already queued behind it leave
- * no hole. */
+ * get EFULL too, until that index, or a lower one, is appended again or truncated: entries already queued
+ * behind it leave no hole. */
 struct node_log_append {
     const struct node_log_record *records;
     uint32_t count;

@@ -153,15 +153,16 @@ uint64_t log_oldest_group(const struct node_log *log)
 }
 
 /* After a refusal the caller may already have queued the entries that follow: taking those would leave a
- * hole. The entry that was refused, or an earlier one after a truncation, ends the state. */
+ * hole. The entry that was refused, an earlier one, or a truncation that voids it ends the state. */
 bool log_append_refused(struct node_log *log, const struct node_log_append *append)
 {
     for (uint32_t i = 0; i < append->count; i++) {
         const struct node_log_record *r = &append->records[i];
-        if (r->kind != NODE_LOG_ENTRY) continue;
+        if (r->kind != NODE_LOG_ENTRY && r->kind != NODE_LOG_TRUNCATE) continue;
         struct log_group *g = log_group_get(log, r->group, r->replica);
-        if (g->refused_from != 0 && r->index > g->refused_from) return true;
-        g->refused_from = 0;
+        bool after = g->refused_from != 0 && r->index > g->refused_from;
+        if (after && r->kind == NODE_LOG_ENTRY) return true;
+        if (!after) g->refused_from = 0;
     }
     return false;
 }

@@ -12,6 +12,12 @@
 
 /* ---- one step ---- */
 
+uint64_t group_term_at(const struct raft_group *g, uint64_t index)
+{
+    const struct log_slot *s = group_log_get(&g->log, index);
+    return s != NULL ? s->term : index == g->base.index ? g->base.term : 0;
+}
+
 void group_lose_tags(struct raft_group *g, uint64_t from, enum omen_err rc)
 {
     if (from < g->log.first) from = g->log.first;
@@ -112,6 +118,16 @@ void group_settle(struct raft_group *g)
 
 /* ---- start and stop ---- */
 
+/* A hard state refused by a full disk may be overtaken by the entries behind it. Nothing was said in that term:
+ * every message waits for its hard state. */
+static void load_term_raise(struct group_load *load)
+{
+    uint64_t term = load->count > 0 ? load->slots[load->count - 1].term : load->base.term;
+    if (term <= load->term) return;
+    load->term = term;
+    load->vote = 0;
+}
+
 static enum omen_err load_check(const struct group_load *load, struct err *err)
 {
     const char *what = NULL;
@@ -137,7 +153,6 @@ static enum omen_err load_check(const struct group_load *load, struct err *err)
             what = "base and log differ in their term";
         term = s->term;
     }
-    if (load->term == 0 && (load->count > 0 || load->base.index != 0)) what = "there are entries but no term";
     return what == NULL ? OMEN_OK : err_set(err, OMEN_ECORRUPT, NULL, "raft log: %s", what);
 }
 
@@ -156,6 +171,7 @@ enum omen_err raft_group_new(const struct group_options *options, struct group_l
         struct raft_group **group_out, struct err *err)
 {
     *group_out = NULL;
+    load_term_raise(load);
     enum omen_err rc = load_check(load, err);
     if (rc != OMEN_OK) return rc;
     struct raft_group *g = mem_must_calloc(1, sizeof *g);
@@ -295,9 +311,31 @@ static int append_piece(struct raft_group *g, struct frame *f, struct raft_entry
     return rv;
 }
 
+/* What is committed here the leader has too: an append that reaches below is moved up to there. The core would
+ * compare it with entries we have dropped, refuse it, be sent more and at last append all from the first index
+ * on behind what it has. */
+static int append_move_up(struct raft_group *g, struct frame *f)
+{
+    struct raft_append_entries *a = &f->message.append_entries;
+    uint64_t committed = raft_commit_index(&g->raft), skip = 0;
+    if (g->installing || a->term < g->raft.current_term || a->prev_log_index >= committed) return 0;
+    uint64_t prev_term = group_term_at(g, a->prev_log_index);
+    if (prev_term != 0 && prev_term != a->prev_log_term) return RAFT_SHUTDOWN;
+    for (; skip < f->header.entry_count && a->prev_log_index + skip < committed; skip++) {
+        uint64_t term = group_term_at(g, a->prev_log_index + 1 + skip);
+        if (term != 0 && term != f->slots[skip].term) return RAFT_SHUTDOWN;
+    }
+    f->header.entry_count -= (uint32_t)skip;
+    a->n_entries = f->header.entry_count;
+    memmove(f->slots, f->slots + skip, f->header.entry_count * sizeof f->slots[0]);
+    a->prev_log_index = committed;
+    a->prev_log_term = group_term_at(g, committed);
+    CHECK(a->prev_log_term != 0);
+    return 0;
+}
+
 static int append_receive(struct raft_group *g, struct frame *f, bool strip)
 {
-    uint32_t count = strip ? 0 : f->header.entry_count;
     if (g->raft.state == RAFT_LEADER && f->message.append_entries.term == g->raft.current_term) {
         /* Two leaders of one term: somebody voted twice. The core takes this for impossible. */
         LOG_ERROR("raft.two_leaders", "group=%llu term=%llu replica=%llu other=%llu",
@@ -305,7 +343,9 @@ static int append_receive(struct raft_group *g, struct frame *f, bool strip)
                 (unsigned long long)g->options.replica_id, (unsigned long long)f->header.from);
         return 0;
     }
-    if (count == 0) return append_piece(g, f, NULL, 0, 0);
+    int rv = append_move_up(g, f);
+    uint32_t count = strip ? 0 : f->header.entry_count;
+    if (rv != 0 || count == 0) return rv != 0 ? rv : append_piece(g, f, NULL, 0, 0);
     struct raft_entry *entries = mem_must_calloc(count, sizeof *entries);
     for (uint32_t i = 0; i < count; i++) {
         const struct log_slot *s = &f->slots[i];
@@ -314,7 +354,6 @@ static int append_receive(struct raft_group *g, struct frame *f, bool strip)
         entries[i].buf.base = (void *)(uintptr_t)s->data;
         entries[i].buf.len = s->len;
     }
-    int rv = 0;
     for (uint32_t from = 0; rv == 0 && from < count;) {
         uint32_t n = 1;
         while (from + n < count && f->slots[from + n].type != NODE_LOG_CHANGE) n++;
@@ -359,7 +398,32 @@ static int vote_receive(struct raft_group *g, struct frame *f)
 {
     bool silent = g->now_ms - g->raft.election_timer_start >= g->options.election_ms;
     if (g->raft.state == RAFT_FOLLOWER && silent) f->message.request_vote.disrupt_leader = true;
-    return message_step(g, &f->message, NULL, NULL);
+    g->vote_asked = &f->message.request_vote;
+    int rv = message_step(g, &f->message, NULL, NULL);
+    g->vote_asked = NULL;
+    return rv;
+}
+
+/* Who is no voter in the configuration it knows is asked for a vote by one who knows another: its own may be
+ * one that was never committed, and without its vote nobody could tell it. The candidate counts by its own
+ * configuration (4.1 of the dissertation); the core refuses. */
+bool group_vote_as_stranger(struct raft_group *g, uint64_t candidate)
+{
+    const struct raft_request_vote *v = g->vote_asked;
+    const struct replica_member *me = members_find(g->members, g->member_count, g->options.replica_id);
+    bool known = me != NULL && me->role == REPLICA_VOTER;
+    bool led = g->raft.state == RAFT_FOLLOWER && g->raft.follower_state.current_leader.id != 0;
+    if (v == NULL || v->candidate_id != candidate || known || g->installing) return false;
+    if (g->raft.state != RAFT_FOLLOWER || (led && !v->disrupt_leader)) return false;
+    if (v->term < g->raft.current_term || (!v->pre_vote && v->term != g->raft.current_term)) return false;
+    uint64_t last = raft_last_index(&g->raft), term = last == 0 ? 0 : group_term_at(g, last);
+    if (v->last_log_term < term || (v->last_log_term == term && v->last_log_index < last)) return false;
+    if (v->pre_vote) return true;
+    if (g->raft.voted_for != 0 && g->raft.voted_for != candidate) return false;
+    g->raft.voted_for = candidate;
+    g->raft.election_timer_start = g->now_ms;
+    group_append_hard_state(g);
+    return true;
 }
 
 static int frame_receive(struct raft_group *g, struct frame *f, uint64_t node_id, bool strip)

@@ -16,6 +16,9 @@
  *   - An append refused by a full disk is kept and tried again in order; nothing after it goes out (D2).
  *   - A message with a configuration that is not its first entry is taken in two steps: the core notes the
  *     index of the message's first new entry as the configuration's.
+ *   - An append that reaches below what is committed here is moved up to there before the core sees it.
+ *   - A refused pre-vote carries the refuser's term, or a candidate with an old term never stands for good.
+ *   - A replica that is no voter in the configuration it knows votes all the same when it is asked.
  *   - A snapshot offered by the leader is given to the core only when its base is durable here (C4): until
  *     then this replica is an ordinary follower with its old log, whose votes rest on what it holds.
  *   - Our own snapshot is told to the core when our checkpoint is durable, never before (C5).

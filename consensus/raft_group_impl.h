@@ -32,7 +32,8 @@ struct raft_group {
     uint64_t now_ms;
     uint64_t delivered; /* last index given to io->commit, or in the base */
     bool started, stopped;
-    bool entries_taken;   /* by the last step */
+    const struct raft_request_vote *vote_asked; /* by the message being taken; NULL = none */
+    bool entries_taken;                         /* by the last step */
     enum omen_err failed; /* the core refused to go on: a conflict below the commit index */
 
     uint64_t append_id; /* of the last append */
@@ -63,7 +64,11 @@ struct raft_group {
  * process. */
 int group_step(struct raft_group *g, struct raft_event *event, const struct raft_entry *entries,
         const struct log_slot *slots);
-void group_settle(struct raft_group *g); /* after every call from outside */
+/* Whether the vote asked for is to be given although the core refused it; then it is noted and on its way to
+ * the log. */
+bool group_vote_as_stranger(struct raft_group *g, uint64_t candidate);
+uint64_t group_term_at(const struct raft_group *g, uint64_t index); /* 0 = not in memory any more */
+void group_settle(struct raft_group *g);                            /* after every call from outside */
 void group_lose_tags(struct raft_group *g, uint64_t from, enum omen_err rc);
 
 /* raft_group_send.c */

@@ -96,16 +96,32 @@ static void append_send(struct raft_group *g, const struct raft_message *message
     } while (left > 0);
 }
 
+/* The core refuses a pre-vote of a lower term with that lower term: a candidate with the longest log and an old
+ * term would be refused for ever and never learn why. It does take a term from a refusal. */
+static const struct raft_message *vote_result(struct raft_group *g, struct raft_message *message)
+{
+    struct raft_request_vote_result *r = &message->request_vote_result;
+    if (!r->vote_granted && group_vote_as_stranger(g, message->server_id)) r->vote_granted = true;
+    if (r->pre_vote && !r->vote_granted && r->term < raft_current_term(&g->raft))
+        r->term = raft_current_term(&g->raft);
+    return message;
+}
+
 void group_message_send(struct raft_group *g, const struct raft_message *message)
 {
     uint64_t node_id, replica_id;
     CHECK(member_address_parse(message->server_address, &node_id, &replica_id));
     struct frame_parts parts = { .to = message->server_id, .message = message };
+    struct raft_message copy;
     switch (message->type) {
     case RAFT_APPEND_ENTRIES: append_send(g, message, node_id); return;
     case RAFT_APPEND_ENTRIES_RESULT: parts.type = FRAME_APPEND_RESULT; break;
     case RAFT_REQUEST_VOTE: parts.type = FRAME_VOTE; break;
-    case RAFT_REQUEST_VOTE_RESULT: parts.type = FRAME_VOTE_RESULT; break;
+    case RAFT_REQUEST_VOTE_RESULT:
+        parts.type = FRAME_VOTE_RESULT;
+        copy = *message;
+        parts.message = vote_result(g, &copy);
+        break;
     case RAFT_TIMEOUT_NOW: parts.type = FRAME_TIMEOUT_NOW; break;
     case RAFT_INSTALL_SNAPSHOT:
         parts.type = FRAME_INSTALL;

@@ -104,6 +104,9 @@ enum omen_err raft_refusal(struct replica *r, enum omen_err rc, struct err *err)
 void replica_raft_tick(struct replica_raft *m, uint64_t now_ms);
 void replica_raft_frame(struct replica_raft *m, struct frame *frame, uint64_t node_id, uint64_t now_ms);
 
+/* replica_raft_open.c: entries become slots; their memory goes over. */
+OMEN_CHECKED enum omen_err raft_load_make(struct pending *p, struct group_load *load, struct err *err);
+
 /* replica_raft_barrier.c; loop only */
 void barriers_run(struct replica_raft *m, uint64_t now_ms); /* whatever waits goes on its way */
 void barriers_tick(struct replica_raft *m, uint64_t now_ms);

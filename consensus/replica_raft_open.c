@@ -211,7 +211,7 @@ enum omen_err replica_bootstrap(struct replica_host *host, uint64_t group, uint6
 }
 
 /* Entries become slots; their memory goes over. */
-static enum omen_err load_make(struct pending *p, struct group_load *load, struct err *err)
+enum omen_err raft_load_make(struct pending *p, struct group_load *load, struct err *err)
 {
     *load = (struct group_load){ .term = p->term, .vote = p->vote, .count = p->count };
     if (p->base_index != 0) {
@@ -308,7 +308,7 @@ enum omen_err replica_open_group(struct replica_host *host, const struct replica
         .io = &raft_io,
         .io_arg = m,
     };
-    rc = load_make(pending, &load, err);
+    rc = raft_load_make(pending, &load, err);
     if (rc == OMEN_OK) rc = base_check(r, load.base.sequence, err);
     if (rc == OMEN_OK) rc = raft_group_new(&g, &load, net_now_ms(host->net), &group, err);
     pending_free(pending);
