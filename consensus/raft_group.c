@@ -426,6 +426,18 @@ bool group_vote_as_stranger(struct raft_group *g, uint64_t candidate)
     return true;
 }
 
+/* A refusal that was overtaken by a later acknowledgement makes the core step back behind what is acknowledged,
+ * where it waits for ever. It is a sign of life and no more. */
+static int result_receive(struct raft_group *g, struct frame *f)
+{
+    struct raft_append_entries_result *r = &f->message.append_entries_result;
+    raft_index match = 0;
+    bool ours = r->term == g->raft.current_term && raft_match_index(&g->raft, f->header.from, &match) == 0;
+    if (ours && r->rejected > 0 && r->rejected <= match) r->rejected = 0;
+    if (ours && r->last_log_index < match) r->last_log_index = match;
+    return message_step(g, &f->message, NULL, NULL);
+}
+
 static int frame_receive(struct raft_group *g, struct frame *f, uint64_t node_id, bool strip)
 {
     switch (f->header.type) {
@@ -435,7 +447,7 @@ static int frame_receive(struct raft_group *g, struct frame *f, uint64_t node_id
         /* In another state the core reads its union wrongly and may take the term of a late pre-vote. */
         return g->raft.state == RAFT_CANDIDATE ? message_step(g, &f->message, NULL, NULL) : 0;
     case FRAME_VOTE: return vote_receive(g, f);
-    case FRAME_APPEND_RESULT:
+    case FRAME_APPEND_RESULT: return result_receive(g, f);
     case FRAME_TIMEOUT_NOW: return message_step(g, &f->message, NULL, NULL);
     case FRAME_BARRIER:
     case FRAME_BARRIER_RESULT:

@@ -11,7 +11,7 @@
  * And at the end, when the network is whole and all are up: everything acknowledged is committed at each
  * member, and something new can be written. A seed that acknowledged little has failed too.
  *
- *   OMEN_SEED=n repeats one; OMEN_SEEDS=n runs that many (default 150). */
+ *   OMEN_SEED=n repeats one; OMEN_SEEDS=m runs that many (default 150), from n or 1 on. */
 #include "common/err.h"
 
 #include <check.h>
@@ -636,12 +636,12 @@ static void run(uint64_t seed, uint64_t *totals)
 START_TEST(replicas_agree_whatever_happens)
 {
     uint64_t first = 1, count = 150, totals[6] = { 0 };
-    if (getenv("OMEN_SEEDS") != NULL) count = strtoull(getenv("OMEN_SEEDS"), NULL, 10);
     if (getenv("OMEN_SEED") != NULL) {
         first = strtoull(getenv("OMEN_SEED"), NULL, 10);
         count = 1;
     }
-    log_configure(getenv("OMEN_SEED") != NULL ? LOG_LEVEL_INFO : LOG_LEVEL_ERROR + 1, LOG_FORMAT_TEXT, 2);
+    if (getenv("OMEN_SEEDS") != NULL) count = strtoull(getenv("OMEN_SEEDS"), NULL, 10);
+    log_configure(count == 1 ? LOG_LEVEL_INFO : LOG_LEVEL_ERROR + 1, LOG_FORMAT_TEXT, 2);
     for (uint64_t seed = first; seed < first + count; seed++) {
         printf("seed %" PRIu64 "\n", seed); /* the last one printed is the one that failed */
         run(seed, totals);
