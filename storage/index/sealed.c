@@ -7,41 +7,19 @@
  * few are rescored from the segment's rows. Departs from the paper: the walk starts from the nearest of some
  * 4,096 sampled leaders (one scan of their 1-bit codes) instead of one entry node; codes are centred by the
  * segment's mean; scales of the f16 factors are per row. ip walks the L2-augmented space (x, sqrt(R^2 -
- * |x|^2)); final distances are always those of storage/kernel. Filters: gather the passing rows, scan the
- * flat 1-bit codes under the bitmap, or walk with a wider pool; whichever is cheapest for the real number of
- * passing rows. Threads: immutable; any number of readers. Determinism: local and rebuildable, never
- * replicated. */
+ * |x|^2)); final distances are always those of storage/kernel. Filters: sealed_filter.c.
+ * Threads: immutable; any number of readers. Determinism: local and rebuildable, never replicated. */
 #include <math.h>
 #include <string.h>
 
 #include "common/check.h"
 #include "common/mem.h"
-#include "storage/index/sealed_impl.h"
+#include "storage/index/sealed_filter.h"
 #include "storage/kernel/kernel.h"
 
-#define SEEN_MIN 2048                     /* places of the table of expanded nodes; grows at half */
-#define SCAN_RESCORED(k) (10 * (k) + 400) /* of a scan of 1-bit codes */
-#define SCAN_POLL_GROUPS 2048
-/* What the plans of a filtered search cost, at 128-d on the machine of README.md: only their proportion
- * matters. */
-#define HOP_NS 450.0
-#define GATHER_NS 30.0
-#define SCAN_NS 0.6
+#define SEEN_MIN 2048 /* places of the table of expanded nodes; grows at half */
 #define PREFETCH_ROWS 3
 #define NODE_NONE UINT32_MAX
-
-struct index_scratch {
-    float *query;   /* [padded] internal, unrotated */
-    float *rotated; /* [padded] */
-    uint8_t *lut;   /* [padded * 4] */
-    struct code_query code;
-    uint64_t *pool; /* [pool_cap + 1] estimate bits << 32 | node << 1 | expanded, ascending */
-    uint32_t pool_cap;
-    uint32_t *seen; /* [seen_cap] expanded nodes, open addressing, NODE_NONE = free */
-    uint32_t seen_cap, seen_count;
-    struct index_hit *hits; /* [hits_cap] */
-    uint32_t hits_cap;
-};
 
 static void sealed_scratch_free(struct index_scratch *scratch)
 {
@@ -71,7 +49,7 @@ static struct index_scratch *sealed_scratch_new(const struct index *index)
     return scratch;
 }
 
-static enum omen_err scratch_reserve(struct index_scratch *scratch, uint32_t pool, uint32_t hits)
+enum omen_err sealed_scratch_reserve(struct index_scratch *scratch, uint32_t pool, uint32_t hits)
 {
     if (scratch->pool_cap < pool) {
         mem_free(scratch->pool);
@@ -180,7 +158,7 @@ static void walk_enter(const struct sealed *s, struct index_scratch *scratch,
     }
 }
 
-static void query_prepare(const struct sealed *s, const float *query, struct index_scratch *scratch)
+void sealed_query_prepare(const struct sealed *s, const float *query, struct index_scratch *scratch)
 {
     sealed_internal(s, query, false, scratch->query);
     memcpy(scratch->rotated, scratch->query, s->padded * sizeof(float));
@@ -193,9 +171,9 @@ enum omen_err sealed_walk(const struct sealed *s, const struct index_search *sea
         struct index_cost *cost)
 {
     const struct code_kernel *kernel = code_kernel_get();
-    enum omen_err rc = scratch_reserve(scratch, effort, 0);
+    enum omen_err rc = sealed_scratch_reserve(scratch, effort, 0);
     if (rc != OMEN_OK) return rc;
-    query_prepare(s, search->query, scratch);
+    sealed_query_prepare(s, search->query, scratch);
     memset(scratch->seen, 0xff, scratch->seen_cap * sizeof(uint32_t));
     scratch->seen_count = 0;
     uint64_t *pool = scratch->pool;
@@ -247,86 +225,7 @@ enum omen_err sealed_walk(const struct sealed *s, const struct index_search *sea
 
 /* ---- search ---- */
 
-static float row_distance(const struct sealed *s, const float *query, uint32_t slot)
-{
-    const float *row = s->rows.data + (size_t)slot * s->rows.stride_floats;
-    float d = s->rows.metric == METRIC_L2 ? kernel_get()->l2sq_f32(query, row, s->rows.dim)
-                                          : -kernel_get()->dot_f32(query, row, s->rows.dim);
-    return isnan(d) ? INFINITY : d;
-}
-
-/* Every row that passes, by its full vector: few are wanted, or the walk did not find enough. */
-static enum omen_err search_gather(const struct sealed *s, const struct index_search *search,
-        struct index_hit *hits_out, uint32_t *count_out, struct index_cost *cost)
-{
-    struct index_heap heap = { hits_out, search->k, 0 };
-    for (uint32_t first = 0; first < s->count; first += 64) {
-        uint32_t n = s->count - first < 64 ? s->count - first : 64;
-        uint64_t word = n == 64 ? UINT64_MAX : (UINT64_C(1) << n) - 1;
-        if (search->filter != NULL) word &= search->filter[first / 64];
-        if (first % 4096 == 0 && search->stop != NULL && search->stop(search->stop_arg))
-            return OMEN_EDEADLINE;
-        cost->rescored += (uint64_t)__builtin_popcountll(word);
-        for (; word != 0; word &= word - 1) {
-            uint32_t slot = first + (uint32_t)__builtin_ctzll(word);
-            float d = row_distance(s, search->query, slot);
-            if (search->has_distance_max && !(d <= search->distance_max)) continue;
-            index_heap_push(&heap, (struct index_hit){ d, slot });
-        }
-    }
-    index_heap_sort(&heap);
-    *count_out = heap.count;
-    return OMEN_OK;
-}
-
-/* Slots by their flat 1-bit codes under the filter's bits, in order of slots; the nearest estimates are
- * rescored. */
-static enum omen_err search_scan(const struct sealed *s, const struct index_search *search,
-        struct index_scratch *scratch, struct index_hit *hits_out, uint32_t *count_out,
-        struct index_cost *cost)
-{
-    const struct code_kernel *kernel = code_kernel_get();
-    uint32_t want = SCAN_RESCORED(search->k);
-    float estimates[CODE_GROUP];
-    enum omen_err rc = scratch_reserve(scratch, 0, want);
-    if (rc != OMEN_OK) return rc;
-    query_prepare(s, search->query, scratch);
-    float base = kernel_get()->dot_f32(scratch->rotated, scratch->rotated, s->padded);
-    struct index_heap near = { scratch->hits, want, 0 };
-    for (uint32_t first = 0; first < s->count; first += CODE_GROUP) {
-        uint32_t group = first / CODE_GROUP;
-        uint32_t pass = search->filter == NULL ? UINT32_MAX
-                                               : (uint32_t)(search->filter[first / 64] >> (first % 64));
-        if (group % SCAN_POLL_GROUPS == 0 && search->stop != NULL && search->stop(search->stop_arg))
-            return OMEN_EDEADLINE;
-        if (pass == 0) continue;
-        const uint8_t *codes = s->flat.groups + (size_t)group * s->flat.group_bytes;
-        const uint16_t *f = (const uint16_t *)(const void *)(codes + rabitq_codes_bytes(s->padded));
-        struct code_factors factors = { f, f + CODE_GROUP, s->flat.scales[group * 2],
-            s->flat.scales[group * 2 + 1] };
-        uint32_t mask = pass &
-                kernel->estimate_32(&scratch->code, codes, &factors, base, index_heap_bound(&near),
-                        estimates);
-        for (; mask != 0; mask &= mask - 1) {
-            uint32_t i = (uint32_t)__builtin_ctz(mask);
-            index_heap_push(&near, (struct index_hit){ estimates[i], first + i });
-        }
-        cost->estimates += CODE_GROUP;
-    }
-    struct index_heap heap = { hits_out, search->k, 0 };
-    for (uint32_t i = 0; i < near.count; i++) {
-        float d = row_distance(s, search->query, scratch->hits[i].slot);
-        if (search->has_distance_max && !(d <= search->distance_max)) continue;
-        index_heap_push(&heap, (struct index_hit){ d, scratch->hits[i].slot });
-    }
-    cost->rescored += near.count;
-    index_heap_sort(&heap);
-    *count_out = heap.count;
-    return OMEN_OK;
-}
-
 #define EFFORT_DEFAULT 64 /* without calibration */
-#define GATHER_ROWS 2000  /* fewer candidates than this are scored one by one */
 
 static enum omen_err sealed_search(const struct index *index, const struct index_search *search,
         struct index_scratch *scratch, struct index_hit *hits_out, uint32_t *count_out,
@@ -338,31 +237,24 @@ static enum omen_err sealed_search(const struct index *index, const struct index
     uint64_t passing = search->filter == NULL ? s->count
             : search->filter_count != 0       ? search->filter_count
                                               : index_bits_count(search->filter, s->count);
-    if (passing <= GATHER_ROWS || search->k >= passing / 4)
-        return search_gather(s, search, hits_out, count_out, cost);
     uint32_t effort = search->effort;
     if (effort == 0)
         effort = sealed_effort(s, search->k,
                 search->recall_target > 0 ? search->recall_target : s->recall_target);
     if (effort == 0) effort = EFFORT_DEFAULT;
-    if (effort == SEALED_EFFORT_SCAN) return search_gather(s, search, hits_out, count_out, cost);
-    if (passing < s->count) { /* enough of the pool must pass, or another plan costs less */
-        double widened = (double)effort * (double)s->count / (double)passing;
-        double walk_ns = widened * HOP_NS, gather_ns = (double)passing * GATHER_NS;
-        double scan_ns = (double)s->count * SCAN_NS + SCAN_RESCORED(search->k) * GATHER_NS;
-        if (gather_ns <= scan_ns && gather_ns <= walk_ns)
-            return search_gather(s, search, hits_out, count_out, cost);
-        if (scan_ns <= walk_ns) return search_scan(s, search, scratch, hits_out, count_out, cost);
-        effort = widened > INDEX_EFFORT_MAX ? INDEX_EFFORT_MAX : (uint32_t)widened;
+    switch (sealed_plan(s, search->k, passing, &effort)) {
+    case SEALED_GATHER: return sealed_gather(s, search, hits_out, count_out, cost);
+    case SEALED_SCAN: return sealed_scan(s, search, scratch, hits_out, count_out, cost);
+    case SEALED_WALK: break;
     }
     if (effort < search->k) effort = search->k;
     if (effort > s->count) effort = s->count;
     uint32_t want = sealed_want(s, search->k), found = 0;
     bool exact = s->lossless && s->rows.metric == METRIC_L2;
-    enum omen_err rc = scratch_reserve(scratch, effort, want);
+    enum omen_err rc = sealed_scratch_reserve(scratch, effort, want);
     if (rc == OMEN_OK) rc = sealed_walk(s, search, effort, want, scratch, scratch->hits, &found, cost);
     if (rc != OMEN_OK) return rc;
-    if (found < search->k) return search_gather(s, search, hits_out, count_out, cost);
+    if (found < search->k) return sealed_gather(s, search, hits_out, count_out, cost);
     struct index_heap heap = { hits_out, search->k, 0 };
     for (uint32_t i = 0; i < found; i++) {
         scratch->hits[i].slot = sealed_head(s, sealed_row(s, scratch->hits[i].slot))->slot;
@@ -373,7 +265,7 @@ static enum omen_err sealed_search(const struct index *index, const struct index
     }
     for (uint32_t i = 0; i < found; i++) {
         uint32_t slot = scratch->hits[i].slot;
-        float d = exact ? scratch->hits[i].distance : row_distance(s, search->query, slot);
+        float d = exact ? scratch->hits[i].distance : sealed_row_distance(s, search->query, slot);
         if (search->has_distance_max && !(d <= search->distance_max)) continue;
         index_heap_push(&heap, (struct index_hit){ d, slot });
     }

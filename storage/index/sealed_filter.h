@@ -1,0 +1,45 @@
+/* What a search of the sealed graph shares with its plans under filters: the searching thread's memory and the
+ * plans themselves; private to storage/index. See sealed_filter.c. */
+#ifndef OMEN_STORAGE_INDEX_SEALED_FILTER_H
+#define OMEN_STORAGE_INDEX_SEALED_FILTER_H
+
+#include "storage/index/sealed_impl.h"
+
+struct index_scratch {
+    float *query;   /* [padded] internal, unrotated */
+    float *rotated; /* [padded] */
+    uint8_t *lut;   /* [padded * 4] */
+    struct code_query code;
+    uint64_t *pool; /* [pool_cap + 1] estimate bits << 32 | node << 1 | expanded, ascending */
+    uint32_t pool_cap;
+    uint32_t *seen; /* [seen_cap] expanded nodes, open addressing, NODE_NONE = free */
+    uint32_t seen_cap, seen_count;
+    struct index_hit *hits; /* [hits_cap] */
+    uint32_t hits_cap;
+};
+
+/* Room for a pool and for hits; OMEN_ENOMEM leaves none of what had to grow. */
+enum omen_err sealed_scratch_reserve(struct index_scratch *scratch, uint32_t pool, uint32_t hits);
+/* The query's internal and rotated vector and its look-up table, into `scratch`. */
+void sealed_query_prepare(const struct sealed *s, const float *query, struct index_scratch *scratch);
+
+enum sealed_plan { SEALED_WALK, SEALED_GATHER, SEALED_SCAN };
+
+/* The plan that costs least for `passing` rows; *effort is that of a walk without filter, SEALED_EFFORT_SCAN
+ * when no effort reaches the target, and is widened when a filter's walk must meet more nodes. */
+enum sealed_plan sealed_plan(const struct sealed *s, uint32_t k, uint64_t passing, uint32_t *effort);
+
+/* Final distance of a row: that of storage/kernel, NaN counted as infinite. */
+float sealed_row_distance(const struct sealed *s, const float *query, uint32_t slot);
+
+/* Every row that passes, by its full vector: few are wanted, or the walk did not find enough. */
+enum omen_err sealed_gather(const struct sealed *s, const struct index_search *search,
+        struct index_hit *hits_out, uint32_t *count_out, struct index_cost *cost);
+
+/* Slots by their flat 1-bit codes under the filter's bits, in order of slots; the nearest estimates are
+ * rescored. */
+enum omen_err sealed_scan(const struct sealed *s, const struct index_search *search,
+        struct index_scratch *scratch, struct index_hit *hits_out, uint32_t *count_out,
+        struct index_cost *cost);
+
+#endif
