@@ -130,12 +130,19 @@ COMMIT := $(or $(shell test -e .git && git rev-parse --short=12 HEAD 2>/dev/null
 $(B)/obj/common/version.o: FILE_FLAGS := -DOMEN_COMMIT='"$(COMMIT)"'
 $(B)/obj/common/version.o: $(B)/stamp/commit
 
-# The rival of `omen-bench index`: C++ and hnswlib's headers where installed, compiled as its users would.
-ifneq ($(and $(wildcard /usr/include/hnswlib/hnswlib.h),$(shell command -v g++)),)
+# Rivals of `omen-bench index`: C++ and their headers where installed, compiled as their users would.
+HAVE_CXX := $(shell command -v g++)
+ifneq ($(and $(wildcard /usr/include/hnswlib/hnswlib.h),$(HAVE_CXX)),)
 OBJS_rival := $(B)/obj/bench/rival_hnswlib.o
 LIBS_rival := -lstdc++
-$(B)/obj/bench/rival_none.o: FILE_FLAGS := -DOMEN_HAVE_HNSWLIB
+RIVAL_DEFS := -DOMEN_HAVE_HNSWLIB
 endif
+ifneq ($(and $(wildcard /usr/include/faiss/IndexHNSW.h),$(HAVE_CXX)),)
+OBJS_rival += $(B)/obj/bench/rival_faiss.o
+LIBS_rival := -lfaiss -llapack -lblas -lgomp -lstdc++
+RIVAL_DEFS += -DOMEN_HAVE_FAISS
+endif
+$(B)/obj/bench/rival_none.o: FILE_FLAGS := $(RIVAL_DEFS)
 
 # LLVMFuzzerTestOneInput has no header of ours.
 $(B)/obj/tests/fuzz/%.o: FILE_FLAGS := -Wno-missing-prototypes
@@ -153,17 +160,17 @@ $(B)/stamp/flags: FORCE
 $(B)/stamp/commit: FORCE
 	$(call stamp,'$(COMMIT)')
 $(B)/stamp/srcs_%: FORCE
-	$(call stamp,'$(SRCS_$*)')
+	$(call stamp,'$(SRCS_$*)$(if $(filter bench,$*), $(OBJS_rival))')
 
 $(B)/obj/%.o: %.c $(B)/stamp/flags
 	$(call say,CC,$<)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CPPFLAGS_ALL) $(CPPFLAGS) $(CFLAGS_ALL) $(WERROR) $(CFLAGS) $(FILE_FLAGS) -MMD -MP -c -o $@ $<
 
-$(B)/obj/bench/rival_hnswlib.o: bench/rival_hnswlib.cc bench/rival_hnswlib.h $(B)/stamp/flags
+$(B)/obj/bench/rival_%.o: bench/rival_%.cc bench/rival.h $(B)/stamp/flags
 	$(call say,CXX,$<)
 	@mkdir -p $(@D)
-	$(Q)g++ -std=gnu++17 -I. -O3 -march=native -g -pthread -c -o $@ $<
+	$(Q)g++ -std=gnu++17 -I. -O3 -march=native -g -pthread -fopenmp -c -o $@ $<
 
 # Archives and links are written aside and moved into place: whoever runs the old file keeps it.
 define archive

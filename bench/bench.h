@@ -16,12 +16,13 @@ int bench_wire(int argc, char **argv);  /* a server over the wire: upserts, grou
 uint64_t bench_now_ns(void);
 /* CPU time of this process so far. */
 uint64_t bench_cpu_ns(void);
+uint64_t bench_thread_cpu_ns(void);
 
 /* "--name value"; NULL when absent. `i` steps over what was taken. Exits with 2 and usage on an unknown option. */
 struct bench_option {
     const char *name; /* "--dim" */
     const char *help;
-    uint64_t *number; /* one of the three */
+    uint64_t *number; /* one of the three, or a flag with a text that may follow it */
     const char **text;
     bool *flag;
 };

@@ -34,8 +34,8 @@ static float *rows_read(const struct matrix *matrix, uint32_t count, bool normal
 struct truth_job {
     pthread_t thread;
     struct bench_data *data;
-    const uint64_t *filter;
-    uint32_t first, end; /* queries */
+    const struct bench_filter *filters; /* by query, or NULL */
+    uint32_t first, end;                /* queries */
 };
 
 static void heap_replace_top(float *heap, uint32_t k, float value)
@@ -50,6 +50,28 @@ static void heap_replace_top(float *heap, uint32_t k, float value)
         i = child;
     }
     heap[i] = value;
+}
+
+/* Distances of rows first..first+n-1 that pass, into the heap of the k nearest. */
+static void truth_tile(const float *distances, uint32_t n, const uint64_t *bits, uint32_t first, float *heap,
+        uint32_t k)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        if (!(distances[i] < heap[0])) continue;
+        if (bits != NULL && !(bits[(first + i) / 64] >> ((first + i) % 64) & 1)) continue;
+        heap_replace_top(heap, k, distances[i]);
+    }
+}
+
+static void bound_set(struct bench_data *data, uint32_t query, const float *heap)
+{
+    data->bounds[query] = -INFINITY;
+    data->wanted[query] = 0;
+    for (uint32_t i = 0; i < data->k; i++) {
+        if (heap[i] == INFINITY) continue;
+        data->bounds[query] = fmaxf(data->bounds[query], heap[i]);
+        data->wanted[query]++;
+    }
 }
 
 static void *truth_run(void *arg)
@@ -71,15 +93,11 @@ static void *truth_run(void *arg)
                     rows->dim, queries, rows->data + (size_t)r * rows->stride_floats, rows->stride_floats, n,
                     rows->dim, distances);
             for (uint32_t j = 0; j < queries; j++) {
-                float *heap = heaps + (size_t)j * k;
-                for (uint32_t i = 0; i < n; i++) {
-                    if (distances[(size_t)j * n + i] >= heap[0]) continue;
-                    if (job->filter != NULL && !(job->filter[(r + i) / 64] >> ((r + i) % 64) & 1)) continue;
-                    heap_replace_top(heap, k, distances[(size_t)j * n + i]);
-                }
+                const uint64_t *bits = job->filters == NULL ? NULL : job->filters[q + j].bits;
+                truth_tile(distances + (size_t)j * n, n, bits, r, heaps + (size_t)j * k, k);
             }
         }
-        for (uint32_t j = 0; j < queries; j++) data->bounds[q + j] = heaps[(size_t)j * k];
+        for (uint32_t j = 0; j < queries; j++) bound_set(data, q + j, heaps + (size_t)j * k);
     }
     mem_free(heaps);
     mem_free(distances);
@@ -98,13 +116,13 @@ static void bounds_relax(struct bench_data *data)
     }
 }
 
-void bench_data_truth(struct bench_data *data, const uint64_t *filter, uint32_t threads)
+void bench_data_truth(struct bench_data *data, const struct bench_filter *filters, uint32_t threads)
 {
     struct truth_job jobs[TRUTH_THREADS_MAX];
     if (threads > TRUTH_THREADS_MAX) threads = TRUTH_THREADS_MAX;
     for (uint32_t t = 0; t < threads; t++) {
         jobs[t] = (struct truth_job){ .data = data,
-            .filter = filter,
+            .filters = filters,
             .first = (uint32_t)((uint64_t)data->query_count * t / threads),
             .end = (uint32_t)((uint64_t)data->query_count * (t + 1) / threads) };
         if (pthread_create(&jobs[t].thread, NULL, truth_run, &jobs[t]) != 0) panic("cannot start a thread");
@@ -128,14 +146,15 @@ static bool truth_from_file(struct bench_data *data)
             if (usable) farthest = fmaxf(farthest, bench_data_distance(data, q, ids[i]));
         }
         data->bounds[q] = farthest;
+        data->wanted[q] = data->k;
     }
     mem_free(ids);
     if (usable) bounds_relax(data);
     return usable;
 }
 
-void bench_data_open(struct bench_data *data, const char *dir, uint64_t limit, uint32_t k,
-        const uint64_t *filter, uint32_t threads)
+void bench_data_open(struct bench_data *data, const char *dir, uint64_t limit, uint64_t queries, uint32_t k,
+        uint32_t threads)
 {
     struct err err;
     memset(data, 0, sizeof *data);
@@ -150,20 +169,22 @@ void bench_data_open(struct bench_data *data, const char *dir, uint64_t limit, u
     data->rows = (struct index_rows){ rows_read(&data->set.base, (uint32_t)count, normalise,
                                               &data->rows_bytes),
         dim, (uint32_t)count, dim, data->set.metric };
-    size_t query_bytes;
     data->query_count = (uint32_t)data->set.query.count;
-    data->queries = rows_read(&data->set.query, data->query_count, normalise, &query_bytes);
+    if (queries != 0 && queries < data->query_count) data->query_count = (uint32_t)queries;
+    data->queries = rows_read(&data->set.query, data->query_count, normalise, &data->query_bytes);
     data->k = k;
     data->bounds = mem_must_alloc(data->query_count * sizeof(float));
-    bool whole = count == data->set.base.count && filter == NULL;
-    if (!whole || !truth_from_file(data)) bench_data_truth(data, filter, threads);
+    data->wanted = mem_must_alloc(data->query_count * sizeof(uint32_t));
+    bool whole = count == data->set.base.count;
+    if (!whole || !truth_from_file(data)) bench_data_truth(data, NULL, threads);
 }
 
 void bench_data_close(struct bench_data *data)
 {
     munmap((void *)(uintptr_t)data->rows.data, data->rows_bytes);
-    munmap(data->queries, (size_t)data->query_count * data->rows.dim * sizeof(float) + 64);
+    munmap(data->queries, data->query_bytes);
     mem_free(data->bounds);
+    mem_free(data->wanted);
     dataset_close(&data->set);
 }
 
@@ -177,8 +198,9 @@ float bench_data_distance(const struct bench_data *data, uint32_t query, uint32_
 
 double bench_data_recall(const struct bench_data *data, uint32_t query, const uint32_t *slots, uint32_t count)
 {
-    uint32_t found = 0;
+    uint32_t found = 0, wanted = data->wanted[query];
+    if (wanted == 0) return 1;
     for (uint32_t i = 0; i < count; i++)
         found += bench_data_distance(data, query, slots[i]) <= data->bounds[query];
-    return (double)found / data->k;
+    return found >= wanted ? 1 : (double)found / wanted;
 }

@@ -1,10 +1,11 @@
-/* hnswlib behind a C door. Compiled apart with -O3 -march=native; see rival_hnswlib.h. */
-#include "bench/rival_hnswlib.h"
+/* hnswlib behind a C door; see rival.h. */
+#include "bench/rival.h"
 
-#include <sys/stat.h>
+#include <sys/mman.h>
 
 #include <atomic>
-#include <chrono>
+#include <cstdio>
+#include <cstdlib>
 #include <memory>
 #include <string>
 #include <thread>
@@ -12,69 +13,111 @@
 
 #include <hnswlib/hnswlib.h>
 
-struct rival_hnswlib {
+namespace {
+
+struct graph_rival {
     std::unique_ptr<hnswlib::SpaceInterface<float>> space;
     std::unique_ptr<hnswlib::HierarchicalNSW<float>> graph;
 };
 
-extern "C" bool rival_hnswlib_available(void) { return true; }
+graph_rival *of(struct rival *rival) { return reinterpret_cast<graph_rival *>(rival); }
+const graph_rival *of(const struct rival *rival) { return reinterpret_cast<const graph_rival *>(rival); }
 
-static void insert_all(hnswlib::HierarchicalNSW<float> *graph, const float *rows, size_t stride, uint32_t count,
-        uint32_t threads)
+std::unique_ptr<graph_rival> fresh(const struct rival_rows *rows)
 {
-    graph->addPoint(rows, 0);
+    auto rival = std::make_unique<graph_rival>();
+    if (rows->dot)
+        rival->space = std::make_unique<hnswlib::InnerProductSpace>(rows->dim);
+    else
+        rival->space = std::make_unique<hnswlib::L2Space>(rows->dim);
+    return rival;
+}
+
+void insert_all(hnswlib::HierarchicalNSW<float> *graph, const struct rival_rows *rows, uint32_t threads)
+{
+    graph->addPoint(rows->data, 0);
     std::atomic<uint32_t> next{ 1 };
     std::vector<std::thread> workers;
     for (uint32_t t = 0; t < threads; t++)
         workers.emplace_back([&] {
-            for (uint32_t i; (i = next.fetch_add(1)) < count;) graph->addPoint(rows + i * stride, i);
+            for (uint32_t i; (i = next.fetch_add(1)) < rows->count;)
+                graph->addPoint(rows->data + i * rows->stride_floats, i);
         });
     for (auto &worker : workers) worker.join();
 }
 
-extern "C" struct rival_hnswlib *rival_hnswlib_build(const float *rows, size_t stride_floats, uint32_t count,
-        uint32_t dim, bool dot, uint32_t M, uint32_t ef_construction, uint32_t threads, const char *cache_path,
-        double *build_seconds_out)
+struct rival *build(const struct rival_rows *rows, uint32_t M, uint32_t ef_construction, uint32_t threads)
 try {
-    auto rival = std::make_unique<rival_hnswlib>();
-    if (dot)
-        rival->space = std::make_unique<hnswlib::InnerProductSpace>(dim);
-    else
-        rival->space = std::make_unique<hnswlib::L2Space>(dim);
-    *build_seconds_out = 0;
-    struct stat st;
-    if (cache_path != NULL && stat(cache_path, &st) == 0) {
-        rival->graph = std::make_unique<hnswlib::HierarchicalNSW<float>>(rival->space.get(), cache_path);
-        return rival.release();
-    }
-    rival->graph = std::make_unique<hnswlib::HierarchicalNSW<float>>(rival->space.get(), count, M, ef_construction);
-    auto start = std::chrono::steady_clock::now();
-    insert_all(rival->graph.get(), rows, stride_floats, count, threads);
-    *build_seconds_out = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    if (cache_path != NULL) rival->graph->saveIndex(cache_path);
-    return rival.release();
+    auto rival = fresh(rows);
+    rival->graph = std::make_unique<hnswlib::HierarchicalNSW<float>>(rival->space.get(), rows->count, M,
+            ef_construction);
+    insert_all(rival->graph.get(), rows, threads);
+    return reinterpret_cast<struct rival *>(rival.release());
 } catch (const std::exception &e) {
     fprintf(stderr, "omen-bench: hnswlib: %s\n", e.what());
     return NULL;
 }
 
-extern "C" uint32_t rival_hnswlib_search(struct rival_hnswlib *rival, const float *query, uint32_t k, uint32_t ef,
-        uint32_t *slots_out)
+bool save(const struct rival *rival, const char *path)
+try {
+    of(rival)->graph->saveIndex(path);
+    return true;
+} catch (const std::exception &e) {
+    fprintf(stderr, "omen-bench: hnswlib: %s\n", e.what());
+    return false;
+}
+
+struct rival *load(const struct rival_rows *rows, const char *path)
+try {
+    auto rival = fresh(rows);
+    rival->graph = std::make_unique<hnswlib::HierarchicalNSW<float>>(rival->space.get(), path);
+    if (rival->graph->cur_element_count != rows->count) return NULL;
+    return reinterpret_cast<struct rival *>(rival.release());
+} catch (const std::exception &e) {
+    fprintf(stderr, "omen-bench: hnswlib: %s\n", e.what());
+    return NULL;
+}
+
+/* The rows of layer 0, vectors among them, are one block from malloc, which hnswlib frees again. */
+bool pages(struct rival *rival, bool huge)
 {
-    rival->graph->setEf(ef);
-    auto found = rival->graph->searchKnn(query, k);
+    auto &graph = *of(rival)->graph;
+    const size_t align = 2u << 20, bytes = graph.max_elements_ * graph.size_data_per_element_;
+    void *moved = NULL;
+    if (posix_memalign(&moved, align, (bytes + align - 1) / align * align) != 0) return false;
+    bool fine = madvise(moved, (bytes + align - 1) / align * align, huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE) == 0;
+    memcpy(moved, graph.data_level0_memory_, bytes);
+    free(graph.data_level0_memory_);
+    graph.data_level0_memory_ = static_cast<char *>(moved);
+    return fine;
+}
+
+uint32_t search(struct rival *rival, const float *query, uint32_t k, uint32_t ef, uint32_t *slots_out)
+{
+    auto &graph = *of(rival)->graph;
+    graph.setEf(ef);
+    auto found = graph.searchKnn(query, k);
     uint32_t count = 0;
     for (; !found.empty() && count < k; found.pop()) slots_out[count++] = (uint32_t)found.top().second;
     return count;
 }
 
-extern "C" double rival_hnswlib_bytes_per_vector(const struct rival_hnswlib *rival)
+double bytes_per_vector(const struct rival *rival)
 {
-    const auto &graph = *rival->graph;
+    const auto &graph = *of(rival)->graph;
     double bytes = (double)graph.cur_element_count * graph.size_data_per_element_;
     for (size_t i = 0; i < graph.cur_element_count; i++)
         bytes += 8.0 + graph.element_levels_[i] * graph.size_links_per_element_;
     return bytes / (double)graph.cur_element_count;
 }
 
-extern "C" void rival_hnswlib_free(struct rival_hnswlib *rival) { delete rival; }
+void release(struct rival *rival) { delete of(rival); }
+
+} // namespace
+
+extern "C" const struct rival_ops *rival_hnswlib(void)
+{
+    static const struct rival_ops ops = { "hnswlib", build, save, load, pages, search, bytes_per_vector,
+        release };
+    return &ops;
+}

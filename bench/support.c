@@ -30,6 +30,13 @@ uint64_t bench_cpu_ns(void)
     return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
 }
 
+uint64_t bench_thread_cpu_ns(void)
+{
+    struct timespec ts;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &ts);
+    return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
+}
+
 static void print_usage(FILE *out, const char *usage, const struct bench_option *options, size_t option_count)
 {
     fprintf(out, "usage: omen-bench %s\n", usage);
@@ -54,9 +61,11 @@ void bench_parse(int argc, char **argv, const char *usage, const struct bench_op
             print_usage(stderr, usage, options, option_count);
             exit(2);
         }
-        if (option->flag != NULL)
+        if (option->flag != NULL) {
             *option->flag = true;
-        else if (option->text != NULL)
+            if (option->text != NULL && i + 1 < argc && strncmp(argv[i + 1], "--", 2) != 0)
+                *option->text = argv[++i];
+        } else if (option->text != NULL)
             *option->text = argv[++i];
         else if (config_parse_bytes(argv[++i], option->number) != OMEN_OK) {
             fprintf(stderr, "omen-bench: %s wants a number, got '%s'\n", option->name, argv[i]);

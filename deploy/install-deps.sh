@@ -3,7 +3,7 @@
 #
 #   deploy/install-deps.sh        to build, run and test
 #   deploy/install-deps.sh dev    also clang and clang-format, for `make fuzz` and `make fmt`
-#   deploy/install-deps.sh bench  also a C++ compiler and hnswlib's headers, for `omen-bench index --rivals`
+#   deploy/install-deps.sh bench  also a C++ compiler, hnswlib and faiss, for `omen-bench index --rivals`
 #
 # A no-op when all is there. As root it installs; as anybody else it prints the commands to run and fails.
 # The mirror is whatever apt is configured with. libraft comes from Debian's backports, because the one in
@@ -21,7 +21,7 @@ packages='make gcc libc6-dev libnng-dev libmbedtls-dev liblmdb-dev libmsgpack-de
 case ${1-} in
     '') ;;
     dev) packages="$packages clang libclang-rt-14-dev clang-format" ;;
-    bench) packages="$packages g++ libhnswlib-dev" ;;
+    bench) packages="$packages g++ libhnswlib-dev libfaiss-dev" ;;
     *) echo "usage: install-deps.sh [dev|bench]" >&2; exit 2 ;;
 esac
 

@@ -163,15 +163,28 @@ static enum omen_err answer(struct request *r, uint32_t ef)
     uint64_t budget = UINT64_MAX;
     bool done = false;
     if (live == 0 || match == 0) return OMEN_OK;
-    if (r->search->filter != NULL) {
+    enum index_plan plan = r->search->plan;
+    if (plan == INDEX_PLAN_GATHER) {
+        r->cost.gathers++;
+        return r->search->filter == NULL ? scan_all(r) : scan_matches(r);
+    }
+    if (r->search->filter != NULL && plan != INDEX_PLAN_WALK) {
         /* The walk needs some ef * M * live / match distances, the scan `match` of them. */
-        if (match * match <= (uint64_t)ef * r->h->M * live) return scan_matches(r);
+        if (match * match <= (uint64_t)ef * r->h->M * live) {
+            r->cost.gathers++;
+            return scan_matches(r);
+        }
         budget = match;
     }
     enum omen_err rc = walk(r, ef, budget, &done);
     if (rc != OMEN_OK) return rc;
     uint64_t wanted = match < r->heap.k ? match : r->heap.k;
-    if (done && r->heap.count >= wanted) return OMEN_OK;
+    if (done && r->heap.count >= wanted) {
+        r->cost.walks++;
+        return OMEN_OK;
+    }
+    r->cost.gathers++;
+    r->cost.aborted++;
     return r->search->filter == NULL ? scan_all(r) : scan_matches(r);
 }
 
@@ -193,6 +206,9 @@ enum omen_err hnsw_search(const struct index *index, const struct index_search *
         cost->hops += r.cost.hops;
         cost->rescored += r.cost.rescored;
         cost->effort += ef;
+        cost->walks += r.cost.walks;
+        cost->gathers += r.cost.gathers;
+        cost->aborted += r.cost.aborted;
     }
     if (rc != OMEN_OK) return rc;
     index_heap_sort(&r.heap);

@@ -21,6 +21,12 @@ const char *index_quant_name(enum index_quant quant)
     return (unsigned)quant < INDEX_QUANT_COUNT ? names[quant] : "unknown";
 }
 
+const char *index_plan_name(enum index_plan plan)
+{
+    static const char *const names[INDEX_PLAN_COUNT] = { "auto", "walk", "gather", "scan" };
+    return (unsigned)plan < INDEX_PLAN_COUNT ? names[plan] : "unknown";
+}
+
 static index_build_fn *const builders[INDEX_KIND_COUNT] = {
     [INDEX_FLAT] = index_flat_build,
     [INDEX_SEALED] = index_sealed_build,
@@ -83,6 +89,7 @@ static bool search_valid(const struct index *index, const struct index_search *s
     uint32_t position;
     return search->k > 0 && search->k <= OMEN_K_MAX && search->effort <= INDEX_EFFORT_MAX &&
             search->recall_target >= 0 && search->recall_target <= 1 &&
+            (unsigned)search->plan < INDEX_PLAN_COUNT &&
             !(search->has_distance_max && isnan(search->distance_max)) &&
             vector_finite(search->query, index->dim, &position);
 }

@@ -38,6 +38,15 @@ enum index_quant {
     INDEX_QUANT_BINARY, /* RaBitQ, 1 bit per component and two factors */
     INDEX_QUANT_COUNT
 };
+/* How a search under a filter (or for many rows) is answered. AUTO everywhere but in tests and measurements. */
+enum index_plan {
+    INDEX_PLAN_AUTO,
+    INDEX_PLAN_WALK,   /* the graph; answered exactly all the same when it finds too few */
+    INDEX_PLAN_GATHER, /* every row that passes, in full */
+    INDEX_PLAN_SCAN,   /* short codes of all rows under the bitmap, the nearest in full */
+    INDEX_PLAN_COUNT
+};
+const char *index_plan_name(enum index_plan plan);    /* "auto", "walk", "gather", "scan" */
 const char *index_kind_name(enum index_kind kind);    /* "flat", "hnsw", "sealed", "disk" */
 const char *index_quant_name(enum index_quant quant); /* "auto", "none", "scalar", "product", "binary" */
 
@@ -92,15 +101,18 @@ struct index_search {
     bool has_distance_max;
     bool (*stop)(void *arg); /* NULL = never; polled at least every INDEX_POLL_HOPS hops */
     void *stop_arg;
+    enum index_plan plan; /* one the kind does not have: its own choice */
 };
 
 /* What searches cost; the callee adds to it. */
 struct index_cost {
-    uint64_t distances; /* exact or full-code distances computed */
-    uint64_t estimates; /* distances estimated from short codes */
-    uint64_t hops;      /* graph nodes expanded */
-    uint64_t rescored;  /* rows read in full for their final distance */
-    uint64_t effort;    /* pool width in use, summed over queries */
+    uint64_t distances;             /* exact or full-code distances computed */
+    uint64_t estimates;             /* distances estimated from short codes */
+    uint64_t hops;                  /* graph nodes expanded */
+    uint64_t rescored;              /* rows read in full for their final distance */
+    uint64_t effort;                /* pool width in use, summed over queries */
+    uint64_t walks, gathers, scans; /* queries answered by each plan */
+    uint64_t aborted;               /* walks given up for another plan */
 };
 
 struct index_stats {

@@ -242,11 +242,9 @@ static enum omen_err sealed_search(const struct index *index, const struct index
         effort = sealed_effort(s, search->k,
                 search->recall_target > 0 ? search->recall_target : s->recall_target);
     if (effort == 0) effort = EFFORT_DEFAULT;
-    switch (sealed_plan(s, search->k, passing, &effort)) {
-    case SEALED_GATHER: return sealed_gather(s, search, hits_out, count_out, cost);
-    case SEALED_SCAN: return sealed_scan(s, search, scratch, hits_out, count_out, cost);
-    case SEALED_WALK: break;
-    }
+    enum index_plan plan = sealed_plan(s, search, passing, &effort);
+    if (plan == INDEX_PLAN_GATHER) return sealed_gather(s, search, hits_out, count_out, cost);
+    if (plan == INDEX_PLAN_SCAN) return sealed_scan(s, search, scratch, hits_out, count_out, cost);
     if (effort < search->k) effort = search->k;
     if (effort > s->count) effort = s->count;
     uint32_t want = sealed_want(s, search->k), found = 0;
@@ -254,7 +252,11 @@ static enum omen_err sealed_search(const struct index *index, const struct index
     enum omen_err rc = sealed_scratch_reserve(scratch, effort, want);
     if (rc == OMEN_OK) rc = sealed_walk(s, search, effort, want, scratch, scratch->hits, &found, cost);
     if (rc != OMEN_OK) return rc;
-    if (found < search->k) return sealed_gather(s, search, hits_out, count_out, cost);
+    if (found < search->k) {
+        cost->aborted++;
+        return sealed_gather(s, search, hits_out, count_out, cost);
+    }
+    cost->walks++;
     struct index_heap heap = { hits_out, search->k, 0 };
     for (uint32_t i = 0; i < found; i++) {
         scratch->hits[i].slot = sealed_head(s, sealed_row(s, scratch->hits[i].slot))->slot;

@@ -16,18 +16,24 @@
 #define GATHER_NS 30.0
 #define SCAN_NS 0.6
 
-enum sealed_plan sealed_plan(const struct sealed *s, uint32_t k, uint64_t passing, uint32_t *effort)
+enum index_plan sealed_plan(const struct sealed *s, const struct index_search *search, uint64_t passing,
+        uint32_t *effort)
 {
-    if (passing <= GATHER_ROWS || k >= passing / 4 || *effort == SEALED_EFFORT_SCAN) return SEALED_GATHER;
-    if (passing == s->count) return SEALED_WALK;
+    enum index_plan plan = search->plan;
+    bool walkable = *effort != SEALED_EFFORT_SCAN;
+    if (plan == INDEX_PLAN_AUTO && (passing <= GATHER_ROWS || search->k >= passing / 4 || !walkable))
+        return INDEX_PLAN_GATHER;
+    if (passing == s->count && plan == INDEX_PLAN_AUTO) return INDEX_PLAN_WALK;
     /* enough of the pool must pass, or another plan costs less */
-    double widened = (double)*effort * (double)s->count / (double)passing;
+    double widened = walkable ? (double)*effort * (double)s->count / (double)(passing + 1) : (double)s->count;
     double walk_ns = widened * HOP_NS, gather_ns = (double)passing * GATHER_NS;
-    double scan_ns = (double)s->count * SCAN_NS + SCAN_RESCORED(k) * GATHER_NS;
-    if (gather_ns <= scan_ns && gather_ns <= walk_ns) return SEALED_GATHER;
-    if (scan_ns <= walk_ns) return SEALED_SCAN;
+    double scan_ns = (double)s->count * SCAN_NS + SCAN_RESCORED(search->k) * GATHER_NS;
+    if (plan == INDEX_PLAN_AUTO)
+        plan = gather_ns <= scan_ns && gather_ns <= walk_ns ? INDEX_PLAN_GATHER
+                : scan_ns <= walk_ns                        ? INDEX_PLAN_SCAN
+                                                            : INDEX_PLAN_WALK;
     *effort = widened > INDEX_EFFORT_MAX ? INDEX_EFFORT_MAX : (uint32_t)widened;
-    return SEALED_WALK;
+    return plan;
 }
 
 float sealed_row_distance(const struct sealed *s, const float *query, uint32_t slot)
@@ -42,6 +48,7 @@ enum omen_err sealed_gather(const struct sealed *s, const struct index_search *s
         struct index_hit *hits_out, uint32_t *count_out, struct index_cost *cost)
 {
     struct index_heap heap = { hits_out, search->k, 0 };
+    cost->gathers++;
     for (uint32_t first = 0; first < s->count; first += 64) {
         uint32_t n = s->count - first < 64 ? s->count - first : 64;
         uint64_t word = n == 64 ? UINT64_MAX : (UINT64_C(1) << n) - 1;
@@ -100,6 +107,7 @@ enum omen_err sealed_scan(const struct sealed *s, const struct index_search *sea
         index_heap_push(&heap, (struct index_hit){ d, scratch->hits[i].slot });
     }
     cost->rescored += near.count;
+    cost->scans++;
     index_heap_sort(&heap);
     *count_out = heap.count;
     return OMEN_OK;

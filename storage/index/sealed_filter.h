@@ -23,11 +23,11 @@ enum omen_err sealed_scratch_reserve(struct index_scratch *scratch, uint32_t poo
 /* The query's internal and rotated vector and its look-up table, into `scratch`. */
 void sealed_query_prepare(const struct sealed *s, const float *query, struct index_scratch *scratch);
 
-enum sealed_plan { SEALED_WALK, SEALED_GATHER, SEALED_SCAN };
-
-/* The plan that costs least for `passing` rows; *effort is that of a walk without filter, SEALED_EFFORT_SCAN
- * when no effort reaches the target, and is widened when a filter's walk must meet more nodes. */
-enum sealed_plan sealed_plan(const struct sealed *s, uint32_t k, uint64_t passing, uint32_t *effort);
+/* The plan that `search` asks for, or the one that costs least for `passing` rows; *effort is that of a walk
+ * without filter, SEALED_EFFORT_SCAN when no effort reaches the target, and is widened when a filter's walk
+ * must meet more nodes. */
+enum index_plan sealed_plan(const struct sealed *s, const struct index_search *search, uint64_t passing,
+        uint32_t *effort);
 
 /* Final distance of a row: that of storage/kernel, NaN counted as infinite. */
 float sealed_row_distance(const struct sealed *s, const float *query, uint32_t slot);
