@@ -59,7 +59,7 @@ static void step_measure(struct build *b)
         sealed_rotate(b->s, v);
         for (uint32_t j = 0; j < b->padded; j++) largest = fmaxf(largest, fabsf(v[j]));
     }
-    b->code_step = largest > 0 ? largest / 127 : 1;
+    b->code_step = largest > 0 ? largest / CODE_TILE_MAX : 1;
     if (!(b->code_step >= 0x1p-126f)) b->code_step = 0x1p-126f;
 }
 
@@ -76,7 +76,7 @@ static bool codes_range(void *arg, uint32_t thread, uint32_t first, uint32_t end
         for (uint32_t j = 0; j < b->padded; j++) {
             float scaled = v[j] * inverse;
             int32_t c = (int32_t)(scaled + (scaled >= 0 ? 0.5f : -0.5f));
-            c = scaled > 127 ? 127 : scaled < -127 ? -127 : c;
+            c = scaled > CODE_TILE_MAX ? CODE_TILE_MAX : scaled < -CODE_TILE_MAX ? -CODE_TILE_MAX : c;
             code[j] = (int8_t)c;
             norm += c * c;
             sum += c;
@@ -373,7 +373,7 @@ static enum omen_err held_out_insert(struct packing *p)
 
 static enum omen_err pack(struct build *b)
 {
-    struct packing p = { .b = b, .scale = F16_TARGET / (b->code_step * 127) };
+    struct packing p = { .b = b, .scale = F16_TARGET / (b->code_step * CODE_TILE_MAX) };
     struct sealed *s = b->s;
     p.rotated = sealed_pages_new((size_t)b->total * b->padded * sizeof(uint16_t), &p.mapped);
     s->graph = sealed_pages_new((size_t)b->total * s->layout.row_bytes, &s->graph_bytes);

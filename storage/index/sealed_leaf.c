@@ -203,7 +203,8 @@ static bool leaf_multiply(struct build *b, const uint32_t *members, uint32_t cou
         for (uint32_t j = 0; j < n; j++) {
             uint32_t node = members[first + j], found = 0;
             struct build_near nearest[16];
-            int32_t own = b->norms[node] + 256 * b->sums[node]; /* undo the offset of the packed side */
+            int32_t own = b->norms[node] +
+                    2 * CODE_TILE_OFFSET * b->sums[node]; /* undo the offset of the packed side */
             for (uint32_t i = 0; i < 16 && tops[j].id[i] < count; i++) {
                 if (members[tops[j].id[i]] == node) continue;
                 struct build_near x = { tops[j].value[i] + own, members[tops[j].id[i]] };

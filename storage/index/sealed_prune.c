@@ -57,7 +57,8 @@ static uint32_t prune(const struct build *b, const struct candidates *c, float a
         links_out[kept++] = node;
         left &= left - 1;
         uint64_t occluded = left &
-                kernel->occlude_64(dots[i], norms, b->norms[node] + 256 * b->sums[node], reach, alpha);
+                kernel->occlude_64(dots[i], norms, b->norms[node] + 2 * CODE_TILE_OFFSET * b->sums[node],
+                        reach, alpha);
         rejected |= occluded;
         left &= ~occluded;
     }
@@ -122,7 +123,7 @@ static void candidates_measure(const struct build *b, uint32_t node, struct cand
         kernel->pack_tile(rows, n, b->padded, packed);
         kernel->dot_tile(&row, 1, b->padded, packed, dots, CODE_TILE_ROWS);
         for (uint32_t i = 0; i < n; i++)
-            c->near[first + i].distance = b->norms[node] + 256 * b->sums[node] +
+            c->near[first + i].distance = b->norms[node] + 2 * CODE_TILE_OFFSET * b->sums[node] +
                     b->norms[c->near[first + i].node] - 2 * dots[i];
     }
     for (uint32_t i = 1; i < c->count; i++) {

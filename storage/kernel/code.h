@@ -22,7 +22,10 @@
 #define CODE_LUT_MAX 63   /* largest entry of a look-up table */
 #define CODE_DIM_ALIGN 64 /* D is a multiple of this */
 #define CODE_DIM_MAX 4160
-#define CODE_TILE_ROWS 32 /* vectors in one packed group of code_pack_u8 */
+#define CODE_TILE_ROWS 32 /* vectors in one packed group of pack_tile */
+#define CODE_TILE_MAX                                                                                        \
+    63 /* codes that are multiplied lie within +- this: AVX2 adds four products in 16 bits */
+#define CODE_TILE_OFFSET 64 /* of packed codes */
 
 struct code_query {
     const uint8_t *lut; /* [D/16][64], 64-byte aligned */
@@ -56,11 +59,12 @@ struct code_kernel {
             const struct code_factors *factors, float base, float bound, float estimates_out[CODE_GROUP]);
     /* sum (q - (lo + scale * c))^2, fused as written in code_scalar.c. */
     float (*l2sq_f32_u8)(const float *query, const uint8_t *code, float lo, float scale, uint32_t dim);
-    /* Rows of i8, D bytes each, as 32-row groups for dot_tile: groups of 4 dims, then rows; values + 128.
+    /* Rows of i8, D bytes each, as 32-row groups for dot_tile: groups of 4 dims, then rows; values +
+     * CODE_TILE_OFFSET.
      * Missing rows (count < 32) are written as zero bytes. packed_out [D * 32], 64-byte aligned. */
     void (*pack_tile)(const int8_t *const *rows, uint32_t count, uint32_t dim, uint8_t *packed_out);
-    /* dots_out[a][32]: sum over D of rows[a] * (packed + 0), packed being value + 128: the caller takes off
-     * 128 * sum(row). */
+    /* dots_out[a][32]: sum over D of rows[a] * (packed + 0), packed being value + CODE_TILE_OFFSET: the caller
+     * takes off CODE_TILE_OFFSET * sum(row). */
     void (*dot_tile)(const int8_t *const *rows, uint32_t count, uint32_t dim, const uint8_t *packed,
             int32_t *dots_out, size_t stride);
     /* Look-up table of code.h for z: entry n of lane l is (sum of the components in n, less the least such

@@ -92,67 +92,6 @@ static float l2sq_f32_u8_avx2(const float *query, const uint8_t *code, float lo,
     return lanes[0];
 }
 
-static void pack_tile_avx2(const int8_t *const *rows, uint32_t count, uint32_t dim, uint8_t *packed_out)
-{
-    for (uint32_t group = 0; group < dim / 4; group++) {
-        for (uint32_t r = 0; r < CODE_TILE_ROWS; r++) {
-            uint32_t four = 0x80808080u; /* of a missing row: -128 each */
-            if (r < count) memcpy(&four, rows[r] + group * 4, sizeof four);
-            four ^= 0x80808080u;
-            memcpy(packed_out + ((size_t)group * CODE_TILE_ROWS + r) * 4, &four, sizeof four);
-        }
-    }
-}
-
-/* One row against 32: products of two bytes would overflow 16 bits, so pairs are multiplied as 16-bit
- * numbers. */
-static void dot_row(const int8_t *row, uint32_t dim, const uint8_t *packed, int32_t *dots_out)
-{
-    for (uint32_t part = 0; part < 4; part++) {
-        __m256i even = _mm256_setzero_si256(), odd = _mm256_setzero_si256();
-        for (uint32_t d = 0; d < dim; d += 4) {
-            int32_t four;
-            memcpy(&four, row + d, sizeof four);
-            __m256i q = _mm256_cvtepi8_epi16(_mm_set1_epi32(four));
-            __m256i b = load(packed + (size_t)d * CODE_TILE_ROWS + part * 32);
-            even = _mm256_add_epi32(even,
-                    _mm256_madd_epi16(q, _mm256_cvtepu8_epi16(_mm256_castsi256_si128(b))));
-            odd = _mm256_add_epi32(odd,
-                    _mm256_madd_epi16(q, _mm256_cvtepu8_epi16(_mm256_extracti128_si256(b, 1))));
-        }
-        /* Two 32-bit sums to a vector, in order of vectors: 0..3 in even, 4..7 in odd. */
-        __m256i both = _mm256_permute4x64_epi64(_mm256_hadd_epi32(even, odd), 0xd8);
-        _mm256_storeu_si256((__m256i *)(void *)(dots_out + part * 8), both);
-    }
-}
-
-static void dot_tile_avx2(const int8_t *const *rows, uint32_t count, uint32_t dim, const uint8_t *packed,
-        int32_t *dots_out, size_t stride)
-{
-    for (uint32_t a = 0; a < count; a++) dot_row(rows[a], dim, packed, dots_out + a * stride);
-}
-
-static void select_32_avx2(const int32_t *dots, const int32_t *bias, uint32_t first_id,
-        struct code_top16 *top)
-{
-    for (uint32_t first = 0; first < 32; first += 8) {
-        __m256i v = _mm256_sub_epi32(load(bias + first), _mm256_slli_epi32(load(dots + first), 1));
-        __m256i nearer = _mm256_cmpgt_epi32(_mm256_set1_epi32(top->value[15]), v);
-        uint32_t m = (uint32_t)_mm256_movemask_ps(_mm256_castsi256_ps(nearer));
-        for (; m != 0; m &= m - 1) {
-            uint32_t i = first + (uint32_t)__builtin_ctz(m), at = 15;
-            int32_t value = bias[i] - 2 * dots[i];
-            if (value >= top->value[15]) continue;
-            for (; at > 0 && top->value[at - 1] > value; at--) {
-                top->value[at] = top->value[at - 1];
-                top->id[at] = top->id[at - 1];
-            }
-            top->value[at] = value;
-            top->id[at] = first_id + i;
-        }
-    }
-}
-
 static uint64_t occlude_64_avx2(const int32_t *dots, const int32_t *norms, int32_t norm, const float *reach,
         float alpha)
 {
@@ -200,33 +139,62 @@ static void widen_f16_avx2(const uint16_t *f16, uint32_t dim, float *out)
         _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(f16 + i))));
 }
 
+/* Positions are unpredictable:
+ * the search has no branch on them, and what moves up moves by four. */
 static uint32_t pool_insert_avx2(uint64_t *keys, uint32_t *count, uint32_t cap, uint64_t key)
 {
     uint32_t low = 0, n = *count;
     while (n > 0) {
-        uint32_t half = n / 2;
-        bool after = keys[low + half] < key;
-        low = after ? low + half + 1 : low;
-        n = after ? n - half - 1 : half;
+        uint32_t half = (n + 1) / 2;
+        low += keys[low + half - 1] < key ? half : 0;
+        n -= half;
     }
     if (low >= cap) return low;
     uint32_t last = *count < cap ? (*count)++ : cap - 1;
-    memmove(keys + low + 1, keys + low, (last - low) * sizeof *keys);
+    __m256i moved = load(keys + low); /* whole fours: what lies past `last` may be overwritten */
+    for (uint32_t from = low; from < last; from += 4) {
+        __m256i next = load(keys + from + 4);
+        _mm256_storeu_si256((__m256i *)(void *)(keys + from + 1), moved);
+        moved = next;
+    }
     keys[low] = key;
     return low;
 }
 
+/* Eight entries of one lane's table: entry n holds the components whose bit is set in n, added in order of
+ * dims. */
+ALWAYS_INLINE __m256i lut_8(const __m256 *members, __m128 z4, float low, __m256 inverse)
+{
+    __m256 z = _mm256_broadcast_ps(&z4), sum = _mm256_setzero_ps();
+    sum = _mm256_add_ps(sum, _mm256_and_ps(members[0], _mm256_permute_ps(z, 0x00)));
+    sum = _mm256_add_ps(sum, _mm256_and_ps(members[1], _mm256_permute_ps(z, 0x55)));
+    sum = _mm256_add_ps(sum, _mm256_and_ps(members[2], _mm256_permute_ps(z, 0xaa)));
+    sum = _mm256_add_ps(sum, _mm256_and_ps(members[3], _mm256_permute_ps(z, 0xff)));
+    sum = _mm256_mul_ps(_mm256_sub_ps(sum, _mm256_set1_ps(low)), inverse);
+    __m256i level = _mm256_cvttps_epi32(_mm256_add_ps(sum, _mm256_set1_ps(0.5f)));
+    level = _mm256_min_epi32(level, _mm256_set1_epi32(CODE_LUT_MAX));
+    return _mm256_max_epi32(level, _mm256_setzero_si256());
+}
+
 static void lut_build_avx2(const float *z, uint32_t dim, float inverse, uint8_t *lut_out)
 {
+    const __m256i n = _mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0);
+    __m256 first[4], second[4];
+    for (int j = 0; j < 3; j++) {
+        __m256i bit = _mm256_set1_epi32(1 << j);
+        first[j] = second[j] = _mm256_castsi256_ps(_mm256_cmpeq_epi32(_mm256_and_si256(n, bit), bit));
+    }
+    first[3] = _mm256_setzero_ps();
+    second[3] = _mm256_castsi256_ps(_mm256_set1_epi32(-1));
     for (uint32_t i = 0; i < dim; i += 4) {
         float low = 0;
         for (uint32_t j = 0; j < 4; j++) low += z[i + j] < 0 ? z[i + j] : 0;
-        for (uint32_t n = 0; n < 16; n++) {
-            float sum = 0;
-            for (uint32_t j = 0; j < 4; j++) sum += n >> j & 1 ? z[i + j] : 0;
-            int32_t level = (int32_t)((sum - low) * inverse + 0.5f);
-            lut_out[i * 4 + n] = (uint8_t)(level > CODE_LUT_MAX ? CODE_LUT_MAX : level < 0 ? 0 : level);
-        }
+        __m128 z4 = _mm_loadu_ps(z + i);
+        __m256i a = lut_8(first, z4, low, _mm256_set1_ps(inverse));
+        __m256i b = lut_8(second, z4, low, _mm256_set1_ps(inverse));
+        __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xd8);
+        _mm_storeu_si128((__m128i *)(void *)(lut_out + (size_t)i * 4),
+                _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
     }
 }
 
@@ -237,16 +205,18 @@ static void narrow_f16_avx2(const float *v, uint32_t dim, uint16_t *f16_out)
                 _mm256_cvtps_ph(_mm256_loadu_ps(v + i), _MM_FROUND_TO_NEAREST_INT));
 }
 
+/* x + y in the places where `second` has no bit, x - y in the others; y is `swapped` seen from x. */
+#define BUTTERFLY(v, swapped, second)                                                                        \
+    _mm256_blend_ps(_mm256_add_ps(v, swapped), _mm256_sub_ps(swapped, v), second)
+
 static void hadamard_avx2(float *v, uint32_t n)
 {
-    for (uint32_t half = 1; half < 8; half *= 2) {
-        for (uint32_t i = 0; i < n; i += 2 * half) {
-            for (uint32_t j = i; j < i + half; j++) {
-                float x = v[j], y = v[j + half];
-                v[j] = x + y;
-                v[j + half] = x - y;
-            }
-        }
+    for (uint32_t i = 0; i < n; i += 8) {
+        __m256 x = _mm256_loadu_ps(v + i);
+        x = BUTTERFLY(x, _mm256_permute_ps(x, 0xb1), 0xaa);
+        x = BUTTERFLY(x, _mm256_permute_ps(x, 0x4e), 0xcc);
+        x = BUTTERFLY(x, _mm256_permute2f128_ps(x, x, 0x01), 0xf0);
+        _mm256_storeu_ps(v + i, x);
     }
     for (uint32_t half = 8; half < n; half *= 2) {
         for (uint32_t a = 0; a < n; a += 2 * half) {

@@ -123,14 +123,14 @@ ALWAYS_INLINE void transpose_16(__m512i r[16])
 
 static void pack_tile_avx512(const int8_t *const *rows, uint32_t count, uint32_t dim, uint8_t *packed_out)
 {
-    const __m512i offset = _mm512_set1_epi8((char)0x80);
+    const __m512i offset = _mm512_set1_epi8(CODE_TILE_OFFSET);
     for (uint32_t d = 0; d < dim; d += 64) {
         for (uint32_t half = 0; half < 2; half++) {
             __m512i r[16];
 #pragma GCC unroll 16
             for (uint32_t i = 0; i < 16; i++)
                 r[i] = half * 16 + i < count
-                        ? _mm512_xor_si512(_mm512_loadu_si512(rows[half * 16 + i] + d), offset)
+                        ? _mm512_add_epi8(_mm512_loadu_si512(rows[half * 16 + i] + d), offset)
                         : _mm512_setzero_si512();
             transpose_16(r);
 #pragma GCC unroll 16

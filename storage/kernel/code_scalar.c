@@ -71,8 +71,8 @@ static void pack_tile_scalar(const int8_t *const *rows, uint32_t count, uint32_t
     for (uint32_t group = 0; group < dim / 4; group++) {
         for (uint32_t r = 0; r < CODE_TILE_ROWS; r++) {
             for (uint32_t j = 0; j < 4; j++) {
-                int value = r < count ? rows[r][group * 4 + j] : -128;
-                packed_out[(group * CODE_TILE_ROWS + r) * 4 + j] = (uint8_t)(value + 128);
+                int value = r < count ? rows[r][group * 4 + j] : -CODE_TILE_OFFSET;
+                packed_out[(group * CODE_TILE_ROWS + r) * 4 + j] = (uint8_t)(value + CODE_TILE_OFFSET);
             }
         }
     }

@@ -101,7 +101,9 @@ START_TEST(tiles_selection_and_occlusion_are_equal)
         int8_t *memory = mem_alloc_aligned(64, 40 * dim);
         const int8_t *rows[40];
         for (uint32_t i = 0; i < 40 * dim; i++)
-            memory[i] = (int8_t)(i < dim ? -128 : i < 2 * dim ? 127 : (int8_t)rng());
+            memory[i] = (int8_t)(i < dim  ? -CODE_TILE_MAX
+                            : i < 2 * dim ? CODE_TILE_MAX
+                                          : (int)(rng() % (2 * CODE_TILE_MAX + 1)) - CODE_TILE_MAX);
         for (int i = 0; i < 40; i++) rows[i] = memory + i * (int)dim;
         uint8_t *a = mem_alloc_aligned(64, dim * 32), *b = mem_alloc_aligned(64, dim * 32);
         for (uint32_t count = 1; count <= 32; count += 31) {
