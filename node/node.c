@@ -113,6 +113,11 @@ static void service_submit(void *self, struct shard_call *call)
         node_catalog_submit(node, call);
         return;
     }
+    if (call->kind == CALL_CLUSTER) {
+        call->code = err_set(&call->err, OMEN_EINVAL, "", "this is a single node, it has no cluster");
+        call->done(call);
+        return;
+    }
     pthread_rwlock_rdlock(&node->table_lock);
     uint32_t at = table_position(node, call->shard_id);
     struct shard_host *shard = at < node->slot_count && node->slots[at].shard_id == call->shard_id
@@ -132,7 +137,7 @@ static void service_submit(void *self, struct shard_call *call)
 
 static void service_release(void *self, struct shard_call *call)
 {
-    if (call->kind != CALL_CATALOG) shard_host_release(call);
+    if (call->kind < CALL_CATALOG) shard_host_release(call);
 }
 
 static struct map *service_map_acquire(void *self)

@@ -16,7 +16,7 @@
 #define POOL_MAX 256u
 #define BUSY_RETRY_MS 20
 #define REFUSED_LOG_NS 10000000000ull /* one line about refused messages per so long */
-#define KINDS (CALL_CATALOG + 1)
+#define KINDS SHARD_CALL_KINDS
 
 enum refusal { REFUSED_GARBAGE, REFUSED_VERSION, REFUSED_SECRET, REFUSED_BODY, REFUSED_BUSY, REFUSALS };
 static const char *const refusal_names[REFUSALS] = { "garbage", "version", "secret", "body", "busy" };
@@ -228,7 +228,7 @@ static void reply_call(struct port_call *pc)
     struct node_port *port = pc->port;
     struct shard_call *call = &pc->call;
     /* The answer to a change of the catalog brings the map that shows it. */
-    bool with_map = call->code == OMEN_EWRONGEPOCH || call->kind == CALL_CATALOG;
+    bool with_map = call->code == OMEN_EWRONGEPOCH || call->kind >= CALL_CATALOG;
     struct map_index *newest = with_map || pc->index == NULL ? index_acquire(port) : map_index_ref(pc->index);
     struct shard_reply_info info = { .node_id = port->options.node_id };
     if (newest != NULL) info.epoch = newest->map->epoch;
@@ -305,6 +305,8 @@ static enum omen_err check_map(struct port_call *pc, const struct shard_request_
 {
     struct shard_call *call = &pc->call;
     struct err *err = &call->err;
+    if (call->kind == CALL_CLUSTER)
+        return OMEN_OK; /* also before there is a map: it is how the first one comes */
     if (pc->index == NULL)
         return err_set(err, OMEN_EUNAVAILABLE, "", "the node has not opened its collections yet");
     if (call->kind == CALL_CATALOG) return OMEN_OK;
@@ -378,7 +380,7 @@ static void serve_poll(struct port_call *pc, const struct shard_envelope *envelo
         return;
     }
     struct map_node self = { .node_id = o->node_id }, *nodes = &self;
-    struct shard_poll_reply reply = { .node_id = o->node_id, .node_count = 1 };
+    struct shard_poll_reply reply = { .node_id = o->node_id, .node_count = o->node_id != 0 };
     snprintf(self.address, sizeof self.address, "%s", o->advertise);
     if (o->nodes != NULL) {
         nodes = arena_calloc(&pc->arena, OMEN_NODES_MAX, sizeof *nodes);
@@ -466,7 +468,6 @@ enum omen_err node_port_start(const struct node_port_options *options, struct no
         struct err *err)
 {
     *port_out = NULL;
-    CHECK(options->node_id != 0);
     CHECK(options->requests_max >= 1 && options->requests_max <= NODE_PORT_REQUESTS_MAX);
     CHECK(strlen(options->advertise) <= OMEN_ADDRESS_BYTES_MAX);
     struct node_port *port = mem_must_calloc(1, sizeof *port);

@@ -29,7 +29,7 @@ struct node_port_options {
     struct clock *clock;                 /* borrowed */
     struct metrics *metrics;             /* borrowed; may be NULL */
     struct siphash_key key;
-    uint32_t node_id;      /* never 0 */
+    uint32_t node_id;      /* 0 = not part of a cluster yet */
     const char *advertise; /* where routers reach this node; "" = where they reached it */
     uint32_t requests_max; /* in service; OMEN_EBUSY above. 1 .. NODE_PORT_REQUESTS_MAX */
     /* Every node that is known, this one included: fills nodes_out [OMEN_NODES_MAX], returns how many. NULL = this alone. */

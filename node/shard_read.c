@@ -177,7 +177,8 @@ static enum omen_err read_run_kind(struct shard_read *read)
                 &call->err);
     case CALL_STATS: run_stats(read); return OMEN_OK;
     case CALL_WRITE:
-    case CALL_CATALOG: break;
+    case CALL_CATALOG:
+    case CALL_CLUSTER: break;
     }
     return err_set(&call->err, OMEN_EINTERNAL, "", "no read");
 }

@@ -55,6 +55,7 @@ static const char *service_not_ready(void *self)
     bool map = remote->routing != NULL;
     pthread_mutex_unlock(&remote->lock);
     if (atomic_load(&remote->stopping)) return "stopping";
+    if (!map && up > 0) return "the nodes are not part of a cluster yet";
     if (!map) return "no node has answered yet";
     return up == 0 ? "no node answers" : NULL;
 }

@@ -48,25 +48,25 @@ void call_conclude(struct remote_call *rc)
 {
     struct shard_call *call = rc->call;
     bool late = call->deadline_ns != 0 && remote_now_ns(rc->remote) >= call->deadline_ns;
-    char why[200];
+    char why[200], subject[SUBJECT_BYTES];
     snprintf(why, sizeof why, "%.190s", call->err.message);
     if (call_is_read(call)) {
         bool silent = call->code == OMEN_EUNKNOWN || call->code == OMEN_ENOTLEADER ||
                 call->code == OMEN_EUNAVAILABLE;
         if (silent) {
-            call->code = err_set(&call->err, late ? OMEN_EDEADLINE : OMEN_EUNAVAILABLE, "", "shard %llu: %s",
-                    (unsigned long long)call->shard_id, why);
+            call->code = err_set(&call->err, late ? OMEN_EDEADLINE : OMEN_EUNAVAILABLE, "", "%s%s",
+                    subject_of(call, subject), why);
         }
         return;
     }
     if (rc->uncertain && !tells(call->code)) {
         call->code = err_set(&call->err, OMEN_EUNKNOWN, call->err.field,
-                "shard %llu: the write may have been carried out (%u attempts; last: %s)",
-                (unsigned long long)call->shard_id, rc->attempts, why);
+                "%sthe %s may have been carried out (%u attempts; last: %s)", subject_of(call, subject),
+                call->kind == CALL_WRITE ? "write" : "change", rc->attempts, why);
         count(rc->remote->metrics.unknown);
     } else if (call->code == OMEN_ENOTLEADER) {
-        call->code = err_set(&call->err, OMEN_EUNAVAILABLE, "", "shard %llu has no leader now",
-                (unsigned long long)call->shard_id);
+        call->code = err_set(&call->err, OMEN_EUNAVAILABLE, "", "%sthere is no leader now",
+                subject_of(call, subject));
     }
 }
 
@@ -117,7 +117,7 @@ static void answer_learn(struct remote_call *rc, const struct attempt *attempt)
             latency_note(remote, call->kind, attempt->endpoint, remote_now_ns(remote) - attempt->began_ns);
         if (attempt->hedge) count(remote->metrics.hedge_wins);
     } else if (call->code == OMEN_OK) {
-        atomic_store(&remote->catalog_node, attempt->node_id);
+        if (rc->routing != NULL) atomic_store(&remote->catalog_node, attempt->node_id);
     } else if (call->code == OMEN_ENOTLEADER) {
         count(remote->metrics.not_leader);
         if (rc->route != NULL) {
@@ -151,7 +151,9 @@ static bool map_settle(struct remote_call *rc, struct map *map)
     if (map != NULL) remote_map_install(remote, map);
     map_unref(map);
     if (call->code == OMEN_EWRONGEPOCH) count(remote->metrics.wrong_epoch);
-    if (!changed || map != NULL) return true;
+    /* A node that came is known by its address only when it was heard of in a round of polls. */
+    bool members = call->kind == CALL_CLUSTER && !call_is_read(call) && call->code == OMEN_OK;
+    if (!members && (!changed || map != NULL)) return true;
     atomic_fetch_add(&rc->refs, 1);
     pthread_mutex_unlock(&rc->lock);
     remote_refresh(remote, finish_with_map, rc);

@@ -5,7 +5,7 @@
  *     v  |
  *   WAITING (nobody left to ask at once) --timer--> FLYING        WAITING --out of time or attempts--> FINISHED
  *
- *   attempt ended with      read                        write, catalog
+ *   attempt ended with      read                        write, catalog, change of the cluster
  *   OK                      settles                     settles
  *   UNAVAILABLE             another replica, backoff    the same: nothing was begun
  *   NOT_LEADER              the hinted one              the same
@@ -90,6 +90,8 @@ static uint64_t left_ms(const struct remote_call *rc, uint64_t now_ns)
 static uint32_t attempt_timeout_ms(const struct remote_call *rc, uint64_t ms)
 {
     bool others = rc->place != NULL && rc->place->shard->replica_count > 1;
+    if (rc->call->kind == CALL_CLUSTER && call_is_read(rc->call) && ms > REMOTE_WRITE_ATTEMPT_MS)
+        return REMOTE_WRITE_ATTEMPT_MS;
     if (call_is_read(rc->call)) return (uint32_t)(others && ms > 1000 ? ms / 2 : ms);
     if (others && has_op_id(rc->call) && ms > REMOTE_WRITE_ATTEMPT_MS) return REMOTE_WRITE_ATTEMPT_MS;
     return (uint32_t)ms + REMOTE_GRACE_MS;
@@ -219,6 +221,19 @@ static bool routing_renew(struct remote_call *rc)
     return true;
 }
 
+static void nobody_answers(struct remote_call *rc)
+{
+    struct shard_call *call = rc->call;
+    char why[OMEN_ADDRESS_BYTES_MAX + 130] = "no node answers";
+    if (call->kind < CALL_CATALOG) {
+        snprintf(why, sizeof why, "shard %llu: no node that holds it answers",
+                (unsigned long long)call->shard_id);
+    } else if (rc->routing == NULL) {
+        remote_silent_seed(rc->remote, why, sizeof why);
+    }
+    call->code = err_set(&call->err, OMEN_EUNAVAILABLE, "", "%s", why);
+}
+
 /* Asks whoever is left in this turn; nobody left: waits. Needs the lock, gives it back. */
 void call_again(struct remote_call *rc)
 {
@@ -232,9 +247,7 @@ void call_again(struct remote_call *rc)
     for (;;) {
         struct pick pick = call_pick(rc);
         if (pick.endpoint == NULL) {
-            if (call->code == OMEN_OK)
-                call->code = err_set(&call->err, OMEN_EUNAVAILABLE, "",
-                        "shard %llu: no node that holds it answers", (unsigned long long)call->shard_id);
+            if (call->code == OMEN_OK) nobody_answers(rc);
             call_later(rc);
             return;
         }
@@ -281,6 +294,7 @@ static bool call_place(struct remote_call *rc)
 {
     struct shard_call *call = rc->call;
     rc->routing = routing_acquire(rc->remote);
+    if (call->kind == CALL_CLUSTER) return true;
     if (rc->routing == NULL) {
         call->code = err_set(&call->err, OMEN_EUNAVAILABLE, "", "no node has answered yet");
         return false;

@@ -2,6 +2,8 @@
 #ifndef OMEN_ROUTER_REMOTE_CALL_H
 #define OMEN_ROUTER_REMOTE_CALL_H
 
+#include <stdio.h>
+
 #include "router/remote_impl.h"
 
 #define TRIED_MAX 16u
@@ -10,11 +12,11 @@ struct remote_call {
     struct remote *remote;
     struct shard_call *call; /* valid until finished */
     pthread_mutex_t lock;
-    _Atomic uint32_t refs; /* owner, until release; each attempt; an armed timer */
-    struct routing *routing;
-    const struct map_place *place;          /* in routing; NULL for the catalog */
+    _Atomic uint32_t refs;                  /* owner, until release; each attempt; an armed timer */
+    struct routing *routing;                /* NULL before the first map: CALL_CLUSTER only */
+    const struct map_place *place;          /* in routing; NULL for the catalog and the cluster */
     struct shard_route *route;              /* beside it */
-    const struct collection_schema *schema; /* of the same; NULL for the catalog */
+    const struct collection_schema *schema; /* of the same; NULL where place is */
     struct buf request;                     /* the whole message */
     struct arena arena;                     /* outputs */
     uint64_t reply_bytes;                   /* accounted in remote->reply_bytes */
@@ -38,6 +40,16 @@ struct attempt {
 static inline void count(struct metric_counter *counter)
 {
     if (counter != NULL) metric_add(counter, 1);
+}
+
+/* What a sentence about the call begins with, "shard 12: "; empty where no shard is meant. */
+#define SUBJECT_BYTES 32
+static inline const char *subject_of(const struct shard_call *call, char out[SUBJECT_BYTES])
+{
+    out[0] = '\0';
+    if (call->kind < CALL_CATALOG)
+        snprintf(out, SUBJECT_BYTES, "shard %llu: ", (unsigned long long)call->shard_id);
+    return out;
 }
 
 static inline bool has_op_id(const struct shard_call *call)

@@ -31,7 +31,7 @@
 #define REMOTE_DOWN_NS 250000000ull /* an endpoint that failed is passed over for so long */
 #define REMOTE_HEDGE_MIN_NS 1000000ull
 #define REMOTE_SAMPLES 512u /* latencies kept per kind */
-#define REMOTE_KINDS (CALL_CATALOG + 1)
+#define REMOTE_KINDS SHARD_CALL_KINDS
 #define MS_NS 1000000ull
 
 /* ---- timers: remote_timer.c ---- */
@@ -126,9 +126,10 @@ struct remote {
     uint64_t nonce_first;
     _Atomic uint64_t nonces;
     _Atomic bool stopping;
-    _Atomic uint64_t reply_bytes;  /* held by calls */
-    _Atomic int64_t hedge_credit;  /* in hundredths of a hedge */
-    _Atomic uint32_t catalog_node; /* who made the last change, 0 = not known */
+    _Atomic uint64_t reply_bytes; /* held by calls */
+    _Atomic int64_t hedge_credit; /* in hundredths of a hedge */
+    _Atomic uint32_t
+            catalog_node; /* who made the last change, of the catalog or the cluster; 0 = not known */
     struct latencies latencies[REMOTE_KINDS];
 
     pthread_mutex_t lock; /* guards what follows */
@@ -178,10 +179,13 @@ struct pick {
     uint32_t node_id;
     struct endpoint *endpoint; /* NULL: nobody */
 };
-/* Who should answer next. `tried` [tried_count]: node ids that are not asked again in this turn. */
+/* Who should answer next. `routing` NULL: before the first map, CALL_CLUSTER only. `tried` [tried_count]: node ids that are
+ * not asked again in this turn. */
 struct pick remote_pick(struct remote *remote, const struct routing *routing, const struct shard_call *call,
         const struct map_place *place, struct shard_route *route, const uint32_t *tried,
         uint32_t tried_count);
+/* Which configured address did not answer, and why. */
+void remote_silent_seed(struct remote *remote, char *out, size_t out_bytes);
 void remote_learn(const struct map_place *place, struct shard_route *route, const struct shard_call *call,
         uint32_t node_id, bool led);
 bool call_needs_leader(const struct shard_call *call);

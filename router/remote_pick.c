@@ -1,6 +1,7 @@
 /* Which replica answers, and when a second one is asked as well. */
 #include "common/err.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -13,13 +14,14 @@
 
 bool call_is_read(const struct shard_call *call)
 {
+    if (call->kind == CALL_CLUSTER) return !call->in.cluster.changes;
     return call->kind != CALL_WRITE && call->kind != CALL_CATALOG;
 }
 
 bool call_needs_leader(const struct shard_call *call)
 {
     if (call->kind == CALL_WRITE) return true;
-    return call_is_read(call) && call->kind != CALL_STATS && call->consistency == CONSISTENCY_LINEARIZABLE;
+    return call_is_read(call) && call->kind < CALL_STATS && call->consistency == CONSISTENCY_LINEARIZABLE;
 }
 
 /* ---- picking ---- */
@@ -97,9 +99,51 @@ static struct pick pick_any(struct remote *remote, const struct routing *routing
     return best;
 }
 
+/* Before there is a map nobody has an id: a configured address stands in for one, by an id that no node has. Who looks is
+ * answered by any of them. A change is the making of a cluster, and two of them would be a disaster: it is asked of one
+ * address only, the same one whichever router asks, and only while all answer, for a silent one may have a cluster. */
+static struct pick pick_seed(struct remote *remote, const struct shard_call *call, const uint32_t *tried,
+        uint32_t tried_count)
+{
+    struct pick best = { 0, NULL };
+    bool looks = call_is_read(call), all = true, best_down = false;
+    uint64_t now_ns = remote_now_ns(remote);
+    pthread_mutex_lock(&remote->lock);
+    for (uint32_t i = 0; i < remote->endpoint_count; i++) {
+        struct endpoint *e = remote->endpoints[i];
+        if (!e->seed) continue;
+        all = all && e->answered;
+        bool down = is_down(e, now_ns);
+        if (looks && was_tried(UINT32_MAX - i, tried, tried_count)) continue;
+        if (best.endpoint != NULL &&
+                (looks ? down || !best_down : strcmp(e->address, best.endpoint->address) > 0))
+            continue;
+        best = (struct pick){ UINT32_MAX - i, e };
+        best_down = down;
+    }
+    pthread_mutex_unlock(&remote->lock);
+    if (!looks && (!all || was_tried(best.node_id, tried, tried_count))) best.endpoint = NULL;
+    return best; /* configured addresses stay in the table until the remote ends */
+}
+
+void remote_silent_seed(struct remote *remote, char *out, size_t out_bytes)
+{
+    snprintf(out, out_bytes, "no node answers");
+    pthread_mutex_lock(&remote->lock);
+    for (uint32_t i = 0; i < remote->endpoint_count; i++) {
+        const struct endpoint *e = remote->endpoints[i];
+        if (!e->seed || e->answered) continue;
+        snprintf(out, out_bytes, "%s does not answer: %.100s", e->address,
+                e->trouble[0] == '\0' ? "not asked yet" : e->trouble);
+        break;
+    }
+    pthread_mutex_unlock(&remote->lock);
+}
+
 struct pick remote_pick(struct remote *remote, const struct routing *routing, const struct shard_call *call,
         const struct map_place *place, struct shard_route *route, const uint32_t *tried, uint32_t tried_count)
 {
+    if (routing == NULL) return pick_seed(remote, call, tried, tried_count);
     if (place == NULL) return pick_any(remote, routing, tried, tried_count);
     return pick_replica(remote, routing, call, place, route, tried, tried_count);
 }

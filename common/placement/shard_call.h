@@ -18,7 +18,12 @@ enum shard_call_kind {
     CALL_COUNT,
     CALL_STATS,   /* one shard */
     CALL_CATALOG, /* create, drop, alias */
+    CALL_CLUSTER, /* of the whole cluster: status, members, moves; to any node, NOT_LEADER says who answers */
 };
+#define SHARD_CALL_KINDS (CALL_CLUSTER + 1)
+
+#define CLUSTER_REQUEST_BYTES_MAX (64u << 10)
+#define CLUSTER_REPLY_BYTES_MAX (16u << 20)
 
 enum catalog_change_kind {
     CATALOG_CREATE = 1,
@@ -83,6 +88,12 @@ struct shard_call {
             struct doc filter_doc;
         } count;
         struct catalog_change catalog;
+        struct {
+            struct doc
+                    request; /* an object {"do": action, ..}; PROTOCOL.md lists actions and their members */
+            bool changes;    /* whether it does more than look: then it is not asked again after an unknown
+                                   outcome. For who sends it on; not part of the message */
+        } cluster;
     } in;
 
     enum omen_err code; /* outputs from here on */
@@ -112,6 +123,9 @@ struct shard_call {
         struct {
             uint64_t collection_id;
         } catalog;
+        struct {
+            struct doc reply; /* an object, from the service's memory until release */
+        } cluster;
     } out;
 
     void (*done)(struct shard_call *call); /* any thread, also before submit returns; must not block */

@@ -256,7 +256,6 @@ enum omen_err shard_poll_reply_decode(struct bytes body, struct arena *arena,
     memset(reply_out, 0, sizeof *reply_out);
     struct wire_in in = wire_in(body, arena, err != NULL ? err : &unused);
     reply_out->node_id = in_u32(&in, "node_id");
-    if (in_ok(&in) && reply_out->node_id == 0) in_fail(&in, OMEN_EINVAL, "node_id", "is no id of a node");
     reply_out->epoch = in_u64(&in, "epoch");
     uint32_t count = in_count(&in, OMEN_NODES_MAX, NODE_BYTES_MIN, "nodes");
     struct map_node *nodes = in_alloc(&in, count, sizeof *nodes);

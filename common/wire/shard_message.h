@@ -58,8 +58,8 @@ OMEN_CHECKED enum omen_err shard_message_open(struct bytes message, enum shard_m
 
 /* ---- shard calls ---- */
 
-/* Inputs of a call, appended to `out`. `schema` is the collection's (dims of vectors; not used by STATS and CATALOG, which
- * may give NULL). The deadline travels as `deadline_ms` from its arrival on, 0 = none; it lies at
+/* Inputs of a call, appended to `out`. `schema` is the collection's (dims of vectors; not used by STATS, CATALOG and
+ * CLUSTER, which may give NULL). The deadline travels as `deadline_ms` from its arrival on, 0 = none; it lies at
  * SHARD_REQUEST_DEADLINE_OFFSET of the message, to be changed when the same request is sent again. */
 #define SHARD_REQUEST_DEADLINE_OFFSET (SHARD_MESSAGE_HEADER_BYTES + 4)
 void shard_request_encode(const struct shard_call *call, const struct collection_schema *schema,
@@ -109,7 +109,7 @@ void shard_poll_encode(const struct shard_poll *poll, struct buf *out);
 OMEN_CHECKED enum omen_err shard_poll_decode(struct bytes body, struct shard_poll *poll_out, struct err *err);
 
 struct shard_poll_reply {
-    uint32_t node_id;
+    uint32_t node_id; /* 0 = not part of a cluster yet */
     uint64_t epoch;
     struct map *map;              /* newer than asked with, or NULL; as in shard_reply_info */
     const struct map_node *nodes; /* [node_count] all that the node knows, itself included */

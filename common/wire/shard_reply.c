@@ -100,6 +100,7 @@ void shard_reply_encode(const struct shard_call *call, const struct collection_s
     case CALL_COUNT: put_u64(out, call->out.count.points); return;
     case CALL_STATS: put_stats(out, &call->out.stats); return;
     case CALL_CATALOG: put_u64(out, call->out.catalog.collection_id); return;
+    case CALL_CLUSTER: put_doc(out, call->out.cluster.reply); return;
     }
     CHECK(!"a call has an unknown kind");
 }
@@ -193,6 +194,13 @@ static void in_stats(struct wire_in *in, struct shard_stats *s)
     s->applied_ops = in_u64(in, "applied_ops");
 }
 
+static void in_cluster(struct wire_in *in, struct doc *reply)
+{
+    *reply = in_doc(in, CLUSTER_REPLY_BYTES_MAX, "reply");
+    if (in_ok(in) && (reply->data == NULL || doc_type(*reply) != DOC_OBJECT))
+        in_fail(in, OMEN_EPROTO, "reply", "is no object");
+}
+
 static void in_outputs(struct wire_in *in, const struct collection_schema *schema, struct shard_call *call)
 {
     switch (call->kind) {
@@ -206,6 +214,7 @@ static void in_outputs(struct wire_in *in, const struct collection_schema *schem
     case CALL_COUNT: call->out.count.points = in_u64(in, "points"); return;
     case CALL_STATS: in_stats(in, &call->out.stats); return;
     case CALL_CATALOG: call->out.catalog.collection_id = in_u64(in, "collection_id"); return;
+    case CALL_CLUSTER: in_cluster(in, &call->out.cluster.reply); return;
     }
     CHECK(!"a call has an unknown kind");
 }

@@ -111,10 +111,16 @@ static void put_catalog(struct buf *out, const struct catalog_change *change)
     put_schema(out, &change->schema);
 }
 
+static void put_cluster(struct buf *out, struct doc request)
+{
+    CHECK(request.data != NULL && doc_type(request) == DOC_OBJECT);
+    put_doc(out, request);
+}
+
 void shard_request_encode(const struct shard_call *call, const struct collection_schema *schema,
         uint32_t deadline_ms, struct buf *out)
 {
-    CHECK(schema != NULL || call->kind == CALL_STATS || call->kind == CALL_CATALOG);
+    CHECK(schema != NULL || call->kind >= CALL_STATS);
     put_u8(out, (uint8_t)call->consistency);
     put_u8(out, 0);
     put_u16(out, 0);
@@ -140,6 +146,7 @@ void shard_request_encode(const struct shard_call *call, const struct collection
         return;
     case CALL_STATS: return;
     case CALL_CATALOG: put_catalog(out, &call->in.catalog); return;
+    case CALL_CLUSTER: put_cluster(out, call->in.cluster.request); return;
     }
     CHECK(!"a call has an unknown kind");
 }
@@ -400,6 +407,13 @@ static void in_catalog(struct wire_in *in, struct catalog_change *change)
         in_fail(in, why.code, why.field, why.message);
 }
 
+static void in_cluster(struct wire_in *in, struct doc *request)
+{
+    *request = in_doc(in, CLUSTER_REQUEST_BYTES_MAX, "request");
+    if (in_ok(in) && (request->data == NULL || doc_type(*request) != DOC_OBJECT))
+        in_fail(in, OMEN_EINVAL, "request", "is no object");
+}
+
 enum omen_err shard_request_decode(uint8_t kind, struct bytes body, struct arena *arena,
         struct shard_call *call_out, struct shard_request_info *info_out, struct err *err)
 {
@@ -430,6 +444,7 @@ enum omen_err shard_request_decode(uint8_t kind, struct bytes body, struct arena
         case CALL_COUNT: in_filter(&in, &call_out->in.count.filter, &call_out->in.count.filter_doc); break;
         case CALL_STATS: break;
         case CALL_CATALOG: in_catalog(&in, &call_out->in.catalog); break;
+        case CALL_CLUSTER: in_cluster(&in, &call_out->in.cluster.request); break;
         default: in_fail(&in, OMEN_EPROTO, "kind", "is not known");
         }
     }

@@ -207,6 +207,15 @@ START_TEST(catalog_request)
 }
 END_TEST
 
+START_TEST(cluster_request)
+{
+    struct shard_call call = call_of(CALL_CLUSTER);
+    call.in.cluster.request = call_json(&arena,
+            "{\"do\": \"node_add\", \"address\": \"tcp://127.0.0.1:7710\"}");
+    expect_request("cluster_request", &call);
+}
+END_TEST
+
 /* ---- replies ---- */
 
 START_TEST(replies)
@@ -259,6 +268,9 @@ START_TEST(replies)
     call = call_of(CALL_CATALOG);
     call.out.catalog.collection_id = 4;
     expect_reply("catalog_reply", &call, NULL);
+    call = call_of(CALL_CLUSTER);
+    call.out.cluster.reply = call_json(&arena, "{\"node_id\": 4}");
+    expect_reply("cluster_reply", &call, NULL);
 }
 END_TEST
 
@@ -361,6 +373,7 @@ int main(void)
     tcase_add_test(tcase, write_request);
     tcase_add_test(tcase, read_requests);
     tcase_add_test(tcase, catalog_request);
+    tcase_add_test(tcase, cluster_request);
     tcase_add_test(tcase, replies);
     tcase_add_test(tcase, refusals);
     tcase_add_test(tcase, polls);

@@ -197,6 +197,13 @@ static void draw_change(struct call_source *s, struct catalog_change *change)
     change->recall_target = 0.5f;
 }
 
+static struct doc draw_cluster(struct call_source *s)
+{
+    static const char *const docs[] = { "{}", "{\"do\": \"status\"}",
+        "{\"do\": \"node_add\", \"address\": \"tcp://127.0.0.1:7710\", \"labels\": \"zone=a\"}" };
+    return call_json(&s->arena, docs[call_draw(s, 3)]);
+}
+
 void call_draw_inputs(struct call_source *s, enum shard_call_kind kind, struct shard_call *call_out)
 {
     memset(call_out, 0, sizeof *call_out);
@@ -215,6 +222,7 @@ void call_draw_inputs(struct call_source *s, enum shard_call_kind kind, struct s
     case CALL_COUNT: draw_filter(s, &call_out->in.count.filter, &call_out->in.count.filter_doc); return;
     case CALL_STATS: return;
     case CALL_CATALOG: draw_change(s, &call_out->in.catalog); return;
+    case CALL_CLUSTER: call_out->in.cluster.request = draw_cluster(s); return;
     }
 }
 
@@ -284,6 +292,7 @@ void call_draw_outputs(struct call_source *s, struct shard_call *call)
     case CALL_COUNT: call->out.count.points = draw64(s); return;
     case CALL_STATS: call->out.stats = (struct shard_stats){ draw64(s), 2, 3, 4, 5, 6, draw64(s) }; return;
     case CALL_CATALOG: call->out.catalog.collection_id = draw64(s); return;
+    case CALL_CLUSTER: call->out.cluster.reply = draw_payload(s); return;
     }
 }
 

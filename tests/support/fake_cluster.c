@@ -37,7 +37,7 @@ static void run_write(struct fake_node *node, struct shard_call *call)
 
 static bool needs_leader(const struct shard_call *call)
 {
-    return call->kind == CALL_WRITE || call->kind == CALL_CATALOG ||
+    return call->kind == CALL_WRITE || call->kind >= CALL_CATALOG ||
             (call->kind != CALL_STATS && call->consistency == CONSISTENCY_LINEARIZABLE);
 }
 
@@ -57,6 +57,8 @@ static void run(struct fake_node *node, struct shard_call *call)
         run_write(node, call);
     } else if (call->kind == CALL_COUNT) {
         call->out.count.points = 1;
+    } else if (call->kind == CALL_CLUSTER) {
+        call->out.cluster.reply = call->in.cluster.request; /* said back */
     } else if (call->kind == CALL_STATS) {
         call->out.stats.points = node->id;
     } else if (call->kind == CALL_SEARCH) {
@@ -106,7 +108,7 @@ static struct map *map_acquire(void *self)
 {
     struct fake_node *node = self;
     pthread_mutex_lock(&node->cluster->lock);
-    struct map *map = map_ref(node->map);
+    struct map *map = node->map == NULL ? NULL : map_ref(node->map);
     pthread_mutex_unlock(&node->cluster->lock);
     return map;
 }
@@ -122,6 +124,7 @@ static void status(void *self, struct doc_builder *b)
 static uint32_t nodes(void *arg, struct map_node *out)
 {
     struct fake_cluster *c = arg;
+    if (c->nodes[0].map == NULL) return 0;
     for (uint32_t i = 0; i < c->node_count; i++) {
         out[i] = (struct map_node){ .node_id = c->nodes[i].id };
         memcpy(out[i].address, c->nodes[i].address, sizeof out[i].address);
@@ -140,7 +143,7 @@ static void port_start(struct fake_cluster *c, struct fake_node *node)
         .clock = clock_system(),
         .metrics = node->metrics,
         .key = c->key,
-        .node_id = node->id,
+        .node_id = node->map == NULL ? 0 : node->id,
         .advertise = "",
         .requests_max = 256,
         .nodes = nodes,
@@ -215,6 +218,16 @@ void fake_node_kill(struct fake_cluster *c, uint32_t id)
     fake_let_go(c, id);
     node_port_stop(node->port);
     node->port = NULL;
+}
+
+void fake_cluster_unjoin(struct fake_cluster *c)
+{
+    for (uint32_t i = 0; i < c->node_count; i++) {
+        fake_node_kill(c, c->nodes[i].id);
+        map_unref(c->nodes[i].map);
+        c->nodes[i].map = NULL;
+        fake_node_revive(c, c->nodes[i].id);
+    }
 }
 
 void fake_node_revive(struct fake_cluster *c, uint32_t id) { port_start(c, fake_node_at(c, id)); }

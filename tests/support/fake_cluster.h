@@ -30,7 +30,7 @@ struct fake_node {
     uint32_t hint;          /* given with NOT_LEADER instead of the leader; UINT32_MAX = none */
     uint64_t sequence;      /* how far it has applied */
     struct map *map;        /* what it knows */
-    uint32_t calls[CALL_CATALOG + 1];
+    uint32_t calls[SHARD_CALL_KINDS];
     struct shard_call *held[FAKE_HELD_MAX];
     uint32_t held_count;
     int32_t outstanding; /* submitted and not released */
@@ -55,7 +55,8 @@ void fake_cluster_free(struct fake_cluster *cluster); /* checks that every call 
 struct fake_node *fake_node_at(struct fake_cluster *cluster, uint32_t id);
 void fake_node_kill(struct fake_cluster *cluster, uint32_t id);
 void fake_node_revive(struct fake_cluster *cluster, uint32_t id); /* at the same address */
-void fake_let_go(struct fake_cluster *cluster, uint32_t id);      /* answers what was held, holds no more */
+void fake_cluster_unjoin(struct fake_cluster *cluster);      /* no map, no ids: before a cluster is made */
+void fake_let_go(struct fake_cluster *cluster, uint32_t id); /* answers what was held, holds no more */
 /* All nodes but `except` (0 = none) get a copy of the map with a higher epoch, changed by `change` (may be NULL). */
 void fake_map_advance(struct fake_cluster *cluster, uint32_t except, void (*change)(struct map *map));
 uint32_t fake_calls(struct fake_cluster *cluster, uint32_t id, enum shard_call_kind kind);

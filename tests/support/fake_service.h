@@ -21,7 +21,7 @@ struct fake_service {
     struct map *map; /* what map_acquire gives */
     struct fake_point points[FAKE_POINTS_MAX];
     uint32_t point_count;
-    uint32_t calls_by_kind[CALL_CATALOG + 1];
+    uint32_t calls_by_kind[SHARD_CALL_KINDS];
     uint64_t fail_shard; /* its calls end with fail_code */
     enum omen_err fail_code;
     bool hold; /* keep calls until fake_service_let_go */
