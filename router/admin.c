@@ -1,4 +1,4 @@
-/* What is not about points: hello, collections and aliases, list and describe, status. */
+/* What is not about points: hello, collections and aliases, list and describe, status, the cluster. */
 #include "common/err.h"
 
 #include <string.h>
@@ -66,6 +66,30 @@ void op_catalog(struct request *r)
     } else {
         scatter_go(r, catalog_gathered);
     }
+}
+
+/* ---- the cluster: one call, carried to a node and back as it is ---- */
+
+static void cluster_gathered(struct request *r)
+{
+    enum omen_err rc = scatter_error(r);
+    if (rc == OMEN_OK) r->reply.cluster.reply = r->calls[0].out.cluster.reply;
+    request_finish(r, rc);
+}
+
+void op_cluster(struct request *r)
+{
+    const struct shard_service *service = r->router->options.service;
+    r->map = service->map_acquire(service->self); /* NULL before there is a cluster */
+    enum omen_err rc = scatter_prepare(r, 1, &r->reply.err);
+    if (rc != OMEN_OK) {
+        request_finish(r, rc);
+        return;
+    }
+    scatter_call_init(r, 0, CALL_CLUSTER, 0);
+    r->calls[0].in.cluster.request = r->wire.cluster.request;
+    r->calls[0].in.cluster.changes = wire_cluster_changes(r->wire.cluster.request);
+    scatter_go(r, cluster_gathered);
 }
 
 /* ---- list and describe: the map, and CALL_STATS of the shards ---- */

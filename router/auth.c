@@ -29,7 +29,7 @@ static uint32_t key_equal(const uint8_t given[WIRE_API_KEY_BYTES_MAX + 1], size_
 enum omen_err auth_check(const struct router *router, const struct wire_request *wire, struct err *err)
 {
     /* An operation that is not known asks for a key too: strangers learn nothing by guessing. */
-    enum wire_role need = wire->op == 0 ? WIRE_ROLE_READ : wire_op_role(wire->op);
+    enum wire_role need = wire->op == 0 ? WIRE_ROLE_READ : wire_request_role(wire);
     if (need == WIRE_ROLE_NONE || router->options.api_key_count == 0) return OMEN_OK;
     if (wire->api_key.len == 0) {
         return err_set(err, OMEN_EAUTH, "key", "this server asks for an API key");

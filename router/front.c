@@ -257,6 +257,7 @@ static void dispatch(struct request *r)
     case WIRE_COUNT: op_count(r); return;
     case WIRE_SEARCH: op_search(r); return;
     case WIRE_STATUS: op_status(r); return;
+    case WIRE_CLUSTER: op_cluster(r); return;
     case WIRE_OP_COUNT: break;
     }
     request_finish(r, err_set(&r->reply.err, OMEN_EPROTO, "op", "unknown operation %d", (int)r->wire.op));

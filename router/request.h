@@ -161,5 +161,6 @@ void op_catalog(struct request *r);
 void op_list(struct request *r);
 void op_describe(struct request *r);
 void op_status(struct request *r);
+void op_cluster(struct request *r);
 
 #endif

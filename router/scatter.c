@@ -37,12 +37,14 @@ void scatter_call_init(struct request *r, uint32_t i, enum shard_call_kind kind,
     struct shard_call *call = &r->calls[i];
     r->call_shards[i] = shard_position;
     call->kind = kind;
-    call->epoch = r->map->epoch;
-    call->incarnation = r->map->incarnation;
+    if (r->map != NULL) { /* none is needed to ask about the cluster */
+        call->epoch = r->map->epoch;
+        call->incarnation = r->map->incarnation;
+    }
     call->deadline_ns = r->deadline_ns - partial_margin_ns(r);
     call->consistency = r->wire.consistency;
     call->arg = r;
-    if (r->collection == NULL) return; /* the catalog's call */
+    if (r->collection == NULL) return; /* the catalog's call, or the cluster's */
     call->collection_id = r->collection->id;
     call->shard_id = r->collection->shards[shard_position].shard_id;
     call->token_sequence = token_sequence_of(r, call->shard_id);

@@ -47,14 +47,18 @@ enum wire_op {
     WIRE_SCROLL,
     WIRE_COUNT,
     WIRE_SEARCH,
-    WIRE_STATUS, /* server status for omenctl */
+    WIRE_STATUS,  /* server status for omenctl */
+    WIRE_CLUSTER, /* members, moves and state of the cluster: an object to it, an object back */
     WIRE_OP_COUNT
 };
 const char *wire_op_name(enum wire_op op); /* "points.upsert", as on the wire */
 
 /* Roles needed by each op; used by the router's authentication. */
 enum wire_role { WIRE_ROLE_NONE = 0, WIRE_ROLE_READ = 1, WIRE_ROLE_WRITE = 2, WIRE_ROLE_ADMIN = 3 };
-enum wire_role wire_op_role(enum wire_op op);
+enum wire_role wire_op_role(enum wire_op op); /* WIRE_CLUSTER: to look; what changes needs admin */
+
+/* Of a WIRE_CLUSTER request: whether it does more than look. An action that is not known does. */
+bool wire_cluster_changes(struct doc request);
 
 /* Names of vector fields as the client gave them; resolved to schema positions by the router. */
 struct wire_vector_column {
@@ -135,8 +139,14 @@ struct wire_request {
             const struct wire_search *searches;
             uint32_t count;
         } search;
+        struct {
+            struct doc request; /* an object with a member "do", a string */
+        } cluster;
     };
 };
+
+/* Role needed by a request: that of its op until the rest is decoded. */
+enum wire_role wire_request_role(const struct wire_request *request);
 
 /* Op and API key of a request before anything is decoded or allocated for it: so that a stranger's message costs one pass
  * over its headers. What cannot be found is 0 and empty; decode says what is wrong. Borrows from `message`. The members
@@ -221,6 +231,9 @@ struct wire_reply {
         struct {
             struct doc doc;
         } status;
+        struct {
+            struct doc reply; /* an object */
+        } cluster;
     };
 };
 

@@ -30,6 +30,7 @@ const char *const MEMBER_NAMES[M_COUNT] = {
     [M_WITH_VECTORS] = "with_vectors",
     [M_SEARCHES] = "searches",
     [M_ALLOW_PARTIAL] = "allow_partial",
+    [M_REQUEST] = "request",
 };
 
 const char *const SEARCH_MEMBER_NAMES[S_COUNT] = {
@@ -86,6 +87,7 @@ static const struct op_info OPS[WIRE_OP_COUNT] = {
     [WIRE_COUNT] = { "points.count", WIRE_ROLE_READ, true, BIT(M_FILTER) | BIT(M_ALLOW_PARTIAL) },
     [WIRE_SEARCH] = { "points.search", WIRE_ROLE_READ, true, BIT(M_SEARCHES) | BIT(M_ALLOW_PARTIAL) },
     [WIRE_STATUS] = { "status", WIRE_ROLE_READ, false, 0 },
+    [WIRE_CLUSTER] = { "cluster", WIRE_ROLE_READ, false, BIT(M_REQUEST) },
 };
 
 static const struct op_info *op_info(enum wire_op op)
@@ -97,6 +99,37 @@ static const struct op_info *op_info(enum wire_op op)
 const char *wire_op_name(enum wire_op op) { return op_info(op)->name; }
 
 enum wire_role wire_op_role(enum wire_op op) { return op_info(op)->role; }
+
+static struct doc member_of(struct doc object, const char *name)
+{
+    return doc_member(object, (struct bytes){ (const uint8_t *)name, strlen(name) });
+}
+
+static bool does(struct doc request, const char *action)
+{
+    struct doc what = member_of(request, "do");
+    return what.data != NULL && doc_type(what) == DOC_STRING && bytes_equal(doc_string(what), action);
+}
+
+static bool says(struct doc request, const char *name, enum doc_type value)
+{
+    struct doc member = member_of(request, name);
+    return member.data != NULL && doc_type(member) == value;
+}
+
+bool wire_cluster_changes(struct doc request)
+{
+    if (does(request, "status")) return false;
+    if (does(request, "rebalance")) return says(request, "apply", DOC_TRUE);
+    return !(does(request, "node_drain") && says(request, "dry_run", DOC_TRUE));
+}
+
+enum wire_role wire_request_role(const struct wire_request *request)
+{
+    bool decoded = request->op == WIRE_CLUSTER && request->cluster.request.data != NULL;
+    if (decoded && !does(request->cluster.request, "status")) return WIRE_ROLE_ADMIN;
+    return wire_op_role(request->op);
+}
 
 bool op_takes_collection(enum wire_op op) { return op_info(op)->collection; }
 

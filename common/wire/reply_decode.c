@@ -500,7 +500,7 @@ static enum omen_err decode_operation(struct reply_reader *q, const msgpack_obje
 {
     struct wire_reply *out = q->out;
     enum omen_err rc = OMEN_OK;
-    const msgpack_object *status;
+    const msgpack_object *status, *cluster;
     switch (out->op) {
     case WIRE_HELLO:
         rc = get_u32(q, top, "version", &out->hello.version);
@@ -526,6 +526,10 @@ static enum omen_err decode_operation(struct reply_reader *q, const msgpack_obje
         status = get(top, "status");
         if (status == NULL) return missing(q, "status");
         return named(q, "status", read_doc(&q->r, status, DOC_FILTER_BYTES_MAX, &out->status.doc));
+    case WIRE_CLUSTER:
+        cluster = get(top, "reply");
+        if (cluster == NULL) return missing(q, "reply");
+        return named(q, "reply", read_doc(&q->r, cluster, CLUSTER_REPLY_BYTES_MAX, &out->cluster.reply));
     default: return OMEN_OK;
     }
 }

@@ -330,7 +330,8 @@ static uint32_t reply_members(enum wire_op op)
     case WIRE_COLLECTION_CREATE:
     case WIRE_GET:
     case WIRE_COUNT:
-    case WIRE_STATUS: return 1;
+    case WIRE_STATUS:
+    case WIRE_CLUSTER: return 1;
     case WIRE_UPSERT:
     case WIRE_DELETE:
     case WIRE_SET_PAYLOAD:
@@ -355,6 +356,10 @@ static void pack_operation(msgpack_packer *pk, struct buf *out, const struct wir
     case WIRE_STATUS:
         pack_str(pk, "status");
         pack_doc(pk, reply->status.doc);
+        return;
+    case WIRE_CLUSTER:
+        pack_str(pk, "reply");
+        pack_doc(pk, reply->cluster.reply);
         return;
     default:
         if (op_is_write(reply->op)) pack_write(pk, reply);

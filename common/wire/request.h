@@ -34,6 +34,7 @@ enum member {
     M_WITH_VECTORS,
     M_SEARCHES,
     M_ALLOW_PARTIAL, /* reads */
+    M_REQUEST,       /* cluster */
     M_COUNT
 };
 extern const char *const MEMBER_NAMES[M_COUNT];

@@ -275,6 +275,23 @@ static enum omen_err decode_catalog(struct request_reader *q)
     return rc;
 }
 
+/* ---- cluster --------------------------------------------------------------------------------------------------- */
+
+/* Which actions there are, and what they take, is the cluster's business: routers carry those of the next release too. */
+static enum omen_err decode_cluster(struct request_reader *q)
+{
+    struct doc *request = &q->out->cluster.request, what = { NULL, 0 };
+    enum omen_err rc = need_member(q, M_REQUEST);
+    if (rc == OMEN_OK)
+        rc = in_member(q, M_REQUEST,
+                read_doc(&q->r, q->members[M_REQUEST], CLUSTER_REQUEST_BYTES_MAX, request));
+    if (rc != OMEN_OK) return rc;
+    if (doc_type(*request) != DOC_OBJECT) return err_set(q->r.err, OMEN_EINVAL, "request", "must be a map");
+    what = doc_member(*request, (struct bytes){ (const uint8_t *)"do", 2 });
+    if (what.data != NULL && doc_type(what) == DOC_STRING) return OMEN_OK;
+    return err_set(q->r.err, OMEN_EINVAL, "request.do", "must be a str: what is to be done");
+}
+
 /* ---- door ------------------------------------------------------------------------------------------------------ */
 
 static enum omen_err decode_operation(struct request_reader *q)
@@ -294,6 +311,7 @@ static enum omen_err decode_operation(struct request_reader *q)
     case WIRE_SCROLL: return decode_scroll(q);
     case WIRE_COUNT: return decode_count(q);
     case WIRE_SEARCH: return decode_search(q);
+    case WIRE_CLUSTER: return decode_cluster(q);
     default: return OMEN_OK; /* list, describe, status: nothing of their own */
     }
 }

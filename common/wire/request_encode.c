@@ -286,6 +286,10 @@ static void put_operation(struct writer *w, const struct wire_request *q)
     case WIRE_SCROLL: put_scroll(w, q); return;
     case WIRE_COUNT: put_filter(w, q->count.filter, q->count.filter_doc); return;
     case WIRE_SEARCH: put_searches(w, q); return;
+    case WIRE_CLUSTER:
+        put_name(w, MEMBER_NAMES[M_REQUEST]);
+        pack_doc(&w->pk, q->cluster.request);
+        return;
     default: /* drop, list, describe, status: the envelope says it all */ return;
     }
 }

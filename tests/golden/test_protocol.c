@@ -173,6 +173,23 @@ START_TEST(upsert_is_as_released)
 }
 END_TEST
 
+START_TEST(cluster_is_as_released)
+{
+    struct wire_request q = { .op = WIRE_CLUSTER };
+    q.cluster.request = json(
+            "{\"do\":\"node_add\",\"address\":\"tcp://10.0.0.4:7710\",\"labels\":\"zone=a\"}");
+    expect_request("cluster_request", &q);
+}
+END_TEST
+
+START_TEST(cluster_reply_is_as_released)
+{
+    struct wire_reply reply = { .op = WIRE_CLUSTER };
+    reply.cluster.reply = json("{\"node_id\":4}");
+    ck_assert(doc_equal(expect_reply("cluster_reply", &reply).cluster.reply, reply.cluster.reply));
+}
+END_TEST
+
 START_TEST(search_is_as_released)
 {
     static const float query[2] = { 1, 0 };
@@ -369,6 +386,8 @@ int main(void)
     tcase_add_test(vectors, hello_is_as_released);
     tcase_add_test(vectors, create_is_as_released);
     tcase_add_test(vectors, upsert_is_as_released);
+    tcase_add_test(vectors, cluster_is_as_released);
+    tcase_add_test(vectors, cluster_reply_is_as_released);
     tcase_add_test(vectors, search_is_as_released);
     tcase_add_test(vectors, search_reply_is_as_released);
     tcase_add_test(vectors, write_reply_is_as_released);

@@ -89,6 +89,8 @@ static void fill_reply(struct wire_reply *reply, const struct wire_request *requ
             reply->points.cursor = (struct bytes){ cursor, sizeof cursor };
         if (request->op == WIRE_SCROLL && request->scroll.cursor.len != 0)
             ck_assert_mem_eq(request->scroll.cursor.data, cursor, sizeof cursor);
+    } else if (request->op == WIRE_CLUSTER) {
+        reply->cluster.reply = request->cluster.request; /* said back */
     } else if (request->op == WIRE_COUNT) {
         reply->count.points = 1234;
     } else {
@@ -332,6 +334,30 @@ START_TEST(a_dropped_collection_that_is_gone_after_a_doubt_counts_as_dropped)
 }
 END_TEST
 
+/* It has no op id: a second attempt might begin other moves. Looks, and changes that nobody began, go on elsewhere. */
+START_TEST(a_change_of_the_cluster_is_sent_again_only_when_it_was_not_begun)
+{
+    char *json;
+    const char *apply = "{\"do\":\"rebalance\",\"apply\":true}", *look = "{\"do\":\"status\"}";
+    SCRIPT(&fakes[0], OMEN_EUNKNOWN);
+    ck_assert_int_eq(omen_cluster(db, apply, &json), OMEN_EUNKNOWN);
+    ck_assert_uint_eq(fakes[0].requests + fakes[1].requests, 1);
+    fakes[0].requests = 0;
+    SCRIPT(&fakes[0], OMEN_EUNAVAILABLE);
+    ck_assert_int_eq(omen_cluster(db, apply, &json), 0);
+    ck_assert_str_eq(json, "{\"apply\":true,\"do\":\"rebalance\"}");
+    omen_free(json);
+    ck_assert_uint_eq(fakes[1].requests, 1);
+    fakes[1].requests = 0;
+    SCRIPT(&fakes[1], OMEN_EUNKNOWN);
+    ck_assert_int_eq(omen_cluster(db, look, &json), 0);
+    omen_free(json);
+    ck_assert_int_eq(omen_cluster(db, "{no json", &json), OMEN_EINVAL);
+    ck_assert_int_eq(omen_cluster(db, NULL, &json), OMEN_EINVAL);
+    ck_assert_ptr_null(json);
+}
+END_TEST
+
 /* ---- tokens ---- */
 
 START_TEST(what_was_written_is_asked_for_by_the_next_read)
@@ -567,6 +593,7 @@ static Suite *client_suite(void)
     tcase_add_test(tc, nobody_there_is_unavailable);
     tcase_add_test(tc, a_dead_endpoint_is_passed_over);
     tcase_add_test(tc, a_dropped_collection_that_is_gone_after_a_doubt_counts_as_dropped);
+    tcase_add_test(tc, a_change_of_the_cluster_is_sent_again_only_when_it_was_not_begun);
     tcase_add_test(tc, what_was_written_is_asked_for_by_the_next_read);
     tcase_add_test(tc, tokens_of_a_restored_cluster_replace_the_old_ones);
     tcase_add_test(tc, tokens_are_bounded_and_keep_the_highest_sequence);

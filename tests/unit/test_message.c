@@ -212,6 +212,63 @@ START_TEST(catalog_ops_survive)
 }
 END_TEST
 
+static enum wire_role role_of_cluster(const char *text, bool *changes_out)
+{
+    struct wire_request request = { .op = WIRE_CLUSTER }, back;
+    request.cluster.request = json(text);
+    buf_clear(&message);
+    ck_assert_int_eq(message_encode_request(&request, &message, &err), OMEN_OK);
+    ck_assert_int_eq(decode(&back), OMEN_OK);
+    *changes_out = wire_cluster_changes(back.cluster.request);
+    return wire_request_role(&back);
+}
+
+START_TEST(who_looks_at_the_cluster_need_not_be_admin_and_who_changes_it_must)
+{
+    static const struct {
+        const char *text;
+        bool changes;
+        enum wire_role role;
+    } cases[] = {
+        { "{\"do\": \"status\"}", false, WIRE_ROLE_READ },
+        { "{\"do\": \"rebalance\"}", false, WIRE_ROLE_ADMIN },
+        { "{\"do\": \"rebalance\", \"apply\": false}", false, WIRE_ROLE_ADMIN },
+        { "{\"do\": \"rebalance\", \"apply\": true}", true, WIRE_ROLE_ADMIN },
+        { "{\"do\": \"node_drain\", \"node_id\": 1, \"dry_run\": true}", false, WIRE_ROLE_ADMIN },
+        { "{\"do\": \"node_drain\", \"node_id\": 1}", true, WIRE_ROLE_ADMIN },
+        { "{\"do\": \"init\"}", true, WIRE_ROLE_ADMIN },
+        { "{\"do\": \"of the next release\"}", true, WIRE_ROLE_ADMIN },
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        bool changes;
+        ck_assert_msg(role_of_cluster(cases[i].text, &changes) == cases[i].role, "%s", cases[i].text);
+        ck_assert_msg(changes == cases[i].changes, "%s", cases[i].text);
+    }
+    struct wire_request undecoded = { .op = WIRE_CLUSTER };
+    ck_assert_int_eq(wire_request_role(&undecoded), WIRE_ROLE_READ);
+}
+END_TEST
+
+START_TEST(a_cluster_request_says_what_is_to_be_done)
+{
+    buf_clear(&message);
+    msgpack_packer_init(&pk, &message, append);
+    msgpack_pack_map(&pk, 2);
+    put_int("v", 1);
+    put("op");
+    put("cluster");
+    expect_error(OMEN_EINVAL, "request");
+    static const char *const wrong[] = { "{}", "{\"do\": 1}", "{\"do\": null}", "[]", "\"status\"" };
+    for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {
+        struct wire_request request = { .op = WIRE_CLUSTER };
+        request.cluster.request = json(wrong[i]);
+        buf_clear(&message);
+        ck_assert_int_eq(message_encode_request(&request, &message, &err), OMEN_OK);
+        expect_error(OMEN_EINVAL, i < 3 ? "request.do" : "request");
+    }
+}
+END_TEST
+
 START_TEST(writes_survive)
 {
     float rows[2][3] = { { 1, 2, 3 }, { 4, 5, 6 } };
@@ -813,6 +870,8 @@ int main(void)
     }
     tcase_add_test(requests, envelope_and_hello_survive);
     tcase_add_test(requests, catalog_ops_survive);
+    tcase_add_test(requests, who_looks_at_the_cluster_need_not_be_admin_and_who_changes_it_must);
+    tcase_add_test(requests, a_cluster_request_says_what_is_to_be_done);
     tcase_add_test(requests, writes_survive);
     tcase_add_test(requests, reads_survive);
     tcase_add_test(requests, reads_may_allow_partial_answers_and_writes_may_not);

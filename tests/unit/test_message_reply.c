@@ -181,6 +181,9 @@ START_TEST(small_replies_survive)
     struct wire_reply status = { .op = WIRE_STATUS };
     status.status.doc = json("{\"ready\":true}");
     ck_assert(doc_equal(reply_trip(&status).status.doc, status.status.doc));
+    struct wire_reply cluster = { .op = WIRE_CLUSTER };
+    cluster.cluster.reply = json("{\"nodes\":[{\"node_id\":1}]}");
+    ck_assert(doc_equal(reply_trip(&cluster).cluster.reply, cluster.cluster.reply));
     reply_trip(&(struct wire_reply){ .op = WIRE_ALIAS_SET });
     struct wire_shard_outcome shards[2] = { { 7, OMEN_OK, 3 }, { 8, OMEN_EUNKNOWN, 0 } };
     struct wire_reply write = { .op = WIRE_UPSERT };

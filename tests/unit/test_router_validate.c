@@ -270,10 +270,13 @@ START_TEST(requests_over_the_limit_are_told_to_retry)
 }
 END_TEST
 
+static const char *cluster_text = "{\"do\": \"status\"}"; /* of the next WIRE_CLUSTER */
+
 static enum omen_err ask_with_key(enum wire_op op, const char *key)
 {
     struct wire_request request = rig_request(op);
-    if (op == WIRE_HELLO || op == WIRE_COLLECTION_LIST) request.collection.len = 0;
+    if (op == WIRE_HELLO || op == WIRE_COLLECTION_LIST || op == WIRE_CLUSTER) request.collection.len = 0;
+    if (op == WIRE_CLUSTER) request.cluster.request = rig_json(&rig, cluster_text);
     if (op == WIRE_HELLO) request.hello.version_min = request.hello.version_max = 1;
     static const point_id id = { 0, 1, 0 };
     if (op == WIRE_DELETE) {
@@ -307,6 +310,14 @@ START_TEST(keys_open_what_their_role_allows_and_nothing_else)
     ck_assert_int_eq(ask_with_key(WIRE_DELETE, "write-secret"), OMEN_OK);
     ck_assert_int_eq(ask_with_key(WIRE_COLLECTION_DROP, "write-secret"), OMEN_EPERM);
     ck_assert_int_eq(ask_with_key(WIRE_COLLECTION_DROP, "admin-secret"), OMEN_OK);
+    ck_assert_int_eq(ask_with_key(WIRE_CLUSTER, ""), OMEN_EAUTH);
+    cluster_text = "{\"do\": \"status\"}";
+    ck_assert_int_eq(ask_with_key(WIRE_CLUSTER, "read-secret"), OMEN_OK);
+    cluster_text = "{\"do\": \"node_remove\", \"node_id\": 1}";
+    ck_assert_int_eq(ask_with_key(WIRE_CLUSTER, "admin-secret"), OMEN_OK);
+    ck_assert(doc_equal(rig.reply.cluster.reply, rig_json(&rig, cluster_text))); /* the fake says it back */
+    ck_assert_int_eq(ask_with_key(WIRE_CLUSTER, "write-secret"), OMEN_EPERM);
+    ck_assert_uint_eq(rig.fake->calls_by_kind[CALL_CLUSTER], 2);
     ck_assert_ptr_null(strstr(rig.reply.err.message, "secret"));
 }
 END_TEST

@@ -98,6 +98,7 @@ struct attempts {
     uint32_t rounds_left;
     uint32_t backoff_ms;
     uint32_t count; /* attempts made */
+    bool changes;   /* more than a read: an unknown outcome is the caller's to know */
     bool uncertain; /* an attempt may have been carried out */
     bool partial;   /* one was, in some shards */
 };

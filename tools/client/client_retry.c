@@ -6,6 +6,9 @@
  *   NOT_LEADER, WRONG_EPOCH same endpoint, backoff                            yes
  *   anything else           none
  *
+ * A change of the cluster whose outcome is unknown is not tried again: it has no op id; one that begins moves would begin
+ * others then.
+ *
  * A write that may have been carried out once (UNKNOWN) stays uncertain until an attempt with the same op id is
  * answered; giving up before that is reported as OMEN_EUNKNOWN, whatever the last attempt said.
  * Threads: an `attempts` has one owner at a time. */
@@ -45,6 +48,7 @@ void attempts_begin(struct omen_client *client, enum wire_op op, struct attempts
 {
     *a_out = (struct attempts){
         .op = op,
+        .changes = op_changes(op),
         .deadline_ns = client_now_ns() + (uint64_t)client->timeout_ms * 1000000u,
         .endpoint = atomic_load(&client->endpoint_good),
         .rounds_left = client->retries,
@@ -78,7 +82,7 @@ static enum omen_err conclude(struct omen_client *client, const struct attempts 
 {
     if (code == OMEN_OK) return code;
     const char *url = client->endpoints[a->endpoint].url;
-    if (!op_changes(a->op)) {
+    if (!a->changes) {
         if (code != OMEN_EUNKNOWN) return code;
         code = attempts_left_ms(a) == 0 ? OMEN_EDEADLINE : OMEN_EUNAVAILABLE;
         return err_set(err, code, NULL, "no reply from %s in %u attempts and %u ms", url, a->count,
@@ -122,7 +126,8 @@ bool attempts_again(struct omen_client *client, struct attempts *a, enum omen_er
     if (!err_retryable(code) && code != OMEN_ECANCELED) atomic_store(&client->endpoint_good, a->endpoint);
     if (code == OMEN_OK) return give_up(client, a, code, err, code_out);
     if (code == OMEN_EUNKNOWN || code == OMEN_ECANCELED) a->uncertain = true;
-    if (!err_retryable(code)) return give_up(client, a, code, err, code_out);
+    bool once = a->op == WIRE_CLUSTER && a->changes && a->uncertain;
+    if (!err_retryable(code) || once) return give_up(client, a, code, err, code_out);
 
     bool move_on = code == OMEN_EUNAVAILABLE || code == OMEN_EUNKNOWN;
     uint32_t next = move_on ? (a->endpoint + 1) % client->endpoint_count : a->endpoint;
@@ -279,6 +284,7 @@ enum omen_err client_call(struct omen_client *client, struct wire_request *reque
 {
     struct attempts a;
     attempts_begin(client, request->op, &a);
+    if (request->op == WIRE_CLUSTER) a.changes = wire_cluster_changes(request->cluster.request);
     buf_clear(&s->message);
     bool forgot = false;
     for (;;) {

@@ -63,6 +63,7 @@ typedef struct {
     uint32_t field_count;
     const char *shard_key; /* payload path, NULL = none */
     uint32_t shards;       /* 0 = 1 */
+    uint32_t replication;  /* copies of each shard, on different nodes; 0 = 1 */
     float recall_target;   /* 0 = 0.95 */
 } omen_collection_options;
 omen_code omen_collection_create(omen_client *client, const char *name,
@@ -75,6 +76,11 @@ omen_code omen_status(omen_client *client, char **json_out);
 omen_code omen_alias_set(omen_client *client, const char *alias, const char *collection);
 omen_code omen_alias_drop(omen_client *client, const char *alias);
 void omen_free(void *ptr);
+
+/* What concerns the whole cluster: an object {"do": action, ..} to it and a JSON document back (freed with omen_free).
+ * PROTOCOL.md lists the actions: status, init, node_add, node_drain, rebalance and others. A change has no op id: one that
+ * may have been made is OMEN_EUNKNOWN and not sent again; look at the status then. */
+omen_code omen_cluster(omen_client *client, const char *request_json, char **json_out);
 
 /* ---- writes: durable and visible when they return OK; all points of a call or none ----
  * In a collection of several shards that holds for each shard; a call that ended with some of them done is told as

@@ -1,4 +1,4 @@
-/* Collections, aliases and status. Documents are JSON text made from the decoded reply. */
+/* Collections, aliases, status and the cluster. Documents are JSON text made from the decoded reply. */
 #include <stdio.h>
 #include <string.h>
 
@@ -86,7 +86,8 @@ omen_code omen_collection_create(omen_client *client, const char *name,
 {
     struct err *err = client_err();
     if (options == NULL) return client_fail(OMEN_EINVAL, "options", "no options are given");
-    struct catalog_change change = { .kind = CATALOG_CREATE, .replication = 1 };
+    struct catalog_change change = { .kind = CATALOG_CREATE };
+    change.replication = options->replication == 0 ? 1 : options->replication;
     change.shard_count = options->shards == 0 ? 1 : options->shards;
     change.recall_target = options->recall_target == 0 ? 0.95f : options->recall_target;
     enum omen_err rc = set_name(change.name, name, "name", err);
@@ -205,8 +206,8 @@ static void put_collection(struct buf *out, const struct wire_collection_info *i
 
 static void put_reply(struct buf *out, const struct wire_reply *reply)
 {
-    if (reply->op == WIRE_STATUS) {
-        json_write(reply->status.doc, out);
+    if (reply->op == WIRE_STATUS || reply->op == WIRE_CLUSTER) {
+        json_write(reply->op == WIRE_STATUS ? reply->status.doc : reply->cluster.reply, out);
         return;
     }
     if (reply->op == WIRE_COLLECTION_LIST) buf_printf(out, "[");
@@ -233,7 +234,8 @@ static enum omen_err reply_text(const struct wire_reply *reply, char **json_out,
     return OMEN_OK;
 }
 
-static omen_code ask_document(omen_client *client, enum wire_op op, const char *name, char **json_out)
+/* `text`: the collection's name, or what is asked of the cluster. */
+static omen_code ask_document(omen_client *client, enum wire_op op, const char *text, char **json_out)
 {
     struct err *err = client_err();
     if (client == NULL || json_out == NULL)
@@ -241,9 +243,14 @@ static omen_code ask_document(omen_client *client, enum wire_op op, const char *
     *json_out = NULL;
     struct scratch *s = scratch_take(client);
     if (s == NULL) return client_fail(OMEN_ENOMEM, NULL, "no memory for a request");
-    struct wire_request request = { .op = op, .collection = client_bytes(name) };
+    struct wire_request request = { .op = op };
     struct wire_reply reply;
-    enum omen_err rc = client_call(client, &request, s, &s->arena, &reply, err);
+    enum omen_err rc = OMEN_OK;
+    if (op == WIRE_CLUSTER)
+        rc = build_doc(text, CLUSTER_REQUEST_BYTES_MAX, "request", s, &request.cluster.request, err);
+    else
+        request.collection = client_bytes(text);
+    if (rc == OMEN_OK) rc = client_call(client, &request, s, &s->arena, &reply, err);
     reply.op = op;
     if (rc == OMEN_OK) rc = reply_text(&reply, json_out, err);
     scratch_give(client, s);
@@ -267,4 +274,14 @@ omen_code omen_collection_describe(omen_client *client, const char *name, char *
 omen_code omen_status(omen_client *client, char **json_out)
 {
     return ask_document(client, WIRE_STATUS, NULL, json_out);
+}
+
+omen_code omen_cluster(omen_client *client, const char *request_json, char **json_out)
+{
+    if (json_out != NULL) *json_out = NULL;
+    if (request_json == NULL) {
+        (void)client_err();
+        return client_fail(OMEN_EINVAL, "request", "nothing is asked");
+    }
+    return ask_document(client, WIRE_CLUSTER, request_json, json_out);
 }
