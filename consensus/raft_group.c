@@ -109,7 +109,7 @@ static void deliver(struct raft_group *g)
 
 void group_settle(struct raft_group *g)
 {
-    if (g->failed != OMEN_OK || !g->started) return;
+    if (g->failed != OMEN_OK || !g->started || g->stopped) return;
     deliver(g);
     group_ready_base_step(g);
     group_change_settle(g);
@@ -438,8 +438,22 @@ static int result_receive(struct raft_group *g, struct frame *f)
     return message_step(g, &f->message, NULL, NULL);
 }
 
+/* A sign of life of a leader; the core keeps no time of it that votes do not move. */
+static void leader_heard(struct raft_group *g, uint64_t term, uint64_t committed)
+{
+    if (term < g->raft.current_term) return;
+    g->heard_ms = g->now_ms;
+    if (committed > g->led_index) g->led_index = committed;
+}
+
+uint64_t raft_group_heard_ms(const struct raft_group *g) { return g->heard_ms; }
+
 static int frame_receive(struct raft_group *g, struct frame *f, uint64_t node_id, bool strip)
 {
+    const struct raft_append_entries *a = &f->message.append_entries;
+    const struct raft_install_snapshot *s = &f->message.install_snapshot;
+    if (f->header.type == FRAME_APPEND) leader_heard(g, a->term, a->leader_commit);
+    if (f->header.type == FRAME_INSTALL) leader_heard(g, s->term, s->last_index);
     switch (f->header.type) {
     case FRAME_APPEND: return append_receive(g, f, strip || g->refused != NULL); /* D2 */
     case FRAME_INSTALL: return install_offer(g, f, node_id);

@@ -156,6 +156,7 @@ void raft_group_send_barrier(struct raft_group *g, enum frame_type type, uint64_
 
 void raft_group_status(const struct raft_group *g, struct replica_status *status);
 uint64_t raft_group_stored(const struct raft_group *g);
+uint64_t raft_group_heard_ms(const struct raft_group *g); /* a leader of our term, last; 0 = never */
 bool raft_group_disk_full(const struct raft_group *g);
 const struct replica_member *raft_group_members(const struct raft_group *g, uint32_t *count_out);
 bool raft_group_leader(const struct raft_group *g, struct replica_member *leader_out);

@@ -266,6 +266,9 @@ void raft_group_status(const struct raft_group *g, struct replica_status *status
     status->leader_node = leader.node_id;
     status->member_count = g->member_count;
     status->fetching = g->fetching;
+    uint64_t known = g->led_index > status->commit_index ? g->led_index : status->commit_index;
+    status->lag_entries = known > g->delivered ? known - g->delivered : 0;
+    status->lag_unseen = known > g->log.last ? known - g->log.last : 0;
     const struct replica_member *me = members_find(g->members, g->member_count, g->options.replica_id);
     status->is_member = me != NULL;
     status->role = me != NULL ? me->role : REPLICA_SPARE;

@@ -378,6 +378,12 @@ void replica_drop(struct replica *r)
     host_group_drop(host, group, replica_id);
 }
 
+void replica_halt(struct replica *r, enum omen_err rc, const struct err *err, bool forever)
+{
+    replica_stop(r, rc, err);
+    if (forever) node_log_release(r->host->log, r->group, r->replica_id, UINT64_MAX);
+}
+
 /* ---- status ---- */
 
 void replica_status(struct replica *r, struct replica_status *status_out)

@@ -44,7 +44,8 @@ struct replica_fsm {
     /* Apply worker thread. `entry` is 16-byte aligned at least. `proposal_arg` is what was given to
      * replica_propose when this process proposed the entry, NULL on replay: the place for per-request
      * outcomes. OMEN_EFULL: the host waits and retries the same entry (D2). Any other error stops the
-     * replica: later proposals answer that error. */
+     * replica: later proposals answer that error, and in its Raft group it neither leads, votes nor stores any
+     * more, so that the others go on without it. */
     enum omen_err (*apply)(void *self, uint64_t sequence, const void *entry, uint32_t len, void *proposal_arg,
             struct err *err);
     uint64_t (*applied)(void *self);                          /* last applied sequence */
@@ -180,6 +181,8 @@ void replica_close(struct replica *replica, bool checkpoint);
 void replica_drop(struct replica *replica);
 /* The group is known to be dropped although its DROP_GROUP record was not written (crash in between). */
 void replica_host_forget(struct replica_host *host, uint64_t group);
+/* The same of one replica of it: another may be here by now. It is not open. */
+void replica_host_forget_replica(struct replica_host *host, uint64_t group, uint64_t replica_id);
 
 /* done: on an apply worker (or the log thread, or the caller's on immediate refusal); must not block.
  * OK: applied and visible, `sequence` is its own. OMEN_EBUSY, OMEN_EFULL, OMEN_ENOTLEADER: not taken.
@@ -208,8 +211,19 @@ struct replica_status {
     enum replica_member_role role;
     bool is_member; /* of the configuration it knows */
     bool fetching;  /* a base */
+    /* Entries that a leader is known to have committed and that are not applied here. */
+    uint64_t lag_entries;
+    uint64_t lag_unseen;    /* of those, the ones that are not even in the log here */
+    uint64_t backlog_bytes; /* of those that are here already */
+    uint64_t silent_ms;     /* as replica_silent_ms */
 };
 void replica_status(struct replica *replica, struct replica_status *status_out);
+/* How long ago a leader of this replica's term was heard: 0 at the leader and in a group of one member,
+ * UINT64_MAX when none ever was (K3). Cheap. */
+uint64_t replica_silent_ms(struct replica *replica);
+/* Stop it as if apply had answered `rc`: what it holds was found damaged. Any thread. With `forever` nothing of
+ * its log is kept from being dropped any more: the caller has made durable that it is never opened again. */
+void replica_halt(struct replica *replica, enum omen_err rc, const struct err *err, bool forever);
 void replica_host_log_stats(struct replica_host *host, struct node_log_stats *stats_out);
 /* Checkpoint now, on the caller's thread. */
 OMEN_CHECKED enum omen_err replica_checkpoint(struct replica *replica, struct err *err);

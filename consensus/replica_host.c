@@ -183,6 +183,15 @@ void replica_host_forget(struct replica_host *host, uint64_t group)
     }
 }
 
+void replica_host_forget_replica(struct replica_host *host, uint64_t group, uint64_t replica_id)
+{
+    pthread_mutex_lock(&host->mutex);
+    struct pending *pending = pending_take(&host->pending, group, replica_id);
+    pthread_mutex_unlock(&host->mutex);
+    pending_free(pending);
+    host_group_drop(host, group, replica_id);
+}
+
 /* ---- checkpoints ---- */
 
 enum omen_err replica_checkpoint(struct replica *r, struct err *err)

@@ -190,6 +190,8 @@ void raft_status_refresh(struct replica_raft *m)
     memcpy(m->members, members, count * sizeof members[0]);
     (void)raft_group_leader(m->group, &m->leader);
     pthread_mutex_unlock(&r->mutex);
+    atomic_store(&m->leading, raft_group_is_leader(m->group));
+    atomic_store(&m->heard_ms, raft_group_heard_ms(m->group));
 }
 
 static void io_role_changed(void *arg)
@@ -308,9 +310,28 @@ void replica_raft_release_log(struct replica *r)
     if (post) loop_post(m->loop->loop, &m->task);
 }
 
+/* A machine that stopped (damage, an I/O error) must not be led by, counted or waited for. */
+static void go_inert(struct replica_raft *m)
+{
+    if (m->inert || m->stopping) return;
+    m->inert = true;
+    raft_group_stop(m->group);
+    barriers_drain(m);
+    io_role_changed(m);
+}
+
+static bool is_stopped(struct replica *r)
+{
+    pthread_mutex_lock(&r->mutex);
+    bool stopped = r->stopped != OMEN_OK;
+    pthread_mutex_unlock(&r->mutex);
+    return stopped;
+}
+
 void replica_raft_tick(struct replica_raft *m, uint64_t now_ms)
 {
-    if (m->stopping) return;
+    if (is_stopped(m->replica)) go_inert(m);
+    if (m->stopping || m->inert) return;
     raft_group_tick(m->group, now_ms);
     barriers_tick(m, now_ms);
     if (now_ms - m->base_ms >= BASE_REFRESH_MS) checkpointed(m, now_ms);
@@ -321,10 +342,12 @@ void replica_raft_frame(struct replica_raft *m, struct frame *frame, uint64_t no
 {
     struct replica *r = m->replica;
     struct replica_host *host = r->host;
+    if (is_stopped(r)) go_inert(m);
     pthread_mutex_lock(&r->mutex);
-    bool strip = r->backlog_bytes > host->options.apply_backlog_bytes_max || r->stopped != OMEN_OK;
+    bool strip = r->backlog_bytes > host->options.apply_backlog_bytes_max;
     pthread_mutex_unlock(&r->mutex);
     strip = strip || atomic_load_explicit(&host->log_over, memory_order_relaxed);
     raft_group_frame(m->group, frame, node_id, strip, now_ms);
+    atomic_store(&m->heard_ms, raft_group_heard_ms(m->group));
     if (m->askers != NULL) barriers_run(m, now_ms);
 }

@@ -104,7 +104,20 @@ void replica_raft_status(struct replica *r, struct replica_status *out)
     out->role = s->role;
     out->is_member = s->is_member;
     out->fetching = s->fetching;
+    out->lag_entries = s->lag_entries + (r->committed > r->applied ? r->committed - r->applied : 0);
+    out->lag_unseen = s->lag_unseen;
+    out->backlog_bytes = r->backlog_bytes;
+    out->silent_ms = replica_silent_ms(r);
     out->disk_full = out->disk_full || s->disk_full;
+}
+
+uint64_t replica_silent_ms(struct replica *r)
+{
+    const struct replica_raft *m = r->raft;
+    if (m == NULL || atomic_load(&m->leading)) return 0;
+    uint64_t heard_ms = atomic_load(&m->heard_ms), now_ms = net_now_ms(m->loop->net);
+    if (heard_ms == 0) return UINT64_MAX;
+    return now_ms > heard_ms ? now_ms - heard_ms : 0;
 }
 
 /* ---- bases ---- */

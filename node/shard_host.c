@@ -12,12 +12,14 @@
 #include "common/log.h"
 #include "node/shard_host_impl.h"
 
+#define ELECTION_MS 800   /* as replica_host_options_default has it */
 #define RETIRE_POLL_MS 50 /* how often deadlines are looked at while a retired shard waits for its calls */
 
 void shard_env_init(struct shard_env *env)
 {
     pthread_mutex_init(&env->disk_lock, NULL);
     pthread_mutex_init(&env->reads_lock, NULL);
+    if (env->election_ms == 0) env->election_ms = ELECTION_MS;
 }
 
 void shard_env_fini(struct shard_env *env)
@@ -109,13 +111,21 @@ bool shard_host_make_room(struct shard_host *shard) { return shard_write_make_ro
 bool shard_host_scrub(struct shard_host *shard, uint64_t bytes, struct scrub_result *result_out)
 {
     struct err err;
-    struct shard_store_stats stats;
+    struct shard_store_stats stats = { 0 };
+    enum omen_err rc = OMEN_OK;
     *result_out = (struct scrub_result){ 0 };
-    shard_store_stats(shard->store, &stats);
-    if (stats.damaged) return true;
-    enum omen_err rc = shard_store_scrub(shard->store, bytes, result_out, &err);
+    struct shard_store *store = shard_host_store_hold(shard);
+    if (store == NULL) return true;
+    shard_store_stats(store, &stats);
+    bool known = stats.damaged;
+    if (!known) {
+        rc = shard_store_scrub(store, bytes, result_out, &err);
+        shard_store_stats(store, &stats);
+    }
+    shard_host_store_unhold(shard);
+    if (known) return true;
     if (rc == OMEN_OK) return result_out->wrapped;
-    shard_store_stats(shard->store, &stats);
+    if (stats.damaged && shard->group != NULL) shard_group_damaged(shard, &err, true);
     LOG_ERROR(stats.damaged ? "shard.damaged" : "shard.scrub",
             "shard=%llu collection=%s error=%s message=\"%s\"", (unsigned long long)shard->shard_id,
             shard->collection_name, err_name(rc), err.message);
@@ -126,6 +136,7 @@ void shard_host_sweep(struct shard_host *shard)
 {
     shard_write_sweep(shard);
     shard_read_sweep(shard);
+    if (shard->group != NULL) shard_group_sweep(shard);
 }
 
 /* ---- state machine ---- */
@@ -135,45 +146,79 @@ static enum omen_err fsm_apply(void *self, uint64_t sequence, const void *entry,
 {
     struct shard_host *shard = self;
     struct write_batch *batch = proposal_arg;
-    enum omen_err rc = shard_store_apply(shard->store, sequence, entry, len,
-            batch != NULL ? batch->outcomes : NULL, err);
-    if (rc == OMEN_OK) shard_read_applied(shard, sequence);
+    struct shard_store *store = atomic_load(&shard->store); /* this worker alone replaces it */
+    enum omen_err rc = shard_store_apply(store, sequence, entry, len, batch != NULL ? batch->outcomes : NULL,
+            err);
+    if (rc == OMEN_OK) {
+        if (shard->group != NULL) atomic_store(&shard->group->blank, false);
+        shard_read_applied(shard, sequence);
+    } else if (rc == OMEN_ECORRUPT && shard->group != NULL) {
+        shard_group_damaged(shard, err, false);
+    }
     return rc;
 }
 
-static uint64_t fsm_applied(void *self) { return shard_store_applied(((struct shard_host *)self)->store); }
+static uint64_t fsm_applied(void *self)
+{
+    struct shard_host *shard = self;
+    struct shard_store *store = shard_host_store_hold(shard);
+    if (store == NULL) return atomic_load(&shard->group->applied);
+    uint64_t applied = shard_store_applied(store);
+    shard_host_store_unhold(shard);
+    return applied;
+}
+
+uint64_t shard_host_applied(struct shard_host *shard) { return fsm_applied(shard); }
 
 static uint64_t fsm_log_needed_from(void *self)
 {
-    return shard_store_log_needed_from(((struct shard_host *)self)->store);
+    struct shard_host *shard = self;
+    struct shard_store *store = shard_host_store_hold(shard);
+    if (store == NULL) return atomic_load(&shard->group->needed_from);
+    uint64_t needed_from = shard_store_log_needed_from(store);
+    shard_host_store_unhold(shard);
+    return needed_from;
 }
 
 static enum omen_err fsm_checkpoint(void *self, struct err *err)
 {
+    struct shard_host *shard = self;
     uint64_t durable;
-    return shard_store_checkpoint(((struct shard_host *)self)->store, &durable, err);
+    struct shard_store *store = shard_host_store_hold(shard);
+    if (store == NULL) return err_set(err, OMEN_EBUSY, "", "the store is being replaced by a newer one");
+    enum omen_err rc = shard_store_checkpoint(store, &durable, err);
+    shard_host_store_unhold(shard);
+    return rc;
 }
+
+const struct replica_fsm shard_host_fsm = {
+    .apply = fsm_apply,
+    .applied = fsm_applied,
+    .log_needed_from = fsm_log_needed_from,
+    .checkpoint = fsm_checkpoint,
+};
 
 /* ---- life ---- */
 
-static enum omen_err store_open(struct shard_host *shard, const struct shard_host_options *o, struct err *err)
+enum omen_err shard_host_store_open(struct shard_host *shard, const char *dir, uint64_t base_sequence,
+        struct shard_store **store_out, struct err *err)
 {
-    struct vfs *vfs = o->env->vfs;
-    enum omen_err rc = vfs_mkdir(vfs, o->dir, err);
+    struct vfs *vfs = shard->env->vfs;
+    enum omen_err rc = vfs_mkdir(vfs, dir, err);
     char parent[4096];
-    snprintf(parent, sizeof parent, "%s", o->dir);
+    snprintf(parent, sizeof parent, "%s", dir);
     char *slash = strrchr(parent, '/');
     if (slash != NULL) *slash = '\0';
     if (rc == OMEN_OK && slash != NULL) rc = vfs_sync_dir(vfs, parent, err);
     if (rc != OMEN_OK) return rc;
-    struct shard_store_options store = o->env->store;
+    struct shard_store_options store = shard->env->store;
     store.vfs = vfs;
-    store.dir = o->dir;
-    store.shard_id = o->shard_id;
-    store.replica_id = o->replica_id;
+    store.dir = dir;
+    store.shard_id = shard->shard_id;
+    store.replica_id = shard->replica_id;
     store.schema = &shard->schema;
-    store.base_sequence = o->base_sequence;
-    return shard_store_open(&store, &shard->store, err);
+    store.base_sequence = base_sequence;
+    return shard_store_open(&store, store_out, err);
 }
 
 static void shard_free(struct shard_host *shard)
@@ -184,6 +229,7 @@ static void shard_free(struct shard_host *shard)
     pthread_mutex_destroy(&shard->write_lock);
     pthread_cond_destroy(&shard->calls_idle);
     pthread_mutex_destroy(&shard->call_lock);
+    shard_group_free(shard);
     mem_free(shard);
 }
 
@@ -213,41 +259,44 @@ static struct shard_host *shard_new(const struct shard_host_options *o)
     return shard;
 }
 
+static enum omen_err open_alone(struct shard_host *shard, const struct shard_host_options *o, struct err *err)
+{
+    struct shard_store *store = NULL;
+    struct replica_fsm fsm = shard_host_fsm;
+    fsm.self = shard;
+    enum omen_err rc = shard_host_store_open(shard, o->dir, o->base_sequence, &store, err);
+    if (rc != OMEN_OK) return rc;
+    atomic_store(&shard->store, store);
+    return replica_open(o->env->replica_host, o->shard_id, o->replica_id, o->base_sequence, &fsm,
+            &shard->replica, err);
+}
+
 enum omen_err shard_host_open(const struct shard_host_options *options, struct shard_host **shard_out,
         struct err *err)
 {
     *shard_out = NULL;
     struct shard_host *shard = shard_new(options);
-    if (shard->builder == NULL) {
-        shard_free(shard);
-        return err_set(err, OMEN_ENOMEM, "", "no memory to open shard %llu",
+    enum omen_err rc = OMEN_OK;
+    if (shard->builder == NULL)
+        rc = err_set(err, OMEN_ENOMEM, "", "no memory to open shard %llu",
                 (unsigned long long)options->shard_id);
+    if (rc == OMEN_OK)
+        rc = options->raft ? shard_group_open(shard, options, err) : open_alone(shard, options, err);
+    if (rc != OMEN_OK) {
+        shard_store_close(atomic_load(&shard->store));
+        shard_free(shard);
+        return rc;
     }
-    enum omen_err rc = store_open(shard, options, err);
-    if (rc != OMEN_OK) goto err_after_new;
-    struct replica_fsm fsm = {
-        .self = shard,
-        .apply = fsm_apply,
-        .applied = fsm_applied,
-        .log_needed_from = fsm_log_needed_from,
-        .checkpoint = fsm_checkpoint,
-    };
-    rc = replica_open(options->env->replica_host, options->shard_id, options->replica_id,
-            options->base_sequence, &fsm, &shard->replica, err);
-    if (rc != OMEN_OK) goto err_after_store;
     struct shard_store_stats stats;
-    shard_store_stats(shard->store, &stats);
-    LOG_INFO("shard.open", "shard=%llu replica=%llu collection=%s points=%llu applied=%llu durable=%llu",
+    struct replica_status replica;
+    shard_host_stats(shard, &stats, &replica);
+    LOG_INFO("shard.open",
+            "shard=%llu replica=%llu collection=%s points=%llu applied=%llu durable=%llu damaged=%d",
             (unsigned long long)shard->shard_id, (unsigned long long)shard->replica_id,
             shard->collection_name, (unsigned long long)stats.points, (unsigned long long)stats.applied,
-            (unsigned long long)stats.durable);
+            (unsigned long long)stats.durable, (int)stats.damaged);
     *shard_out = shard;
     return OMEN_OK;
-err_after_store:
-    shard_store_close(shard->store);
-err_after_new:
-    shard_free(shard);
-    return rc;
 }
 
 void shard_host_retire(struct shard_host *shard, enum omen_err code)
@@ -274,21 +323,24 @@ void shard_host_retire(struct shard_host *shard, enum omen_err code)
 static void shard_end(struct shard_host *shard)
 {
     CHECK(shard->calls == 0 && shard->queue_head == NULL && shard->flying == NULL && shard->waiting == NULL);
-    shard_store_close(shard->store);
+    room_keeper_forget(shard->env->rooms, &shard->room_ticket);
+    CHECK(atomic_load(&shard->store_users) == 0);
+    shard_store_close(atomic_load(&shard->store));
     shard_free(shard);
 }
 
 void shard_host_close(struct shard_host *shard)
 {
     replica_close(shard->replica, true);
-    room_keeper_forget(shard->env->rooms, &shard->room_ticket);
     shard_end(shard);
 }
 
 void shard_host_drop(struct shard_host *shard)
 {
-    replica_drop(shard->replica);
-    room_keeper_forget(shard->env->rooms, &shard->room_ticket);
+    if (shard->replica != NULL)
+        replica_drop(shard->replica);
+    else
+        replica_host_forget_replica(shard->env->replica_host, shard->shard_id, shard->replica_id);
     shard_end(shard);
 }
 
@@ -298,7 +350,17 @@ const char *shard_host_collection(const struct shard_host *shard) { return shard
 void shard_host_stats(struct shard_host *shard, struct shard_store_stats *store_out,
         struct replica_status *replica_out)
 {
-    shard_store_stats(shard->store, store_out);
+    struct shard_store *store = shard_host_store_hold(shard);
+    *store_out = (struct shard_store_stats){ 0 };
+    *replica_out = (struct replica_status){ .group = shard->shard_id, .replica_id = shard->replica_id };
+    if (store != NULL) {
+        shard_store_stats(store, store_out);
+        shard_host_store_unhold(shard);
+    }
+    if (shard->group != NULL) store_out->damaged |= shard_group_is_damaged(shard);
+    if (shard->replica == NULL) return;
     replica_status(shard->replica, replica_out);
     replica_out->disk_full |= shard_write_is_full(shard);
 }
+
+struct replica *shard_host_replica(struct shard_host *shard) { return shard->replica; }

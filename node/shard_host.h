@@ -1,5 +1,8 @@
 /* One shard's replica on this node: the store, its place in the log, the batching of its writes, the readiness of its reads.
  *
+ * Alone (standalone mode) or one of a Raft group (`raft`): then writes are taken by the leader only, reads as K3 of the
+ * design has it, and a replica that fell behind the log gets a peer's checkpoint (fetch.h).
+ *
  *   OPEN --shard_host_retire--> RETIRED (refuses new calls) --calls and proposals in flight end--> close or drop --> (gone)
  *
  * A write:  QUEUED --built into an entry--> PROPOSED --applied--> done(OK or typed rejection)
@@ -16,6 +19,7 @@
 #include "common/clock.h"
 #include "common/metrics.h"
 #include "common/placement/shard_call.h"
+#include "common/siphash.h"
 #include "consensus/replica.h"
 #include "node/room_keeper.h"
 #include "node/search_pool.h"
@@ -24,8 +28,11 @@
 #define SHARD_PROPOSALS_MAX 2u         /* entries in flight; more would only queue behind the same sync */
 #define SHARD_WRITES_QUEUED_MAX 16384u /* requests waiting to be built into an entry */
 #define SHARD_READS_WAITING_MAX 4096u  /* reads waiting for a sequence or a barrier */
-#define READ_STATES_KEPT 64u           /* idle read states with their arenas, per node */
-#define READ_INLINE_POINTS_MAX 64u     /* gets of at most this many points run on the caller's thread */
+#define SHARD_READY_LAG_ENTRIES 64u
+#define SHARD_READY_LAG_BYTES (1u << 20)
+#define SHARD_SILENT_ELECTIONS 2u  /* without a leader for so many election times: eventual reads only (K3) */
+#define READ_STATES_KEPT 64u       /* idle read states with their arenas, per node */
+#define READ_INLINE_POINTS_MAX 64u /* gets of at most this many points run on the caller's thread */
 
 /* What the shards of a node share; owned by the node, outlives its shards. */
 struct shard_env {
@@ -37,6 +44,7 @@ struct shard_env {
     uint64_t read_arena_bytes_max;
     uint64_t shard_inflight_bytes_max;
     uint64_t node_inflight_bytes_max;
+    uint64_t election_ms; /* of Raft groups; as the replica_host has it */
     struct room_keeper *rooms;
     _Atomic uint64_t inflight_bytes; /* of all shards */
     /* Bytes that may be written before the disk is looked at again, counting down by what was let in. */
@@ -57,15 +65,36 @@ void shard_env_fini(struct shard_env *env);
 
 struct shard_host;
 
+/* What a replica asks of the node about the others. All functions: any thread, must not block. */
+struct shard_peers {
+    void *arg;
+    /* Node port of a node, "tcp://host:port"; false when it is not known. */
+    bool (*address)(void *arg, uint32_t node_id, char *out /* [OMEN_ADDRESS_BYTES_MAX + 1] */);
+    struct siphash_key key;                         /* of messages between nodes */
+    bool (*disk_full)(void *arg, uint32_t node_id); /* as far as is known; NULL = never */
+    void (*changed)(void *arg);      /* leadership, damage or readiness of a replica: report soon */
+    uint64_t (*throttle)(void *arg); /* bytes per second that catching up may take; 0 = no limit */
+};
+
 struct shard_host_options {
     struct shard_env *env;
     const char *dir; /* created when missing */
     uint64_t shard_id, replica_id, collection_id, base_sequence;
     const struct collection_schema *schema; /* copied */
     const char *collection_name;            /* copied; for logs and metrics */
+
+    bool raft; /* a replica of a Raft group: shard_id is the group; false: the members below count for nothing */
+    uint32_t node_id;
+    const struct shard_peers *peers; /* outlives the shard */
+    /* The recorded initial members, when this replica is one of them: written when nothing of the group is here yet. NULL:
+     * it is added by the group's leader. */
+    const struct replica_member *bootstrap;
+    uint32_t bootstrap_count;
 };
 
-/* Blocks until every entry that the log holds for the shard is applied, or waits for room on a full disk. */
+/* Alone: blocks until every entry that the log holds for the shard is applied, or waits for room on a full disk. In a Raft
+ * group it waits for neither entries nor a leader, and damaged files are no error: the replica is there, serves nothing,
+ * takes no part in its group, and says so in its status. */
 OMEN_CHECKED enum omen_err shard_host_open(const struct shard_host_options *options,
         struct shard_host **shard_out, struct err *err);
 /* Refuse new calls from now on, with `code`; waits until those in flight are done and released. */
@@ -89,6 +118,22 @@ bool shard_host_make_room(struct shard_host *shard);
 bool shard_host_scrub(struct shard_host *shard, uint64_t bytes, struct scrub_result *result_out);
 /* End calls whose deadline has passed. */
 void shard_host_sweep(struct shard_host *shard);
+
+/* What is reported of a replica. */
+struct shard_host_status {
+    struct replica_status replica; /* all 0 but the ids when damage kept it from being opened */
+    uint64_t applied, bytes, points;
+    /* Serves: in touch with a leader, at most SHARD_READY_LAG_ENTRIES or SHARD_READY_LAG_BYTES behind it, not fetching a
+     * base, store fine. */
+    bool ready;
+    bool fetching;                    /* a peer's checkpoint */
+    uint64_t fetch_done, fetch_total; /* bytes; 0, 0 until the peer has said */
+    bool damaged;                     /* serves nothing; its files are kept until it is dropped */
+    char trouble[ERR_MESSAGE_BYTES];  /* why it is damaged or the last fetch failed; "" = nothing */
+};
+void shard_host_status(struct shard_host *shard, struct shard_host_status *status_out);
+/* For changes of members, and of who leads; NULL when damage kept it from being opened. Lives as long as the shard. */
+struct replica *shard_host_replica(struct shard_host *shard);
 
 uint64_t shard_host_id(const struct shard_host *shard);
 const char *shard_host_collection(const struct shard_host *shard);

@@ -1,8 +1,10 @@
-/* What shard_host.c, shard_write.c and shard_read.c share. */
+/* What shard_host.c, shard_group.c, shard_write.c and shard_read.c share. */
 #ifndef OMEN_NODE_SHARD_HOST_IMPL_H
 #define OMEN_NODE_SHARD_HOST_IMPL_H
 
 #include "node/shard_host.h"
+
+#define SHARD_DIR_BYTES 3900u /* of a path; what lies in it has short names */
 
 /* First member of what call->service_data points to. */
 struct call_state {
@@ -46,13 +48,39 @@ struct shard_read {
     struct shard_read *next, **link; /* in shard->waiting, or in env->reads */
 };
 
+/* What a replica of a Raft group has beside. */
+struct shard_group {
+    const struct shard_peers *peers; /* may be NULL */
+    uint32_t node_id;
+    char dir[SHARD_DIR_BYTES];
+    _Atomic uint32_t leader_node; /* the leader's, 0 = not known */
+    _Atomic uint64_t lead_term;   /* that this replica leads in; 0 = it does not */
+    uint64_t
+            prepared_term; /* what earlier leaders committed is applied: entries of this term may be built; write_lock */
+    uint64_t barrier_term; /* a barrier of this term is on its way to that end; write_lock */
+    _Atomic bool blank;    /* nothing of the group has come yet: there is nothing to read */
+    _Atomic bool was_ready;
+    _Atomic bool open;                     /* shard->replica is set */
+    _Atomic uint64_t applied, needed_from; /* of the store, for while there is none to ask */
+    /* DAMAGE_SEEN: serves nothing. DAMAGE_KEPT: and never will again, that is on the disk too. */
+    _Atomic int damage;
+    pthread_mutex_t trouble_lock;
+    enum omen_err trouble_code; /* guarded by trouble_lock, with the text */
+    char trouble[ERR_MESSAGE_BYTES];
+};
+enum shard_damage { DAMAGE_NONE, DAMAGE_SEEN, DAMAGE_FOUND, DAMAGE_KEPT };
+
 struct shard_host {
     struct shard_env *env;
     uint64_t shard_id, replica_id, collection_id;
     struct collection_schema schema;
     char collection_name[OMEN_NAME_BYTES_MAX + 1];
-    struct shard_store *store;
-    struct replica *replica;
+    /* Used between shard_host_store_hold and _unhold; NULL while there is none: between two generations of
+     * it, or for ever when it could not be opened. */
+    struct shard_store *_Atomic store;
+    _Atomic uint32_t store_users;
+    struct replica *replica;   /* NULL: damage kept it from being opened */
+    struct shard_group *group; /* NULL: not of a Raft group */
 
     pthread_mutex_t call_lock;
     pthread_cond_t calls_idle; /* calls == 0 */
@@ -83,6 +111,42 @@ struct shard_host {
     _Atomic uint32_t token_waits; /* waiting for a sequence: apply looks at it without the lock */
 };
 
+/* The store, which stays until shard_host_store_unhold; NULL: there is none now. Not for long and not nested. */
+static inline struct shard_store *shard_host_store_hold(struct shard_host *shard)
+{
+    atomic_fetch_add(&shard->store_users, 1);
+    struct shard_store *store = atomic_load(&shard->store);
+    if (store == NULL) atomic_fetch_sub(&shard->store_users, 1);
+    return store;
+}
+static inline void shard_host_store_unhold(struct shard_host *shard)
+{
+    atomic_fetch_sub(&shard->store_users, 1);
+}
+
+/* shard_host.c: what is applied of the shard, also while there is no store. */
+uint64_t shard_host_applied(struct shard_host *shard);
+extern const struct replica_fsm shard_host_fsm; /* without its self */
+OMEN_CHECKED enum omen_err shard_host_store_open(struct shard_host *shard, const char *dir,
+        uint64_t base_sequence, struct shard_store **store_out, struct err *err);
+
+/* shard_group.c */
+OMEN_CHECKED enum omen_err shard_group_open(struct shard_host *shard,
+        const struct shard_host_options *options, struct err *err);
+void shard_group_free(struct shard_host *shard);
+enum shard_lead { LEAD_NOT, LEAD_PREPARING, LEAD_READY };
+/* May entries be proposed? Needs write_lock. */
+enum shard_lead shard_group_lead(const struct shard_host *shard);
+/* Leads, but may not propose yet: see to it. Not under write_lock. */
+void shard_group_prepare(struct shard_host *shard);
+/* Sets the refusal in `call` and returns false, or this replica may answer it. */
+bool shard_group_may_read(struct shard_host *shard, struct shard_call *call);
+void shard_group_not_leader(const struct shard_host *shard, struct shard_call *call); /* sets the refusal */
+/* Something of this replica's own data is not what it was. Any thread; `found`: no entry can be the cause. */
+void shard_group_damaged(struct shard_host *shard, const struct err *why, bool found);
+void shard_group_sweep(struct shard_host *shard);
+bool shard_group_is_damaged(const struct shard_host *shard);
+
 /* shard_host.c: takes a reference for `call`, or answers it with the reason why not. */
 bool shard_call_begin(struct shard_host *shard, struct shard_call *call, struct call_state *state);
 void shard_call_end(struct shard_host *shard);
@@ -94,6 +158,7 @@ bool shard_call_late(const struct shard_host *shard, const struct shard_call *ca
 void shard_write_submit(struct shard_host *shard, struct shard_call *call);
 void shard_write_release(struct shard_write *write);
 void shard_write_sweep(struct shard_host *shard);
+void shard_write_pump(struct shard_host *shard);
 bool shard_write_make_room(struct shard_host *shard); /* the keeper's thread; see room_keeper_start */
 bool shard_write_is_full(struct shard_host *shard);   /* writes are refused for want of room */
 

@@ -149,7 +149,8 @@ static enum omen_err run_get(struct shard_read *read)
 static void run_stats(struct shard_read *read)
 {
     struct shard_store_stats s;
-    shard_store_stats(read->state.shard->store, &s);
+    struct replica_status replica;
+    shard_host_stats(read->state.shard, &s, &replica);
     read->call->out.stats = (struct shard_stats){
         .points = s.points,
         .applied = s.applied,
@@ -192,7 +193,14 @@ static void read_run(struct shard_read *read)
         return;
     }
     /* Never waits: views go when calls on other shards end too, and those may need this thread. */
-    call->code = store_view_try_acquire(shard->store, &read->view, &call->err);
+    struct shard_store *store = shard_host_store_hold(shard);
+    if (store == NULL) {
+        shard_call_fail(call, OMEN_EUNAVAILABLE, "shard %llu has no data to read here now",
+                (unsigned long long)shard->shard_id);
+        return;
+    }
+    call->code = store_view_try_acquire(store, &read->view, &call->err);
+    shard_host_store_unhold(shard);
     if (call->code != OMEN_OK) {
         if (shard->env->refused_busy != NULL) metric_add(shard->env->refused_busy, 1);
         call->done(call);
@@ -279,7 +287,7 @@ static void wait_for_sequence(struct shard_host *shard, struct shard_read *read,
     pthread_mutex_lock(&shard->read_lock);
     bool added = waiting_add(shard, read);
     /* Looked at again after token_waits rose: apply either saw it, or had published before. */
-    bool ready = added && shard_store_applied(shard->store) >= sequence;
+    bool ready = added && shard_host_applied(shard) >= sequence;
     if (ready) waiting_remove(shard, read);
     pthread_mutex_unlock(&shard->read_lock);
     if (!added) {
@@ -325,6 +333,8 @@ static void barrier_done(void *arg, enum omen_err result, uint64_t sequence, con
     }
     read->call->code = result;
     if (err != NULL) read->call->err = *err;
+    if (result == OMEN_ENOTLEADER && shard->group != NULL)
+        read->call->leader_hint = atomic_load(&shard->group->leader_node);
     if (read->call->err.code != result)
         err_set(&read->call->err, result, "", "no linearizable read: %s", err_name(result));
     read->call->done(read->call);
@@ -359,8 +369,8 @@ static bool read_held_by_full_disk(const struct shard_read *read, const struct r
 void shard_read_sweep(struct shard_host *shard)
 {
     struct shard_read *late = NULL;
-    struct replica_status status;
-    replica_status(shard->replica, &status);
+    struct replica_status status = { 0 };
+    if (shard->replica != NULL) replica_status(shard->replica, &status);
     pthread_mutex_lock(&shard->read_lock);
     for (struct shard_read *read = shard->waiting, *next; read != NULL; read = next) {
         next = read->next;
@@ -401,10 +411,14 @@ void shard_read_submit(struct shard_host *shard, struct shard_call *call)
     }
     memset(&call->out, 0, sizeof call->out);
     bool stats = call->kind == CALL_STATS;
+    if (!stats && shard->group != NULL && !shard_group_may_read(shard, call)) {
+        call->done(call);
+        return;
+    }
     if (!stats && call->consistency == CONSISTENCY_LINEARIZABLE) {
         wait_for_barrier(shard, read);
     } else if (!stats && call->consistency == CONSISTENCY_SESSION &&
-            call->token_sequence > shard_store_applied(shard->store)) {
+            call->token_sequence > shard_host_applied(shard)) {
         wait_for_sequence(shard, read, call->token_sequence);
     } else if (read_is_short(call)) {
         read_run(read);

@@ -233,6 +233,7 @@ static void batch_answer(struct write_batch *batch, enum omen_err result, uint64
         struct shard_call *call = batch->writes[i]->call;
         const struct apply_outcome *outcome = &batch->outcomes[i];
         call->code = result;
+        if (result == OMEN_ENOTLEADER) shard_group_not_leader(batch->shard, call);
         if (result != OMEN_OK) {
             if (err != NULL) call->err = *err;
             if (call->err.code != result)
@@ -249,8 +250,6 @@ static void batch_answer(struct write_batch *batch, enum omen_err result, uint64
     batch_free(batch);
 }
 
-static void write_pump(struct shard_host *shard);
-
 /* Apply worker, or the proposer's thread when refused at once. */
 static void batch_done(void *arg, enum omen_err result, uint64_t sequence, const struct err *err)
 {
@@ -263,7 +262,7 @@ static void batch_done(void *arg, enum omen_err result, uint64_t sequence, const
     shard->proposal_bytes -= batch->bytes;
     pthread_mutex_unlock(&shard->write_lock);
     bytes_done(shard, batch->bytes);
-    write_pump(shard); /* before the answers: the log should not idle while they are written */
+    shard_write_pump(shard); /* before the answers: the log should not idle while they are written */
     batch_answer(batch, result, sequence, err);
 }
 
@@ -313,13 +312,15 @@ static bool room_for(struct shard_host *shard, const struct batch_size *size, bo
 {
     struct write_need needs[STORE_NEEDS_MAX];
     uint32_t count = needs_collect(shard, &size->need, needs);
-    if (!shard_store_has_room(shard->store, needs, count,
-                size->deletes ? STORE_SPARE_NONE : STORE_SPARE_DELETES)) {
-        *ask_out = true;
-        return false;
-    }
-    if (shard->room_rc != OMEN_OK || shard_store_has_room(shard->store, needs, count, STORE_SPARE_AHEAD))
-        return true;
+    struct shard_store *store = shard_host_store_hold(shard);
+    if (store == NULL) return false; /* between two generations; the barrier of the next term comes back */
+    bool fits = shard_store_has_room(store, needs, count,
+            size->deletes ? STORE_SPARE_NONE : STORE_SPARE_DELETES);
+    bool ahead = fits &&
+            (shard->room_rc != OMEN_OK || shard_store_has_room(store, needs, count, STORE_SPARE_AHEAD));
+    shard_host_store_unhold(shard);
+    *ask_out |= !fits;
+    if (!fits || ahead) return fits;
     uint64_t now_ns = clock_monotonic_ns(shard->env->clock);
     *ask_out |= shard->ahead_failed_ns == 0 || now_ns - shard->ahead_failed_ns > ROOM_RETRY_MS * 1000000ull;
     return true;
@@ -343,11 +344,16 @@ bool shard_write_make_room(struct shard_host *shard)
     uint32_t count = needs_collect(shard, wanted ? &next : NULL, needs);
     pthread_mutex_unlock(&shard->write_lock);
     enum omen_err rc = OMEN_OK, ahead_rc = OMEN_OK;
+    struct shard_store *store = shard_host_store_hold(shard);
+    if (store == NULL) {
+        shard_write_pump(shard);
+        return false;
+    }
     if (wanted)
-        rc = shard_store_make_room(shard->store, needs, count,
-                deletes ? STORE_SPARE_NONE : STORE_SPARE_DELETES, &err);
-    if (rc == OMEN_OK)
-        ahead_rc = shard_store_make_room(shard->store, needs, count, STORE_SPARE_AHEAD, &ahead_err);
+        rc = shard_store_make_room(store, needs, count, deletes ? STORE_SPARE_NONE : STORE_SPARE_DELETES,
+                &err);
+    if (rc == OMEN_OK) ahead_rc = shard_store_make_room(store, needs, count, STORE_SPARE_AHEAD, &ahead_err);
+    shard_host_store_unhold(shard);
     pthread_mutex_lock(&shard->write_lock);
     enum omen_err before = shard->room_rc;
     if (rc != OMEN_OK || !deletes) shard->room_rc = rc;
@@ -359,7 +365,7 @@ bool shard_write_make_room(struct shard_host *shard)
     if (rc != OMEN_OK && before == OMEN_OK)
         LOG_WARN("shard.full", "shard=%llu reason=\"%s\"", (unsigned long long)shard->shard_id, err.message);
     if (!full && before != OMEN_OK) LOG_INFO("shard.room", "shard=%llu", (unsigned long long)shard->shard_id);
-    write_pump(shard);
+    shard_write_pump(shard);
     return full;
 }
 
@@ -388,6 +394,13 @@ static void batch_refuse(struct write_batch *batch)
     batch_answer(batch, rc, 0, &err);
 }
 
+/* The same, when another replica leads. */
+static void batch_not_leader(struct write_batch *batch)
+{
+    bytes_done(batch->shard, batch->bytes);
+    batch_answer(batch, OMEN_ENOTLEADER, 0, NULL);
+}
+
 /* ---- the pump ---- */
 
 static bool may_propose(const struct shard_host *shard)
@@ -399,9 +412,9 @@ static bool may_propose(const struct shard_host *shard)
 
 /* Make entries while there are requests and room in flight. Whoever comes while another builds leaves it to that one,
  * which looks again before it stops. */
-static void write_pump(struct shard_host *shard)
+void shard_write_pump(struct shard_host *shard)
 {
-    bool ask = false;
+    bool ask = false, prepare = false;
     pthread_mutex_lock(&shard->write_lock);
     if (shard->building) {
         pthread_mutex_unlock(&shard->write_lock);
@@ -410,11 +423,18 @@ static void write_pump(struct shard_host *shard)
     shard->building = true;
     while (may_propose(shard)) {
         struct batch_size size = batch_measure(shard);
-        bool fits = room_for(shard, &size, &ask);
-        if (!fits && shard->room_rc == OMEN_OK) break; /* the keeper comes back */
+        enum shard_lead lead = shard_group_lead(shard);
+        if (lead == LEAD_PREPARING) {
+            prepare = true;
+            break; /* the barrier comes back */
+        }
+        bool fits = lead == LEAD_READY && room_for(shard, &size, &ask);
+        if (lead == LEAD_READY && !fits && shard->room_rc == OMEN_OK) break; /* the keeper comes back */
         struct write_batch *batch = batch_take(shard, &size);
         pthread_mutex_unlock(&shard->write_lock);
-        if (fits)
+        if (lead == LEAD_NOT)
+            batch_not_leader(batch);
+        else if (fits)
             batch_propose(batch);
         else
             batch_refuse(batch);
@@ -423,6 +443,32 @@ static void write_pump(struct shard_host *shard)
     shard->building = false;
     pthread_mutex_unlock(&shard->write_lock);
     if (ask) room_keeper_ask(shard->env->rooms, &shard->room_ticket);
+    if (prepare) shard_group_prepare(shard);
+}
+
+/* May be in the queue a moment after a look that said so: who takes it out looks again. */
+static bool write_wanted_here(struct shard_host *shard, struct shard_call *call)
+{
+    if (shard->group == NULL) return true;
+    if (atomic_load(&shard->group->lead_term) != 0 && !shard_group_is_damaged(shard)) return true;
+    call->code = OMEN_ENOTLEADER;
+    shard_group_not_leader(shard, call);
+    return false;
+}
+
+static enum omen_err write_need_of(struct shard_host *shard, struct shard_call *call,
+        struct write_need *need_out)
+{
+    struct shard_store *store = shard_host_store_hold(shard);
+    if (store == NULL) return err_set(&call->err, OMEN_EUNAVAILABLE, "", "the store is being replaced");
+    struct shard_store_stats stats;
+    enum omen_err rc = shard_store_need(store, call->in.write.ops, call->in.write.count, need_out,
+            &call->err);
+    shard_store_stats(store, &stats);
+    shard_host_store_unhold(shard);
+    if (rc != OMEN_OK || call->in.write.op_id.client == 0 || !stats.op_table_full) return rc;
+    write_busy(shard, call, UINT64_MAX, "the table of applied ops is full");
+    return OMEN_EBUSY;
 }
 
 void shard_write_submit(struct shard_host *shard, struct shard_call *call)
@@ -436,21 +482,14 @@ void shard_write_submit(struct shard_host *shard, struct shard_call *call)
         return;
     }
     write->deletes = only_deletes(call);
-    call->code = shard_store_need(shard->store, call->in.write.ops, call->in.write.count, &write->need,
-            &call->err);
-    if (call->code != OMEN_OK || !write_admit(shard, call, write->bytes)) {
+    if (!write_wanted_here(shard, call)) {
         call->done(call);
         return;
     }
-    struct shard_store_stats stats;
-    if (call->in.write.op_id.client != 0) {
-        shard_store_stats(shard->store, &stats);
-        if (stats.op_table_full) {
-            bytes_done(shard, write->bytes);
-            write_busy(shard, call, UINT64_MAX, "the table of applied ops is full");
-            call->done(call);
-            return;
-        }
+    call->code = write_need_of(shard, call, &write->need);
+    if (call->code != OMEN_OK || !write_admit(shard, call, write->bytes)) {
+        call->done(call);
+        return;
     }
     pthread_mutex_lock(&shard->write_lock);
     bool room = shard->queued < SHARD_WRITES_QUEUED_MAX;
@@ -466,7 +505,7 @@ void shard_write_submit(struct shard_host *shard, struct shard_call *call)
         call->done(call);
         return;
     }
-    write_pump(shard);
+    shard_write_pump(shard);
 }
 
 void shard_write_release(struct shard_write *write) { mem_free(write); }

@@ -211,6 +211,14 @@ uint64_t shard_store_applied(const struct shard_store *store)
     return atomic_load_explicit(&store->applied, memory_order_acquire);
 }
 
+uint64_t shard_store_log_time(struct shard_store *store)
+{
+    pthread_mutex_lock(&store->apply_mutex);
+    uint64_t log_time_ms = store->log_time_ms;
+    pthread_mutex_unlock(&store->apply_mutex);
+    return log_time_ms;
+}
+
 uint64_t shard_store_durable(const struct shard_store *store) { return atomic_load(&store->durable); }
 uint64_t shard_store_log_needed_from(const struct shard_store *store)
 {

@@ -63,6 +63,8 @@ OMEN_CHECKED enum omen_err shard_store_apply(struct shard_store *store, uint64_t
         size_t len, struct apply_outcome *outcomes, struct err *err);
 
 uint64_t shard_store_applied(const struct shard_store *store); /* visible; any thread */
+uint64_t shard_store_log_time(
+        struct shard_store *store); /* of what is applied; any thread, may wait for apply */
 uint64_t shard_store_durable(const struct shard_store *store); /* last durable checkpoint; any thread */
 /* The log may be dropped up to here: the checkpoint before the last one, so that one damaged record loses nothing. */
 uint64_t shard_store_log_needed_from(const struct shard_store *store);

@@ -1,0 +1,226 @@
+/* A shard replicated over three nodes in one process: real stores and logs, real TCP. */
+#include "common/err.h"
+
+#include <check.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "tests/support/shard_nodes.h"
+
+static struct shard_nodes g;
+
+static void setup(void) { shard_nodes_init(&g, 3); }
+static void teardown(void) { shard_nodes_fini(&g); }
+
+static struct op_id no_op(void) { return (struct op_id){ 0 }; }
+static struct op_id op(uint64_t seq)
+{
+    return (struct op_id){ .client = 7, .seq = seq, .issue_ms = clock_wall_ms(clock_system()) };
+}
+
+static void counts_are(uint64_t points, uint64_t token)
+{
+    for (uint32_t i = 0; i < g.count; i++)
+        ck_assert_uint_eq(shard_node_count(&g.nodes[i], CONSISTENCY_SESSION, token, NULL), points);
+}
+
+/* ---- writes ---- */
+
+START_TEST(what_the_leader_took_is_read_at_every_replica_with_its_token)
+{
+    shard_nodes_start(&g, 3);
+    uint64_t last = 0;
+    for (uint64_t i = 1; i <= 200; i++) {
+        last = shard_nodes_upsert(&g, i, no_op());
+        ck_assert_uint_eq(shard_node_count(&g.nodes[i % 3], CONSISTENCY_SESSION, last, NULL), i);
+    }
+    counts_are(200, last);
+}
+END_TEST
+
+START_TEST(a_follower_refuses_writes_and_names_the_leader)
+{
+    shard_nodes_start(&g, 3);
+    uint64_t last = shard_nodes_upsert(&g, 1, no_op());
+    uint32_t leader = shard_nodes_leader(&g, UINT32_MAX);
+    struct shard_node *follower = &g.nodes[(leader + 1) % 3];
+    struct shard_call call;
+    shard_node_wait_applied(follower, last);
+    ck_assert_int_eq(shard_node_upsert(follower, 2, no_op(), &call), OMEN_ENOTLEADER);
+    ck_assert_uint_eq(call.leader_hint, g.nodes[leader].node_id);
+    ck_assert_uint_ge(atomic_load(&follower->changes), 1);
+    counts_are(1, last);
+}
+END_TEST
+
+START_TEST(a_write_retried_at_the_next_leader_is_applied_once)
+{
+    shard_nodes_start(&g, 3);
+    for (uint64_t round = 0; round < 3; round++) {
+        uint32_t leader = shard_nodes_leader(&g, UINT32_MAX);
+        struct op_id id = op(round + 1);
+        uint64_t first = shard_nodes_upsert(&g, round + 1, id);
+        shard_node_down(&g, leader);
+        /* The client never heard the answer. */
+        uint64_t again = shard_nodes_upsert(&g, round + 1, id);
+        ck_assert_uint_eq(again, first);
+        shard_nodes_reopen(&g, leader);
+        shard_node_wait_ready(&g.nodes[leader]);
+        uint64_t last = shard_nodes_upsert(&g, 100 + round, no_op());
+        counts_are(2 * (round + 1), last);
+    }
+}
+END_TEST
+
+/* The wall clock of the second leader is behind: log time goes on from what the first one wrote. */
+static uint64_t wall_behind(struct clock *clock)
+{
+    return clock_wall_ms(clock_system()) > 90000 ? clock_wall_ms(clock_system()) - 90000 : 0;
+}
+static uint64_t mono_same(struct clock *clock) { return clock_monotonic_ns(clock_system()); }
+
+START_TEST(log_time_never_goes_back_over_leaders)
+{
+    struct clock behind = { .wall_ms = wall_behind, .monotonic_ns = mono_same };
+    shard_nodes_start(&g, 3);
+    uint32_t first = shard_nodes_leader(&g, UINT32_MAX);
+    uint64_t last = shard_nodes_upsert(&g, 1, op(1));
+    for (uint32_t i = 0; i < 3; i++) shard_node_wait_applied(&g.nodes[i], last);
+    for (uint32_t i = 0; i < 3; i++)
+        if (i != first) g.nodes[i].env.clock = &behind;
+    shard_node_down(&g, first);
+    /* Were log time 90 s back, an op issued now would be too far in the future for no one; one issued 60 s before the
+     * retention's end of the first leader's time would live again. */
+    struct op_id old = op(2);
+    old.issue_ms -= 121000;
+    struct shard_call call;
+    enum omen_err rc = OMEN_ENOTLEADER;
+    for (uint32_t tries = 0; tries < 1000 && rc == OMEN_ENOTLEADER; tries++, usleep(5000))
+        rc = shard_node_upsert(&g.nodes[shard_nodes_leader(&g, first)], 2, old, &call);
+    ck_assert_msg(rc == OMEN_EOPEXPIRED, "%s: %s", err_name(rc), call.err.message);
+    for (uint32_t i = 0; i < 3; i++) g.nodes[i].env.clock = clock_system();
+}
+END_TEST
+
+/* ---- reads ---- */
+
+START_TEST(a_linearizable_read_anywhere_sees_what_was_acknowledged_before)
+{
+    shard_nodes_start(&g, 3);
+    for (uint64_t i = 1; i <= 50; i++) {
+        (void)shard_nodes_upsert(&g, i, no_op());
+        ck_assert_uint_eq(shard_node_count(&g.nodes[i % 3], CONSISTENCY_LINEARIZABLE, 0, NULL), i);
+    }
+}
+END_TEST
+
+START_TEST(without_a_leader_only_eventual_reads_are_answered)
+{
+    shard_nodes_start(&g, 3);
+    uint64_t last = shard_nodes_upsert(&g, 1, no_op());
+    for (uint32_t i = 0; i < 3; i++) shard_node_wait_applied(&g.nodes[i], last);
+    shard_node_down(&g, 0);
+    shard_node_down(&g, 1);
+    enum omen_err rc = OMEN_OK;
+    for (uint32_t tries = 0; tries < 2000 && rc == OMEN_OK; tries++, usleep(5000))
+        (void)shard_node_count(&g.nodes[2], CONSISTENCY_SESSION, last, &rc);
+    ck_assert_int_eq(rc, OMEN_EUNAVAILABLE);
+    (void)shard_node_count(&g.nodes[2], CONSISTENCY_LINEARIZABLE, 0, &rc);
+    ck_assert_int_eq(rc, OMEN_EUNAVAILABLE);
+    ck_assert_uint_eq(shard_node_count(&g.nodes[2], CONSISTENCY_EVENTUAL, 0, NULL), 1);
+    struct shard_call call;
+    rc = shard_node_upsert(&g.nodes[2], 2, no_op(), &call);
+    ck_assert_msg(rc == OMEN_ENOTLEADER || rc == OMEN_EUNKNOWN, "%s", err_name(rc));
+    shard_nodes_reopen(&g, 0);
+    shard_nodes_reopen(&g, 1);
+    last = shard_nodes_upsert(&g, 3, no_op());
+    shard_node_wait_applied(&g.nodes[2], last);
+    ck_assert_uint_ge(shard_node_count(&g.nodes[2], CONSISTENCY_SESSION, last, NULL), 2);
+}
+END_TEST
+
+START_TEST(a_replica_that_has_nothing_yet_answers_nothing)
+{
+    shard_nodes_start(&g, 2);
+    (void)shard_nodes_upsert(&g, 1, no_op());
+    shard_node_open(&g, 2, 3, NULL, 0);
+    enum omen_err rc;
+    (void)shard_node_count(&g.nodes[2], CONSISTENCY_EVENTUAL, 0, &rc);
+    ck_assert_int_eq(rc, OMEN_EUNAVAILABLE);
+    struct shard_host_status s;
+    shard_host_status(g.nodes[2].shard, &s);
+    ck_assert(!s.ready);
+}
+END_TEST
+
+/* ---- members ---- */
+
+START_TEST(a_replica_joins_reads_votes_and_the_old_one_is_dropped)
+{
+    shard_nodes_start(&g, 2);
+    uint64_t last = 0;
+    for (uint64_t i = 1; i <= 50; i++) last = shard_nodes_upsert(&g, i, no_op());
+    uint32_t leader = shard_nodes_leader(&g, UINT32_MAX);
+    shard_node_open(&g, 2, 3, NULL, 0);
+    ck_assert_int_eq(shard_node_change(&g.nodes[leader], '+', 3, 3), OMEN_OK);
+    ck_assert_int_eq(shard_node_change(&g.nodes[leader], '=', 3, REPLICA_STANDBY), OMEN_OK);
+    shard_node_wait_applied(&g.nodes[2], last);
+    shard_node_wait_ready(&g.nodes[2]);
+    ck_assert_uint_eq(shard_node_count(&g.nodes[2], CONSISTENCY_LINEARIZABLE, 0, NULL), 50);
+    ck_assert_int_eq(shard_node_change(&g.nodes[leader], '=', 3, REPLICA_VOTER), OMEN_OK);
+    ck_assert_int_eq(shard_node_change(&g.nodes[leader], '-', leader + 1, 0), OMEN_OK);
+    struct shard_host *gone = g.nodes[leader].shard;
+    pthread_mutex_lock(&g.nodes[leader].lock);
+    g.nodes[leader].shard = NULL;
+    pthread_mutex_unlock(&g.nodes[leader].lock);
+    shard_host_retire(gone, OMEN_ENOTFOUND);
+    shard_host_drop(gone);
+    last = shard_nodes_upsert(&g, 51, no_op());
+    ck_assert_uint_eq(shard_node_count(&g.nodes[2], CONSISTENCY_SESSION, last, NULL), 51);
+}
+END_TEST
+
+START_TEST(all_nodes_down_lose_nothing)
+{
+    shard_nodes_start(&g, 3);
+    for (uint64_t i = 1; i <= 100; i++) (void)shard_nodes_upsert(&g, i, no_op());
+    for (uint32_t i = 0; i < 3; i++) shard_node_down(&g, i);
+    for (uint32_t i = 0; i < 3; i++) shard_nodes_reopen(&g, i);
+    uint64_t last = shard_nodes_upsert(&g, 101, no_op());
+    counts_are(101, last);
+}
+END_TEST
+
+static TCase *tcase(const char *name)
+{
+    TCase *tc = tcase_create(name);
+    tcase_add_checked_fixture(tc, setup, teardown);
+    tcase_set_timeout(tc, 120);
+    return tc;
+}
+
+int main(void)
+{
+    Suite *s = suite_create("shard_group");
+    TCase *tc = tcase("writes");
+    tcase_add_test(tc, what_the_leader_took_is_read_at_every_replica_with_its_token);
+    tcase_add_test(tc, a_follower_refuses_writes_and_names_the_leader);
+    tcase_add_test(tc, a_write_retried_at_the_next_leader_is_applied_once);
+    tcase_add_test(tc, log_time_never_goes_back_over_leaders);
+    suite_add_tcase(s, tc);
+    tc = tcase("reads");
+    tcase_add_test(tc, a_linearizable_read_anywhere_sees_what_was_acknowledged_before);
+    tcase_add_test(tc, without_a_leader_only_eventual_reads_are_answered);
+    tcase_add_test(tc, a_replica_that_has_nothing_yet_answers_nothing);
+    suite_add_tcase(s, tc);
+    tc = tcase("members");
+    tcase_add_test(tc, a_replica_joins_reads_votes_and_the_old_one_is_dropped);
+    tcase_add_test(tc, all_nodes_down_lose_nothing);
+    suite_add_tcase(s, tc);
+    SRunner *runner = srunner_create(s);
+    srunner_run_all(runner, CK_ENV);
+    int failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return failed;
+}
