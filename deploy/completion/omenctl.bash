@@ -3,8 +3,15 @@
 
 _omenctl_options() {
     case $1 in
-    'collections create') echo --dim --metric --field --shard-key --shards --recall-target ;;
+    'collections create') echo --dim --metric --field --shard-key --shards --replication --recall-target ;;
     'collections drop') echo --yes ;;
+    'cluster init') echo --name ;;
+    'node add') echo --labels ;;
+    'node drain') echo --dry-run --wait ;;
+    'replica move') echo --wait ;;
+    'operations cancel') echo --plan --all ;;
+    'operations '*) echo --watch ;;
+    'rebalance '*) echo --apply --throttle --wait ;;
     'points upsert') echo --batch ;;
     'points get') echo --shard-key --with-vectors ;;
     'points delete') echo --from --shard-key ;;
@@ -44,7 +51,12 @@ _omenctl() {
         candidates="$(_omenctl_options "${words[0]} ${words[1]}") --endpoint --api-key-file --json --timeout --help"
     elif [ -z "$candidates" ]; then
         case "${#words[@]} ${words[*]}" in
-        '0 '*) candidates='status collections points import search alias help' ;;
+        '0 '*) candidates='status collections points import search alias cluster node replica leader rebalance operations help' ;;
+        '1 cluster') candidates='init status throttle' ;;
+        '1 node') candidates='list add drain activate remove label' ;;
+        '1 replica') candidates='move' ;;
+        '1 leader') candidates='transfer' ;;
+        '1 operations') candidates='cancel' ;;
         '1 collections') candidates='create list describe drop alias' ;;
         '2 collections alias' | '1 alias') candidates='set drop' ;;
         '1 points') candidates='upsert get delete scroll count set-payload overwrite-payload delete-payload' ;;

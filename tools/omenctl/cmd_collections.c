@@ -12,11 +12,11 @@
 /* ---- create ---- */
 
 static struct {
-    uint64_t dim, shards;
+    uint64_t dim, shards, replication;
     double recall_target;
     const char *metric, *shard_key;
     struct text_list fields;
-} create = { .shards = 1, .recall_target = 0.95 };
+} create = { .shards = 1, .replication = 1, .recall_target = 0.95 };
 
 static const struct option CREATE_OPTIONS[] = {
     { "--dim", OPTION_U64, &create.dim, "N", "components of the one unnamed vector field, 1 to 4096" },
@@ -25,6 +25,8 @@ static const struct option CREATE_OPTIONS[] = {
             "a named vector field, up to 8; instead of --dim" },
     { "--shard-key", OPTION_TEXT, &create.shard_key, "PATH", "payload path whose value places a point" },
     { "--shards", OPTION_U64, &create.shards, "N", "shards, 1 to 256 (1)" },
+    { "--replication", OPTION_U64, &create.replication, "R",
+            "copies of each shard on different nodes, 1 to 7 (1)" },
     { "--recall-target", OPTION_F64, &create.recall_target, "R",
             "recall that searches shall reach, above 0 to 1 (0.95)" },
     { NULL, OPTION_FLAG, NULL, NULL, NULL },
@@ -63,6 +65,7 @@ static int run_create(struct cli *cli)
         .field_count = create.fields.count,
         .shard_key = create.shard_key,
         .shards = args_u32(cli, "--shards", create.shards, 1, OMEN_SHARDS_MAX),
+        .replication = args_u32(cli, "--replication", create.replication, 1, OMEN_REPLICAS_MAX - 1),
         .recall_target = (float)create.recall_target,
     };
     if (!(create.recall_target > 0 && create.recall_target <= 1))
@@ -286,7 +289,7 @@ const struct command COLLECTION_COMMANDS[] = {
             .run = run_create,
             .help = "Examples:\n  omenctl collections create books --dim 384\n"
                     "  omenctl collections create shop --field image:512:l2 --field text:384 "
-                    "--shard-key tenant --shards 4\n" },
+                    "--shard-key tenant --shards 4 --replication 3\n" },
     { .name = "collections list",
             .arguments = "",
             .summary = "All collections",

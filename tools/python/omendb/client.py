@@ -18,6 +18,7 @@ from .values import pack, unpack
 
 PROTOCOL_VERSION = 1
 _TOKENS_MAX = 1024
+_ATTEMPT_SECONDS_MIN = 1.0
 
 
 def connect(endpoints: Union[str, Sequence[str]] = "127.0.0.1:7700", *, api_key: Optional[str] = None,
@@ -79,7 +80,8 @@ class Client:
 
     def create_collection(self, name: str, dim: Optional[int] = None, *, metric: str = "cosine",
                           fields: Optional[Dict[str, VectorField]] = None, shard_key: Optional[str] = None,
-                          shards: int = 1, recall_target: float = 0.95, exist_ok: bool = False) -> Collection:
+                          shards: int = 1, replication: int = 1, recall_target: float = 0.95,
+                          exist_ok: bool = False) -> Collection:
         """Create a collection.
 
         Args:
@@ -89,12 +91,14 @@ class Client:
             fields: several named vector fields: ``{"title": VectorField(384), "image": VectorField(512, "l2")}``.
             shard_key: payload path whose value decides the shard.
             shards: how many, 1..256.
+            replication: copies of each shard on different nodes, 1..7.
             exist_ok: return the existing collection instead of raising :class:`AlreadyExists`.
         """
         if (dim is None) == (fields is None):
             raise ValueError("give dim or fields")
         vectors = fields if fields is not None else {"": VectorField(dim, metric)}
-        request = {"op": "collection.create", "collection": name, "shards": shards, "recall_target": recall_target,
+        request = {"op": "collection.create", "collection": name, "shards": shards, "replication": replication,
+                   "recall_target": recall_target,
                    "vectors": {n: {"dim": f.dim, "metric": f.metric} for n, f in vectors.items()}}
         if shard_key is not None:
             request["shard_key"] = shard_key
@@ -131,6 +135,21 @@ class Client:
     def status(self) -> dict:
         """The server's own report: version, uptime, collections, log."""
         return self._call({"op": "status"})["status"]
+
+    # ---- the cluster ----
+
+    def cluster(self, do: str, **members) -> dict:
+        """What concerns the whole cluster: ``db.cluster("rebalance", apply=True)``. PROTOCOL.md lists the actions and their
+        members; ``omenctl`` has a command for each.
+
+        Raises:
+            OutcomeUnknown: a change that may have been made. It is not sent again: look at :meth:`cluster_status`.
+        """
+        return self._call({"op": "cluster", "request": {"do": do, **members}})["reply"]
+
+    def cluster_status(self) -> dict:
+        """Nodes, shards with their replicas, operations and their history."""
+        return self.cluster("status")
 
     # ---- requests ----
 
@@ -208,23 +227,51 @@ class Client:
         timeout = self.timeout if timeout is None else timeout
         deadline = time.monotonic() + timeout
         maybe_applied = False  # a try of a write was sent and not answered
+        once = changes_cluster(request)  # has no op id: a second try might begin other moves
         for attempt in itertools.count():
             connection = None
             try:
                 connection = self._connected(deadline)
-                future = connection.send(self.encode(request, deadline), deadline - time.monotonic())
-                return self.decode(future.result(max(0.0, deadline - time.monotonic())))
+                sent = time.monotonic()
+                future = connection.send(self.encode(request, deadline), deadline - sent)
+                return self.decode(self._result(connection, future, sent, deadline))
             except FutureTimeout:
                 connection.give_up_if_silent()
-                cause = OutcomeUnknown if "op_id" in request else DeadlineExceeded
+                cause = OutcomeUnknown if "op_id" in request or once else DeadlineExceeded
                 raise cause(f"{request['op']}: no answer within {timeout:g} s") from None
             except OmenError as e:
+                if once and isinstance(e, OutcomeUnknown):
+                    raise
                 maybe_applied = maybe_applied or (isinstance(e, OutcomeUnknown) and "op_id" in request)
                 pause = retry_pause(e, attempt)
                 if not should_retry(e) or time.monotonic() + pause >= deadline:
                     raise outcome_of(e, maybe_applied) from e.__cause__
                 time.sleep(pause)
         raise AssertionError("unreachable")
+
+
+    def _result(self, connection: Connection, future, sent: float, deadline: float) -> bytes:
+        """The reply's bytes. With several endpoints, one that says nothing at all for half of the time is given up: its
+        machine may have stopped without a word. All that wait on that connection go elsewhere then."""
+        if len(self._endpoints) > 1:
+            try:
+                return future.result(max(_ATTEMPT_SECONDS_MIN, (deadline - sent) / 2))
+            except FutureTimeout:
+                if connection.heard < sent:
+                    with self._lock:
+                        if self._connection is connection:
+                            self._endpoint += 1
+                    connection.close()
+        return future.result(max(0.0, deadline - time.monotonic()))
+
+
+def changes_cluster(request: dict) -> bool:
+    """Whether it is asked of the cluster to do something, not just to tell."""
+    if request["op"] != "cluster":
+        return False
+    asked = request["request"]
+    return not (asked["do"] == "status" or (asked["do"] == "rebalance" and not asked.get("apply")) or
+                (asked["do"] == "node_drain" and asked.get("dry_run")))
 
 
 def retry_pause(error: OmenError, attempt: int) -> float:
