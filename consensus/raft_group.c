@@ -427,13 +427,16 @@ bool group_vote_as_stranger(struct raft_group *g, uint64_t candidate)
 }
 
 /* A refusal that was overtaken by a later acknowledgement makes the core step back behind what is acknowledged,
- * where it waits for ever. It is a sign of life and no more. */
+ * where it waits for ever. It is a sign of life and no more: it acknowledges nothing that was not before. */
 static int result_receive(struct raft_group *g, struct frame *f)
 {
     struct raft_append_entries_result *r = &f->message.append_entries_result;
     raft_index match = 0;
     bool ours = r->term == g->raft.current_term && raft_match_index(&g->raft, f->header.from, &match) == 0;
-    if (ours && r->rejected > 0 && r->rejected <= match) r->rejected = 0;
+    if (ours && r->rejected > 0 && r->rejected <= match) {
+        r->rejected = 0;
+        r->last_log_index = match;
+    }
     if (ours && r->last_log_index < match) r->last_log_index = match;
     return message_step(g, &f->message, NULL, NULL);
 }

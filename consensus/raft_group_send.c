@@ -107,6 +107,14 @@ static const struct raft_message *vote_result(struct raft_group *g, struct raft_
     return message;
 }
 
+/* Some refusals of the core carry no last index, but what was on its stack. */
+static const struct raft_message *append_result(const struct raft_group *g, struct raft_message *message)
+{
+    struct raft_append_entries_result *r = &message->append_entries_result;
+    if (r->rejected > 0) r->last_log_index = g->raft.last_stored;
+    return message;
+}
+
 void group_message_send(struct raft_group *g, const struct raft_message *message)
 {
     uint64_t node_id, replica_id;
@@ -115,7 +123,11 @@ void group_message_send(struct raft_group *g, const struct raft_message *message
     struct raft_message copy;
     switch (message->type) {
     case RAFT_APPEND_ENTRIES: append_send(g, message, node_id); return;
-    case RAFT_APPEND_ENTRIES_RESULT: parts.type = FRAME_APPEND_RESULT; break;
+    case RAFT_APPEND_ENTRIES_RESULT:
+        parts.type = FRAME_APPEND_RESULT;
+        copy = *message;
+        parts.message = append_result(g, &copy);
+        break;
     case RAFT_REQUEST_VOTE: parts.type = FRAME_VOTE; break;
     case RAFT_REQUEST_VOTE_RESULT:
         parts.type = FRAME_VOTE_RESULT;
