@@ -78,6 +78,38 @@ void vfs_writeback_hint(struct vfs_file *file, uint64_t offset, uint64_t len)
     file->vfs->ops->writeback_hint(file, offset, len);
 }
 
+/* ---- several reads at once ---- */
+
+struct vfs_batch *vfs_batch_new(struct vfs *vfs, uint32_t reads_max)
+{
+    CHECK(reads_max > 0);
+    if (vfs->ops->batch_new != NULL) return vfs->ops->batch_new(vfs, reads_max);
+    struct vfs_batch *batch = mem_alloc(sizeof *batch);
+    if (batch != NULL) *batch = (struct vfs_batch){ vfs, reads_max };
+    return batch;
+}
+
+void vfs_batch_free(struct vfs_batch *batch)
+{
+    if (batch == NULL) return;
+    if (batch->vfs->ops->batch_free != NULL)
+        batch->vfs->ops->batch_free(batch);
+    else
+        mem_free(batch);
+}
+
+enum omen_err vfs_read_batch(struct vfs_batch *batch, struct vfs_file *file, const struct vfs_read *reads,
+        uint32_t count, struct err *err)
+{
+    CHECK(batch->vfs == file->vfs);
+    if (batch->vfs->ops->read_batch != NULL)
+        return batch->vfs->ops->read_batch(batch, file, reads, count, err);
+    enum omen_err rc = OMEN_OK;
+    for (uint32_t i = 0; rc == OMEN_OK && i < count; i++)
+        rc = vfs_pread(file, reads[i].dst, reads[i].len, reads[i].offset, err);
+    return rc;
+}
+
 enum omen_err vfs_rename(struct vfs *vfs, const char *from, const char *to, struct err *err)
 {
     return vfs->ops->rename(vfs, from, to, err);

@@ -22,6 +22,23 @@ enum vfs_open_flags {
     VFS_WRITE = 2,     /* read and write */
     VFS_CREATE = 4,    /* create when missing; the caller syncs the directory */
     VFS_EXCLUSIVE = 8, /* with VFS_CREATE: OMEN_EEXISTS when there */
+    /* Reads go past the page cache where the file system can; memory, offset and length of every read must then
+     * be multiples of VFS_DIRECT_ALIGN. Where it cannot, reads are ordinary ones, without read-ahead. */
+    VFS_DIRECT = 16,
+};
+#define VFS_DIRECT_ALIGN 4096
+
+/* One of several reads that are wanted at once. */
+struct vfs_read {
+    void *dst;
+    size_t len;
+    uint64_t offset;
+};
+
+/* What one thread needs to have several reads in flight; implementations extend it. */
+struct vfs_batch {
+    struct vfs *vfs;
+    uint32_t reads_max;
 };
 
 struct vfs_ops {
@@ -43,6 +60,11 @@ struct vfs_ops {
     void (*unmap)(struct vfs_file *file, const uint8_t *data, uint64_t len);
     /* Starts writing dirty pages of a range back without waiting (sync_file_range); may do nothing. */
     void (*writeback_hint)(struct vfs_file *file, uint64_t offset, uint64_t len);
+    /* All three NULL: a batch is read one by one with pread. */
+    struct vfs_batch *(*batch_new)(struct vfs *vfs, uint32_t reads_max);
+    void (*batch_free)(struct vfs_batch *batch);
+    enum omen_err (*read_batch)(struct vfs_batch *batch, struct vfs_file *file, const struct vfs_read *reads,
+            uint32_t count, struct err *err);
 
     enum omen_err (*rename)(struct vfs *vfs, const char *from, const char *to, struct err *err);
     enum omen_err (*unlink)(struct vfs *vfs, const char *path, struct err *err);
@@ -85,6 +107,15 @@ OMEN_CHECKED enum omen_err vfs_map(struct vfs_file *file, uint64_t len, const ui
         struct err *err);
 void vfs_unmap(struct vfs_file *file, const uint8_t *data, uint64_t len);
 void vfs_writeback_hint(struct vfs_file *file, uint64_t offset, uint64_t len);
+
+/* For one thread at a time; it may read any file of this vfs with at most `reads_max` (>= 1) reads in flight.
+ * NULL: out of memory. vfs_posix reads through an io_uring where the system lets it, else one by one. */
+struct vfs_batch *vfs_batch_new(struct vfs *vfs, uint32_t reads_max);
+void vfs_batch_free(struct vfs_batch *batch); /* NULL is fine */
+/* All of them exactly, as vfs_pread would, or the error of one of them; nothing is in flight when it returns.
+ * `count` may exceed reads_max: then they go in turns. */
+OMEN_CHECKED enum omen_err vfs_read_batch(struct vfs_batch *batch, struct vfs_file *file,
+        const struct vfs_read *reads, uint32_t count, struct err *err);
 OMEN_CHECKED enum omen_err vfs_rename(struct vfs *vfs, const char *from, const char *to, struct err *err);
 OMEN_CHECKED enum omen_err vfs_unlink(struct vfs *vfs, const char *path, struct err *err);
 OMEN_CHECKED enum omen_err vfs_mkdir(struct vfs *vfs, const char *path, struct err *err);

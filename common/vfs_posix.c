@@ -17,6 +17,7 @@
 #include "common/bytes.h"
 #include "common/check.h"
 #include "common/mem.h"
+#include "common/vfs_uring.h"
 
 #define IOV_WINDOW 64 /* iovecs handed to one pwritev(2) */
 
@@ -46,8 +47,14 @@ static enum omen_err posix_open(struct vfs *vfs, const char *path, int flags, st
     if ((flags & VFS_CREATE) != 0) os_flags |= O_CREAT;
     if ((flags & VFS_CREATE) != 0 && (flags & VFS_EXCLUSIVE) != 0) os_flags |= O_EXCL;
     int fd;
-    do fd = open(path, os_flags, 0640);
+    bool direct = (flags & VFS_DIRECT) != 0;
+    do fd = open(path, os_flags | (direct ? O_DIRECT : 0), 0640);
     while (fd < 0 && errno == EINTR);
+    if (fd < 0 && direct && errno == EINVAL) { /* tmpfs and others know no O_DIRECT */
+        do fd = open(path, os_flags, 0640);
+        while (fd < 0 && errno == EINTR);
+        if (fd >= 0) (void)posix_fadvise(fd, 0, 0, POSIX_FADV_RANDOM);
+    }
     if (fd < 0) return fail(err, errno, (flags & VFS_CREATE) != 0 ? "create" : "open", path);
     size_t path_bytes = strlen(path) + 1;
     struct posix_file *file = mem_alloc(sizeof *file + path_bytes);
@@ -180,6 +187,22 @@ static void posix_writeback_hint(struct vfs_file *base, uint64_t offset, uint64_
     sync_file_range(posix(base)->fd, (off_t)offset, (off_t)len, SYNC_FILE_RANGE_WRITE);
 }
 
+static enum omen_err posix_read_batch(struct vfs_batch *batch, struct vfs_file *base,
+        const struct vfs_read *reads, uint32_t count, struct err *err)
+{
+    struct posix_file *file = posix(base);
+    for (uint32_t first = 0; first < count;) {
+        uint32_t n = uring_read(batch, file->fd, reads + first, count - first);
+        /* What the ring did not read, or not wholly, is read again: the plain way knows how to fail. */
+        for (uint32_t i = first; n == 0 && i < count; i++) {
+            enum omen_err rc = posix_pread(base, reads[i].dst, reads[i].len, reads[i].offset, err);
+            if (rc != OMEN_OK) return rc;
+        }
+        first = n == 0 ? count : first + n;
+    }
+    return OMEN_OK;
+}
+
 /* ---- names ---- */
 
 static enum omen_err posix_rename(struct vfs *vfs, const char *from, const char *to, struct err *err)
@@ -269,6 +292,9 @@ struct vfs *vfs_posix(void)
         .map = posix_map,
         .unmap = posix_unmap,
         .writeback_hint = posix_writeback_hint,
+        .batch_new = uring_batch_new,
+        .batch_free = uring_batch_free,
+        .read_batch = posix_read_batch,
         .rename = posix_rename,
         .unlink = posix_unlink,
         .mkdir = posix_mkdir,

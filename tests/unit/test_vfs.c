@@ -116,6 +116,46 @@ START_TEST(reading_past_the_end_fails_and_names_the_file)
 }
 END_TEST
 
+/* More reads than may be in flight, of all lengths; then past the page cache. */
+START_TEST(a_batch_reads_what_single_reads_do)
+{
+    start(_i);
+    enum { BYTES = 1 << 20, READS = 100 };
+    uint8_t *bytes = mem_must_alloc(BYTES), *back = mem_alloc_aligned(VFS_DIRECT_ALIGN, BYTES);
+    for (uint32_t i = 0; i < BYTES; i++) bytes[i] = (uint8_t)(i * 2654435761u >> 24);
+    struct vfs_file *f = must_open("a", VFS_WRITE | VFS_CREATE);
+    ck_assert_int_eq(vfs_pwrite(f, bytes, BYTES, 0, &err), OMEN_OK);
+    ck_assert_int_eq(vfs_datasync(f, &err), OMEN_OK);
+    struct vfs_batch *batch = vfs_batch_new(vfs, 16);
+    struct vfs_read reads[READS];
+    for (uint32_t i = 0, used = 0; i < READS; i++) {
+        size_t len = 1 + i * 37 % 9000;
+        reads[i] = (struct vfs_read){ back + used, len, (uint64_t)(i * 7919u % (BYTES - 9001)) };
+        used += (uint32_t)len;
+    }
+    ck_assert_int_eq(vfs_read_batch(batch, f, reads, READS, &err), OMEN_OK);
+    for (uint32_t i = 0; i < READS; i++)
+        ck_assert_mem_eq(reads[i].dst, bytes + reads[i].offset, reads[i].len);
+    ck_assert_int_eq(vfs_read_batch(batch, f, reads, 0, &err), OMEN_OK);
+    reads[7].offset = BYTES - 3; /* the file ends inside it */
+    ck_assert_int_eq(vfs_read_batch(batch, f, reads, READS, &err), OMEN_EIO);
+    ck_assert_ptr_nonnull(strstr(err.message, "/a"));
+    vfs_close(f);
+    f = must_open("a", VFS_READ | VFS_DIRECT);
+    memset(back, 0, BYTES);
+    for (uint32_t i = 0; i < 50; i++)
+        reads[i] = (struct vfs_read){ back + i * 4096, 4096, (uint64_t)(i * 17 % 256) * 4096 };
+    ck_assert_int_eq(vfs_read_batch(batch, f, reads, 50, &err), OMEN_OK);
+    for (uint32_t i = 0; i < 50; i++) ck_assert_mem_eq(reads[i].dst, bytes + reads[i].offset, 4096);
+    vfs_close(f);
+    vfs_batch_free(batch);
+    vfs_batch_free(NULL);
+    mem_free(bytes);
+    mem_free(back);
+    stop();
+}
+END_TEST
+
 START_TEST(open_flags_mean_what_they_say)
 {
     start(_i);
@@ -343,6 +383,7 @@ int main(void)
     tcase_add_loop_test(tc, written_bytes_are_read_back, 0, 2);
     tcase_add_loop_test(tc, a_vector_of_many_pieces_is_written_in_order, 0, 2);
     tcase_add_loop_test(tc, reading_past_the_end_fails_and_names_the_file, 0, 2);
+    tcase_add_loop_test(tc, a_batch_reads_what_single_reads_do, 0, 2);
     tcase_add_loop_test(tc, open_flags_mean_what_they_say, 0, 2);
     tcase_add_loop_test(tc, allocated_and_cut_bytes_read_as_zeros, 0, 2);
     tcase_add_loop_test(tc, a_mapping_shows_later_writes, 0, 2);
