@@ -231,15 +231,16 @@ class Routing(Cluster):
 class Writer(threading.Thread):
     """Upserts new points one per request, many in flight, until stopped; knows what was acknowledged, and as what."""
 
-    def __init__(self, endpoints):
+    def __init__(self, endpoints, timeout=60):
         super().__init__()
+        self.timeout = timeout
         self.endpoints, self.acked, self.error, self.submitted = endpoints, {}, None, 0
         self._stopping = threading.Event()
         self.start()
 
     def run(self):
         try:
-            with omendb.connect(self.endpoints, timeout=60) as db:
+            with omendb.connect(self.endpoints, timeout=self.timeout) as db:
                 with db.collection("docs").pipeline(in_flight=64, on_ack=self._on_ack) as pipeline:
                     while not self._stopping.is_set():
                         i = self.submitted
@@ -288,6 +289,22 @@ class Deaths(Cluster):
                 router.start()
                 writer.wait_for(len(writer.acked) + 100)
         finally:
+            writer.stop()
+        self.check(db, writer)
+
+    def test_clients_go_on_when_a_router_stops_without_a_word(self):
+        db = self.connect()
+        db.create_collection("docs", dim=DIM, shards=4)
+        writer = Writer(self.both, timeout=6)
+        try:
+            writer.wait_for(300)
+            self.routers[0].pause()  # all that the writer has outstanding is there
+            writer.wait_for(len(writer.acked) + 300)
+            with omendb.connect(self.both, timeout=8) as other:
+                self.assertGreater(other.collection("docs").count(), 0)
+            self.routers[0].resume()
+        finally:
+            self.routers[0].resume()
             writer.stop()
         self.check(db, writer)
 

@@ -7,6 +7,7 @@
 #include "common/check.h"
 #include "common/dataset/dataset.h"
 #include "common/mem.h"
+#include "common/placement/map.h"
 #include "tools/omenctl/args.h"
 #include "tools/omenctl/output.h"
 #include "tools/omenctl/progress.h"
@@ -14,14 +15,16 @@
 static struct {
     const char *collection, *shard_key, *id_field;
     bool create;
-    uint64_t batch, depth, limit;
-} o = { .batch = 500, .depth = 8 };
+    uint64_t batch, depth, limit, shards, replication;
+} o = { .batch = 500, .depth = 8, .shards = 1, .replication = 1 };
 
 static const struct option OPTIONS[] = {
     { "--collection", OPTION_TEXT, &o.collection, "NAME", "where to (the data set's name)" },
     { "--create", OPTION_FLAG, &o.create, NULL, "create the collection if it is not there" },
     { "--shard-key", OPTION_TEXT, &o.shard_key, "PATH",
             "with --create: payload path whose value places a point" },
+    { "--shards", OPTION_U64, &o.shards, "N", "with --create: shards, 1 to 256 (1)" },
+    { "--replication", OPTION_U64, &o.replication, "R", "with --create: copies of each shard, 1 to 7 (1)" },
     { "--batch", OPTION_U64, &o.batch, "N", "points per request, 1 to 10000 (500)" },
     { "--depth", OPTION_U64, &o.depth, "N", "requests in flight, 1 to 256 (8)" },
     { "--limit", OPTION_U64, &o.limit, "N", "only the first N rows" },
@@ -52,7 +55,9 @@ static int create_collection(struct import *im)
     const struct dataset *ds = &im->dataset;
     omen_collection_options options = { .dim = ds->base.dim,
         .metric = metric_name(ds->metric),
-        .shard_key = o.shard_key };
+        .shard_key = o.shard_key,
+        .shards = args_u32(im->cli, "--shards", o.shards, 1, OMEN_SHARDS_MAX),
+        .replication = args_u32(im->cli, "--replication", o.replication, 1, OMEN_REPLICAS_MAX - 1) };
     omen_code rc = omen_collection_create(im->cli->db, im->collection, &options);
     if (rc == OMEN_EEXISTS) return EXIT_OK; /* writes check that it fits */
     return rc == OMEN_OK ? EXIT_OK : fail_with(rc);
@@ -172,7 +177,8 @@ static int run_import(struct cli *cli)
     struct err err;
     (void)args_u32(cli, "--batch", o.batch, 1, OMEN_BATCH_POINTS_MAX);
     (void)args_u32(cli, "--depth", o.depth, 1, 256);
-    if (o.shard_key != NULL && !o.create) usage_fail(cli->command, "--shard-key goes with --create");
+    if ((o.shard_key != NULL || o.shards != 1 || o.replication != 1) && !o.create)
+        usage_fail(cli->command, "--shard-key, --shards and --replication go with --create");
     if (dataset_open(cli->arguments[0], &im.dataset, &err) != OMEN_OK) return fail_local("%s", err.message);
     arena_init(&im.arena, 1024, 0);
     buf_init(&im.text);

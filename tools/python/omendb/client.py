@@ -257,12 +257,17 @@ class Client:
             try:
                 return future.result(max(_ATTEMPT_SECONDS_MIN, (deadline - sent) / 2))
             except FutureTimeout:
-                if connection.heard < sent:
-                    with self._lock:
-                        if self._connection is connection:
-                            self._endpoint += 1
-                    connection.close()
+                self.leave_if_silent(connection, sent)
         return future.result(max(0.0, deadline - time.monotonic()))
+
+    def leave_if_silent(self, connection: Connection, since: float) -> None:
+        """Give a connection up on which nothing was heard since then; the next one is tried at another endpoint."""
+        if connection.heard >= since:
+            return
+        with self._lock:
+            if self._connection is connection:
+                self._endpoint += 1
+        connection.close()
 
 
 def changes_cluster(request: dict) -> bool:

@@ -56,12 +56,15 @@ class Hits:
     Attributes:
         higher_is_nearer: how to read scores (ip and cosine: yes; l2, a distance: no).
         engine_us: microseconds spent inside the storage engine.
+        shards_asked, shards_total: of the request; a filter on the shard key leaves those that can hold a match.
         shards_missing: ids of shards that did not answer; empty unless ``allow_partial`` was given and needed.
         partial: whether there are any.
     """
 
-    def __init__(self, points: List[Point], higher_is_nearer: bool, engine_us: int, shards_missing=()):
+    def __init__(self, points: List[Point], higher_is_nearer: bool, engine_us: int, shards_missing=(), shards_asked=0,
+                 shards_total=0):
         self._points = points
+        self.shards_asked, self.shards_total = shards_asked, shards_total
         self.higher_is_nearer, self.engine_us = higher_is_nearer, engine_us
         self.shards_missing = tuple(shards_missing)
 
@@ -411,7 +414,8 @@ class Collection:
         if allow_partial:
             request["allow_partial"] = True
         reply = self.client._call(request)
-        return [Hits(decode_points(r), reply["higher_is_nearer"], reply.get("engine_us", 0), reply.get("shards_missing", ()))
+        return [Hits(decode_points(r), reply["higher_is_nearer"], reply.get("engine_us", 0), reply.get("shards_missing", ()),
+                     reply.get("shards_asked", 0), reply.get("shards_total", 0))
                 for r in reply["results"]]
 
 

@@ -9,6 +9,7 @@ from typing import Callable, List, Optional, Set
 from .collection import BATCH_POINTS, Collection, WriteResult, as_id_list, decode_write, upsert_requests
 from .errors import OmenError, OutcomeUnknown, outcome_of, should_retry
 
+_LOOK_SECONDS = 0.5  # how often it is looked for a connection that has fallen silent
 _ANSWER_GRACE = 0.5  # the server answers at the deadline itself; its answer says more than our own clock
 
 
@@ -18,6 +19,7 @@ class _Request:
     def __init__(self, request: dict, ids: list, deadline: float):
         self.request, self.ids, self.deadline, self.attempt = request, ids, deadline, 0
         self.maybe_applied = False  # a try was sent and not answered
+        self.connection, self.sent = None, 0.0  # of the last try
         self.error: Optional[OmenError] = None  # of the last try
 
 
@@ -112,7 +114,8 @@ class Pipeline:
         try:
             connection = self._client._connected(item.deadline)
             body = self._client.encode(item.request, item.deadline)
-            future = connection.send(body, item.deadline - time.monotonic())
+            item.connection, item.sent = connection, time.monotonic()
+            future = connection.send(body, item.deadline - item.sent)
         except OmenError as e:
             self._failed(item, e)
             return
@@ -155,16 +158,30 @@ class Pipeline:
             self._again.append(item)
             self._changed.notify_all()
 
+    def _silent(self) -> Optional[_Request]:
+        """With the lock held: a request that waits for half of its time on a connection that says nothing, while there are
+        other endpoints."""
+        if len(self._client._endpoints) < 2 or not self._outstanding:
+            return None
+        item = min(self._outstanding, key=lambda i: i.sent)
+        waited = item.connection is not None and time.monotonic() - item.sent > max(1.0, self._client.timeout / 2)
+        return item if waited and not item.connection.closed and item.connection.heard < item.sent else None
+
     def _resend(self) -> None:
         """The retrying thread: everything that failed, after a pause, in the order it was first sent."""
         from .client import retry_pause
         while True:
             with self._changed:
-                while not self._again and not self._ended:
-                    self._changed.wait()
+                while not self._again and not self._ended and not self._silent():
+                    self._changed.wait(_LOOK_SECONDS)
                 if self._ended:
                     return
                 items, self._again = self._again, []
+                silent = self._silent()
+            if silent is not None:
+                self._client.leave_if_silent(silent.connection, silent.sent)
+            if not items:
+                continue
             items.sort(key=lambda item: item.request["op_id"][1])
             time.sleep(max(retry_pause(item.error, item.attempt) for item in items))
             for item in items:
