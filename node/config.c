@@ -2,8 +2,12 @@
 #include "common/err.h"
 
 #include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 
 #include "common/log.h"
+#include "node/cluster/cluster.h"
 #include "node/config.h"
 #include "node/node_port.h"
 #include "node/search_pool.h"
@@ -14,6 +18,7 @@
 #define MS_NS 1000000ull
 #define S_NS (1000 * MS_NS)
 #define HOUR_NS (3600 * S_NS)
+#define CLUSTER_JOIN_MAX 64
 
 static const char *const log_levels[] = { "debug", "info", "warn", "error", NULL };
 static const char *const log_formats[] = { "text", "json", NULL };
@@ -63,6 +68,26 @@ const struct config_key node_config_keys[] = {
             AT(cluster_secret_file),
             .default_text = "",
             .help = "file whose first line is the secret; needed with node.listen" },
+    { .name = "cluster.listen",
+            .type = CONFIG_STRING,
+            AT(cluster_listen),
+            .default_text = "",
+            .help = "numeric host:port for other nodes' replicas; makes the node a member of a cluster" },
+    { .name = "cluster.advertise",
+            .type = CONFIG_STRING,
+            AT(cluster_advertise),
+            .default_text = "",
+            .help = "numeric host:port by which other nodes reach cluster.listen; none = the same" },
+    { .name = "cluster.join",
+            .type = CONFIG_STRING,
+            AT(cluster_join),
+            .default_text = "",
+            .help = "node.listen addresses of others, with commas: an empty node asks them to be taken in" },
+    { .name = "cluster.labels",
+            .type = CONFIG_STRING,
+            AT(cluster_labels),
+            .default_text = "",
+            .help = "e.g. zone=a,rack=2; replicas are spread over the first; none = over nodes" },
     { .name = "log.level",
             .type = CONFIG_ENUM,
             AT(log_level),
@@ -241,4 +266,67 @@ void node_config_node(const struct node_config *config, struct node_options *opt
     options->host.log.segment_bytes = config->wal_segment_bytes;
     options->host.log.bytes_max = config->wal_bytes_max;
     options->host.log.batch_bytes_max = config->wal_batch_bytes_max;
+}
+
+/* ---- a member of a cluster ---- */
+
+/* "host:port" with a port that is no wildcard: others must find it there. */
+static enum omen_err check_address(const char *key, const char *text, const char *scheme, struct err *err)
+{
+    size_t skip = strlen(scheme);
+    const char *colon = strrchr(text, ':');
+    bool good = strncmp(text, scheme, skip) == 0 && colon != NULL && colon > text + skip &&
+            strlen(text) <= OMEN_ADDRESS_BYTES_MAX;
+    char *end = NULL;
+    unsigned long port = good ? strtoul(colon + 1, &end, 10) : 0;
+    if (good && *end == '\0' && port > 0 && port <= 65535) return OMEN_OK;
+    return err_set(err, OMEN_EINVAL, key, "%s: \"%s\" is not %shost:port, by which other nodes find this one",
+            key, text, scheme);
+}
+
+static enum omen_err join_parse(const char *text, struct arena *arena, struct node_cluster_options *out,
+        struct err *err)
+{
+    static const char between[] = ", \t";
+    const char **addresses = arena_calloc(arena, CLUSTER_JOIN_MAX, sizeof *addresses);
+    if (addresses == NULL) return err_set(err, OMEN_ENOMEM, "cluster.join", "no memory");
+    for (const char *at = text + strspn(text, between); *at != '\0'; at += strspn(at, between)) {
+        size_t len = strcspn(at, between);
+        if (out->join_count == CLUSTER_JOIN_MAX)
+            return err_set(err, OMEN_EINVAL, "cluster.join", "cluster.join: at most %d addresses",
+                    CLUSTER_JOIN_MAX);
+        const char *address = arena_strdup(arena, at, len);
+        if (address == NULL) return err_set(err, OMEN_ENOMEM, "cluster.join", "no memory");
+        enum omen_err rc = check_address("cluster.join", address, "tcp://", err);
+        if (rc != OMEN_OK) return rc;
+        addresses[out->join_count++] = address;
+        at += len;
+    }
+    out->join = addresses;
+    return OMEN_OK;
+}
+
+enum omen_err node_config_cluster(const struct node_config *config, struct arena *arena,
+        struct node_cluster_options *out, struct err *err)
+{
+    *out = (struct node_cluster_options){ .member = false };
+    if (config->cluster_listen[0] == '\0') return OMEN_OK;
+    if (config->node_listen[0] == '\0')
+        return err_set(err, OMEN_EINVAL, "node.listen",
+                "node.listen: a member of a cluster needs it, tcp://host:port");
+    out->member = true;
+    out->listen = config->cluster_listen;
+    out->raft_address = config->cluster_advertise[0] != '\0' ? config->cluster_advertise
+                                                             : config->cluster_listen;
+    out->address = config->node_advertise[0] != '\0' ? config->node_advertise : config->node_listen;
+    out->labels = config->cluster_labels;
+    enum omen_err rc = cluster_key_read(config->cluster_secret, config->cluster_secret_file, vfs_posix(),
+            &out->key, err);
+    if (rc == OMEN_OK) rc = check_address("cluster.listen", config->cluster_listen, "", err);
+    if (rc == OMEN_OK) rc = check_address("cluster.advertise", out->raft_address, "", err);
+    if (rc == OMEN_OK) rc = check_address("node.advertise", out->address, "tcp://", err);
+    if (rc == OMEN_OK && strlen(out->labels) > CLUSTER_LABELS_BYTES_MAX)
+        rc = err_set(err, OMEN_EINVAL, "cluster.labels", "cluster.labels: at most %d bytes",
+                CLUSTER_LABELS_BYTES_MAX);
+    return rc == OMEN_OK ? join_parse(config->cluster_join, arena, out, err) : rc;
 }

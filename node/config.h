@@ -9,6 +9,7 @@
 struct node_config {
     char *listen, *http_listen, *data_dir;
     char *node_listen, *node_advertise, *cluster_secret, *cluster_secret_file;
+    char *cluster_listen, *cluster_advertise, *cluster_join, *cluster_labels;
     int log_level, log_format;
     struct config_list api_keys;
     uint64_t node_requests_in_service;
@@ -25,5 +26,10 @@ extern const struct config_key node_config_keys[]; /* ends with name == NULL */
 
 /* Into options that were filled with their defaults. Strings are borrowed from the config. */
 void node_config_node(const struct node_config *config, struct node_options *options);
+
+/* What makes it a member of a cluster; all zero without cluster.listen. Addresses are checked and live in `arena`;
+ * the rest is borrowed from the config. OMEN_EINVAL names the key. */
+OMEN_CHECKED enum omen_err node_config_cluster(const struct node_config *config, struct arena *arena,
+        struct node_cluster_options *options_out, struct err *err);
 
 #endif

@@ -1,7 +1,9 @@
 /* Lock and identity of a data directory.
  *
- * NODE v1, 64 bytes, little-endian: 0 magic "OMND" | 4 u16 version | 6 u16 zero | 8 u32 crc32c of the rest |
- *   12 u32 zero | 16 u64 node id | 24 u64 incarnation | 32 u64 created_ms | 40 zero [24], checked */
+ * NODE v2, 64 bytes, little-endian: 0 magic "OMND" | 4 u16 version | 6 u16 flags (1 founder) | 8 u32 crc32c of the rest |
+ *   12 u32 replica of the cluster group | 16 u64 node id, 0 = in no cluster yet | 24 u64 incarnation | 32 u64 created_ms |
+ *   40 u64 cluster id, 0 = none | 48 u64 birth, 0 = a single node's | 56 zero [8], checked
+ * v1 is a single node's: zero where v2 has flags, replica, cluster id and birth. */
 #include "common/err.h"
 
 #include <errno.h>
@@ -20,7 +22,8 @@
 #include "node/data_dir.h"
 
 #define NODE_MAGIC 0x444e4d4fu /* "OMND" */
-#define NODE_FORMAT_VERSION 1
+#define NODE_FORMAT_VERSION 2
+#define NODE_FLAG_FOUNDER 1u
 #define PATH_ROOM 128 /* what names inside the directory may add */
 
 void data_dir_path(const struct data_dir *dir, const char *name, char *out)
@@ -109,24 +112,60 @@ static uint32_t identity_crc(const uint8_t raw[NODE_FILE_BYTES])
     return crc32c(crc32c(0, raw, 8), raw + 12, NODE_FILE_BYTES - 12);
 }
 
-static enum omen_err identity_create(struct data_dir *dir, const char *path, struct clock *clock,
-        struct err *err)
+static enum omen_err identity_write(struct data_dir *dir, const char *path, struct err *err)
 {
-    enum omen_err rc = refuse_orphaned(dir, path, err);
-    if (rc != OMEN_OK) return rc;
-    dir->identity = (struct node_identity){
-        .node_id = (random_id() & UINT32_MAX) | 1, /* placements name nodes by u32; never 0 */
-        .incarnation = random_id(),
-        .created_ms = clock_wall_ms(clock),
-    };
+    const struct node_identity *id = &dir->identity;
     uint8_t raw[NODE_FILE_BYTES] = { 0 };
     store_u32(raw, NODE_MAGIC);
     store_u16(raw + 4, NODE_FORMAT_VERSION);
-    store_u64(raw + 16, dir->identity.node_id);
-    store_u64(raw + 24, dir->identity.incarnation);
-    store_u64(raw + 32, dir->identity.created_ms);
+    store_u16(raw + 6, id->founder ? NODE_FLAG_FOUNDER : 0);
+    store_u32(raw + 12, id->catalog_replica_id);
+    store_u64(raw + 16, id->node_id);
+    store_u64(raw + 24, id->incarnation);
+    store_u64(raw + 32, id->created_ms);
+    store_u64(raw + 40, id->cluster_id);
+    store_u64(raw + 48, id->birth);
     store_u32(raw + 8, identity_crc(raw));
     return vfs_replace_file(dir->vfs, path, raw, sizeof raw, err);
+}
+
+static enum omen_err identity_create(struct data_dir *dir, const char *path, enum data_dir_use use,
+        struct clock *clock, struct err *err)
+{
+    enum omen_err rc = refuse_orphaned(dir, path, err);
+    if (rc != OMEN_OK) return rc;
+    dir->identity = (struct node_identity){ .created_ms = clock_wall_ms(clock) };
+    if (use == DATA_DIR_SINGLE) {
+        dir->identity.node_id = (random_id() & UINT32_MAX) | 1; /* placements name nodes by u32; never 0 */
+        dir->identity.incarnation = random_id();
+    } else {
+        dir->identity.birth = random_id();
+    }
+    return identity_write(dir, path, err);
+}
+
+enum omen_err data_dir_identify(struct data_dir *dir, const struct node_identity *identity, struct err *err)
+{
+    char path[NODE_PATH_BYTES_MAX];
+    data_dir_path(dir, "NODE", path);
+    struct node_identity old = dir->identity;
+    dir->identity = *identity;
+    dir->identity.birth = old.birth;
+    dir->identity.created_ms = old.created_ms;
+    enum omen_err rc = identity_write(dir, path, err);
+    if (rc != OMEN_OK) dir->identity = old;
+    return rc;
+}
+
+static enum omen_err identity_check(const struct node_identity *id, const char *path, struct err *err)
+{
+    bool member = id->birth != 0, joined = id->cluster_id != 0;
+    if (id->node_id > UINT32_MAX || (id->node_id == 0 && (!member || joined)))
+        return err_corrupt(err, path, 16, "no node id");
+    if (joined != (id->catalog_replica_id != 0)) return err_corrupt(err, path, 12, "half a cluster's member");
+    if (member && joined != (id->node_id != 0)) return err_corrupt(err, path, 40, "half a cluster's member");
+    if (!member && joined) return err_corrupt(err, path, 48, "half a cluster's member");
+    return OMEN_OK;
 }
 
 static enum omen_err identity_parse(struct data_dir *dir, const char *path, const uint8_t *raw, size_t len,
@@ -134,36 +173,49 @@ static enum omen_err identity_parse(struct data_dir *dir, const char *path, cons
 {
     if (len != NODE_FILE_BYTES) return err_corrupt(err, path, 0, "wrong length");
     if (load_u32(raw) != NODE_MAGIC) return err_corrupt(err, path, 0, "wrong magic");
-    if (load_u16(raw + 4) != NODE_FORMAT_VERSION) {
-        return err_set(err, OMEN_EVERSION, "", "%s: format version %u, this program knows %d", path,
-                load_u16(raw + 4), NODE_FORMAT_VERSION);
+    uint16_t version = load_u16(raw + 4), flags = load_u16(raw + 6);
+    if (version == 0 || version > NODE_FORMAT_VERSION) {
+        return err_set(err, OMEN_EVERSION, "", "%s: format version %u, this program knows %d", path, version,
+                NODE_FORMAT_VERSION);
     }
     if (load_u32(raw + 8) != identity_crc(raw)) return err_corrupt(err, path, 8, "wrong checksum");
-    dir->identity.node_id = load_u64(raw + 16);
-    dir->identity.incarnation = load_u64(raw + 24);
-    dir->identity.created_ms = load_u64(raw + 32);
-    for (size_t i = 40; i < NODE_FILE_BYTES; i++) {
+    if (flags & ~NODE_FLAG_FOUNDER) return err_corrupt(err, path, 6, "unknown flags");
+    dir->identity = (struct node_identity){
+        .node_id = load_u64(raw + 16),
+        .incarnation = load_u64(raw + 24),
+        .created_ms = load_u64(raw + 32),
+        .cluster_id = load_u64(raw + 40),
+        .birth = load_u64(raw + 48),
+        .catalog_replica_id = load_u32(raw + 12),
+        .founder = (flags & NODE_FLAG_FOUNDER) != 0,
+    };
+    for (size_t i = 56; i < NODE_FILE_BYTES; i++) {
         if (raw[i] != 0) return err_corrupt(err, path, i, "not zero");
     }
-    if (dir->identity.node_id == 0 || dir->identity.node_id > UINT32_MAX)
-        return err_corrupt(err, path, 16, "no node id");
-    return OMEN_OK;
+    return identity_check(&dir->identity, path, err);
 }
 
-static enum omen_err identity_open(struct data_dir *dir, struct clock *clock, struct err *err)
+static enum omen_err identity_open(struct data_dir *dir, enum data_dir_use use, struct clock *clock,
+        struct err *err)
 {
     char path[NODE_PATH_BYTES_MAX];
     data_dir_path(dir, "NODE", path);
     bool there;
     enum omen_err rc = vfs_exists(dir->vfs, path, &there, err);
     if (rc != OMEN_OK) return rc;
-    if (!there) return identity_create(dir, path, clock, err);
+    if (!there) return identity_create(dir, path, use, clock, err);
     uint8_t *raw;
     size_t len;
     rc = vfs_read_file(dir->vfs, path, 4096, &raw, &len, err);
     if (rc != OMEN_OK) return rc;
     rc = identity_parse(dir, path, raw, len, err);
     mem_free(raw);
+    if (rc == OMEN_OK && (dir->identity.birth != 0) != (use == DATA_DIR_MEMBER))
+        return err_set(err, OMEN_EINVAL, "data_dir",
+                use == DATA_DIR_MEMBER
+                        ? "%s holds the data of a single node; a member of a cluster begins empty"
+                        : "%s holds the data of a cluster's member: set cluster.listen",
+                dir->path);
     return rc;
 }
 
@@ -201,8 +253,8 @@ static enum omen_err dirs_make(const char *path, struct err *err)
     }
 }
 
-enum omen_err data_dir_open(struct data_dir *dir, struct vfs *vfs, const char *path, struct clock *clock,
-        struct err *err)
+enum omen_err data_dir_open(struct data_dir *dir, struct vfs *vfs, const char *path, enum data_dir_use use,
+        struct clock *clock, struct err *err)
 {
     *dir = (struct data_dir){ .vfs = vfs, .lock_fd = -1 };
     if (path[0] == '\0' || strlen(path) >= NODE_PATH_BYTES_MAX - PATH_ROOM) {
@@ -214,7 +266,7 @@ enum omen_err data_dir_open(struct data_dir *dir, struct vfs *vfs, const char *p
     if (rc == OMEN_OK) rc = vfs_mkdir(vfs, path, err);
     if (rc == OMEN_OK) rc = lock_take(dir, err);
     if (rc != OMEN_OK) return rc;
-    rc = identity_open(dir, clock, err);
+    rc = identity_open(dir, use, clock, err);
     static const char *const parts[] = { "log", "catalog", "shards" };
     for (size_t i = 0; rc == OMEN_OK && i < sizeof parts / sizeof *parts; i++) {
         char part[NODE_PATH_BYTES_MAX];

@@ -6,12 +6,23 @@
 #include "common/vfs.h"
 
 #define NODE_PATH_BYTES_MAX 4096
-#define NODE_FILE_BYTES 64 /* NODE file, see README.md */
+#define NODE_FILE_BYTES 64 /* NODE file, see data_dir.c */
+
+/* What a data directory is for; it never changes from one to the other. */
+enum data_dir_use {
+    DATA_DIR_SINGLE, /* one node by itself: the identity is made at the first open */
+    DATA_DIR_MEMBER, /* a member of a cluster: the identity is given by the cluster */
+};
 
 struct node_identity {
-    uint64_t node_id;
+    uint64_t node_id;     /* 0: not part of a cluster yet */
     uint64_t incarnation; /* of the data; part of every token */
     uint64_t created_ms;
+    uint64_t
+            birth; /* DATA_DIR_MEMBER: random, of this disk's contents; tells a wiped disk from its predecessor */
+    uint64_t cluster_id;         /* 0 = DATA_DIR_SINGLE, or not part of a cluster yet */
+    uint32_t catalog_replica_id; /* its replica of the cluster group */
+    bool founder;                /* the first node: the cluster may have to be begun still */
 };
 
 struct data_dir {
@@ -22,9 +33,12 @@ struct data_dir {
 };
 
 /* Create what is missing, lock, read or make the identity. OMEN_EBUSY: locked by another process. OMEN_ECORRUPT: NODE is
- * damaged, or missing beside data. */
+ * damaged, or missing beside data. OMEN_EINVAL: it is in the other use. */
 OMEN_CHECKED enum omen_err data_dir_open(struct data_dir *dir, struct vfs *vfs, const char *path,
-        struct clock *clock, struct err *err);
+        enum data_dir_use use, struct clock *clock, struct err *err);
+/* A member's identity, durable when this returns; birth and created_ms stay. */
+OMEN_CHECKED enum omen_err data_dir_identify(struct data_dir *dir, const struct node_identity *identity,
+        struct err *err);
 void data_dir_close(struct data_dir *dir);
 
 /* "<data dir>/<name>" into `out` [NODE_PATH_BYTES_MAX]; paths are bounded at open. */

@@ -12,10 +12,14 @@
 static const char help_text[] =
         "usage: omen-node --standalone [options]\n"
         "       omen-node --node-listen URL [options]\n"
+        "       omen-node --node-listen URL --cluster-listen HOST:PORT [options]\n"
         "\n"
         "  --standalone        serve clients: router and node in one process over one data directory\n"
         "  --node-listen URL   serve routers (omen-router) there; same as --set node.listen=URL. Needs\n"
         "                      cluster.secret_file; without --standalone there is no port for clients\n"
+        "  --cluster-listen A  numeric host:port for other nodes' replicas: makes it a member of a cluster; an empty one\n"
+        "                      waits for omenctl cluster init or node add, or joins through --join\n"
+        "  --join URLS         node ports of other members, with commas; same as --set cluster.join=URLS\n"
         "  --config FILE       read this configuration (see deploy/omendb.yaml)\n"
         "  --data DIR          data directory; same as --set data_dir=DIR\n"
         "  --listen URL        where clients connect, tcp://127.0.0.1:7700; port 0 takes a free one\n"
@@ -36,6 +40,11 @@ static bool standalone;
 static bool node_check(void *values)
 {
     const struct node_config *c = values;
+    if (standalone && c->cluster_listen[0] != '\0') {
+        fputs("omen-node: --standalone is a node by itself, cluster.listen makes a member: give one\n",
+                stderr);
+        return false;
+    }
     if (standalone || c->node_listen[0] != '\0') return true;
     fputs("omen-node: give --standalone, --node-listen URL or both; try omen-node --help\n", stderr);
     return false;
@@ -86,6 +95,8 @@ int main(int argc, char **argv)
         { "listen", "listen", NULL },
         { "http", "http_listen", NULL },
         { "node-listen", "node.listen", NULL },
+        { "cluster-listen", "cluster.listen", NULL },
+        { "join", "cluster.join", NULL },
         { NULL, NULL, NULL },
     };
     const struct process_program program = {

@@ -10,6 +10,8 @@
 
 #include "common/check.h"
 #include "common/log.h"
+#include "node/member/fields.h"
+#include "node/member/member.h"
 #include "node/node_impl.h"
 
 #define MIB (1ull << 20)
@@ -49,20 +51,28 @@ static uint32_t table_position(const struct node *node, uint64_t shard_id)
 }
 
 enum omen_err node_shard_open(struct node *node, const struct map_collection *collection,
-        const struct map_shard *shard, struct err *err)
+        const struct map_shard *shard, uint64_t replica_id, const struct node_shard_raft *raft,
+        struct err *err)
 {
     char dir[NODE_PATH_BYTES_MAX];
-    data_dir_shard_path(&node->dir, shard->shard_id, shard->replica_ids[0], dir);
+    data_dir_shard_path(&node->dir, shard->shard_id, replica_id, dir);
     struct shard_host_options options = {
         .env = &node->env,
         .dir = dir,
         .shard_id = shard->shard_id,
-        .replica_id = shard->replica_ids[0],
+        .replica_id = replica_id,
         .collection_id = collection->id,
         .base_sequence = shard->base_sequence,
         .schema = &collection->schema,
         .collection_name = collection->name,
+        .raft = raft != NULL,
     };
+    if (raft != NULL) {
+        options.node_id = node_number(node);
+        options.peers = raft->peers;
+        options.bootstrap = raft->bootstrap;
+        options.bootstrap_count = raft->bootstrap_count;
+    }
     struct shard_host *host;
     enum omen_err rc = shard_host_open(&options, &host, err);
     if (rc != OMEN_OK) return rc;
@@ -94,6 +104,18 @@ struct shard_host *node_shard_take(struct node *node, uint64_t shard_id)
     return shard;
 }
 
+struct shard_host *node_shard_hold(struct node *node, uint64_t shard_id)
+{
+    pthread_rwlock_rdlock(&node->table_lock);
+    uint32_t at = table_position(node, shard_id);
+    struct shard_host *shard = at < node->slot_count && node->slots[at].shard_id == shard_id
+            ? node->slots[at].shard
+            : NULL;
+    if (shard != NULL) shard_host_hold(shard);
+    pthread_rwlock_unlock(&node->table_lock);
+    return shard;
+}
+
 void node_map_publish(struct node *node, struct map *map)
 {
     pthread_rwlock_wrlock(&node->table_lock);
@@ -113,18 +135,22 @@ static void service_submit(void *self, struct shard_call *call)
         node_catalog_submit(node, call);
         return;
     }
+    if (call->kind == CALL_CLUSTER && node->member != NULL) {
+        member_cluster_call(node->member, call);
+        return;
+    }
     if (call->kind == CALL_CLUSTER) {
         call->code = err_set(&call->err, OMEN_EINVAL, "", "this is a single node, it has no cluster");
         call->done(call);
         return;
     }
-    pthread_rwlock_rdlock(&node->table_lock);
-    uint32_t at = table_position(node, call->shard_id);
-    struct shard_host *shard = at < node->slot_count && node->slots[at].shard_id == call->shard_id
-            ? node->slots[at].shard
-            : NULL;
-    if (shard != NULL) shard_host_hold(shard);
-    pthread_rwlock_unlock(&node->table_lock);
+    struct shard_host *shard = node_shard_hold(node, call->shard_id);
+    if (shard == NULL && node->member != NULL) { /* not open yet, or moved: another replica may serve */
+        call->code = err_set(&call->err, OMEN_EUNAVAILABLE, "", "shard %llu is not open on this node",
+                (unsigned long long)call->shard_id);
+        call->done(call);
+        return;
+    }
     if (shard == NULL) {
         call->code = err_set(&call->err, OMEN_ENOTFOUND, "collection",
                 "shard %llu is not here: the collection was dropped", (unsigned long long)call->shard_id);
@@ -138,6 +164,7 @@ static void service_submit(void *self, struct shard_call *call)
 static void service_release(void *self, struct shard_call *call)
 {
     if (call->kind < CALL_CATALOG) shard_host_release(call);
+    if (call->kind == CALL_CLUSTER) member_cluster_release(call);
 }
 
 static struct map *service_map_acquire(void *self)
@@ -153,6 +180,8 @@ static const char *service_not_ready(void *self)
 {
     struct node *node = self;
     if (atomic_load(&node->stopping)) return "stopping";
+    const char *why = node->member == NULL ? NULL : member_not_ready(node->member);
+    if (why != NULL) return why;
     if (atomic_load(&node->shard_damaged))
         return "a shard is damaged and serves nothing, the log names file and offset";
     if (atomic_load(&node->shard_stopped)) return "a shard has stopped taking writes, see the log";
@@ -162,21 +191,10 @@ static const char *service_not_ready(void *self)
     return NULL;
 }
 
-static void put_u64(struct doc_builder *b, const char *key, uint64_t v)
-{
-    doc_key(b, key, strlen(key));
-    doc_put_i64(b, (int64_t)(v & INT64_MAX));
-}
-
-static void put_text(struct doc_builder *b, const char *key, const char *text)
-{
-    doc_key(b, key, strlen(key));
-    doc_put_string(b, text, strlen(text));
-}
-
 static void status_log(struct node *node, struct doc_builder *b)
 {
     struct node_log_stats log;
+    if (!atomic_load(&node->host_open)) return;
     replica_host_log_stats(node->replica_host, &log);
     doc_key(b, "log", 3);
     doc_begin_object(b);
@@ -229,10 +247,21 @@ static void service_status(void *self, struct doc_builder *b)
     put_u64(b, "search_queue", search_pool_depth(node->env.pool));
     put_u64(b, "write_inflight_bytes", atomic_load(&node->env.inflight_bytes));
     status_totals(node, b);
+    if (node->member != NULL) member_status(node->member, b);
     status_log(node, b);
 }
 
 uint32_t node_number(const struct node *node) { return (uint32_t)node->dir.identity.node_id; }
+
+uint32_t node_members(struct node *node, struct map_node *nodes_out)
+{
+    return member_nodes(node->member, nodes_out);
+}
+
+void node_peer_request(struct node *node, struct doc request, struct doc_builder *reply)
+{
+    member_peer(node->member, request, reply);
+}
 
 const struct shard_service *node_service(struct node *node) { return &node->service; }
 
@@ -250,13 +279,14 @@ static void env_fill(struct node *node)
     env->read_arena_bytes_max = o->read_arena_bytes_max;
     env->shard_inflight_bytes_max = o->shard_inflight_bytes_max;
     env->node_inflight_bytes_max = o->node_inflight_bytes_max;
-    env->replica_host = node->replica_host;
+    env->election_ms = o->host.cluster.election_ms;
     env->disk_look = node_disk_look;
     env->disk_arg = node;
 }
 
-static enum omen_err host_open(struct node *node, struct err *err)
+enum omen_err node_host_open(struct node *node, struct err *err)
 {
+    const struct node_cluster_options *cluster = &node->options.cluster;
     char log_dir[NODE_PATH_BYTES_MAX];
     data_dir_path(&node->dir, "log", log_dir);
     struct replica_host_options host = node->options.host;
@@ -265,7 +295,17 @@ static enum omen_err host_open(struct node *node, struct err *err)
     host.log.node_id = node->dir.identity.node_id;
     host.clock = node->options.clock;
     host.metrics = node->options.metrics;
-    return replica_host_open(&host, &node->replica_host, err);
+    if (cluster->member) {
+        host.cluster.cluster_id = node->dir.identity.cluster_id;
+        host.cluster.secret = (const uint8_t *)&cluster->key; /* both are derived from the cluster's secret */
+        host.cluster.secret_len = sizeof cluster->key;
+        host.cluster.listen = cluster->listen;
+    }
+    enum omen_err rc = replica_host_open(&host, &node->replica_host, err);
+    if (rc != OMEN_OK) return rc;
+    node->env.replica_host = node->replica_host;
+    atomic_store(&node->host_open, true);
+    return OMEN_OK;
 }
 
 static enum omen_err catalog_host(struct node *node, struct err *err)
@@ -298,6 +338,7 @@ static void shards_close(struct node *node)
 static void node_free(struct node *node)
 {
     shards_close(node);
+    member_free(node->member);
     room_keeper_stop(node->env.rooms);
     if (node->map != NULL) map_unref(node->map);
     if (node->catalog_replica != NULL) replica_close(node->catalog_replica, true);
@@ -357,33 +398,57 @@ static void files_raise(void)
         LOG_WARN("node.files", "limit=%llu", (unsigned long long)limit.rlim_max);
 }
 
+/* Log, catalog and every shard that it names. A member opens all that when it is one. */
+static enum omen_err single_open(struct node *node, struct err *err)
+{
+    enum omen_err rc = node_host_open(node, err);
+    if (rc == OMEN_OK) rc = catalog_host(node, err);
+    if (rc == OMEN_OK) rc = node_catalog_heal(node, err);
+    if (rc == OMEN_OK) node_map_publish(node, catalog_map(node->catalog));
+    return rc;
+}
+
+static enum omen_err threads_start(struct node *node, struct err *err)
+{
+    enum omen_err rc = node_catalog_start(node, err);
+    if (rc == OMEN_OK) rc = node_watch_start(node, err);
+    if (rc == OMEN_OK) rc = node_scrub_start(node, err);
+    if (rc == OMEN_OK && node->member != NULL) rc = member_start(node->member, err);
+    return rc;
+}
+
+static void threads_stop(struct node *node)
+{
+    node_catalog_stop(node);
+    if (node->member != NULL) member_stop(node->member);
+    node_scrub_stop(node);
+    node_watch_stop(node); /* retiring shards look after their deadlines themselves */
+}
+
 enum omen_err node_open(const struct node_options *options, struct node **node_out, struct err *err)
 {
     *node_out = NULL;
     files_raise();
     struct node *node = node_new(options);
-    enum omen_err rc = data_dir_open(&node->dir, options->vfs, options->data_dir, options->clock, err);
-    if (rc == OMEN_OK) rc = host_open(node, err);
+    bool member = options->cluster.member;
+    enum omen_err rc = data_dir_open(&node->dir, options->vfs, options->data_dir,
+            member ? DATA_DIR_MEMBER : DATA_DIR_SINGLE, options->clock, err);
     if (rc == OMEN_OK)
         rc = search_pool_start(options->search_threads, options->search_queue_max, &node->env.pool, err);
-    if (rc == OMEN_OK) rc = catalog_host(node, err);
     if (rc == OMEN_OK) rc = room_keeper_start(shard_host_make_room, &node->env.rooms, err);
     if (rc == OMEN_OK) {
         env_fill(node);
         if (options->metrics != NULL) node_metrics_register(node);
         node_watch_disk(node);
-        rc = node_catalog_heal(node, err);
+        if (member) node->member = member_new(node);
     }
-    if (rc == OMEN_OK) rc = node_catalog_start(node, err);
-    if (rc == OMEN_OK) rc = node_watch_start(node, err);
-    if (rc == OMEN_OK) rc = node_scrub_start(node, err);
+    if (rc == OMEN_OK && !member) rc = single_open(node, err);
+    if (rc == OMEN_OK) rc = threads_start(node, err);
     if (rc != OMEN_OK) {
-        node_catalog_stop(node);
-        node_watch_stop(node);
+        threads_stop(node);
         node_free(node);
         return rc;
     }
-    node_map_publish(node, catalog_map(node->catalog));
     if (options->metrics != NULL) node_metrics_collect(node);
     LOG_INFO("node.open", "data_dir=%s node=%llu shards=%u", node->dir.path,
             (unsigned long long)node->dir.identity.node_id, node->slot_count);
@@ -394,8 +459,6 @@ enum omen_err node_open(const struct node_options *options, struct node **node_o
 void node_close(struct node *node)
 {
     atomic_store(&node->stopping, true);
-    node_catalog_stop(node);
-    node_scrub_stop(node);
-    node_watch_stop(node); /* retiring shards look after their deadlines themselves */
+    threads_stop(node);
     node_free(node);
 }

@@ -10,17 +10,31 @@
 #include "common/clock.h"
 #include "common/metrics.h"
 #include "common/placement/shard_call.h"
+#include "common/siphash.h"
 #include "common/vfs.h"
 #include "consensus/replica.h"
 #include "storage/shard_store.h"
 
 struct node;
 
+/* What makes a node a member of a cluster (node/member/README.md); all zero: it is by itself. */
+struct node_cluster_options {
+    bool member;
+    struct siphash_key key;   /* of the cluster's secret */
+    const char *listen;       /* numeric "host:port" for the replicas of other nodes */
+    const char *raft_address; /* by which others reach it */
+    const char *address;      /* by which routers and nodes reach the node port, "tcp://host:port" */
+    const char *labels;       /* "zone=a,rack=2": the first is the failure domain; "" = the node itself */
+    const char *const *join;  /* [join_count] node ports of others that an empty node asks to be taken in */
+    uint32_t join_count;
+};
+
 struct node_options {
     const char *data_dir;
-    struct vfs *vfs;                  /* borrowed */
-    struct clock *clock;              /* borrowed */
-    struct metrics *metrics;          /* borrowed; may be NULL */
+    struct vfs *vfs;                     /* borrowed */
+    struct clock *clock;                 /* borrowed */
+    struct metrics *metrics;             /* borrowed; may be NULL */
+    struct node_cluster_options cluster; /* strings are borrowed for the node's life */
     struct replica_host_options host; /* log.dir, log.node_id, vfs, clock and metrics are set by node_open */
     struct shard_store_options store; /* template: limits only */
     uint32_t search_threads;          /* 0 = one per core */
@@ -41,7 +55,11 @@ OMEN_CHECKED enum omen_err node_open(const struct node_options *options, struct 
 /* Ends what is outstanding, checkpoints every shard. The metrics registry must not be rendered any more: it reads us. */
 void node_close(struct node *node);
 
-uint32_t node_number(const struct node *node); /* its id, as placements name it */
+uint32_t node_number(const struct node *node); /* its id, as placements name it; 0 = in no cluster yet */
+
+/* Of a member; for its node port (node_port_options). */
+uint32_t node_members(struct node *node, struct map_node *nodes_out);
+void node_peer_request(struct node *node, struct doc request, struct doc_builder *reply);
 
 /* Valid until node_close. */
 const struct shard_service *node_service(struct node *node);

@@ -17,6 +17,7 @@
 
 #include "common/check.h"
 #include "common/log.h"
+#include "node/member/member.h"
 #include "node/node_impl.h"
 
 struct catalog_call {
@@ -106,7 +107,8 @@ static enum omen_err create_effects(struct node *node, const char *name, struct 
     CHECK(collection != NULL); /* nobody else changes the catalog */
     enum omen_err rc = OMEN_OK;
     for (uint32_t i = 0; rc == OMEN_OK && i < collection->shard_count; i++) {
-        rc = node_shard_open(node, collection, &collection->shards[i], err);
+        rc = node_shard_open(node, collection, &collection->shards[i], collection->shards[i].replica_ids[0],
+                NULL, err);
     }
     if (rc == OMEN_OK) {
         LOG_INFO("collection.create", "collection=%s id=%llu shards=%u", collection->name,
@@ -229,6 +231,8 @@ static void *catalog_main(void *arg)
             call->code = err_set(&call->err, OMEN_EDEADLINE, "",
                     "the deadline passed before the change was begun");
             call->done(call);
+        } else if (node->member != NULL) {
+            member_catalog_call(node->member, call);
         } else {
             catalog_run(node, call);
         }
@@ -352,7 +356,8 @@ enum omen_err node_catalog_heal(struct node *node, struct err *err)
     for (uint32_t i = 0; rc == OMEN_OK && i < map->collection_count; i++) {
         const struct map_collection *collection = &map->collections[i];
         for (uint32_t s = 0; rc == OMEN_OK && s < collection->shard_count; s++) {
-            rc = node_shard_open(node, collection, &collection->shards[s], err);
+            rc = node_shard_open(node, collection, &collection->shards[s],
+                    collection->shards[s].replica_ids[0], NULL, err);
         }
         if (rc != OMEN_OK)
             LOG_ERROR("collection.open", "collection=%s error=\"%s\"", collection->name, err->message);

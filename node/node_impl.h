@@ -5,7 +5,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
-#include "node/catalog/catalog.h"
+#include "node/cluster/cluster.h"
 #include "node/data_dir.h"
 #include "node/node.h"
 #include "node/shard_host.h"
@@ -35,8 +35,20 @@ struct node_gauges {
     struct metric_counter *log_syncs, *log_appends, *log_written, *scrubbed;
 };
 
+struct member;
+
+/* How a shard is opened as a member of a Raft group; the group of one of a node by itself has none of this. */
+struct node_shard_raft {
+    const struct shard_peers *peers;
+    const struct replica_member
+            *bootstrap; /* [bootstrap_count] first configuration, written when nothing is there */
+    uint32_t bootstrap_count;
+};
+
 struct node {
     struct node_options options;
+    struct member *member;  /* NULL: by itself */
+    _Atomic bool host_open; /* replica_host is there */
     struct data_dir dir;
     struct shard_env env;
     struct shard_service service;
@@ -81,8 +93,13 @@ struct node {
 };
 
 /* node.c */
+OMEN_CHECKED enum omen_err node_host_open(struct node *node, struct err *err);
+/* `raft` NULL: a group of one. */
 OMEN_CHECKED enum omen_err node_shard_open(struct node *node, const struct map_collection *collection,
-        const struct map_shard *shard, struct err *err);
+        const struct map_shard *shard, uint64_t replica_id, const struct node_shard_raft *raft,
+        struct err *err);
+/* NULL when it is not open here; to be unheld. */
+struct shard_host *node_shard_hold(struct node *node, uint64_t shard_id);
 /* Takes the shard out of the table; NULL when it is not there. */
 struct shard_host *node_shard_take(struct node *node, uint64_t shard_id);
 void node_map_publish(struct node *node, struct map *map); /* takes over one reference */

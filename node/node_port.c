@@ -10,6 +10,8 @@
 #include "common/log.h"
 #include "common/placement/map_index.h"
 #include "common/wire/shard_message.h"
+#include "node/member/peer.h"
+#include "node/search_pool.h"
 
 #define ARENA_FIRST_BYTES (16u << 10)
 #define KEEP_BYTES (1u << 20) /* larger arenas and buffers are given back instead of pooled */
@@ -33,13 +35,16 @@ struct port_call {
     struct arena arena;
     struct buf reply;
     uint64_t nonce, began_ns, message_bytes;
+    struct search_task task; /* of a peer's request */
+    struct doc peer_request; /* in the message */
 };
 
 struct node_port {
     struct node_port_options options;
     struct net_server *server;
-    pthread_mutex_t lock; /* guards the members down to `index` */
-    pthread_cond_t idle;  /* active == 0 */
+    struct search_pool *peers; /* threads for other nodes' requests; NULL without */
+    pthread_mutex_t lock;      /* guards the members down to `index` */
+    pthread_cond_t idle;       /* active == 0 */
     struct port_call *pool;
     uint32_t pooled, active;
     struct map_index *index; /* of the newest map seen */
@@ -157,6 +162,12 @@ static void call_recycle(struct port_call *pc)
     if (pc != NULL) call_destroy(pc);
 }
 
+static uint32_t own_id(const struct node_port *port)
+{
+    const struct node_port_options *o = &port->options;
+    return o->node_number != NULL ? o->node_number(o->arg) : o->node_id;
+}
+
 /* ---- the map ---- */
 
 /* The newest map with its index, referenced; NULL before there is one. */
@@ -230,7 +241,7 @@ static void reply_call(struct port_call *pc)
     /* The answer to a change of the catalog brings the map that shows it. */
     bool with_map = call->code == OMEN_EWRONGEPOCH || call->kind >= CALL_CATALOG;
     struct map_index *newest = with_map || pc->index == NULL ? index_acquire(port) : map_index_ref(pc->index);
-    struct shard_reply_info info = { .node_id = port->options.node_id };
+    struct shard_reply_info info = { .node_id = own_id(port) };
     if (newest != NULL) info.epoch = newest->map->epoch;
     if (with_map) info.map = map_to_send(newest, call);
     while (!reply_encode(pc, &info)) {
@@ -379,8 +390,8 @@ static void serve_poll(struct port_call *pc, const struct shard_envelope *envelo
         reply_send(pc, SHARD_REFUSAL);
         return;
     }
-    struct map_node self = { .node_id = o->node_id }, *nodes = &self;
-    struct shard_poll_reply reply = { .node_id = o->node_id, .node_count = o->node_id != 0 };
+    struct map_node self = { .node_id = own_id(port) }, *nodes = &self;
+    struct shard_poll_reply reply = { .node_id = self.node_id, .node_count = self.node_id != 0 };
     snprintf(self.address, sizeof self.address, "%s", o->advertise);
     if (o->nodes != NULL) {
         nodes = arena_calloc(&pc->arena, OMEN_NODES_MAX, sizeof *nodes);
@@ -402,6 +413,44 @@ static void serve_poll(struct port_call *pc, const struct shard_envelope *envelo
     if (b != NULL) doc_builder_free(b);
     map_index_unref(index);
     reply_send(pc, SHARD_REPLY);
+}
+
+/* ---- other nodes ---- */
+
+static void peer_run(struct search_task *task)
+{
+    struct port_call *pc = (struct port_call *)((char *)task - offsetof(struct port_call, task));
+    struct node_port *port = pc->port;
+    struct doc_builder *b = doc_builder_new(PEER_DOC_BYTES_MAX);
+    struct doc reply = { NULL, 0 };
+    if (b != NULL) {
+        doc_begin_object(b);
+        port->options.peer(port->options.arg, pc->peer_request, b);
+        doc_end(b);
+        if (doc_builder_finish(b, &reply, NULL) != OMEN_OK) reply = (struct doc){ NULL, 0 };
+    }
+    shard_message_begin(&pc->reply, SHARD_REPLY, SHARD_KIND_PEER, pc->nonce);
+    if (reply.data != NULL)
+        buf_append(&pc->reply, reply.data, reply.len); /* else the peer takes it for damaged */
+    if (b != NULL) doc_builder_free(b);
+    reply_send(pc, SHARD_REPLY);
+}
+
+static void serve_peer(struct port_call *pc, const struct shard_envelope *envelope)
+{
+    struct node_port *port = pc->port;
+    struct err err;
+    enum omen_err rc = doc_validate(envelope->body, PEER_DOC_BYTES_MAX, &pc->peer_request, &err);
+    if (rc == OMEN_OK && doc_type(pc->peer_request) != DOC_OBJECT)
+        rc = err_set(&err, OMEN_EPROTO, "", "a request of a node is no object");
+    if (rc == OMEN_OK && port->peers == NULL)
+        rc = err_set(&err, OMEN_EUNAVAILABLE, "", "this node is not one of a cluster's");
+    if (rc != OMEN_OK) refusal_note(port, REFUSED_BODY, &err);
+    pc->task.run = peer_run;
+    if (rc == OMEN_OK && search_pool_submit(port->peers, &pc->task)) return;
+    if (rc == OMEN_OK) rc = OMEN_EBUSY;
+    shard_message_refuse(&pc->reply, pc->nonce, rc);
+    reply_send(pc, SHARD_REFUSAL);
 }
 
 static enum refusal refusal_of(enum omen_err code)
@@ -437,6 +486,8 @@ static void handle(void *arg, struct net_request *request, struct bytes message)
         reply_send(pc, SHARD_REFUSAL);
     } else if (envelope.kind == SHARD_KIND_POLL) {
         serve_poll(pc, &envelope);
+    } else if (envelope.kind == SHARD_KIND_PEER) {
+        serve_peer(pc, &envelope);
     } else if (over_limits(port, in_service)) {
         refusal_note(port, REFUSED_BUSY, NULL);
         pc->call.kind = envelope.kind < KINDS ? (enum shard_call_kind)envelope.kind : CALL_STATS;
@@ -458,6 +509,7 @@ static void port_free(struct node_port *port)
         call_destroy(pc);
     }
     map_index_unref(port->index);
+    if (port->peers != NULL) search_pool_stop(port->peers);
     pthread_cond_destroy(&port->idle);
     pthread_mutex_destroy(&port->lock);
     explicit_bzero(&port->options.key, sizeof port->options.key);
@@ -475,6 +527,9 @@ enum omen_err node_port_start(const struct node_port_options *options, struct no
     pthread_mutex_init(&port->lock, NULL);
     pthread_cond_init(&port->idle, NULL);
     if (options->metrics != NULL) metrics_register(port);
+    enum omen_err rc = options->peer == NULL
+            ? OMEN_OK
+            : search_pool_start(NODE_PORT_PEER_THREADS, NODE_PORT_PEER_QUEUE_MAX, &port->peers, err);
     struct net_server_options net = {
         .url = options->url,
         .contexts = options->requests_max + options->requests_max / 4 + 1, /* room to say BUSY */
@@ -482,7 +537,7 @@ enum omen_err node_port_start(const struct node_port_options *options, struct no
         .handle = handle,
         .arg = port,
     };
-    enum omen_err rc = net_server_start(&net, &port->server, err);
+    if (rc == OMEN_OK) rc = net_server_start(&net, &port->server, err);
     if (rc != OMEN_OK) {
         port_free(port);
         return rc;

@@ -167,8 +167,8 @@ static void node_collect(void *arg)
 {
     struct node *node = arg;
     const struct node_gauges *g = &node->gauges;
-    struct node_log_stats log;
-    replica_host_log_stats(node->replica_host, &log);
+    struct node_log_stats log = { 0 };
+    if (atomic_load(&node->host_open)) replica_host_log_stats(node->replica_host, &log);
     counter_follow(g->log_syncs, log.syncs);
     counter_follow(g->log_appends, log.appends);
     counter_follow(g->log_written, log.bytes_written);

@@ -22,6 +22,7 @@ struct standalone {
     struct node *node;
     struct router *router;  /* NULL without a client port */
     struct node_port *port; /* NULL without a port for routers */
+    struct arena arena;     /* addresses from the configuration */
     pthread_rwlock_t lock;  /* guards `ready` and `node` against the pages' threads */
     bool ready, stopping;
     char url[PROCESS_URL_BYTES_MAX], http_url[PROCESS_URL_BYTES_MAX], node_url[PROCESS_URL_BYTES_MAX];
@@ -82,19 +83,36 @@ static enum omen_err router_open(struct standalone *s, const struct node_config 
     return rc;
 }
 
+static uint32_t port_node_number(void *arg) { return node_number(((struct standalone *)arg)->node); }
+
+static uint32_t port_nodes(void *arg, struct map_node *nodes_out)
+{
+    return node_members(((struct standalone *)arg)->node, nodes_out);
+}
+
+static void port_peer(void *arg, struct doc request, struct doc_builder *reply)
+{
+    node_peer_request(((struct standalone *)arg)->node, request, reply);
+}
+
 static enum omen_err port_open(struct standalone *s, const struct node_config *config, struct err *err)
 {
     const char *advertise = config->node_advertise;
     if (strlen(advertise) > OMEN_ADDRESS_BYTES_MAX)
         return err_set(err, OMEN_EINVAL, "node.advertise", "node.advertise: at most %d bytes",
                 OMEN_ADDRESS_BYTES_MAX);
+    bool member = config->cluster_listen[0] != '\0';
     struct node_port_options options = {
         .url = config->node_listen,
         .service = node_service(s->node),
         .clock = clock_system(),
         .metrics = s->metrics,
         .node_id = node_number(s->node),
-        .advertise = advertise,
+        .advertise = member && advertise[0] == '\0' ? config->node_listen : advertise,
+        .node_number = member ? port_node_number : NULL,
+        .nodes = member ? port_nodes : NULL,
+        .peer = member ? port_peer : NULL,
+        .arg = s,
         .requests_max = (uint32_t)config->node_requests_in_service,
     };
     enum omen_err rc = cluster_key_read(config->cluster_secret, config->cluster_secret_file, vfs_posix(),
@@ -112,6 +130,7 @@ enum omen_err standalone_start(const struct node_config *config, bool with_route
     *standalone_out = NULL;
     struct standalone *s = mem_must_calloc(1, sizeof *s);
     pthread_rwlock_init(&s->lock, NULL);
+    arena_init(&s->arena, 4096, 1 << 20);
     s->metrics = metrics_new();
     struct http_pages_options pages = {
         .url = config->http_listen,
@@ -124,7 +143,12 @@ enum omen_err standalone_start(const struct node_config *config, bool with_route
     node_config_node(config, &options);
     options.metrics = s->metrics;
     test_mutations(&options);
-    enum omen_err rc = http_pages_start(&pages, &s->pages, err);
+    enum omen_err rc = node_config_cluster(config, &s->arena, &options.cluster, err);
+    if (rc != OMEN_OK) {
+        standalone_stop(s);
+        return rc;
+    }
+    rc = http_pages_start(&pages, &s->pages, err);
     if (rc == OMEN_OK) rc = node_open(&options, &s->node, err);
     if (rc == OMEN_OK && with_router) rc = router_open(s, config, err);
     if (rc == OMEN_OK && config->node_listen[0] != '\0') rc = port_open(s, config, err);
@@ -151,6 +175,7 @@ void standalone_stop(struct standalone *s)
     if (s->pages != NULL) http_pages_stop(s->pages); /* before the node: pages read it */
     if (s->node != NULL) node_close(s->node);
     metrics_free(s->metrics);
+    arena_fini(&s->arena);
     pthread_rwlock_destroy(&s->lock);
     mem_free(s);
 }

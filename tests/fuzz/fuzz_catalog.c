@@ -7,7 +7,7 @@
 #include "common/bytes.h"
 #include "common/check.h"
 #include "common/crc32c.h"
-#include "node/catalog/catalog_format.h"
+#include "node/cluster/state.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -17,7 +17,7 @@ static void repair(uint8_t *bytes, size_t len, size_t crc_at)
     store_u32(bytes + crc_at, crc32c(crc32c(0, bytes, crc_at), bytes + crc_at + 4, len - crc_at - 4));
 }
 
-static void walk_state(const struct catalog_state *state)
+static void walk_state(const struct cluster_state *state)
 {
     const struct map *map = state->map;
     struct buf again;
@@ -29,7 +29,7 @@ static void walk_state(const struct catalog_state *state)
         for (uint32_t slot = 0; slot < OMEN_SLOT_COUNT; slot += 511)
             CHECK(map_shard_of_slot(c, slot) != NULL);
     }
-    catalog_state_encode(state, &again);
+    cluster_state_encode(state, &again);
     CHECK(!again.failed);
     buf_fini(&again);
 }
@@ -39,20 +39,22 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (size < 1) return 0;
     size_t len = size - 1;
     uint8_t *bytes = mem_must_alloc(len + 1); /* exact end, so that ASan sees a read past it */
-    struct catalog_entry entry;
-    struct catalog_state state;
+    struct cluster_entry entry;
+    struct cluster_state *state;
     struct err err;
     memcpy(bytes, data + 1, len);
     if (data[0] & 1) repair(bytes, len, 12);
-    if (catalog_entry_decode(bytes, len, &entry, &err) == OMEN_OK) {
-        CHECK(memchr(entry.change.name, '\0', sizeof entry.change.name) != NULL);
-        CHECK(entry.node_count <= CATALOG_REPLICATION_MAX);
+    if (cluster_entry_decode(bytes, len, &entry, &err) == OMEN_OK) {
+        CHECK(memchr(entry.catalog.name, '\0', sizeof entry.catalog.name) != NULL);
+        CHECK(memchr(entry.cluster.address, '\0', sizeof entry.cluster.address) != NULL);
+        CHECK(entry.node_count <= CLUSTER_NODES_MAX && entry.cluster.move_count <= CLUSTER_MOVES_MAX);
+        cluster_entry_fini(&entry);
     }
     memcpy(bytes, data + 1, len);
     if (data[0] & 1) repair(bytes, len, 16);
-    if (catalog_state_decode(bytes, len, "fuzz", &state, &err) == OMEN_OK) {
-        walk_state(&state);
-        map_unref(state.map);
+    if (cluster_state_decode(bytes, len, "fuzz", &state, &err) == OMEN_OK) {
+        walk_state(state);
+        cluster_state_unref(state);
     }
     mem_free(bytes);
     return 0;

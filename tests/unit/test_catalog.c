@@ -7,7 +7,7 @@
 #include <string.h>
 
 #include "common/mem.h"
-#include "node/catalog/catalog.h"
+#include "node/cluster/cluster.h"
 #include "node/data_dir.h"
 #include "tests/support/entry_support.h"
 
@@ -319,12 +319,15 @@ START_TEST(data_directory_has_one_owner_and_keeps_its_identity)
     snprintf(data, sizeof data, "%s/deep/data", dir);
     struct data_dir first, second;
     struct err err;
-    ck_assert_int_eq(data_dir_open(&first, vfs_posix(), data, clock_system(), &err), OMEN_OK);
-    ck_assert_int_eq(data_dir_open(&second, vfs_posix(), data, clock_system(), &err), OMEN_EBUSY);
+    ck_assert_int_eq(data_dir_open(&first, vfs_posix(), data, DATA_DIR_SINGLE, clock_system(), &err),
+            OMEN_OK);
+    ck_assert_int_eq(data_dir_open(&second, vfs_posix(), data, DATA_DIR_SINGLE, clock_system(), &err),
+            OMEN_EBUSY);
     ck_assert_uint_ne(first.identity.node_id, 0);
     struct node_identity identity = first.identity;
     data_dir_close(&first);
-    ck_assert_int_eq(data_dir_open(&first, vfs_posix(), data, clock_system(), &err), OMEN_OK);
+    ck_assert_int_eq(data_dir_open(&first, vfs_posix(), data, DATA_DIR_SINGLE, clock_system(), &err),
+            OMEN_OK);
     ck_assert_uint_eq(first.identity.node_id, identity.node_id);
     ck_assert_uint_eq(first.identity.incarnation, identity.incarnation);
     data_dir_close(&first);
@@ -337,7 +340,7 @@ START_TEST(damaged_identity_is_found)
     snprintf(data, sizeof data, "%s/data", dir);
     struct data_dir d;
     struct err err;
-    ck_assert_int_eq(data_dir_open(&d, vfs_posix(), data, clock_system(), &err), OMEN_OK);
+    ck_assert_int_eq(data_dir_open(&d, vfs_posix(), data, DATA_DIR_SINGLE, clock_system(), &err), OMEN_OK);
     data_dir_close(&d);
     snprintf(path, sizeof path, "%s/NODE", data);
     uint8_t *raw;
@@ -346,7 +349,7 @@ START_TEST(damaged_identity_is_found)
     for (size_t i = 0; i < len; i++) {
         raw[i] ^= 0x40;
         ck_assert_int_eq(vfs_replace_file(vfs_posix(), path, raw, len, &err), OMEN_OK);
-        enum omen_err rc = data_dir_open(&d, vfs_posix(), data, clock_system(), &err);
+        enum omen_err rc = data_dir_open(&d, vfs_posix(), data, DATA_DIR_SINGLE, clock_system(), &err);
         ck_assert_msg(rc == OMEN_ECORRUPT || rc == OMEN_EVERSION, "byte %zu: %s", i, err_name(rc));
         raw[i] ^= 0x40;
     }
@@ -360,13 +363,14 @@ START_TEST(missing_identity_beside_data_is_damage)
     snprintf(data, sizeof data, "%s/data", dir);
     struct data_dir d;
     struct err err;
-    ck_assert_int_eq(data_dir_open(&d, vfs_posix(), data, clock_system(), &err), OMEN_OK);
+    ck_assert_int_eq(data_dir_open(&d, vfs_posix(), data, DATA_DIR_SINGLE, clock_system(), &err), OMEN_OK);
     data_dir_close(&d);
     snprintf(path, sizeof path, "%s/shards/2-2", data);
     ck_assert_int_eq(vfs_mkdir(vfs_posix(), path, &err), OMEN_OK);
     snprintf(path, sizeof path, "%s/NODE", data);
     ck_assert_int_eq(vfs_unlink(vfs_posix(), path, &err), OMEN_OK);
-    ck_assert_int_eq(data_dir_open(&d, vfs_posix(), data, clock_system(), &err), OMEN_ECORRUPT);
+    ck_assert_int_eq(data_dir_open(&d, vfs_posix(), data, DATA_DIR_SINGLE, clock_system(), &err),
+            OMEN_ECORRUPT);
     ck_assert_ptr_nonnull(strstr(err.message, "NODE"));
 }
 END_TEST

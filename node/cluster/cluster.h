@@ -1,0 +1,166 @@
+/* The cluster group's state: which nodes, collections, aliases and shards there are, how they are placed, and which
+ * operations are under way. A replicated state machine, of one replica on a single node, of one per node in a
+ * cluster.
+ *
+ * Deterministic: everything a change needs is in its entry; ids come from counters that are part of the state and
+ * never reuse a value (CORRECTNESS I3, C6). A change that cannot be done is a typed rejection, the same on every
+ * replica. The state is an immutable snapshot that a change replaces as a whole; readers hold references. */
+#ifndef OMEN_NODE_CLUSTER_CLUSTER_H
+#define OMEN_NODE_CLUSTER_CLUSTER_H
+
+#include "common/placement/shard_call.h"
+#include "common/vfs.h"
+#include "consensus/replica.h"
+
+#define CATALOG_GROUP 1u /* its group id; shards get ids from 2 on */
+#define CATALOG_REPLICATION_MAX 8u
+#define CATALOG_SHARDS_MAX 65536u /* of all collections */
+#define CATALOG_FILE_BYTES_MAX (256u << 20)
+#define CATALOG_ENTRY_BYTES_MAX (64u << 10)
+#define CLUSTER_LABELS_BYTES_MAX 255
+#define CLUSTER_NAME_BYTES_MAX 63
+#define CLUSTER_HISTORY_MAX 64u
+#define CLUSTER_OPS_MAX 4096u
+#define CLUSTER_MOVES_MAX 1024u /* of one OPS_START */
+#define CLUSTER_NODES_MAX                                                                                    \
+    64u /* = GROUP_MEMBERS_MAX: every node hosts a replica of the cluster group; removed ones leave the table */
+
+enum cluster_node_state { CLUSTER_NODE_ACTIVE = 1, CLUSTER_NODE_DRAINING = 2, CLUSTER_NODE_REMOVED = 3 };
+
+struct cluster_node {
+    uint32_t node_id; /* never 0, never reused */
+    enum cluster_node_state state;
+    uint64_t catalog_replica_id;                   /* its replica of the cluster group */
+    uint64_t birth;                                /* of its disk's contents */
+    char address[OMEN_ADDRESS_BYTES_MAX + 1];      /* node port, "tcp://host:port" */
+    char raft_address[OMEN_ADDRESS_BYTES_MAX + 1]; /* "host:port" */
+    char labels[CLUSTER_LABELS_BYTES_MAX +
+            1]; /* up to the first comma: the failure domain; "" = the node itself */
+    uint64_t added_ms;
+};
+
+enum cluster_op_step { OP_ADD = 1, OP_CATCH_UP = 2, OP_SWITCH = 3, OP_CANCELING = 4, OP_END = 5 };
+enum cluster_op_why { OP_WHY_MOVE = 1, OP_WHY_REBALANCE = 2, OP_WHY_DRAIN = 3, OP_WHY_DAMAGED = 4 };
+const char *cluster_op_step_name(
+        enum cluster_op_step step); /* "add", "catch_up", "switch", "canceling", "end" */
+const char *cluster_op_why_name(enum cluster_op_why why); /* "move", "rebalance", "drain", "damaged" */
+
+struct cluster_op {
+    uint64_t op_id, plan_id, shard_id, collection_id;
+    uint64_t from_replica, to_replica; /* 0 = absent */
+    uint32_t from_node, to_node;       /* 0 = absent; may be equal: a replica replaced where it is */
+    enum cluster_op_step step;
+    enum cluster_op_why why;
+    uint64_t started_ms, changed_ms;
+    bool canceled; /* in the history: it was */
+};
+
+struct cluster_shard {
+    uint64_t shard_id;
+    uint32_t initial_count; /* the members that its group was begun with */
+    uint64_t initial_replica_ids[OMEN_REPLICAS_MAX];
+    uint32_t initial_node_ids[OMEN_REPLICAS_MAX];
+};
+
+struct cluster_state {
+    uint64_t sequence;   /* last applied entry */
+    uint64_t cluster_id; /* 0: no CLUSTER_INIT yet, or a single node's */
+    char name[CLUSTER_NAME_BYTES_MAX + 1];
+    uint64_t throttle_bytes_per_s; /* of copies between nodes, per node; 0 = none */
+    uint64_t next_collection, next_group, next_replica, next_node, next_op;
+    struct cluster_node *nodes; /* [node_count] ascending by id */
+    uint32_t node_count;
+    struct cluster_op *ops; /* [op_count] ascending by id: under way */
+    uint32_t op_count;
+    struct cluster_op *history; /* [history_count] ended, oldest first */
+    uint32_t history_count;
+    struct cluster_shard *shards; /* [shard_count] ascending by id */
+    uint32_t shard_count;
+    struct map *map; /* one reference of ours */
+    _Atomic uint32_t refs;
+};
+
+struct catalog;
+struct cluster_state *cluster_state_acquire(struct catalog *catalog); /* newest applied; any thread */
+void cluster_state_unref(struct cluster_state *state);                /* NULL is fine */
+const struct cluster_node *cluster_state_node(const struct cluster_state *state,
+        uint32_t node_id); /* NULL: unknown */
+const struct cluster_shard *cluster_state_shard(const struct cluster_state *state, uint64_t shard_id);
+/* Whether what fails one may fail the other at the same time: the same node, or the same first label. */
+bool cluster_same_domain(const struct cluster_node *a, const struct cluster_node *b);
+
+/* ---- changes ---- */
+
+enum cluster_change_kind { /* beside catalog_change_kind; one numbering of entries */
+    CLUSTER_CHANGE_INIT = 16,
+    CLUSTER_CHANGE_NODE_ADD = 17,
+    CLUSTER_CHANGE_NODE_UPDATE = 18,
+    CLUSTER_CHANGE_NODE_STATE = 19,
+    CLUSTER_CHANGE_OPS_START = 20,
+    CLUSTER_CHANGE_OP_STEP = 21,
+    CLUSTER_CHANGE_OP_CANCEL = 22,
+    CLUSTER_CHANGE_THROTTLE = 23,
+};
+
+/* A move as it is asked for: from_replica 0 = one more replica, to_node 0 = one less. */
+struct cluster_move {
+    uint64_t shard_id, from_replica;
+    uint32_t to_node;
+};
+
+struct cluster_change {
+    enum cluster_change_kind kind;
+    uint64_t cluster_id, incarnation;      /* INIT */
+    char name[CLUSTER_NAME_BYTES_MAX + 1]; /* INIT */
+    uint64_t birth;                        /* INIT, NODE_ADD */
+    uint32_t node_id;                      /* NODE_UPDATE, NODE_STATE */
+    enum cluster_node_state node_state;
+    char address[OMEN_ADDRESS_BYTES_MAX + 1],
+            raft_address[OMEN_ADDRESS_BYTES_MAX + 1]; /* INIT, NODE_ADD, NODE_UPDATE */
+    char labels[CLUSTER_LABELS_BYTES_MAX + 1];
+    enum cluster_op_why why;          /* OPS_START */
+    const struct cluster_move *moves; /* OPS_START [move_count], borrowed */
+    uint32_t move_count;
+    uint64_t op_id, plan_id;                 /* OP_STEP: op_id; OP_CANCEL: one of them, both 0 = all */
+    enum cluster_op_step step_from, step_to; /* OP_STEP */
+    uint64_t throttle_bytes_per_s;           /* THROTTLE */
+};
+/* The same for a change of the cluster. */
+OMEN_CHECKED enum omen_err cluster_entry_encode(const struct cluster_change *change, uint64_t log_time_ms,
+        uint8_t **entry_out, uint32_t *len_out);
+
+/* What became of a proposed change: given as the proposal's arg. */
+struct catalog_outcome {
+    enum omen_err code;
+    struct err err;
+    uint64_t collection_id;      /* created, dropped, or the alias's target */
+    uint32_t node_id;            /* INIT, NODE_ADD */
+    uint64_t catalog_replica_id; /* INIT, NODE_ADD */
+    uint64_t plan_id;            /* OPS_START */
+    uint64_t first_op_id;        /* OPS_START: the others follow; OP_CANCEL: unused */
+    uint32_t op_count;           /* OPS_START: begun; OP_CANCEL: canceled */
+};
+
+/* Read `dir`/CATALOG, or begin empty under `incarnation`. OMEN_ECORRUPT names the file; a file of another
+ * incarnation is one of those. */
+OMEN_CHECKED enum omen_err catalog_open(struct vfs *vfs, const char *dir, uint64_t incarnation,
+        struct catalog **catalog_out, struct err *err);
+void catalog_close(struct catalog *catalog);
+/* To be hosted as group CATALOG_GROUP; borrows the catalog. */
+void catalog_fsm(struct catalog *catalog, struct replica_fsm *fsm_out);
+/* The newest applied map, referenced: map_unref it. Any thread. */
+struct map *catalog_map(struct catalog *catalog);
+/* Every group id given out so far is below this. */
+uint64_t catalog_next_group(struct catalog *catalog);
+/* The whole state as the bytes of a CATALOG file, appended to `out` (out->failed: no memory), and the sequence it
+ * stands at. */
+void catalog_export(struct catalog *catalog, struct buf *out, uint64_t *sequence_out);
+/* Take over another replica's state when it is newer: durable, then visible. Not beside apply. */
+OMEN_CHECKED enum omen_err catalog_import(struct catalog *catalog, struct bytes bytes, struct err *err);
+/* A change of collections or aliases as an entry to propose (mem_free), a multiple of 8 bytes. `node_ids`
+ * [node_count], at most CLUSTER_NODES_MAX: where shards of a new collection may be placed, the willing first.
+ * OMEN_ENOMEM only. */
+OMEN_CHECKED enum omen_err catalog_entry_encode(const struct catalog_change *change, uint64_t log_time_ms,
+        const uint32_t *node_ids, uint32_t node_count, uint8_t **entry_out, uint32_t *len_out);
+
+#endif

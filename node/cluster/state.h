@@ -1,0 +1,50 @@
+/* What the files of node/cluster/ share: a state in the making, entries decoded, and bytes read with bounds.
+ *
+ *   catalog.c             the machine: apply, checkpoint, who reads
+ *   state.c               snapshots: copies, references, look-ups
+ *   change_collections.c  collections, aliases, placement
+ *   change_cluster.c      nodes, operations
+ *   entry_format.c        entries as bytes;  state_format.c  the CATALOG file;  format.h  README.md has the tables */
+#ifndef OMEN_NODE_CLUSTER_STATE_H
+#define OMEN_NODE_CLUSTER_STATE_H
+
+#include "node/cluster/cluster.h"
+
+/* An entry, of either kind. */
+struct cluster_entry {
+    uint16_t kind;
+    uint64_t log_time_ms;
+    struct catalog_change catalog;        /* kind < CLUSTER_CHANGE_INIT */
+    uint32_t node_ids[CLUSTER_NODES_MAX]; /* where to place, the willing first */
+    uint32_t node_count;
+    struct cluster_change cluster; /* else; `moves` is owned: cluster_entry_fini */
+};
+OMEN_CHECKED enum omen_err cluster_entry_decode(const void *bytes, size_t len,
+        struct cluster_entry *entry_out, struct err *err);
+void cluster_entry_fini(struct cluster_entry *entry);
+
+/* ---- state.c ---- */
+OMEN_CHECKED struct cluster_state *cluster_state_new(uint64_t incarnation); /* NULL: no memory */
+OMEN_CHECKED struct cluster_state *cluster_state_clone(
+        const struct cluster_state *state); /* refs 1; NULL: no memory */
+struct cluster_state *cluster_state_ref(struct cluster_state *state);
+/* One more item, zeroed, at `at`; NULL: no memory. */
+void *cluster_insert(void *items_at, uint32_t *count, uint32_t at, size_t item_bytes);
+void cluster_remove(void *items, uint32_t *count, uint32_t at, size_t item_bytes);
+struct map_shard *cluster_map_shard(struct cluster_state *state, uint64_t shard_id,
+        struct map_collection **collection_out);
+
+/* ---- changes: `state` is the new one, being made; a rejection leaves it to be thrown away ----
+ * OMEN_ENOMEM is a local fault. *map_changed: the map's epoch must rise. */
+OMEN_CHECKED enum omen_err cluster_apply_collections(struct cluster_state *state,
+        const struct cluster_entry *entry, struct catalog_outcome *outcome, bool *map_changed);
+OMEN_CHECKED enum omen_err cluster_apply_cluster(struct cluster_state *state,
+        const struct cluster_entry *entry, struct catalog_outcome *outcome, bool *map_changed);
+
+/* ---- the file ---- */
+void cluster_state_encode(const struct cluster_state *state, struct buf *out); /* out->failed: no memory */
+/* `path` names the file in errors. */
+OMEN_CHECKED enum omen_err cluster_state_decode(const uint8_t *bytes, size_t len, const char *path,
+        struct cluster_state **state_out, struct err *err);
+
+#endif

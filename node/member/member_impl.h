@@ -1,0 +1,178 @@
+/* What the files of node/member/ share; nobody else includes this.
+ *
+ *   member.c             life, threads, what routers ask
+ *   member_join.c        init, being taken in, taking others in, hello
+ *   member_reconcile.c   replicas here as the state wants them
+ *   member_report.c      what the leader is told, and tells
+ *   member_peer.c        requests of other nodes
+ *   member_drive.c       operations, at the leader
+ *   member_group.c       who votes in the cluster group, at the leader
+ *   member_admin.c       requests of operators; member_status.c: the large one
+ *   member_collections.c changes of collections and aliases
+ *   member_propose.c     entries of the cluster group
+ *
+ * Locks: `lock` guards what follows it in struct member and is held for moments only, never while another room is
+ * called. */
+#ifndef OMEN_NODE_MEMBER_MEMBER_IMPL_H
+#define OMEN_NODE_MEMBER_MEMBER_IMPL_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "node/cluster/cluster.h"
+#include "node/member/fields.h"
+#include "node/member/member.h"
+#include "node/member/peer.h"
+#include "node/node_impl.h"
+
+#define MEMBER_TICK_MS 100u          /* how often the agent looks at the state */
+#define MEMBER_REPORT_MS 1000u       /* between reports without a reason */
+#define MEMBER_HELLO_MS 1000u        /* between rounds of hello; five times as long once all have answered */
+#define MEMBER_DOWN_NS 5000000000ull /* no report for so long: down */
+#define MEMBER_PEER_MS 2000u         /* a peer is waited for */
+#define MEMBER_COMMAND_MS 5000u      /* a command to a shard's leader */
+#define MEMBER_DRIVE_MS 200u         /* between turns of the driver */
+#define MEMBER_SETTLE_NS 5000000000ull /* a new leader judges nobody before it could have heard of all */
+#define MEMBER_CATALOG_MS 10000u       /* an entry of the cluster group is waited for */
+#define MEMBER_ADMIN_THREADS 2u
+#define MEMBER_ADMIN_QUEUE_MAX 64u
+#define MEMBER_NODES_MAX GROUP_MEMBERS_MAX /* each hosts a replica of the cluster group */
+#define MEMBER_SEEDS_MAX 128u
+#define MEMBER_REPLICAS_MAX 16384u    /* rows of one report */
+#define MEMBER_MOVES_PER_NODE 2u      /* operations that copy from or to one node at once */
+#define MEMBER_RETRY_NS 1000000000ull /* a replica that could not be opened is tried again */
+
+enum member_phase { MEMBER_UNJOINED, MEMBER_OPENING, MEMBER_MEMBER, MEMBER_REMOVED };
+
+/* One replica as its node reports it. */
+struct report_row {
+    uint64_t group, replica_id, term, applied, bytes, points, fetch_done, fetch_total;
+    bool leader, ready, fetching, damaged, voter, standby, is_member;
+};
+
+/* What a node says of itself, and when it was heard. */
+struct node_report {
+    uint32_t node_id; /* 0 = none */
+    uint64_t heard_ns;
+    uint64_t disk_free, disk_total;
+    bool disk_full;
+    char why[200];           /* not ready; "" = ready */
+    struct report_row *rows; /* [count] owned, ascending by group */
+    uint32_t count;
+};
+
+/* What this node knows of another, from hellos and from the leader's answers. */
+struct node_view {
+    uint32_t node_id;                                                                   /* 0 = free */
+    uint64_t hello_ns;                                                                  /* last answer */
+    char address[OMEN_ADDRESS_BYTES_MAX + 1], raft_address[OMEN_ADDRESS_BYTES_MAX + 1]; /* as it says now */
+    char raft_told[OMEN_ADDRESS_BYTES_MAX + 1]; /* what our transport was told */
+    bool disk_full, down;                       /* as the leader says */
+};
+
+struct member {
+    struct node *node;
+    struct peers *peers;
+    struct search_pool *admin;
+    struct shard_peers shard_peers;
+    _Atomic enum member_phase phase;
+    _Atomic bool stopping, report_soon, shards_open;
+    _Atomic uint64_t led_since_ns; /* 0: does not lead the cluster group */
+    pthread_t agent, talker, driver;
+    bool agent_started, talker_started, driver_started;
+    uint64_t reconciled;  /* the agent's: sequence of the state it has made true */
+    bool reconcile_again; /* something could not be done */
+    uint64_t retry_ns, checkpoint_ns;
+    uint64_t checkpointed; /* sequence */
+
+    pthread_mutex_t lock;
+    pthread_cond_t wake; /* monotonic; broadcast when something is to be looked at at once */
+    char trouble[200];   /* why it is not a member yet, or why a replica could not be opened */
+    char seeds[MEMBER_SEEDS_MAX]
+              [OMEN_ADDRESS_BYTES_MAX + 1]; /* cluster.join, PEERS, and who said that it takes us in */
+    uint32_t seed_count;
+    struct node_view views[MEMBER_NODES_MAX];
+    struct node_report reports[MEMBER_NODES_MAX]; /* at the leader */
+};
+
+/* member.c */
+uint64_t member_now_ns(const struct member *m);
+void member_wake(struct member *m);
+/* Sleep until woken or `ms` have passed; false: stopping. */
+bool member_sleep(struct member *m, uint32_t ms);
+void member_trouble(struct member *m, const struct err *err); /* NULL: none */
+/* Open host, catalog and the cluster group under the identity; then it is a MEMBER. */
+OMEN_CHECKED enum omen_err member_open(struct member *m, struct err *err);
+bool member_is_open(const struct member *m);
+/* The state, referenced; cluster_state_unref it. Only when it is open. */
+struct cluster_state *member_state(struct member *m);
+uint32_t member_id(const struct member *m);
+
+/* member_propose.c: record an entry and wait until it is applied here. Takes `entry`. OMEN_ENOTLEADER: `leader_out`
+ * (or NULL) is the node that leads, 0 = not known. OMEN_EUNKNOWN: it may still be applied. Typed rejections as the
+ * machine gives them. */
+OMEN_CHECKED enum omen_err member_propose(struct member *m, uint8_t *entry, uint32_t len,
+        struct catalog_outcome *outcome_out, uint32_t *leader_out, struct err *err);
+/* A change with the wall clock's time. */
+OMEN_CHECKED enum omen_err member_change(struct member *m, const struct cluster_change *change,
+        struct catalog_outcome *outcome_out, uint32_t *leader_out, struct err *err);
+uint32_t member_leader(struct member *m); /* node that leads the cluster group; 0 = not known */
+bool member_leads(struct member *m);
+
+/* member_join.c */
+void member_join_turn(struct member *m); /* agent, UNJOINED: ask the seeds */
+/* Begin a cluster with this node as its first. */
+OMEN_CHECKED enum omen_err member_found(struct member *m, const char *name, struct err *err);
+void member_found_turn(struct member *m);  /* agent: the first entry, if it is not there yet */
+void member_hello_round(struct member *m); /* talker */
+void peer_hello(struct member *m, struct doc request, struct doc_builder *reply);
+OMEN_CHECKED enum omen_err peer_join(struct member *m, struct doc request, struct doc_builder *reply,
+        struct err *err);
+OMEN_CHECKED enum omen_err peer_adopt(struct member *m, struct doc request, struct doc_builder *reply,
+        struct err *err);
+void member_seed_add(struct member *m, const char *address); /* one more to ask; known ones are left out */
+void member_seeds_read(struct member *m);                    /* those of the PEERS file */
+void member_peers_refresh(struct member *m,
+        const struct cluster_state *state); /* where raft finds the others */
+void member_addresses_turn(struct member *m, const struct cluster_state *state); /* driver */
+struct node_view *member_view(struct member *m, uint32_t node_id,
+        bool make); /* needs lock; NULL = none, or no room */
+
+/* member_reconcile.c; agent */
+void member_reconcile_turn(struct member *m);
+
+/* member_report.c */
+void member_report_round(struct member *m); /* talker */
+OMEN_CHECKED enum omen_err peer_report(struct member *m, struct doc request, struct doc_builder *reply,
+        struct err *err);
+/* Needs lock; NULL = not heard of lately. */
+const struct node_report *member_report_of(struct member *m, uint32_t node_id);
+const struct report_row *report_row_of(const struct node_report *report, uint64_t group, uint64_t replica_id);
+/* What the leader's reports say of a shard. */
+struct shard_report {
+    uint32_t leader_node;           /* 0 = nobody says that it leads */
+    uint64_t leader_replica, bytes; /* bytes: the largest */
+    uint32_t ready;                 /* voters that are */
+};
+void member_shard_report(struct member *m, const struct map_shard *shard, struct shard_report *out);
+void reports_clear(struct member *m);
+
+/* member_peer.c: a command to the leader of a group, here or elsewhere. */
+enum member_command { COMMAND_ADD, COMMAND_STANDBY, COMMAND_VOTER, COMMAND_REMOVE, COMMAND_TRANSFER };
+OMEN_CHECKED enum omen_err member_command(struct member *m, uint32_t leader_node, uint64_t group,
+        enum member_command command, uint64_t replica_id, uint32_t node_id, struct err *err);
+OMEN_CHECKED enum omen_err peer_command(struct member *m, struct doc request, struct err *err);
+/* One on this node's replica of a group, waited for. */
+OMEN_CHECKED enum omen_err replica_command(struct replica *replica, enum member_command command,
+        uint64_t replica_id, uint32_t node_id, struct err *err);
+
+/* member_drive.c, member_group.c; driver, leader only */
+void member_drive_turn(struct member *m, const struct cluster_state *state);
+void member_group_turn(struct member *m, const struct cluster_state *state);
+
+/* member_admin.c, member_status.c */
+OMEN_CHECKED enum omen_err member_admin(struct member *m, struct doc request, struct doc_builder *reply,
+        uint32_t *leader_out, struct err *err);
+void member_status_reply(struct member *m, struct doc_builder *reply);
+
+#endif
