@@ -19,12 +19,26 @@
 
 ALWAYS_INLINE __m256i load(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
 
-/* Bytes of two lanes (16 vectors each) added up as 16-bit numbers. */
-ALWAYS_INLINE __m256i widen_add(__m256i sum16, __m256i bytes)
+/* Bytes added up as 16-bit numbers without crossing lanes: whole words, of which the odd bytes are taken off
+ * again at the end, and the odd bytes. */
+struct sums16 {
+    __m256i words, odd;
+};
+
+ALWAYS_INLINE void sums16_add(struct sums16 *sums, __m256i bytes)
 {
-    __m256i low = _mm256_cvtepu8_epi16(_mm256_castsi256_si128(bytes));
-    __m256i high = _mm256_cvtepu8_epi16(_mm256_extracti128_si256(bytes, 1));
-    return _mm256_add_epi16(sum16, _mm256_add_epi16(low, high));
+    sums->words = _mm256_add_epi16(sums->words, bytes);
+    sums->odd = _mm256_add_epi16(sums->odd, _mm256_srli_epi16(bytes, 8));
+}
+
+/* Sums of 16 vectors, both lanes together: the first eight, the second eight. */
+ALWAYS_INLINE void sums16_end(const struct sums16 *sums, __m128i out[2])
+{
+    __m256i even = _mm256_sub_epi16(sums->words, _mm256_slli_epi16(sums->odd, 8));
+    __m128i e = _mm_add_epi16(_mm256_castsi256_si128(even), _mm256_extracti128_si256(even, 1));
+    __m128i o = _mm_add_epi16(_mm256_castsi256_si128(sums->odd), _mm256_extracti128_si256(sums->odd, 1));
+    out[0] = _mm_unpacklo_epi16(e, o);
+    out[1] = _mm_unpackhi_epi16(e, o);
 }
 
 ALWAYS_INLINE uint32_t estimate_8(const struct code_query *query, __m128i sum16, uint32_t first,
@@ -44,26 +58,27 @@ static uint32_t estimate_32_avx2(const struct code_query *query, const uint8_t *
         const struct code_factors *factors, float base, float bound, float estimates_out[CODE_GROUP])
 {
     const __m256i nibble = _mm256_set1_epi8(15);
-    __m256i sum_lo = _mm256_setzero_si256(), sum_hi = _mm256_setzero_si256();
-    for (uint32_t d = 0; d < query->dim; d += 64) {
+    struct sums16 low = { _mm256_setzero_si256(), _mm256_setzero_si256() }, high = low;
+    for (size_t at = 0; at < (size_t)query->dim * 4; at += 128) { /* four entries share bytes */
         __m256i lo = _mm256_setzero_si256(), hi = _mm256_setzero_si256();
-        for (uint32_t b = 0; b < 8; b++) { /* two lanes at a time; four of them share bytes before widening */
-            size_t at = (size_t)d * 4 + b * 32;
-            __m256i c = load(codes + at), table = load(query->lut + at);
+#pragma GCC unroll 4
+        for (uint32_t b = 0; b < 128; b += 32) { /* two lanes at a time */
+            __m256i c = load(codes + at + b), table = load(query->lut + at + b);
             lo = _mm256_add_epi8(lo, _mm256_shuffle_epi8(table, _mm256_and_si256(c, nibble)));
             c = _mm256_and_si256(_mm256_srli_epi16(c, 4), nibble);
             hi = _mm256_add_epi8(hi, _mm256_shuffle_epi8(table, c));
-            if (b % 4 != 3) continue;
-            sum_lo = widen_add(sum_lo, lo);
-            sum_hi = widen_add(sum_hi, hi);
-            lo = hi = _mm256_setzero_si256();
         }
+        sums16_add(&low, lo);
+        sums16_add(&high, hi);
     }
-    uint32_t mask = estimate_8(query, _mm256_castsi256_si128(sum_lo), 0, factors, base, bound, estimates_out);
-    mask |= estimate_8(query, _mm256_extracti128_si256(sum_lo, 1), 8, factors, base, bound, estimates_out);
-    mask |= estimate_8(query, _mm256_castsi256_si128(sum_hi), 16, factors, base, bound, estimates_out);
-    return mask |
-            estimate_8(query, _mm256_extracti128_si256(sum_hi, 1), 24, factors, base, bound, estimates_out);
+    __m128i sums[4];
+    sums16_end(&low, sums);
+    sums16_end(&high, sums + 2);
+    uint32_t mask = 0;
+#pragma GCC unroll 4
+    for (uint32_t i = 0; i < 4; i++)
+        mask |= estimate_8(query, sums[i], i * 8, factors, base, bound, estimates_out);
+    return mask;
 }
 
 static float l2sq_f32_u8_avx2(const float *query, const uint8_t *code, float lo, float scale, uint32_t dim)
@@ -146,7 +161,7 @@ static uint32_t pool_insert_avx2(uint64_t *keys, uint32_t *count, uint32_t cap, 
     uint32_t low = 0, n = *count;
     while (n > 0) {
         uint32_t half = (n + 1) / 2;
-        low += keys[low + half - 1] < key ? half : 0;
+        low += half & (0u - (uint32_t)(keys[low + half - 1] < key)); /* written so that it stays one */
         n -= half;
     }
     if (low >= cap) return low;
