@@ -17,10 +17,6 @@
 #include "storage/index/sealed_filter.h"
 #include "storage/kernel/kernel.h"
 
-#define SEEN_MIN 2048 /* places of the table of expanded nodes; grows at half */
-#define PREFETCH_ROWS 3
-#define NODE_NONE UINT32_MAX
-
 static void sealed_scratch_free(struct index_scratch *scratch)
 {
     mem_free(scratch->query);
@@ -40,8 +36,8 @@ static struct index_scratch *sealed_scratch_new(const struct index *index)
     scratch->query = mem_alloc_aligned(64, s->padded * sizeof(float));
     scratch->rotated = mem_alloc_aligned(64, s->padded * sizeof(float));
     scratch->lut = mem_alloc_aligned(64, (size_t)s->padded * 4);
-    scratch->seen = mem_alloc_aligned(64, SEEN_MIN * sizeof(uint32_t));
-    scratch->seen_cap = SEEN_MIN;
+    scratch->seen = mem_alloc_aligned(64, SEALED_SEEN_MIN * sizeof(uint32_t));
+    scratch->seen_cap = SEALED_SEEN_MIN;
     if (scratch->query == NULL || scratch->rotated == NULL || scratch->lut == NULL || scratch->seen == NULL) {
         sealed_scratch_free(scratch);
         return NULL;
@@ -54,7 +50,7 @@ enum omen_err sealed_scratch_reserve(struct index_scratch *scratch, uint32_t poo
     if (scratch->pool_cap < pool) {
         mem_free(scratch->pool);
         scratch->pool_cap = 0;
-        scratch->pool = mem_alloc_aligned(64, ((size_t)pool + 8) * sizeof(uint64_t));
+        scratch->pool = mem_alloc_aligned(64, 2 * ((size_t)pool + 8) * sizeof(uint64_t));
         if (scratch->pool == NULL) return OMEN_ENOMEM;
         scratch->pool_cap = pool;
     }
@@ -68,159 +64,12 @@ enum omen_err sealed_scratch_reserve(struct index_scratch *scratch, uint32_t poo
     return OMEN_OK;
 }
 
-/* ---- expanded nodes ---- */
-
-static inline uint32_t seen_place(const struct index_scratch *scratch, uint32_t node)
-{
-    uint32_t i = node * 0x9e3779b1u >> 8 & (scratch->seen_cap - 1);
-    while (scratch->seen[i] != node && scratch->seen[i] != NODE_NONE) i = (i + 1) & (scratch->seen_cap - 1);
-    return i;
-}
-
-static inline bool seen_has(const struct index_scratch *scratch, uint32_t node)
-{
-    return scratch->seen[seen_place(scratch, node)] == node;
-}
-
-static enum omen_err seen_grow(struct index_scratch *scratch)
-{
-    uint32_t *old = scratch->seen, old_cap = scratch->seen_cap;
-    uint32_t *grown = mem_alloc_aligned(64, (size_t)old_cap * 2 * sizeof(uint32_t));
-    if (grown == NULL) return OMEN_ENOMEM;
-    scratch->seen = grown;
-    scratch->seen_cap = old_cap * 2;
-    memset(grown, 0xff, (size_t)old_cap * 2 * sizeof(uint32_t));
-    for (uint32_t i = 0; i < old_cap; i++)
-        if (old[i] != NODE_NONE) grown[seen_place(scratch, old[i])] = old[i];
-    mem_free(old);
-    return OMEN_OK;
-}
-
-/* ---- the pool ---- */
-
-static inline uint64_t pool_key(float estimate, uint32_t node)
-{
-    uint32_t bits; /* of a float >= 0: they order as the floats do */
-    memcpy(&bits, &estimate, sizeof bits);
-    return (uint64_t)bits << 32 | (uint64_t)node << 1;
-}
-static inline uint32_t pool_node(uint64_t key) { return (uint32_t)key >> 1; }
-static inline float pool_estimate(uint64_t key)
-{
-    uint32_t bits = (uint32_t)(key >> 32);
-    float estimate;
-    memcpy(&estimate, &bits, sizeof estimate);
-    return estimate;
-}
-
-static inline void row_prefetch(const struct sealed *s, uint32_t node)
-{
-    const uint8_t *row = sealed_row(s, node);
-    for (uint32_t at = 0; at < s->layout.row_bytes; at += 64) __builtin_prefetch(row + at, 0, 3);
-}
-
-/* The next two to be expanded: the first is on its way when its turn comes, the second most often by then
- * already here. */
-static inline void prefetch_ahead(const struct sealed *s, const uint64_t *pool, uint32_t cursor,
-        uint32_t count)
-{
-    for (uint32_t found = 0; cursor < count && found < PREFETCH_ROWS; cursor++) {
-        if (pool[cursor] & 1) continue;
-        row_prefetch(s, pool_node(pool[cursor]));
-        found++;
-    }
-}
-
-/* The nearest leaders by their 1-bit codes, into the pool. */
-static void walk_enter(const struct sealed *s, struct index_scratch *scratch,
-        const struct code_kernel *kernel, float base, uint32_t *count, uint32_t cap)
-{
-    uint64_t best[SEALED_ENTRIES + 8];
-    uint32_t best_count = 0;
-    float estimates[CODE_GROUP], bound = INFINITY;
-    for (uint32_t first = 0; first < s->leaders.count; first += CODE_GROUP) {
-        uint32_t group = first / CODE_GROUP;
-        const uint8_t *codes = s->leaders.groups + (size_t)group * s->leaders.group_bytes;
-        const uint16_t *f = (const uint16_t *)(const void *)(codes + rabitq_codes_bytes(s->padded));
-        struct code_factors factors = { f, f + CODE_GROUP, s->leaders.scales[group * 2],
-            s->leaders.scales[group * 2 + 1] };
-        uint32_t mask = kernel->estimate_32(&scratch->code, codes, &factors, base, bound, estimates);
-        for (; mask != 0; mask &= mask - 1) {
-            uint32_t i = (uint32_t)__builtin_ctz(mask);
-            (void)kernel->pool_insert(best, &best_count, SEALED_ENTRIES,
-                    pool_key(estimates[i], s->leader_nodes[first + i]));
-            if (best_count == SEALED_ENTRIES) bound = pool_estimate(best[SEALED_ENTRIES - 1]);
-        }
-    }
-    for (uint32_t i = 0; i < best_count; i++) {
-        (void)kernel->pool_insert(scratch->pool, count, cap, best[i]);
-        row_prefetch(s, pool_node(best[i]));
-    }
-}
-
 void sealed_query_prepare(const struct sealed *s, const float *query, struct index_scratch *scratch)
 {
     sealed_internal(s, query, false, scratch->query);
     memcpy(scratch->rotated, scratch->query, s->padded * sizeof(float));
     sealed_rotate(s, scratch->rotated);
     rabitq_prepare(scratch->rotated, s->padded, scratch->lut, &scratch->code);
-}
-
-enum omen_err sealed_walk(const struct sealed *s, const struct index_search *search, uint32_t effort,
-        uint32_t want, struct index_scratch *scratch, struct index_hit *hits_out, uint32_t *count_out,
-        struct index_cost *cost)
-{
-    const struct code_kernel *kernel = code_kernel_get();
-    enum omen_err rc = sealed_scratch_reserve(scratch, effort, 0);
-    if (rc != OMEN_OK) return rc;
-    sealed_query_prepare(s, search->query, scratch);
-    memset(scratch->seen, 0xff, scratch->seen_cap * sizeof(uint32_t));
-    scratch->seen_count = 0;
-    uint64_t *pool = scratch->pool;
-    uint32_t count = 0, cursor = 0, hops = 0;
-    struct index_heap found = { hits_out, want, 0 };
-    float mean_base = kernel_get()->dot_f32(scratch->rotated, scratch->rotated, s->padded);
-    walk_enter(s, scratch, kernel, mean_base, &count, effort);
-    while (cursor < count) {
-        uint64_t key = pool[cursor];
-        if (key & 1) {
-            cursor++;
-            continue;
-        }
-        pool[cursor++] = key | 1;
-        uint32_t node = pool_node(key), place = seen_place(scratch, node);
-        if (scratch->seen[place] == node) continue;
-        scratch->seen[place] = node;
-        if (++scratch->seen_count * 2 > scratch->seen_cap && seen_grow(scratch) != OMEN_OK)
-            return OMEN_ENOMEM;
-        uint8_t *row = sealed_row(s, node);
-        const struct sealed_head *head = sealed_head(s, row);
-        float exact = kernel->l2sq_f32_u8(scratch->query, row + s->layout.own, head->own_lo, head->own_scale,
-                s->dim);
-        if (search->filter == NULL || index_bit(search->filter, head->slot))
-            index_heap_push(&found, (struct index_hit){ exact, node });
-        float bound = count == effort ? pool_estimate(pool[count - 1]) : INFINITY, estimates[CODE_GROUP];
-        struct code_factors factors = { (const uint16_t *)(void *)(row + s->layout.f),
-            (const uint16_t *)(void *)(row + s->layout.g), head->f_scale, head->g_scale };
-        uint32_t mask = kernel->estimate_32(&scratch->code, row, &factors, exact, bound, estimates);
-        const uint32_t *ids = sealed_ids(s, row);
-        for (; mask != 0; mask &= mask - 1) {
-            uint32_t i = (uint32_t)__builtin_ctz(mask);
-            if (seen_has(scratch, ids[i])) continue;
-            uint32_t at = kernel->pool_insert(pool, &count, effort, pool_key(estimates[i], ids[i]));
-            if (at < cursor) cursor = at;
-        }
-        prefetch_ahead(s, pool, cursor, count);
-        if (++hops % INDEX_POLL_HOPS == 0 && search->stop != NULL && search->stop(search->stop_arg))
-            return OMEN_EDEADLINE;
-    }
-    index_heap_sort(&found);
-    *count_out = found.count;
-    cost->hops += hops;
-    cost->distances += hops;
-    cost->estimates += (uint64_t)hops * SEALED_DEGREE + s->leaders.count;
-    cost->effort += effort;
-    return OMEN_OK;
 }
 
 /* ---- search ---- */
@@ -283,10 +132,11 @@ static void sealed_stats(const struct index *index, bool deep, struct index_stat
     (void)deep;
     stats_out->slot_count = stats_out->live_count = s->count;
     uint64_t flat_groups = (s->flat.count + CODE_GROUP - 1) / CODE_GROUP;
-    uint64_t leader_groups = (s->leaders.count + CODE_GROUP - 1) / CODE_GROUP;
+    uint64_t leader_groups = s->leaders.codes.count / CODE_GROUP;
+    leader_groups += (s->leaders.middles.count + CODE_GROUP - 1) / CODE_GROUP;
     stats_out->memory_bytes = (uint64_t)s->count * s->layout.row_bytes +
-            flat_groups * (s->flat.group_bytes + 8) + leader_groups * (s->leaders.group_bytes + 8) +
-            s->leaders.count * 4 + sizeof *s + s->padded * 4;
+            flat_groups * (s->flat.group_bytes + 8) + leader_groups * (s->flat.group_bytes + 8) +
+            s->leaders.codes.count * 4 + sizeof *s + s->padded * 4;
     for (uint32_t node = 0; node < s->count; node++)
         stats_out->links += sealed_head(s, sealed_row(s, node))->degree;
     stats_out->layer_count = 1;

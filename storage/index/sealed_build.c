@@ -143,13 +143,6 @@ static void order_init(struct build *b)
 
 /* ---- packing ---- */
 
-struct packing {
-    struct build *b;
-    uint16_t *rotated; /* [n][padded] f16, times `scale` */
-    size_t mapped;
-    float scale;
-};
-
 static bool rotate_range(void *arg, uint32_t thread, uint32_t first, uint32_t end)
 {
     struct packing *p = arg;
@@ -213,8 +206,8 @@ static void pack_node(const struct packing *p, struct packer *packer, uint32_t n
     struct sealed *s = b->s;
     const struct code_kernel *kernel = code_kernel_get();
     uint8_t *row = sealed_row(s, node);
-    struct sealed_head *head = sealed_head(s, row);
-    uint32_t degree = b->degrees[node], *ids = sealed_ids(s, row);
+    struct sealed_head *head = (struct sealed_head *)(void *)(row + s->layout.head);
+    uint32_t degree = b->degrees[node], *ids = (uint32_t *)(void *)(row + s->layout.ids);
     const uint32_t *links = b->links + (size_t)node * SEALED_DEGREE;
     const float *neighbours[SEALED_DEGREE];
     float *centre = packer->z + (size_t)SEALED_DEGREE * b->padded;
@@ -248,95 +241,30 @@ static bool pack_range(void *arg, uint32_t thread, uint32_t first, uint32_t end)
     return fine;
 }
 
-/* Codes of chosen nodes relative to the mean. */
-static enum omen_err sketch_build(struct packing *p, struct sealed_sketch *sketch, const uint32_t *nodes,
-        uint32_t count)
-{
-    uint32_t padded = p->b->padded, groups = (count + CODE_GROUP - 1) / CODE_GROUP;
-    mem_free(sketch->groups);
-    mem_free(sketch->scales);
-    sketch->count = count;
-    sketch->group_bytes = (uint32_t)rabitq_codes_bytes(padded) + CODE_GROUP * 4;
-    sketch->groups = mem_alloc_aligned(64, (size_t)groups * sketch->group_bytes + 64);
-    sketch->scales = mem_alloc((size_t)groups * 2 * sizeof(float) + 1);
-    float *z = mem_alloc_aligned(64, (size_t)CODE_GROUP * padded * sizeof(float));
-    uint8_t *scratch = mem_alloc((size_t)CODE_GROUP * padded / 8);
-    bool fine = sketch->groups != NULL && sketch->scales != NULL && z != NULL && scratch != NULL;
-    for (uint32_t g = 0; fine && g < groups; g++) {
-        const float *rows[CODE_GROUP];
-        uint32_t n = count - g * CODE_GROUP < CODE_GROUP ? count - g * CODE_GROUP : CODE_GROUP;
-        for (uint32_t i = 0; i < n; i++) {
-            uint32_t node = nodes[g * CODE_GROUP + i];
-            code_kernel_get()->widen_f16(p->rotated + (size_t)node * padded, padded, z + (size_t)i * padded);
-            rows[i] = z + (size_t)i * padded;
-        }
-        uint8_t *codes = sketch->groups + (size_t)g * sketch->group_bytes;
-        uint16_t *f = (uint16_t *)(void *)(codes + rabitq_codes_bytes(padded));
-        float *scales = sketch->scales + 2 * g;
-        rabitq_encode(rows, n, NULL, padded, scratch,
-                &(struct rabitq_group){ codes, f, f + CODE_GROUP, &scales[0], &scales[1] });
-        scales[0] /= p->scale * p->scale;
-        scales[1] /= p->scale;
-    }
-    mem_free(z);
-    mem_free(scratch);
-    return fine ? OMEN_OK : OMEN_ENOMEM;
-}
-
-/* Mark all that is reachable from `start`; stack [n]. */
-static void reach(const struct build *b, uint32_t start, uint64_t *reached, uint32_t *stack)
-{
-    uint32_t depth = 0;
-    if (index_bit(reached, start)) return;
-    reached[start / 64] |= UINT64_C(1) << (start % 64);
-    stack[depth++] = start;
-    while (depth > 0) {
-        uint32_t node = stack[--depth];
-        for (uint32_t i = 0; i < b->degrees[node]; i++) {
-            uint32_t next = b->links[(size_t)node * SEALED_DEGREE + i];
-            if (index_bit(reached, next)) continue;
-            reached[next / 64] |= UINT64_C(1) << (next % 64);
-            stack[depth++] = next;
-        }
-    }
-}
-
-/* Leaders: an even sample in the order of place, and one for each part that none of them reaches. */
-static enum omen_err leaders_build(struct packing *p)
-{
-    struct build *b = p->b;
-    struct sealed *s = b->s;
-    uint32_t n = b->n, count = n / SEALED_LEADER_EVERY + 1;
-    if (count > SEALED_LEADERS_SAMPLED) count = SEALED_LEADERS_SAMPLED;
-    uint32_t *nodes = mem_alloc(SEALED_LEADERS_MAX * sizeof *nodes),
-             *stack = mem_alloc((size_t)n * sizeof *stack);
-    uint64_t *reached = mem_calloc(n / 64 + 1, sizeof *reached);
-    enum omen_err rc = nodes == NULL || stack == NULL || reached == NULL ? OMEN_ENOMEM : OMEN_OK;
-    for (uint32_t i = 0; rc == OMEN_OK && i < count; i++) {
-        nodes[i] = (uint32_t)((uint64_t)i * n / count);
-        reach(b, nodes[i], reached, stack);
-    }
-    for (uint32_t node = 0; rc == OMEN_OK && node < n && count < SEALED_LEADERS_MAX; node++) {
-        if (index_bit(reached, node)) continue;
-        nodes[count++] = node;
-        reach(b, node, reached, stack);
-    }
-    mem_free(stack);
-    mem_free(reached);
-    mem_free(s->leader_nodes);
-    s->leader_nodes = nodes;
-    if (rc == OMEN_OK) rc = sketch_build(p, &s->leaders, nodes, count);
-    return rc;
-}
-
+/* Codes of all rows relative to the mean, by slot. */
 static enum omen_err flat_build(struct packing *p)
 {
     struct build *b = p->b;
+    uint32_t padded = b->padded;
     uint32_t *node_of = mem_alloc((size_t)b->total * sizeof *node_of);
-    if (node_of == NULL) return OMEN_ENOMEM;
-    for (uint32_t node = 0; node < b->total; node++) node_of[b->order[node]] = node;
-    enum omen_err rc = sketch_build(p, &b->s->flat, node_of, b->total);
+    float *z = mem_alloc_aligned(64, (size_t)CODE_GROUP * padded * sizeof(float));
+    uint8_t *scratch = mem_alloc((size_t)CODE_GROUP * padded / 8);
+    enum omen_err rc = node_of == NULL || z == NULL || scratch == NULL ? OMEN_ENOMEM : OMEN_OK;
+    if (rc == OMEN_OK) rc = sketch_alloc(&b->s->flat, padded, b->total);
+    for (uint32_t node = 0; rc == OMEN_OK && node < b->total; node++) node_of[b->order[node]] = node;
+    for (uint32_t first = 0; rc == OMEN_OK && first < b->total; first += CODE_GROUP) {
+        const float *rows[CODE_GROUP];
+        uint32_t n = b->total - first < CODE_GROUP ? b->total - first : CODE_GROUP;
+        for (uint32_t i = 0; i < n; i++) {
+            rows[i] = z + (size_t)i * padded;
+            code_kernel_get()->widen_f16(p->rotated + (size_t)node_of[first + i] * padded, padded,
+                    z + (size_t)i * padded);
+        }
+        sketch_group(p, &b->s->flat, first / CODE_GROUP, rows, n, scratch);
+    }
     mem_free(node_of);
+    mem_free(z);
+    mem_free(scratch);
     return rc;
 }
 
@@ -380,10 +308,10 @@ static enum omen_err pack(struct build *b)
     enum omen_err rc = p.rotated == NULL || s->graph == NULL ? OMEN_ENOMEM : OMEN_OK;
     if (rc == OMEN_OK) rc = parallel_for(b->control, "rotate", b->total, 1024, rotate_range, &p);
     if (rc == OMEN_OK) rc = parallel_for(b->control, "pack", b->n, 1024, pack_range, &p);
-    if (rc == OMEN_OK) rc = leaders_build(&p);
+    if (rc == OMEN_OK) rc = build_leaders(&p);
     if (rc == OMEN_OK) rc = build_refine(b);
     if (rc == OMEN_OK) rc = parallel_for(b->control, "pack again", b->n, 1024, pack_range, &p);
-    if (rc == OMEN_OK) rc = leaders_build(&p);
+    if (rc == OMEN_OK) rc = build_leaders(&p);
     if (rc == OMEN_OK && b->held_out > 0) rc = build_calibrate(b);
     if (rc == OMEN_OK && b->held_out > 0) rc = held_out_insert(&p);
     if (rc == OMEN_OK) rc = flat_build(&p);

@@ -41,6 +41,14 @@ struct build {
     atomic_flag *locks; /* [BUILD_LOCKS] of lists, by node % BUILD_LOCKS */
 };
 
+/* Rotated vectors while rows are packed. */
+struct packing {
+    struct build *b;
+    uint16_t *rotated; /* [total][padded] f16, times `scale` */
+    size_t mapped;
+    float scale;
+};
+
 static inline const int8_t *build_code(const struct build *b, uint32_t node)
 {
     return b->codes + (size_t)node * b->padded;
@@ -55,6 +63,13 @@ enum omen_err build_prune(struct build *b);
 /* Links again, from what a walk to each node meets in the packed graph: rows must be packed anew afterwards.
  */
 enum omen_err build_refine(struct build *b);
+/* Memory for codes of `count` vectors; what was there is freed. */
+enum omen_err sketch_alloc(struct sealed_sketch *sketch, uint32_t padded, uint32_t count);
+/* Codes of up to 32 rotated vectors (times p->scale) as one group; scratch [32 * padded / 8]. */
+void sketch_group(const struct packing *p, struct sealed_sketch *sketch, uint32_t group,
+        const float *const *rows, uint32_t count, uint8_t *scratch);
+/* Leaders from the links as they are; what was there is freed. */
+enum omen_err build_leaders(const struct packing *p);
 /* Links of a new node from nodes found near it, and the links back: the touched nodes' links change, their
  * rows do not yet. found [count] by node, any order, at most BUILD_CANDIDATES; packed [padded * 32], 64-byte
  * aligned. touched_out has room for SEALED_DEGREE more. One thread at a time. */

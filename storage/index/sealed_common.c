@@ -73,11 +73,9 @@ void sealed_free(struct index *index)
         vfs_close(s->file);
     } else
         sealed_pages_free(s->graph, s->graph_bytes);
-    mem_free(s->leaders.groups);
-    mem_free(s->leaders.scales);
+    sealed_leaders_free(&s->leaders);
     mem_free(s->flat.groups);
     mem_free(s->flat.scales);
-    mem_free(s->leader_nodes);
     mem_free(s->mean);
     mem_free(s);
 }

@@ -28,6 +28,8 @@ enum section {
     SECTION_LEADER_NODES,
     SECTION_LEADERS,
     SECTION_LEADER_SCALES,
+    SECTION_MIDDLES,
+    SECTION_MIDDLE_SCALES,
     SECTION_FLAT,
     SECTION_FLAT_SCALES,
     SECTION_GRAPH,
@@ -41,12 +43,14 @@ struct section_place {
 /* Where everything lies, from the counts alone; the end of the file. */
 static uint64_t places(const struct sealed *s, struct section_place out[SECTION_COUNT])
 {
-    uint64_t leader_groups = (s->leaders.count + CODE_GROUP - 1) / CODE_GROUP;
+    uint64_t leader_groups = s->leaders.codes.count / CODE_GROUP;
+    uint64_t middle_groups = ((uint64_t)s->leaders.middles.count + CODE_GROUP - 1) / CODE_GROUP;
     uint64_t flat_groups = ((uint64_t)s->count + CODE_GROUP - 1) / CODE_GROUP;
     uint64_t group_bytes = rabitq_codes_bytes(s->padded) + CODE_GROUP * 4;
     const uint64_t bytes[SECTION_COUNT] = { (uint64_t)s->padded * 4, CURVE_BYTES,
-        (uint64_t)s->leaders.count * 4, leader_groups * group_bytes, leader_groups * 8,
-        flat_groups * group_bytes, flat_groups * 8, (uint64_t)s->count * s->layout.row_bytes };
+        (uint64_t)s->leaders.codes.count * 4, leader_groups * group_bytes, leader_groups * 8,
+        middle_groups * group_bytes, middle_groups * 8, flat_groups * group_bytes, flat_groups * 8,
+        (uint64_t)s->count * s->layout.row_bytes };
     uint64_t at = PAGE;
     for (int i = 0; i < SECTION_COUNT; i++) {
         out[i] = (struct section_place){ at, bytes[i] };
@@ -101,8 +105,8 @@ static void header_fill(const struct sealed *s, const struct section_place *plac
     memcpy(header + 40, &s->norm_max, 4);
     memcpy(header + 44, &s->recall_target, 4);
     store_u64(header + 48, s->seed);
-    store_u32(header + 56, s->leaders.count);
-    store_u32(header + 60, SECTION_COUNT);
+    store_u32(header + 56, s->leaders.codes.count / CODE_GROUP);
+    store_u32(header + 60, s->leaders.middles.count);
     for (int i = 0; i < SECTION_COUNT; i++) {
         uint8_t *at = header + SECTIONS_AT + i * SECTION_BYTES;
         store_u64(at, place[i].offset);
@@ -118,9 +122,10 @@ static enum omen_err write_file(const struct sealed *s, struct vfs_file *file, s
     uint8_t header[PAGE], curve[CURVE_BYTES];
     uint64_t file_bytes = places(s, place);
     curve_store(&s->curve, curve);
-    const uint8_t *data[SECTION_COUNT] = { (const uint8_t *)s->mean, curve, (const uint8_t *)s->leader_nodes,
-        s->leaders.groups, (const uint8_t *)s->leaders.scales, s->flat.groups,
-        (const uint8_t *)s->flat.scales, s->graph };
+    const uint8_t *data[SECTION_COUNT] = { (const uint8_t *)s->mean, curve, (const uint8_t *)s->leaders.nodes,
+        s->leaders.codes.groups, (const uint8_t *)s->leaders.codes.scales, s->leaders.middles.groups,
+        (const uint8_t *)s->leaders.middles.scales, s->flat.groups, (const uint8_t *)s->flat.scales,
+        s->graph };
     header_fill(s, place, file_bytes, data, header);
     enum omen_err rc = vfs_truncate(file, 0, err);
     if (rc == OMEN_OK) rc = vfs_truncate(file, file_bytes, err);
@@ -195,11 +200,12 @@ static enum omen_err header_check(struct reader *r, struct sealed *s)
     if (!isfinite(s->norm_max) || !(s->recall_target > 0 && s->recall_target <= 1))
         return header_wrong(r, 40, "norm or recall target out of range");
     s->seed = load_u64(h + 48);
-    s->leaders.count = load_u32(h + 56);
-    if (s->leaders.count > SEALED_LEADERS_MAX || s->leaders.count > s->count ||
-            (s->count > 0 && s->leaders.count == 0))
+    uint32_t groups = load_u32(h + 56);
+    s->leaders.middles.count = load_u32(h + 60);
+    if (groups > 2 * SEALED_LEADERS_MAX / CODE_GROUP + SEALED_LEADERS_SAMPLED ||
+            s->leaders.middles.count > groups || (s->leaders.middles.count == 0) != (s->count == 0))
         return header_wrong(r, 56, "impossible number of leaders");
-    if (load_u32(h + 60) != SECTION_COUNT) return header_wrong(r, 60, "wrong number of sections");
+    s->leaders.codes.count = groups * CODE_GROUP;
     if (places(s, r->place) != r->file_bytes) return header_wrong(r, 8, "length does not fit the counts");
     for (int i = 0; i < SECTION_COUNT; i++) {
         const uint8_t *at = h + SECTIONS_AT + i * SECTION_BYTES;
@@ -247,8 +253,8 @@ static enum omen_err graph_check(struct reader *r, const struct sealed *s)
             rc = header_wrong(r, r->place[SECTION_GRAPH].offset + (uint64_t)node * s->layout.row_bytes,
                     "impossible row");
     }
-    for (uint32_t i = 0; rc == OMEN_OK && i < s->leaders.count; i++)
-        if (s->leader_nodes[i] >= s->count)
+    for (uint32_t i = 0; rc == OMEN_OK && i < s->leaders.codes.count; i++)
+        if (s->leaders.nodes[i] >= s->count)
             rc = header_wrong(r, r->place[SECTION_LEADER_NODES].offset + i * 4u, "impossible leader");
     for (uint32_t i = 0; rc == OMEN_OK && i < s->padded; i++)
         if (!isfinite(s->mean[i]))
@@ -260,13 +266,17 @@ static enum omen_err graph_check(struct reader *r, const struct sealed *s)
 static bool sections_alloc(const struct reader *r, struct sealed *s)
 {
     s->mean = mem_alloc_aligned(64, r->place[SECTION_MEAN].bytes);
-    s->leader_nodes = mem_alloc(r->place[SECTION_LEADER_NODES].bytes + 1);
-    s->leaders.groups = mem_alloc_aligned(64, r->place[SECTION_LEADERS].bytes + 64);
-    s->leaders.scales = mem_alloc(r->place[SECTION_LEADER_SCALES].bytes + 1);
+    struct sealed_leaders *l = &s->leaders;
+    l->nodes = mem_alloc(r->place[SECTION_LEADER_NODES].bytes + 1);
+    l->codes.groups = mem_alloc_aligned(64, r->place[SECTION_LEADERS].bytes + 64);
+    l->codes.scales = mem_alloc(r->place[SECTION_LEADER_SCALES].bytes + 1);
+    l->middles.groups = mem_alloc_aligned(64, r->place[SECTION_MIDDLES].bytes + 64);
+    l->middles.scales = mem_alloc(r->place[SECTION_MIDDLE_SCALES].bytes + 1);
     s->flat.groups = mem_alloc_aligned(64, r->place[SECTION_FLAT].bytes + 64);
     s->flat.scales = mem_alloc(r->place[SECTION_FLAT_SCALES].bytes + 1);
-    return s->mean != NULL && s->leader_nodes != NULL && s->leaders.groups != NULL &&
-            s->leaders.scales != NULL && s->flat.groups != NULL && s->flat.scales != NULL;
+    return s->mean != NULL && l->nodes != NULL && l->codes.groups != NULL && l->codes.scales != NULL &&
+            l->middles.groups != NULL && l->middles.scales != NULL && s->flat.groups != NULL &&
+            s->flat.scales != NULL;
 }
 
 static enum omen_err graph_open(struct reader *r, struct sealed *s, bool pin)
@@ -294,9 +304,11 @@ static enum omen_err sections_open(struct reader *r, struct sealed *s, bool pin)
     if (rc == OMEN_OK) rc = section_read(r, SECTION_CURVE, curve);
     if (rc == OMEN_OK && !curve_load(curve, &s->curve))
         rc = header_wrong(r, r->place[SECTION_CURVE].offset, "impossible calibration");
-    if (rc == OMEN_OK) rc = section_read(r, SECTION_LEADER_NODES, s->leader_nodes);
-    if (rc == OMEN_OK) rc = section_read(r, SECTION_LEADERS, s->leaders.groups);
-    if (rc == OMEN_OK) rc = section_read(r, SECTION_LEADER_SCALES, s->leaders.scales);
+    if (rc == OMEN_OK) rc = section_read(r, SECTION_LEADER_NODES, s->leaders.nodes);
+    if (rc == OMEN_OK) rc = section_read(r, SECTION_LEADERS, s->leaders.codes.groups);
+    if (rc == OMEN_OK) rc = section_read(r, SECTION_LEADER_SCALES, s->leaders.codes.scales);
+    if (rc == OMEN_OK) rc = section_read(r, SECTION_MIDDLES, s->leaders.middles.groups);
+    if (rc == OMEN_OK) rc = section_read(r, SECTION_MIDDLE_SCALES, s->leaders.middles.scales);
     if (rc == OMEN_OK) rc = section_read(r, SECTION_FLAT, s->flat.groups);
     if (rc == OMEN_OK) rc = section_read(r, SECTION_FLAT_SCALES, s->flat.scales);
     if (rc == OMEN_OK) rc = graph_open(r, s, pin);
@@ -319,8 +331,8 @@ enum omen_err index_sealed_map(struct vfs *vfs, const char *path, const struct i
     if (rc == OMEN_OK) {
         rotation_init(&s->rotation, s->dim, s->seed);
         s->flat.count = s->count;
-        s->flat.group_bytes = s->leaders.group_bytes = (uint32_t)rabitq_codes_bytes(s->padded) +
-                CODE_GROUP * 4;
+        s->flat.group_bytes = (uint32_t)rabitq_codes_bytes(s->padded) + CODE_GROUP * 4;
+        s->leaders.codes.group_bytes = s->leaders.middles.group_bytes = s->flat.group_bytes;
         rc = sections_open(&r, s, pin);
     }
     if (s->file == NULL) vfs_close(r.file);

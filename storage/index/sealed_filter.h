@@ -5,12 +5,14 @@
 
 #include "storage/index/sealed_impl.h"
 
+#define SEALED_SEEN_MIN 2048 /* places of the table of expanded nodes; grows at half */
+
 struct index_scratch {
     float *query;   /* [padded] internal, unrotated */
     float *rotated; /* [padded] */
     uint8_t *lut;   /* [padded * 4] */
     struct code_query code;
-    uint64_t *pool; /* [pool_cap + 1] estimate bits << 32 | node << 1 | expanded, ascending */
+    uint64_t *pool; /* [2][pool_cap + 8] estimate bits << 32 | node << 2 | flags, ascending */
     uint32_t pool_cap;
     uint32_t *seen; /* [seen_cap] expanded nodes, open addressing, NODE_NONE = free */
     uint32_t seen_cap, seen_count;

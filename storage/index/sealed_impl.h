@@ -11,8 +11,9 @@
 #include "storage/quant/rotation.h"
 
 #define SEALED_DEGREE CODE_GROUP    /* neighbours in a row; their codes are one fast-scan group */
-#define SEALED_LEADERS_SAMPLED 4096 /* nodes whose codes are scanned for the entry */
+#define SEALED_LEADERS_SAMPLED 4096 /* nodes that a walk may enter by */
 #define SEALED_LEADERS_MAX 8192     /* with those that stand for parts nobody else reaches */
+#define SEALED_GROUPS_MET 16        /* groups of leaders that a query looks into */
 #define SEALED_LEADER_EVERY 16      /* rows per leader in small segments */
 #define SEALED_ENTRIES 4            /* nearest leaders that a walk starts from */
 #define SEALED_CURVE_POINTS 20      /* efforts in a calibration curve */
@@ -45,6 +46,15 @@ struct sealed_sketch {
     float *scales;   /* [ceil(count/32)][2] f and g */
 };
 
+/* Leaders: sampled nodes that a walk enters by. Near ones lie in one group of up to 32, and a query looks into the
+ * groups whose middles are nearest to it. Behind these groups come those of nodes that no sampled leader
+ * reaches: they are always looked at. */
+struct sealed_leaders {
+    uint32_t *nodes;              /* [codes.count] by place; unused places of a group name its first node */
+    struct sealed_sketch codes;   /* count is a multiple of 32 */
+    struct sealed_sketch middles; /* of the first middles.count groups, in their order */
+};
+
 struct sealed_curve {
     uint32_t effort[SEALED_CURVE_POINTS];
     float recall[SEALED_CURVE_KS][SEALED_CURVE_POINTS];
@@ -59,14 +69,13 @@ struct sealed {
     uint32_t padded; /* D */
     struct sealed_layout layout;
     struct rotation rotation;
-    float *mean;                  /* [padded] of the internal vectors, zero past dim */
-    float norm_max;               /* ip: the largest |x|^2, which the augmented component fills up to */
-    bool lossless;                /* own bytes are the row itself (integers 0..255): no rescoring under l2 */
-    uint8_t *graph;               /* [count][row_bytes], huge pages, owned */
-    size_t graph_bytes;           /* as mapped */
-    struct sealed_sketch leaders; /* by place in leader_nodes */
-    struct sealed_sketch flat;    /* by slot, so that a filter's bits fall together with it */
-    uint32_t *leader_nodes;       /* [leaders.count] */
+    float *mean;        /* [padded] of the internal vectors, zero past dim */
+    float norm_max;     /* ip: the largest |x|^2, which the augmented component fills up to */
+    bool lossless;      /* own bytes are the row itself (integers 0..255): no rescoring under l2 */
+    uint8_t *graph;     /* [count][row_bytes], huge pages, owned */
+    size_t graph_bytes; /* as mapped */
+    struct sealed_leaders leaders;
+    struct sealed_sketch flat; /* by slot, so that a filter's bits fall together with it */
     struct sealed_curve curve;
     float recall_target;
     uint64_t seed;           /* of the rotation */
@@ -79,13 +88,14 @@ static inline uint8_t *sealed_row(const struct sealed *s, uint32_t node)
 {
     return s->graph + (size_t)node * s->layout.row_bytes;
 }
-static inline uint32_t *sealed_ids(const struct sealed *s, uint8_t *row)
+/* Of a row that is searched; the builder casts the const away. */
+static inline const uint32_t *sealed_ids(const struct sealed *s, const uint8_t *row)
 {
-    return (uint32_t *)(void *)(row + s->layout.ids);
+    return (const uint32_t *)(const void *)(row + s->layout.ids);
 }
-static inline struct sealed_head *sealed_head(const struct sealed *s, uint8_t *row)
+static inline const struct sealed_head *sealed_head(const struct sealed *s, const uint8_t *row)
 {
-    return (struct sealed_head *)(void *)(row + s->layout.head);
+    return (const struct sealed_head *)(const void *)(row + s->layout.head);
 }
 
 void sealed_layout_init(struct sealed_layout *layout, uint32_t padded);
@@ -98,6 +108,7 @@ void sealed_rotate(const struct sealed *s, float *v);
 void *sealed_pages_new(size_t bytes, size_t *mapped_out); /* zeroed, huge pages; NULL: out of memory */
 void sealed_pages_free(void *pages, size_t mapped);
 
+void sealed_leaders_free(struct sealed_leaders *leaders);
 extern const struct index_ops sealed_ops;
 void sealed_free(struct index *index);
 /* An empty graph for rows: sizes and layout set, no memory but its own; NULL: out of memory. */

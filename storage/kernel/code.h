@@ -73,6 +73,11 @@ struct code_kernel {
     /* Insert `key` into ascending keys [*count <= cap], the largest falls out when full; its position, cap
      * when it is too large. keys has room for cap + 8. */
     uint32_t (*pool_insert)(uint64_t *keys, uint32_t *count, uint32_t cap, uint64_t key);
+    /* Ascending keys and n new ones (1..32, any order) together, the smallest `cap` of them ascending into `out`; how
+     * many old keys are below the smallest new one. Keys are < 2^63. keys and out have room for cap + 8, fresh
+     * for n + 4; they do not overlap. */
+    uint32_t (*pool_merge)(const uint64_t *keys, uint32_t count, uint32_t cap, const uint64_t *fresh,
+            uint32_t n, uint64_t *out);
     /* Offer bias[i] - 2 * dots[i] for i < 32, belonging to first_id + i, to `top`; equal values keep the
      * earlier one in front. */
     void (*select_32)(const int32_t *dots, const int32_t *bias, uint32_t first_id, struct code_top16 *top);

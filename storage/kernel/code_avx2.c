@@ -255,6 +255,7 @@ const struct code_kernel code_kernel_avx2 = {
     .sign_code = sign_code_avx2,
     .widen_f16 = widen_f16_avx2,
     .pool_insert = pool_insert_avx2,
+    .pool_merge = pool_merge_avx2,
     .lut_build = lut_build_avx2,
     .narrow_f16 = narrow_f16_avx2,
     .hadamard = hadamard_avx2,

@@ -346,6 +346,7 @@ const struct code_kernel code_kernel_avx512 = {
     .sign_code = sign_code_avx512,
     .widen_f16 = widen_f16_avx512,
     .pool_insert = pool_insert_avx512,
+    .pool_merge = pool_merge_avx2,
     .lut_build = lut_build_avx512,
     .narrow_f16 = narrow_f16_avx512,
     .hadamard = hadamard_avx512,

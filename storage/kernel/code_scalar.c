@@ -151,6 +151,20 @@ static uint32_t pool_insert_scalar(uint64_t *keys, uint32_t *count, uint32_t cap
     return low;
 }
 
+static uint32_t pool_merge_scalar(const uint64_t *keys, uint32_t count, uint32_t cap, const uint64_t *fresh,
+        uint32_t n, uint64_t *out)
+{
+    uint32_t total = count, lowest = count;
+    memcpy(out, keys, count * sizeof *keys);
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t below = 0;
+        while (below < count && keys[below] < fresh[i]) below++;
+        lowest = below < lowest ? below : lowest;
+        (void)pool_insert_scalar(out, &total, cap, fresh[i]);
+    }
+    return lowest;
+}
+
 static void lut_build_scalar(const float *z, uint32_t dim, float inverse, uint8_t *lut_out)
 {
     for (uint32_t i = 0; i < dim; i += 4) {
@@ -194,6 +208,7 @@ const struct code_kernel code_kernel_scalar = {
     .sign_code = sign_code_scalar,
     .widen_f16 = widen_f16_scalar,
     .pool_insert = pool_insert_scalar,
+    .pool_merge = pool_merge_scalar,
     .lut_build = lut_build_scalar,
     .narrow_f16 = narrow_f16_scalar,
     .hadamard = hadamard_scalar,

@@ -182,6 +182,32 @@ START_TEST(transform_halves_signs_and_pool_are_equal)
 }
 END_TEST
 
+START_TEST(merged_pools_are_equal)
+{
+    const struct code_kernel *kernel = code_kernel_for((enum kernel_isa)_i),
+                             *scalar = code_kernel_for(KERNEL_SCALAR);
+    if (kernel == NULL) return;
+    setup_seed(45 + (uint64_t)_i);
+    for (uint32_t cap = 1; cap <= 300; cap += cap < 70 ? 1 : 23) {
+        uint64_t p[2][320] = { 0 }, out[2][320] = { 0 }, fresh[40];
+        uint32_t count = 0;
+        for (int round = 0; round < 60; round++) {
+            uint32_t n = round == 1 ? 32 : (uint32_t)(rng() % 32) + 1;
+            for (uint32_t i = 0; i < n; i++)
+                fresh[i] = round % 8 == 3 ? rng() % 5 : rng() % 90 << 32 | rng() % 900; /* equal ones too */
+            uint32_t at = scalar->pool_merge(p[0], count, cap, fresh, n, out[0]);
+            ck_assert_uint_eq(kernel->pool_merge(p[1], count, cap, fresh, n, out[1]), at);
+            count = count + n < cap ? count + n : cap;
+            ck_assert(memcmp(out[0], out[1], count * 8) == 0);
+            for (uint32_t i = 1; i < count; i++) ck_assert(out[0][i - 1] <= out[0][i]);
+            if (round % 20 == 19) count = 0;
+            memcpy(p[0], out[0], sizeof p[0]);
+            memcpy(p[1], out[1], sizeof p[1]);
+        }
+    }
+}
+END_TEST
+
 START_TEST(half_precision_survives_the_round_trip)
 {
     for (uint32_t bits = 0; bits < 65536; bits++) {
@@ -199,6 +225,7 @@ int main(void)
     tcase_set_timeout(tc, 120);
     tcase_add_loop_test(tc, estimates_are_bit_equal, 0, KERNEL_ISA_COUNT);
     tcase_add_loop_test(tc, distances_to_bytes_are_bit_equal_and_exact_for_bytes, 0, KERNEL_ISA_COUNT);
+    tcase_add_loop_test(tc, merged_pools_are_equal, 0, KERNEL_ISA_COUNT);
     tcase_add_loop_test(tc, tiles_selection_and_occlusion_are_equal, 0, KERNEL_ISA_COUNT);
     tcase_add_loop_test(tc, transform_halves_signs_and_pool_are_equal, 0, KERNEL_ISA_COUNT);
     tcase_add_test(tc, half_precision_survives_the_round_trip);
