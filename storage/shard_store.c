@@ -68,7 +68,8 @@ static enum omen_err checkpoint_create(struct shard_store *s, const char *path,
     if (chunks || state->sequence != s->base_sequence)
         return err_corrupt(err, path, 0,
                 "file is missing although there are data: bring it, or the shard, back from a backup");
-    return checkpoint_file_create(s->vfs, path, s->shard_id, s->replica_id, s->base_sequence, err);
+    return checkpoint_file_create(s->vfs, path, s->shard_id, s->replica_id, s->base_sequence,
+            (struct stream_end){ { 0, 0 }, 0 }, err);
 }
 
 /* The directories, their names durable: also those of files that an interrupted start made and did not get to sync. */
@@ -189,6 +190,7 @@ enum omen_err shard_store_open(const struct shard_store_options *options, struct
         store_free(s);
         return rc;
     }
+    store_leases_forget(s);
     atomic_store(&s->durable, end.sequence);
     atomic_store(&s->log_needed, s->older.sequence);
     LOG_INFO("store.open", "dir=\"%s\" shard=%llu sequence=%llu points=%llu", s->dir,

@@ -7,6 +7,7 @@
  *   shard_store_room.c        what a write needs of the stream, known before it is proposed
  *   shard_store_checkpoint.c  checkpoints and merges
  *   shard_store_view.c        views, lookups and walks over deltas and LMDB
+ *   shard_lease.c, shard_manifest.c   checkpoints for other replicas
  *   shard_store_read.c        get, scroll, count        shard_search.c   search
  *
  * Locks, in order: checkpoint_mutex, apply_mutex, version_mutex. Readers take version_mutex to acquire and release a
@@ -163,6 +164,10 @@ OMEN_CHECKED enum omen_err apply_staged(struct shard_store *s, uint64_t sequence
         struct plan_units *units, struct apply_outcome *outcomes, struct err *err);
 /* The store is over: apply and checkpoint answer this from now on. apply_mutex held. */
 enum omen_err store_stop(struct shard_store *s, enum omen_err rc, const struct err *err);
+
+/* ---- shard_lease.c ---- */
+
+void store_leases_forget(const struct shard_store *s); /* what leases of an earlier process left */
 
 /* ---- shard_store_recover.c ---- */
 

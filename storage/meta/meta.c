@@ -131,7 +131,7 @@ static int lock_allocate(struct meta *meta)
     return rc == EOPNOTSUPP ? 0 : rc;
 }
 
-static enum omen_err env_open(struct meta *meta, struct err *err)
+enum omen_err meta_env_open(struct meta *meta, struct err *err)
 {
     MDB_txn *txn = NULL;
     int rc = mdb_env_create(&meta->env);
@@ -149,7 +149,7 @@ static enum omen_err env_open(struct meta *meta, struct err *err)
     return rc == 0 ? OMEN_OK : meta_lmdb_error(meta, rc, "open", err);
 }
 
-static enum omen_err remove_if_there(struct vfs *vfs, const char *path, struct err *err)
+enum omen_err meta_remove_if_there(struct vfs *vfs, const char *path, struct err *err)
 {
     bool there = false;
     enum omen_err rc = vfs_exists(vfs, path, &there, err);
@@ -162,9 +162,9 @@ static enum omen_err meta_create(struct meta *meta, const struct meta_identity *
     char lock_path[META_PATH_BYTES];
     meta_path(meta, "lock.mdb", lock_path);
     enum omen_err rc = meta_marker_set(meta, err);
-    if (rc == OMEN_OK) rc = remove_if_there(vfs_posix(), meta->data_path, err);
-    if (rc == OMEN_OK) rc = remove_if_there(vfs_posix(), lock_path, err);
-    if (rc == OMEN_OK) rc = env_open(meta, err);
+    if (rc == OMEN_OK) rc = meta_remove_if_there(vfs_posix(), meta->data_path, err);
+    if (rc == OMEN_OK) rc = meta_remove_if_there(vfs_posix(), lock_path, err);
+    if (rc == OMEN_OK) rc = meta_env_open(meta, err);
     if (rc != OMEN_OK) return rc;
     uint8_t state[META_STATE_BYTES];
     uint8_t *value = mem_must_alloc(META_IDENTITY_BYTES_MAX);
@@ -210,7 +210,7 @@ static enum omen_err identity_check(const struct meta *meta, const struct meta_i
                  : err_set(err, OMEN_EINVAL, "schema", "differs from the one stored in %s", meta->data_path);
 }
 
-static enum omen_err head_read(struct meta *meta, const struct meta_identity *identity,
+enum omen_err meta_head_read(struct meta *meta, const struct meta_identity *identity,
         struct meta_state *state_out, uint64_t *base_out, struct err *err)
 {
     MDB_txn *txn = NULL;
@@ -266,10 +266,10 @@ static enum omen_err meta_open_files(struct meta *meta, const struct meta_identi
     if (!data) return err_corrupt(err, meta->data_path, 0, "file is missing");
     if (!marker) {
         rc = checksum_verify(meta, err);
-        return rc == OMEN_OK ? env_open(meta, err) : rc;
+        return rc == OMEN_OK ? meta_env_open(meta, err) : rc;
     }
     LOG_WARN("meta.merge_interrupted", "path=\"%s\"", meta->data_path);
-    rc = env_open(meta, err);
+    rc = meta_env_open(meta, err);
     if (rc == OMEN_OK) rc = verify_all(meta, err);
     if (rc == OMEN_OK) rc = meta_seal(meta, err);
     if (rc != OMEN_EFULL) return rc;
@@ -305,7 +305,7 @@ enum omen_err meta_open(struct vfs *vfs, const char *dir, const struct meta_iden
     meta_path(meta, "data.mdb", meta->data_path);
     enum omen_err rc = dirs_make(meta, err);
     if (rc == OMEN_OK) rc = meta_open_files(meta, identity, err);
-    if (rc == OMEN_OK) rc = head_read(meta, identity, state_out, base_out, err);
+    if (rc == OMEN_OK) rc = meta_head_read(meta, identity, state_out, base_out, err);
     if (rc != OMEN_OK) {
         meta_close(meta);
         return rc;

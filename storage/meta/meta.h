@@ -100,4 +100,14 @@ enum omen_err meta_merge_fail(struct meta_merge *merge, enum omen_err rc, struct
  * and the next seal or open makes up for it. */
 OMEN_CHECKED enum omen_err meta_seal(struct meta *meta, struct err *err);
 
+/* ---- copies for another replica ---- */
+
+/* A consistent copy of the whole file as `dir`/data.mdb, in the real file system; the directory is there. Beside readers and
+ * merges; waits for a merge under way. Not synced. */
+OMEN_CHECKED enum omen_err meta_copy(struct meta *meta, const char *dir, struct err *err);
+/* Make a copied `dir`/data.mdb the one of `identity`; it must be of the same shard and schema, and of the replica
+ * `from_replica` (or adopted before). May be repeated after a crash. */
+OMEN_CHECKED enum omen_err meta_adopt(struct vfs *vfs, const char *dir, uint64_t from_replica,
+        const struct meta_identity *identity, struct err *err);
+
 #endif

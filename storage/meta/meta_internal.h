@@ -23,6 +23,11 @@ struct meta {
 /* OMEN_EFULL, OMEN_ENOMEM, OMEN_ECORRUPT or OMEN_EIO naming data.mdb. */
 enum omen_err meta_lmdb_error(const struct meta *meta, int mdb_rc, const char *what, struct err *err);
 
+/* meta.c: what opening is made of. */
+OMEN_CHECKED enum omen_err meta_env_open(struct meta *meta, struct err *err);
+OMEN_CHECKED enum omen_err meta_head_read(struct meta *meta, const struct meta_identity *identity,
+        struct meta_state *state_out, uint64_t *base_out, struct err *err);
+OMEN_CHECKED enum omen_err meta_remove_if_there(struct vfs *vfs, const char *path, struct err *err);
 /* The marker that a merge may be under way. */
 OMEN_CHECKED enum omen_err meta_marker_set(struct meta *meta, struct err *err);
 

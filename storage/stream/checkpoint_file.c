@@ -47,10 +47,10 @@ static bool slot_decode(const uint8_t in[CHECKPOINT_SLOT_BYTES], uint32_t slot, 
 }
 
 enum omen_err checkpoint_file_create(struct vfs *vfs, const char *path, uint64_t shard_id,
-        uint64_t replica_id, uint64_t base_sequence, struct err *err)
+        uint64_t replica_id, uint64_t sequence, struct stream_end end, struct err *err)
 {
     uint8_t slots[2 * CHECKPOINT_SLOT_BYTES];
-    struct checkpoint c = { .generation = 1, .sequence = base_sequence };
+    struct checkpoint c = { .generation = 1, .sequence = sequence, .end = end };
     slot_encode(&c, shard_id, replica_id, slots + CHECKPOINT_SLOT_BYTES);
     c.generation = 2;
     slot_encode(&c, shard_id, replica_id, slots);

@@ -18,9 +18,9 @@ struct checkpoint {
 
 struct checkpoint_file;
 
-/* Atomically create the file with both slots at `base_sequence` and an empty stream. */
+/* Atomically create, or replace, the file: both slots at `sequence`, whose stream ends at `end`. */
 OMEN_CHECKED enum omen_err checkpoint_file_create(struct vfs *vfs, const char *path, uint64_t shard_id,
-        uint64_t replica_id, uint64_t base_sequence, struct err *err);
+        uint64_t replica_id, uint64_t sequence, struct stream_end end, struct err *err);
 /* `last_out` the newest valid slot; `older_out` the other one, or `last` again when it is damaged. OMEN_ECORRUPT when
  * no slot is valid or the valid ones belong to another replica. */
 OMEN_CHECKED enum omen_err checkpoint_file_open(struct vfs *vfs, const char *path, uint64_t shard_id,

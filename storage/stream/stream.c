@@ -51,7 +51,9 @@ struct stream {
 
 static void chunk_path(const struct stream *s, uint32_t number, char out[STREAM_PATH_BYTES])
 {
-    snprintf(out, STREAM_PATH_BYTES, "%s/%016x.chunk", s->dir, (unsigned)number);
+    char name[STREAM_CHUNK_NAME_BYTES];
+    stream_chunk_name(number, name);
+    snprintf(out, STREAM_PATH_BYTES, "%s/%s", s->dir, name);
 }
 
 static void chunk_close(struct stream_chunk *c)
@@ -708,4 +710,9 @@ void stream_usage(struct stream *stream, uint64_t *bytes_out, uint64_t *chunks_o
     *bytes_out = stream->allocated_bytes;
     *chunks_out = stream->chunk_count;
     pthread_mutex_unlock(&stream->mutex);
+}
+
+uint32_t stream_chunk_bytes(struct stream *stream, uint32_t number)
+{
+    return chunk_in_use(stream, number)->file_bytes;
 }

@@ -121,6 +121,18 @@ bool stream_has_room(struct stream *stream, const struct stream_need *needs, uin
 OMEN_CHECKED enum omen_err stream_make_room(struct stream *stream, const struct stream_need *needs,
         uint32_t count, struct err *err);
 
+uint32_t stream_chunk_bytes(struct stream *stream,
+        uint32_t number); /* size of a chunk that holds units; any thread */
+
+/* ---- copies of another replica's chunks ---- */
+
+#define STREAM_CHUNK_NAME_BYTES 23u
+void stream_chunk_name(uint32_t number, char out[STREAM_CHUNK_NAME_BYTES]);
+/* Make a copied file chunk `number` of this replica: its header is written, space up to `file_bytes` allocated, all of it
+ * synced. Units name their place and not their replica, so they stay. May be repeated. */
+OMEN_CHECKED enum omen_err stream_adopt_chunk(struct vfs *vfs, const char *dir, uint64_t shard_id,
+        uint64_t replica_id, uint32_t number, uint32_t file_bytes, struct err *err);
+
 void stream_usage(struct stream *stream, uint64_t *bytes_out,
         uint64_t *chunks_out); /* any thread; allocated */
 

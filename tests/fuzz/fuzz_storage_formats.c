@@ -1,5 +1,5 @@
-/* The small records of storage on arbitrary bytes: chunk and unit headers, LMDB values, CHECKSUM; with and without
- * repaired checksums. What decodes must encode to the same bytes: a record has one form. */
+/* The small records of storage on arbitrary bytes: chunk and unit headers, LMDB values, CHECKSUM, manifests; with and
+ * without repaired checksums. What decodes must encode to the same bytes: a record has one form. */
 #include "common/err.h"
 
 #include <string.h>
@@ -7,7 +7,9 @@
 #include "common/bytes.h"
 #include "common/check.h"
 #include "common/crc32c.h"
+#include "common/mem.h"
 #include "storage/meta/meta_format.h"
+#include "storage/shard_manifest.h"
 #include "storage/stream/format.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
@@ -56,10 +58,32 @@ static void meta_values(const uint8_t *data, size_t size, bool repair)
     mem_free(value);
 }
 
+static void manifest(const uint8_t *data, size_t size, bool repair)
+{
+    struct manifest_raw raw;
+    struct buf again;
+    uint8_t *bytes = mem_must_alloc(size + 1);
+    memcpy(bytes, data, size);
+    if (repair && size >= 4) store_u32(bytes + size - 4, crc32c(0, bytes, size - 4));
+    if (manifest_decode((struct bytes){ bytes, size }, &raw, NULL) == OMEN_OK) {
+        struct store_manifest files;
+        buf_init(&again);
+        manifest_encode(&raw, &again);
+        CHECK(again.len == size && memcmp(again.data, bytes, size) == 0);
+        manifest_files(&raw, &files);
+        CHECK(files.file_count == raw.end.position.chunk + 1);
+        store_manifest_fini(&files);
+        manifest_raw_fini(&raw);
+        buf_fini(&again);
+    }
+    mem_free(bytes);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     if (size < 1) return 0;
     chunk_and_unit(data + 1, size - 1, data[0] & 1);
     meta_values(data + 1, size - 1, data[0] & 1);
+    manifest(data + 1, size - 1, data[0] & 1);
     return 0;
 }
