@@ -19,6 +19,10 @@
 #include "common/placement/map_index.h"
 #include "node/member/member_impl.h"
 
+#define LEADERS_SETTLE_NS                                                                                    \
+    15000000000ull                     /* of leading the cluster group, before leaders of shards are spread */
+#define LEADERS_PAUSE_NS 3000000000ull /* between two transfers */
+
 /* ---- recording ---- */
 
 static void step_record(struct member *m, const struct cluster_op *op, enum cluster_op_step to)
@@ -181,6 +185,71 @@ static void damage_repair(struct member *m, const struct map_index *index, const
             (unsigned long long)d.replica_id, d.node_id, rc == OMEN_OK ? "begun" : err.message);
 }
 
+/* ---- leaders ---- */
+
+struct lead_count {
+    uint32_t node_id, leads;
+};
+
+static struct lead_count *lead_of(struct lead_count *counts, uint32_t count, uint32_t node_id)
+{
+    for (uint32_t i = 0; i < count; i++)
+        if (counts[i].node_id == node_id) return &counts[i];
+    return NULL;
+}
+
+/* The ready replica of a shard on the node that leads least, if that is at least two less than its leader's node
+ * does. */
+static bool transfer_target(struct member *m, const struct map_shard *shard,
+        const struct shard_report *report, struct lead_count *counts, uint32_t count,
+        uint64_t *replica_id_out, uint32_t *node_id_out)
+{
+    const struct lead_count *from = lead_of(counts, count, report->leader_node), *best = NULL;
+    if (from == NULL || report->ready < shard->replica_count) return false;
+    for (uint32_t r = 0; r < shard->replica_count; r++) {
+        const struct lead_count *to = lead_of(counts, count, shard->node_ids[r]);
+        if (to == NULL || to->leads + 2 > from->leads || (best != NULL && to->leads >= best->leads)) continue;
+        best = to;
+        *replica_id_out = shard->replica_ids[r];
+        *node_id_out = shard->node_ids[r];
+    }
+    return best != NULL;
+}
+
+/* Leaders take the writes: after nodes came and went they are spread again, one shard at a time, of shards of which
+ * every replica is ready, so that nobody waits for more than the hand-over. */
+static void leaders_spread(struct member *m, const struct map_index *index, const struct cluster_state *state)
+{
+    struct lead_count counts[MEMBER_NODES_MAX];
+    uint32_t count = 0;
+    uint64_t now = member_now_ns(m), replica_id = 0;
+    uint32_t node_id = 0;
+    if (state->op_count > 0 || now - atomic_load(&m->led_since_ns) < LEADERS_SETTLE_NS || now < m->spread_ns)
+        return;
+    for (uint32_t i = 0; i < state->node_count && count < MEMBER_NODES_MAX; i++)
+        if (state->nodes[i].state == CLUSTER_NODE_ACTIVE)
+            counts[count++] = (struct lead_count){ state->nodes[i].node_id, 0 };
+    for (uint32_t i = 0; i < index->count; i++) {
+        struct shard_report report;
+        member_shard_report(m, index->places[i].shard, &report);
+        struct lead_count *c = lead_of(counts, count, report.leader_node);
+        if (c != NULL) c->leads++;
+    }
+    for (uint32_t i = 0; i < index->count; i++) {
+        const struct map_shard *shard = index->places[i].shard;
+        struct shard_report report;
+        struct err err;
+        member_shard_report(m, shard, &report);
+        if (!transfer_target(m, shard, &report, counts, count, &replica_id, &node_id)) continue;
+        m->spread_ns = now + LEADERS_PAUSE_NS; /* until the reports show it */
+        enum omen_err rc = member_command(m, report.leader_node, shard->shard_id, COMMAND_TRANSFER,
+                replica_id, node_id, &err);
+        LOG_INFO("leader.spread", "shard=%llu from=%u to=%u result=%s", (unsigned long long)shard->shard_id,
+                report.leader_node, node_id, err_name(rc));
+        return;
+    }
+}
+
 /* ---- the turn ---- */
 
 void member_drive_turn(struct member *m, const struct cluster_state *state)
@@ -190,5 +259,6 @@ void member_drive_turn(struct member *m, const struct cluster_state *state)
     for (uint32_t i = 0; i < state->op_count && !atomic_load(&m->stopping); i++)
         op_run(m, state, index, &state->ops[i]);
     damage_repair(m, index, state);
+    leaders_spread(m, index, state);
     map_index_unref(index);
 }

@@ -83,6 +83,7 @@ struct member {
     uint64_t reconciled;  /* the agent's: sequence of the state it has made true */
     bool reconcile_again; /* something could not be done */
     uint64_t retry_ns, checkpoint_ns;
+    uint64_t spread_ns;    /* the driver's: no transfer before */
     uint64_t checkpointed; /* sequence */
 
     pthread_mutex_t lock;

@@ -23,6 +23,7 @@
 #include "node/member/member_impl.h"
 
 #define ASIDE_SUFFIX ".aside"
+#define OPEN_THREADS_MAX 7u /* beside the agent's own */
 
 struct wanted {
     const struct map_collection *collection;
@@ -237,22 +238,44 @@ static enum omen_err replica_begin(struct member *m, const struct plan *p, const
     return node_shard_open(m->node, w->collection, w->shard, w->replica_id, &raft, err);
 }
 
-static void shards_open(struct member *m, const struct plan *p)
+/* What the threads of one opening share: a store that is opened reads all of its stream since its last merge. */
+struct opening {
+    struct member *m;
+    const struct plan *plan;
+    _Atomic uint32_t next; /* item */
+    _Atomic bool failed;
+};
+
+static void *open_main(void *arg)
 {
+    struct opening *o = arg;
     struct err err;
-    bool failed = false;
-    for (uint32_t i = 0; i < p->count && !atomic_load(&m->stopping); i++) {
-        const struct wanted *w = &p->items[i];
-        if (is_open(m->node, w->shard->shard_id)) continue;
-        if (replica_begin(m, p, w, &err) == OMEN_OK) continue;
+    for (;;) {
+        uint32_t i = atomic_fetch_add(&o->next, 1);
+        if (i >= o->plan->count || atomic_load(&o->m->stopping)) return NULL;
+        const struct wanted *w = &o->plan->items[i];
+        if (is_open(o->m->node, w->shard->shard_id)) continue;
+        if (replica_begin(o->m, o->plan, w, &err) == OMEN_OK) continue;
         LOG_ERROR("shard.open", "shard=%llu replica=%llu collection=%s error=\"%s\"",
                 (unsigned long long)w->shard->shard_id, (unsigned long long)w->replica_id,
                 w->collection->name, err.message);
-        member_trouble(m, &err);
-        failed = true;
+        member_trouble(o->m, &err);
+        atomic_store(&o->failed, true);
     }
-    if (!failed) member_trouble(m, NULL);
-    m->reconcile_again = failed;
+}
+
+static void shards_open(struct member *m, const struct plan *p)
+{
+    struct opening o = { .m = m, .plan = p };
+    pthread_t threads[OPEN_THREADS_MAX];
+    uint32_t started = 0, wanted = search_pool_threads(m->node->env.pool);
+    if (wanted > OPEN_THREADS_MAX + 1) wanted = OPEN_THREADS_MAX + 1;
+    if (wanted > p->count) wanted = p->count;
+    while (started + 1 < wanted && pthread_create(&threads[started], NULL, open_main, &o) == 0) started++;
+    (void)open_main(&o);
+    for (uint32_t i = 0; i < started; i++) pthread_join(threads[i], NULL);
+    m->reconcile_again = atomic_load(&o.failed);
+    if (!m->reconcile_again) member_trouble(m, NULL);
 }
 
 /* ---- the turn ---- */
