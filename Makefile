@@ -6,7 +6,7 @@
 #   tools/client/*.c                -> libomenclient.a       tools/omenctl/*.c -> omenctl    bench/*.c -> omen-bench
 #   node/main.c, router/main.c      -> omen-node, omen-router
 #   tests/support/*.c               -> libtestsupport.a
-#   tests/{unit,property,golden,fault}/test_*.c   -> one Check executable each, with its own main
+#   tests/{unit,property,golden,recall,fault}/test_*.c   -> one Check executable each, with its own main
 #   tests/fuzz/fuzz_*.c             -> one target each; tests/fuzz/driver.c replays the corpus, `make fuzz` explores
 # Variables: FLAVOUR= BUILD= CC= JOBS= V=1 (show commands) KINDS= ONLY= (which tests) CI=true (warnings are errors).
 # Libraries are named by hand, not asked of pkg-config: make reads this file before install-deps.sh has run.
@@ -106,7 +106,7 @@ ALL_LIBS        := $(LIB_testsupport) $(LIB_omenclient) $(LIBS_BELOW_NODE)
 BINS := $(if $(SRCS_node_main),$(B)/omen-node) $(if $(SRCS_router_main),$(B)/omen-router) \
         $(if $(SRCS_omenctl),$(B)/omenctl) $(if $(SRCS_inspect),$(B)/omen-inspect) $(if $(SRCS_bench),$(B)/omen-bench)
 
-SRCS_checked := $(foreach k,unit property golden fault,$(wildcard tests/$(k)/test_*.c))
+SRCS_checked := $(foreach k,unit property golden recall fault,$(wildcard tests/$(k)/test_*.c))
 SRCS_fuzz    := $(wildcard tests/fuzz/fuzz_*.c)
 FUZZ_DRIVER  := $(if $(filter fuzz,$(FLAVOUR)),,$(call objs,tests/fuzz/driver.c))
 TEST_BINS    := $(SRCS_checked:%.c=$(B)/%)
@@ -232,7 +232,7 @@ demo: deps ## install, build, load real data, search, break, show nothing was lo
 
 RUN_TESTS = OMEN_BUILD=$(B) OMEN_FLAVOUR=$(FLAVOUR) $(PYTHON) tests/run.py --build $(B) --flavour $(FLAVOUR) \
         $(if $(ONLY),--only '$(ONLY)')
-DEEP_KINDS := unit,property,golden,fuzz,integration
+DEEP_KINDS := unit,property,golden,recall,fuzz,integration
 TEST_KINDS := check,$(DEEP_KINDS)
 
 # A build that fails counts as one failed test, so that the last line always has its form.

@@ -16,7 +16,7 @@
 #define ENGINES_MAX 8
 
 struct choice {
-    const char *dir, *index, *quant, *recall, *filter, *rivals, *rival_cache;
+    const char *dir, *index, *quant, *recall, *filter, *rivals, *rival_cache, *index_file;
     uint64_t k, build_threads, threads, limit, queries, rounds, effort, rival_m, rival_efc, degree, efc;
     bool with_rivals, sweep, plans;
 };
@@ -49,6 +49,13 @@ static enum index_quant quant_parse(const char *name)
     panic("--quant %s: auto, none, scalar, product or binary", name);
 }
 
+static void memory_ask(const struct run *run, struct engine *engine)
+{
+    struct index_stats stats;
+    index_stats(engine->index, false, &stats);
+    engine->bytes_per_vector = (double)stats.memory_bytes / run->data.rows.count;
+}
+
 static void build_ours(const struct run *run, const struct choice *choice, struct engine *engine)
 {
     struct index_params params = { .quant = quant_parse(choice->quant),
@@ -58,17 +65,25 @@ static void build_ours(const struct run *run, const struct choice *choice, struc
         .seed = 1 };
     struct index_control control = { .threads = (uint32_t)choice->build_threads, .progress = progress };
     struct err err;
+    engine->effort = (uint32_t)choice->effort;
+    if (choice->index_file != NULL && access(choice->index_file, R_OK) == 0) {
+        if (index_map(vfs_posix(), choice->index_file, &run->data.rows, true, &engine->index, &err) !=
+                OMEN_OK)
+            panic("%s", err.message);
+        memory_ask(run, engine);
+        return;
+    }
     uint64_t start = bench_now_ns(), cpu_start = bench_cpu_ns();
     if (index_build(kind_parse(choice->index), &run->data.rows, &params, &control, &engine->index, &err) !=
             OMEN_OK)
         panic("build: %s", err.message);
     engine->build_seconds = (double)(bench_now_ns() - start) / 1e9;
     engine->build_cpu_seconds = (double)(bench_cpu_ns() - cpu_start) / 1e9;
-    struct index_stats stats;
-    index_stats(engine->index, false, &stats);
-    engine->bytes_per_vector = (double)stats.memory_bytes / run->data.rows.count;
     engine->build_threads = (uint32_t)choice->build_threads;
-    engine->effort = (uint32_t)choice->effort;
+    memory_ask(run, engine);
+    if (choice->index_file != NULL &&
+            index_save(engine->index, vfs_posix(), choice->index_file, &err) != OMEN_OK)
+        panic("%s", err.message);
 }
 
 /* Plans of our index that can be forced, beside its own choice. */
@@ -212,6 +227,8 @@ int bench_index(int argc, char **argv)
         { "--index", "auto, flat, hnsw, sealed, disk (auto)", NULL, &c.index, NULL },
         { "--quant", "auto, none, scalar, product, binary (auto)", NULL, &c.quant, NULL },
         { "--recall", "recall target (0.95)", NULL, &c.recall, NULL },
+        { "--index-file", "open this file instead of building, or build and write it", NULL, &c.index_file,
+                NULL },
         { "--effort", "pool width instead of a recall target", &c.effort, NULL, NULL },
         { "--k", "neighbours (10)", &c.k, NULL, NULL },
         { "--degree", "links per node (the index's default)", &c.degree, NULL, NULL },

@@ -205,6 +205,12 @@ void index_heap_push(struct index_heap *heap, struct index_hit hit)
     heap->hits[i] = hit;
 }
 
+void index_heap_pop(struct index_heap *heap)
+{
+    struct index_hit last = heap->hits[--heap->count];
+    if (heap->count > 0) heap_sink(heap->hits, heap->count, last);
+}
+
 void index_heap_sort(struct index_heap *heap)
 {
     for (uint32_t n = heap->count; n > 1; n--) {

@@ -29,6 +29,7 @@ struct index_heap {
     uint32_t k, count;
 };
 void index_heap_push(struct index_heap *heap, struct index_hit hit); /* k > 0 */
+void index_heap_pop(struct index_heap *heap);                        /* the farthest; count > 0 */
 void index_heap_sort(struct index_heap *heap);                       /* nearest first; no push afterwards */
 static inline float index_heap_bound(const struct index_heap *heap)
 {

@@ -75,6 +75,29 @@ void sealed_query_prepare(const struct sealed *s, const float *query, struct ind
 /* ---- search ---- */
 
 #define EFFORT_DEFAULT 64 /* without calibration */
+#define GATHER_ROWS 2000  /* fewer rows than this are scored one by one */
+
+void sealed_finish(const struct sealed *s, const struct index_search *search, struct index_hit *visited,
+        uint32_t count, struct index_hit *hits_out, uint32_t *count_out, struct index_cost *cost)
+{
+    bool exact = s->lossless && s->rows.metric == METRIC_L2;
+    struct index_heap heap = { hits_out, search->k, 0 };
+    for (uint32_t i = 0; i < count; i++) {
+        visited[i].slot = sealed_head(s, sealed_row(s, visited[i].slot))->slot;
+        const char *full = (const char *)(s->rows.data + (size_t)visited[i].slot * s->rows.stride_floats);
+        for (uint32_t at = 0; !exact && at < s->rows.dim * sizeof(float); at += 64)
+            __builtin_prefetch(full + at, 0, 3);
+    }
+    for (uint32_t i = 0; i < count; i++) {
+        float d = exact ? visited[i].distance : sealed_row_distance(s, search->query, visited[i].slot);
+        if (search->has_distance_max && !(d <= search->distance_max)) continue;
+        index_heap_push(&heap, (struct index_hit){ d, visited[i].slot });
+    }
+    if (!exact) cost->rescored += count;
+    cost->walks++;
+    index_heap_sort(&heap);
+    *count_out = heap.count;
+}
 
 static enum omen_err sealed_search(const struct index *index, const struct index_search *search,
         struct index_scratch *scratch, struct index_hit *hits_out, uint32_t *count_out,
@@ -83,21 +106,18 @@ static enum omen_err sealed_search(const struct index *index, const struct index
     const struct sealed *s = (const struct sealed *)index;
     *count_out = 0;
     if (s->count == 0) return OMEN_OK;
-    uint64_t passing = search->filter == NULL ? s->count
-            : search->filter_count != 0       ? search->filter_count
-                                              : index_bits_count(search->filter, s->count);
     uint32_t effort = search->effort;
     if (effort == 0)
         effort = sealed_effort(s, search->k,
                 search->recall_target > 0 ? search->recall_target : s->recall_target);
     if (effort == 0) effort = EFFORT_DEFAULT;
-    enum index_plan plan = sealed_plan(s, search, passing, &effort);
-    if (plan == INDEX_PLAN_GATHER) return sealed_gather(s, search, hits_out, count_out, cost);
-    if (plan == INDEX_PLAN_SCAN) return sealed_scan(s, search, scratch, hits_out, count_out, cost);
+    if (search->filter != NULL || search->plan != INDEX_PLAN_AUTO)
+        return sealed_filtered(s, search, effort, scratch, hits_out, count_out, cost);
+    if (s->count <= GATHER_ROWS || search->k >= s->count / 4 || effort == SEALED_EFFORT_SCAN)
+        return sealed_gather(s, search, hits_out, count_out, cost);
     if (effort < search->k) effort = search->k;
     if (effort > s->count) effort = s->count;
     uint32_t want = sealed_want(s, search->k), found = 0;
-    bool exact = s->lossless && s->rows.metric == METRIC_L2;
     enum omen_err rc = sealed_scratch_reserve(scratch, effort, want);
     if (rc == OMEN_OK) rc = sealed_walk(s, search, effort, want, scratch, scratch->hits, &found, cost);
     if (rc != OMEN_OK) return rc;
@@ -105,24 +125,7 @@ static enum omen_err sealed_search(const struct index *index, const struct index
         cost->aborted++;
         return sealed_gather(s, search, hits_out, count_out, cost);
     }
-    cost->walks++;
-    struct index_heap heap = { hits_out, search->k, 0 };
-    for (uint32_t i = 0; i < found; i++) {
-        scratch->hits[i].slot = sealed_head(s, sealed_row(s, scratch->hits[i].slot))->slot;
-        const char *full = (const char *)(s->rows.data +
-                (size_t)scratch->hits[i].slot * s->rows.stride_floats);
-        for (uint32_t at = 0; !exact && at < s->rows.dim * sizeof(float); at += 64)
-            __builtin_prefetch(full + at, 0, 3);
-    }
-    for (uint32_t i = 0; i < found; i++) {
-        uint32_t slot = scratch->hits[i].slot;
-        float d = exact ? scratch->hits[i].distance : sealed_row_distance(s, search->query, slot);
-        if (search->has_distance_max && !(d <= search->distance_max)) continue;
-        index_heap_push(&heap, (struct index_hit){ d, slot });
-    }
-    if (!exact) cost->rescored += found;
-    index_heap_sort(&heap);
-    *count_out = heap.count;
+    sealed_finish(s, search, scratch->hits, found, hits_out, count_out, cost);
     return OMEN_OK;
 }
 

@@ -25,11 +25,15 @@ enum omen_err sealed_scratch_reserve(struct index_scratch *scratch, uint32_t poo
 /* The query's internal and rotated vector and its look-up table, into `scratch`. */
 void sealed_query_prepare(const struct sealed *s, const float *query, struct index_scratch *scratch);
 
-/* The plan that `search` asks for, or the one that costs least for `passing` rows; *effort is that of a walk
- * without filter, SEALED_EFFORT_SCAN when no effort reaches the target, and is widened when a filter's walk
- * must meet more nodes. */
-enum index_plan sealed_plan(const struct sealed *s, const struct index_search *search, uint64_t passing,
-        uint32_t *effort);
+/* Answers `search` under its filter, or by the plan it names: by whatever costs least. `effort` is that of a walk
+ * without filter, SEALED_EFFORT_SCAN when no effort reaches the target. */
+enum omen_err sealed_filtered(const struct sealed *s, const struct index_search *search, uint32_t effort,
+        struct index_scratch *scratch, struct index_hit *hits_out, uint32_t *count_out,
+        struct index_cost *cost);
+
+/* Visited nodes of a walk (nearest first, slots still node numbers, overwritten) into hits with final distances. */
+void sealed_finish(const struct sealed *s, const struct index_search *search, struct index_hit *visited,
+        uint32_t count, struct index_hit *hits_out, uint32_t *count_out, struct index_cost *cost);
 
 /* Final distance of a row: that of storage/kernel, NaN counted as infinite. */
 float sealed_row_distance(const struct sealed *s, const float *query, uint32_t slot);
@@ -38,8 +42,8 @@ float sealed_row_distance(const struct sealed *s, const float *query, uint32_t s
 enum omen_err sealed_gather(const struct sealed *s, const struct index_search *search,
         struct index_hit *hits_out, uint32_t *count_out, struct index_cost *cost);
 
-/* Slots by their flat 1-bit codes under the filter's bits, in order of slots; the nearest estimates are
- * rescored. */
+/* Slots by their flat 1-bit codes under the filter's bits, in order of slots; those whose error bound lets them
+ * be among the k nearest are rescored. */
 enum omen_err sealed_scan(const struct sealed *s, const struct index_search *search,
         struct index_scratch *scratch, struct index_hit *hits_out, uint32_t *count_out,
         struct index_cost *cost);

@@ -5,31 +5,14 @@
  * estimate is known to be among the next: the best of a hop's neighbours before any of them enters the pool, then
  * those that come next in the pool, each once (a bit of the key remembers). Threads: no state beside the
  * scratch. */
-#include <math.h>
-#include <string.h>
+#include "storage/index/sealed_walk.h"
 
 #include "common/mem.h"
-#include "storage/index/sealed_filter.h"
 #include "storage/kernel/kernel.h"
 
 #define PREFETCH_ROWS 3 /* of the pool's next, on their way at any time */
-#define NODE_NONE UINT32_MAX
 
-/* ---- expanded nodes ---- */
-
-static inline uint32_t seen_place(const struct index_scratch *scratch, uint32_t node)
-{
-    uint32_t i = node * 0x9e3779b1u >> 8 & (scratch->seen_cap - 1);
-    while (scratch->seen[i] != node && scratch->seen[i] != NODE_NONE) i = (i + 1) & (scratch->seen_cap - 1);
-    return i;
-}
-
-static inline bool seen_has(const struct index_scratch *scratch, uint32_t node)
-{
-    return scratch->seen[seen_place(scratch, node)] == node;
-}
-
-static enum omen_err seen_grow(struct index_scratch *scratch)
+enum omen_err sealed_seen_grow(struct index_scratch *scratch)
 {
     uint32_t *old = scratch->seen, old_cap = scratch->seen_cap;
     uint32_t *grown = mem_alloc_aligned(64, (size_t)old_cap * 2 * sizeof(uint32_t));
@@ -41,33 +24,6 @@ static enum omen_err seen_grow(struct index_scratch *scratch)
         if (old[i] != NODE_NONE) grown[seen_place(scratch, old[i])] = old[i];
     mem_free(old);
     return OMEN_OK;
-}
-
-/* ---- the pool: keys of estimate, node, two flags; they order as the estimates do ---- */
-
-#define KEY_EXPANDED 1u
-#define KEY_FETCHED 2u
-static_assert(INDEX_SLOTS_MAX <= 1u << 30, "a node and two flags share 32 bits");
-
-static inline uint64_t pool_key(float estimate, uint32_t node)
-{
-    uint32_t bits; /* of a float >= 0 */
-    memcpy(&bits, &estimate, sizeof bits);
-    return (uint64_t)bits << 32 | (uint64_t)node << 2;
-}
-static inline uint32_t pool_node(uint64_t key) { return (uint32_t)key >> 2; }
-static inline float pool_estimate(uint64_t key)
-{
-    uint32_t bits = (uint32_t)(key >> 32);
-    float estimate;
-    memcpy(&estimate, &bits, sizeof estimate);
-    return estimate;
-}
-
-static inline void row_prefetch(const struct sealed *s, uint32_t node)
-{
-    const uint8_t *row = sealed_row(s, node), *end = row + s->layout.row_bytes;
-    for (; row < end; row += 64) __builtin_prefetch(row, 0, 3);
 }
 
 /* Those that come next, if they are not on their way yet. */
@@ -110,10 +66,7 @@ static inline void entry_offer(const struct sealed *s, const struct index_scratc
     }
 }
 
-/* The nearest leaders by their 1-bit codes, into the pool: of the groups whose middles are nearest, and of the
- * groups that are always looked at. */
-static uint32_t walk_enter(const struct sealed *s, struct index_scratch *scratch, uint32_t *count,
-        uint32_t cap)
+uint32_t sealed_enter(const struct sealed *s, struct index_scratch *scratch, uint32_t *count, uint32_t cap)
 {
     const struct sealed_leaders *l = &s->leaders;
     float base = kernel_get()->dot_f32(scratch->rotated, scratch->rotated, s->padded);
@@ -180,11 +133,10 @@ enum omen_err sealed_walk(const struct sealed *s, const struct index_search *sea
     enum omen_err rc = sealed_scratch_reserve(scratch, effort, 0);
     if (rc != OMEN_OK) return rc;
     sealed_query_prepare(s, search->query, scratch);
-    memset(scratch->seen, 0xff, scratch->seen_cap * sizeof(uint32_t));
-    scratch->seen_count = 0;
+    seen_clear(scratch);
     struct walk w = { s, code_kernel_get(), scratch, scratch->pool, scratch->pool + effort + 8, effort, 0,
         0 };
-    uint32_t hops = 0, entered = walk_enter(s, scratch, &w.count, effort);
+    uint32_t hops = 0, entered = sealed_enter(s, scratch, &w.count, effort);
     struct index_heap found = { hits_out, want, 0 };
     while (w.cursor < w.count) {
         uint64_t key = w.pool[w.cursor];
@@ -193,11 +145,10 @@ enum omen_err sealed_walk(const struct sealed *s, const struct index_search *sea
             continue;
         }
         w.pool[w.cursor++] = key | KEY_EXPANDED;
-        uint32_t node = pool_node(key), place = seen_place(scratch, node);
-        if (scratch->seen[place] == node) continue;
-        scratch->seen[place] = node;
-        if (++scratch->seen_count * 2 > scratch->seen_cap && seen_grow(scratch) != OMEN_OK)
-            return OMEN_ENOMEM;
+        uint32_t node = pool_node(key);
+        bool fresh;
+        if (seen_add(scratch, node, &fresh) != OMEN_OK) return OMEN_ENOMEM;
+        if (!fresh) continue;
         const uint8_t *row = sealed_row(s, node);
         const struct sealed_head *head = sealed_head(s, row);
         float exact = w.kernel->l2sq_f32_u8(scratch->query, row + s->layout.own, head->own_lo,
