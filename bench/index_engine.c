@@ -77,6 +77,9 @@ static void cost_add(struct index_cost *sum, const struct index_cost *part)
     sum->gathers += part->gathers;
     sum->scans += part->scans;
     sum->aborted += part->aborted;
+    sum->rounds += part->rounds;
+    sum->blocks += part->blocks;
+    sum->blocks_read += part->blocks_read;
 }
 
 void engine_round(const struct run *run, struct engine *engine)
@@ -198,6 +201,10 @@ static void print_cost(const struct run *run, const struct engine *engine)
     json_line_f64("gathered", (double)engine->cost.gathers / n);
     json_line_f64("scanned", (double)engine->cost.scans / n);
     json_line_f64("aborted", (double)engine->cost.aborted / n);
+    if (engine->cost.blocks == 0) return;
+    json_line_f64("rounds_per_query", (double)engine->cost.rounds / n);
+    json_line_f64("blocks_per_query", (double)engine->cost.blocks / n);
+    json_line_f64("bytes_read_per_query", (double)engine->cost.blocks_read * 4096 / n);
 }
 
 static void print_build(const struct run *run, const struct engine *engine)

@@ -15,6 +15,7 @@ static const struct {
     { "scan", bench_scan, "exact scan of data larger than the caches, against streaming read bandwidth" },
     { "index", bench_index,
             "a vector index over a data set: build rate, memory, recall, speed, beside hnswlib" },
+    { "disk", bench_disk, "a disk graph in a process that holds nothing else: rounds, blocks, latency" },
     { "sketch", bench_sketch, "the sketch of an unindexed tail: insert rate, recall, beside an exact scan" },
     { "wire", bench_wire, "a running server: durable upserts, group commit of many clients, small searches" },
 };

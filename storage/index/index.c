@@ -4,6 +4,7 @@
 #include <math.h>
 #include <stdlib.h>
 
+#include "common/bytes.h"
 #include "common/check.h"
 #include "storage/index/hnsw.h"
 #include "storage/index/index_impl.h"
@@ -31,6 +32,7 @@ static index_build_fn *const builders[INDEX_KIND_COUNT] = {
     [INDEX_FLAT] = index_flat_build,
     [INDEX_SEALED] = index_sealed_build,
     [INDEX_HNSW] = hnsw_build,
+    [INDEX_DISK] = index_disk_build,
 };
 
 static enum omen_err rows_check(const struct index_rows *rows, struct err *err)
@@ -150,12 +152,38 @@ enum omen_err index_save(const struct index *index, struct vfs *vfs, const char 
     return index->ops->save(index, vfs, path, err);
 }
 
+/* The kind that a file says it is of; whoever opens it checks everything else. */
+static enum omen_err file_kind(struct vfs *vfs, const char *path, uint16_t *kind_out, struct err *err)
+{
+    struct vfs_file *file;
+    uint8_t head[8];
+    uint64_t len;
+    *kind_out = 0;
+    enum omen_err rc = vfs_open(vfs, path, VFS_READ, &file, err);
+    if (rc != OMEN_OK) return rc;
+    rc = vfs_size(file, &len, err);
+    if (rc == OMEN_OK && len >= sizeof head) rc = vfs_pread(file, head, sizeof head, 0, err);
+    if (rc == OMEN_OK && len >= sizeof head) *kind_out = load_u16(head + 6);
+    vfs_close(file);
+    return rc;
+}
+
 enum omen_err index_map(struct vfs *vfs, const char *path, const struct index_rows *rows, bool pin,
         struct index **index_out, struct err *err)
 {
+    uint16_t kind;
     *index_out = NULL;
-    enum omen_err rc = rows_check(rows, err);
-    return rc == OMEN_OK ? index_sealed_map(vfs, path, rows, pin, index_out, err) : rc;
+    enum omen_err rc = file_kind(vfs, path, &kind, err);
+    if (rc != OMEN_OK) return rc;
+    struct index_rows none = *rows;
+    none.count = kind == INDEX_DISK ? 0
+                                    : rows->count; /* its vectors are in the file: there may be no others */
+    rc = rows_check(&none, err);
+    if (rc == OMEN_OK && rows->count > INDEX_SLOTS_MAX)
+        rc = err_set(err, OMEN_EINVAL, "count", "%u rows, at most %u", rows->count, INDEX_SLOTS_MAX);
+    if (rc != OMEN_OK) return rc;
+    return kind == INDEX_DISK ? index_disk_map(vfs, path, rows, pin, index_out, err)
+                              : index_sealed_map(vfs, path, rows, pin, index_out, err);
 }
 
 void index_stats(const struct index *index, bool deep, struct index_stats *stats_out)

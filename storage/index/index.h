@@ -102,6 +102,7 @@ struct index_search {
     bool (*stop)(void *arg); /* NULL = never; polled at least every INDEX_POLL_HOPS hops */
     void *stop_arg;
     enum index_plan plan; /* one the kind does not have: its own choice */
+    struct err *err;      /* NULL = nobody reads it; what an index on disk could not read */
 };
 
 /* What searches cost; the callee adds to it. */
@@ -113,6 +114,8 @@ struct index_cost {
     uint64_t effort;                /* pool width in use, summed over queries */
     uint64_t walks, gathers, scans; /* queries answered by each plan */
     uint64_t aborted;               /* walks given up for another plan */
+    uint64_t rounds;                /* of reading from disk that waited for the one before */
+    uint64_t blocks, blocks_read;   /* 4 KB: needed, and not found in a cache */
 };
 
 struct index_stats {
@@ -174,9 +177,9 @@ void index_scratch_free(const struct index *index, struct index_scratch *scratch
  * hits_out   [k] caller's; unspecified past *count_out
  * cost       added to; NULL when nobody asks
  * Never fewer than min(k, live slots that pass): an index that cannot find them by walking falls back to
- * scanning. Blocks: never, except on page faults of mapped rows. Allocates: only to grow `scratch`. Errors:
- * OMEN_EINVAL (k, effort, target or query out of range), OMEN_EDEADLINE (`stop` said so; outputs
- * unspecified), OMEN_ENOMEM. */
+ * scanning. Blocks: never, except on page faults of mapped rows and reads of a disk graph. Allocates: only to grow
+ * `scratch`. Errors: OMEN_EINVAL (k, effort, target or query out of range), OMEN_EDEADLINE (`stop` said so;
+ * outputs unspecified), OMEN_ENOMEM; of a disk graph OMEN_ECORRUPT and OMEN_EIO, search.err names the place. */
 OMEN_CHECKED enum omen_err index_search(const struct index *index, const struct index_search *search,
         struct index_scratch *scratch, struct index_hit *hits_out, uint32_t *count_out,
         struct index_cost *cost);
@@ -198,7 +201,8 @@ OMEN_CHECKED enum omen_err index_save(const struct index *index, struct vfs *vfs
         struct err *err);
 /* Open a file written by index_save. `rows` as at build; dim, metric and count must agree. `pin` reads it
  * into anonymous memory (huge pages where the system has them), else it is mapped. Everything is checked
- * before use: OMEN_ECORRUPT names file and offset, OMEN_EVERSION a version that we do not read. */
+ * before use, units of a disk graph when they are read (it needs no rows.data): OMEN_ECORRUPT names file and
+ * offset, OMEN_EVERSION a version that we do not read. */
 OMEN_CHECKED enum omen_err index_map(struct vfs *vfs, const char *path, const struct index_rows *rows,
         bool pin, struct index **index_out, struct err *err);
 

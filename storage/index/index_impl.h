@@ -12,6 +12,9 @@ index_build_fn index_flat_build;
 index_build_fn index_sealed_build;
 enum omen_err index_sealed_map(struct vfs *vfs, const char *path, const struct index_rows *rows, bool pin,
         struct index **index_out, struct err *err);
+index_build_fn index_disk_build;
+enum omen_err index_disk_map(struct vfs *vfs, const char *path, const struct index_rows *rows, bool pin,
+        struct index **index_out, struct err *err);
 
 static inline bool index_bit(const uint64_t *bits, uint32_t slot)
 {
