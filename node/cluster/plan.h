@@ -1,8 +1,8 @@
 /* Which replicas should move where: pure functions over the cluster's state and the sizes that nodes reported.
  * Nothing here is replicated: the moves are proposed, and checked again when they are recorded (OPS_START).
  *
- * No plan puts two replicas of a shard on one node, or makes a shard's failure domains fewer; shards with an
- * operation under way are left alone. Threads: any. Cost: shards x nodes per move. */
+ * No plan puts two replicas of a shard on one node, or more of them into one failure domain than there were; shards
+ * with an operation under way are left alone, and count where they go. Threads: any. */
 #ifndef OMEN_NODE_CLUSTER_PLAN_H
 #define OMEN_NODE_CLUSTER_PLAN_H
 
@@ -19,18 +19,25 @@ struct plan_move {
     char why[120]; /* for people */
 };
 
-/* Moves that even out bytes, then replicas, over the active nodes: from the fullest to the emptiest while that
- * brings both nearer to the mean, none of more than is missing there, so that what is moved stays near the minimum.
- * None when every node is within a twentieth of the mean, or no replica is small enough to help.
- * moves_out: the caller's (mem_free). bytes_minimum_out: what lies above the mean on fuller nodes; no plan that
- * evens out moves less. OMEN_ENOMEM. */
+/* Moves that even out bytes, and replicas of empty shards, over the active nodes, the largest first; of the plans
+ * that end at least as even, nearly the one that moves least (plan_rebalance.c has the rule). Replicas that share a
+ * failure domain without need are moved apart as well. None when every node is within a twentieth of the mean, or
+ * no move would help enough.
+ *
+ * At most one replica of a shard is moved, and at most CLUSTER_MOVES_MAX in all: where more is needed, as when
+ * several nodes came at once, plan again when these have ended. A plan carried out and made again gives nothing
+ * more to do.
+ *
+ * moves_out: [*count_out] the caller's (mem_free). bytes_minimum_out: what lies above the mean on fuller nodes,
+ * which is what had to be moved if bytes could be moved one by one. OMEN_ENOMEM. */
 OMEN_CHECKED enum omen_err plan_rebalance(const struct cluster_state *state, const struct plan_size *sizes,
         uint32_t size_count, struct plan_move **moves_out, uint32_t *count_out, uint64_t *bytes_minimum_out,
         struct err *err);
 
-/* Moves that take every replica off a node, each to an active node in another failure domain than the shard's other
- * replicas where there is one, the emptiest of those. OMEN_EUNAVAILABLE: some replica has nowhere to go (names the
- * shard); OMEN_ENOMEM. */
+/* Moves that take every replica off a node, each to an active node in the failure domain with the fewest of the
+ * shard's other replicas, the emptiest of those. Shards with an operation under way, and what is beyond
+ * CLUSTER_MOVES_MAX, are left out: plan again when those have ended. OMEN_EUNAVAILABLE: some replica has nowhere to
+ * go (names the shard); OMEN_ENOMEM. */
 OMEN_CHECKED enum omen_err plan_drain(const struct cluster_state *state, uint32_t node_id,
         const struct plan_size *sizes, uint32_t size_count, struct plan_move **moves_out, uint32_t *count_out,
         struct err *err);
