@@ -213,7 +213,8 @@ $(FUZZ_BINS): $(B)/%: $(B)/obj/%.o $(FUZZ_DRIVER) $(ALL_LIBS)
 # Sub-makes run with as many jobs as there are processors unless the caller chose (make -j sets a job server).
 SUBMAKE = +@$(MAKE) $(if $(findstring jobserver,$(MAKEFLAGS)),,-j$(JOBS)) BUILD=$(BUILD)
 
-.PHONY: FORCE all build build-tests build-fuzz deps help test test-run asan tsan fuzz fault bench check demo fmt install clean
+.PHONY: FORCE all build build-tests build-fuzz deps help test test-run asan tsan fuzz fault bench check demo up down fmt install \
+        clean
 FORCE:
 
 all: ## build the binaries and libraries (FLAVOUR=release)
@@ -229,6 +230,16 @@ deps: ## install what is missing from Debian's packages
 demo: deps ## install, build, load real data, search, break, show nothing was lost
 	$(SUBMAKE) FLAVOUR=release build
 	@OMEN_BUILD=$(BUILD)/release deploy/demo/run.sh
+
+PORT ?= 7700
+UP = @$(PYTHON) deploy/local/up.py --build $(BUILD)/release --work $(BUILD)/up --port $(PORT)
+
+up: deps ## a cluster of 3 nodes and 2 routers on this machine that stays; its clients' ports from PORT=7700 on
+	$(SUBMAKE) FLAVOUR=release build
+	$(UP) up
+
+down: ## end what `make up` started; data and logs stay under build/up
+	$(UP) down
 
 RUN_TESTS = OMEN_BUILD=$(B) OMEN_FLAVOUR=$(FLAVOUR) $(PYTHON) tests/run.py --build $(B) --flavour $(FLAVOUR) \
         $(if $(ONLY),--only '$(ONLY)')

@@ -18,6 +18,10 @@ CLEAN = {
     "node/main.c": '#include "router/router.h"\n#include "storage/shard_store.h"\n',
     "tests/unit/test_a.c": '#include <check.h>\n#include "storage/segment/segment.h"\n',
     "deploy/a.sh": "#!/bin/sh\nset -eu\necho a\n",
+    "deploy/omendb.yaml": "node:\n  listen: ''\n",
+    "deploy/compose.yaml": "services:\n  a: {image: a, command: omen-node, environment: {OMENDB_NODE_LISTEN: x}}\n",
+    "deploy/kubernetes/a.yaml": "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: a}\nspec:\n  selector: {matchLabels: {app: a}}\n"
+                                "  template:\n    metadata: {labels: {app: a}}\n    spec: {containers: [{name: a}]}\n",
     "tests/a.py": "print(1)\n",
 }
 
@@ -47,6 +51,13 @@ WRONG = [
     ("pure", "storage/index/b.c", "long b(void) { return time(0); }\n", "a clock"),
     ("pure", "storage/b.c", "int b = rand ();\n", "a random number"),
     ("pure", "storage/b.c", "int b = socket(1, 2, 3);\n", "a socket"),
+    ("manifests", "deploy/b.yaml", "a: [1,\n", "deploy/b.yaml:2"),
+    ("manifests", "deploy/b.yaml", "services:\n  a: {image: a, depends_on: [b]}\n", "which is no service"),
+    ("manifests", "deploy/b.yaml", "services:\n  a: {image: a, command: omen-node, environment: {OMENDB_NODE_LISTN: x}}\n",
+     "OMENDB_NODE_LISTN is no key"),
+    ("manifests", "deploy/kubernetes/b.yaml", "apiVersion: v1\nkind: Service\nmetadata: {name: b}\nspec: {selector: {app: b}}\n",
+     "selects no pod"),
+    ("manifests", "deploy/b.service", "[Unit]\n[Service]\n[Install]\n", "no ExecStart"),
     ("scripts", "deploy/b.sh", "#!/bin/sh\nif true; then\n", "deploy/b.sh:1"),
     ("scripts", "tests/b.py", "def b(:\n", "tests/b.py:1"),
 ]

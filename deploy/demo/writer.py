@@ -4,7 +4,8 @@ an fsynced record of every acknowledgement.
 
     writer.py --endpoint URL --collection NAME --log FILE --dim N --seed N [--in-flight 128]
 
-Each line of the log is "id sequence duplicate": point `id` was acknowledged by entry `sequence`. Acknowledgements are
+Each line of the log is "id sequence duplicate us": point `id` was acknowledged by entry `sequence`, `us` microseconds of the
+machine's monotonic clock. Acknowledgements are
 appended and fsynced in groups, so a line in the log was certainly acknowledged. The process writes until it reads a
 line "stop" (or the end) on stdin, then waits for everything in flight, prints a JSON summary and ends. Vectors and payloads
 follow from seed and id (see `make_point`), so that the checker can compute them again.
@@ -14,6 +15,7 @@ import json
 import os
 import sys
 import threading
+import time
 
 import numpy as np
 
@@ -88,8 +90,9 @@ def main():
     acknowledged = [0]
 
     def on_ack(ids, result):
+        now_us = time.monotonic_ns() // 1000
         for i in ids:
-            log.add(f"{i} {result.sequence} {int(result.duplicate)}\n")
+            log.add(f"{i} {result.sequence} {int(result.duplicate)} {now_us}\n")
         acknowledged[0] += len(ids)
 
     # A minute is longer than any restart in the demo; the pipeline retries with the same op ids until then.
