@@ -14,6 +14,8 @@ int bench_index(int argc, char **argv);  /* vector indexes: build rate, recall, 
 int bench_disk(int argc, char **argv);   /* a disk graph, searched with little memory */
 int bench_sketch(int argc, char **argv); /* the tail sketch: insert rate, recall, beside an exact scan */
 int bench_wire(int argc, char **argv);   /* a server over the wire: upserts, group commit, small searches */
+int bench_cluster(int argc,
+        char **argv); /* a cluster behind a router: replicated upserts, commit latency, searches, failover */
 
 uint64_t bench_now_ns(void);
 /* CPU time of this process so far. */

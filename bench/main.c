@@ -18,6 +18,8 @@ static const struct {
     { "disk", bench_disk, "a disk graph in a process that holds nothing else: rounds, blocks, latency" },
     { "sketch", bench_sketch, "the sketch of an unindexed tail: insert rate, recall, beside an exact scan" },
     { "wire", bench_wire, "a running server: durable upserts, group commit of many clients, small searches" },
+    { "cluster", bench_cluster,
+            "a cluster behind a router: replicated upserts, commit latency, searches with recall, failover" },
 };
 
 static int usage(FILE *out)

@@ -20,6 +20,7 @@
 #include <unistd.h>
 
 #include "bench/bench.h"
+#include "bench/cluster_spawn.h"
 #include "common/check.h"
 #include "common/json.h"
 #include "common/mem.h"
@@ -124,25 +125,6 @@ static void stop_server(struct server *server)
     }
     kill(server->pid, SIGTERM);
     waitpid(server->pid, NULL, 0);
-}
-
-/* utime + stime of another process, from /proc/PID/stat (fields 14 and 15), in microseconds. */
-static uint64_t process_cpu_us(pid_t pid)
-{
-    char path[64], text[1024];
-    snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
-    FILE *f = fopen(path, "r");
-    if (f == NULL) panic("cannot read %s", path);
-    size_t len = fread(text, 1, sizeof text - 1, f);
-    fclose(f);
-    text[len] = '\0';
-    char *after = strrchr(text, ')');
-    unsigned long user = 0, system_time = 0;
-    if (after == NULL ||
-            sscanf(after + 2, "%*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %lu %lu", &user, &system_time) !=
-                    2)
-        panic("cannot parse %s", path);
-    return (user + system_time) * 1000000u / (uint64_t)sysconf(_SC_CLK_TCK);
 }
 
 static uint64_t server_cpu_us(const struct server *server)

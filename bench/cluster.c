@@ -1,0 +1,407 @@
+/* omen-bench cluster: a cluster behind a router, spoken to through the client library; --spawn starts one for it.
+ *
+ *   cluster_write     --clients pipelines load the data set: a batch is on the disks of a majority when acknowledged
+ *   cluster_commit    one client, one small write at a time on an idle cluster; beside it the disk's own fsync
+ *   cluster_search    --clients clients, one search at a time each; recall against exact truth, ties by distance
+ *   cluster_failover  --spawn only: kill -9 of the node that leads a shard while a client writes to it; how long
+ *                     nothing is acknowledged
+ */
+#include <inttypes.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "bench/bench.h"
+#include "bench/cluster_spawn.h"
+#include "bench/index_data.h"
+#include "common/check.h"
+#include "common/mem.h"
+
+#define CLIENTS_MAX 256u
+#define TRUTH_THREADS 2u
+#define COLLECTION "bench"
+
+struct options {
+    const char *router, *data, *mix, *dir;
+    bool spawn;
+    uint64_t clients, nodes, shards, replication, limit, batch, depth, k, queries, commits, kills;
+};
+
+struct run {
+    const struct options *o;
+    struct bench_data data;
+    const char **payloads; /* [rows], NULL without payload; owned */
+    char *text;            /* of all payloads */
+    struct spawned spawned;
+    const char *url;
+    _Atomic uint64_t next; /* row or query to be taken */
+    pthread_barrier_t barrier;
+};
+
+static void must(omen_code code, const char *what)
+{
+    if (code != 0) panic("%s: %s", what, omen_last_error());
+}
+
+static omen_client *client_open(const struct run *run)
+{
+    omen_client *client;
+    must(omen_open(run->url, &(omen_options){ .timeout_ms = 60000, .client_name = "omen-bench" }, &client),
+            "open");
+    return client;
+}
+
+static uint64_t servers_cpu_us(const struct run *run)
+{
+    return run->o->spawn ? spawned_cpu_us(&run->spawned) : 0;
+}
+
+/* ---- the data ---- */
+
+static void payloads_read(struct run *run)
+{
+    struct dataset *set = &run->data.set;
+    uint32_t rows = run->data.rows.count;
+    if (set->payload == NULL) return;
+    run->payloads = mem_must_calloc(rows, sizeof *run->payloads);
+    run->text = mem_must_alloc(set->payload_bytes + rows);
+    char *at = run->text;
+    for (uint32_t i = 0; i < rows; i++) {
+        struct bytes line = dataset_payload_next(set);
+        if (line.data == NULL) panic("the payload ends before its data set");
+        memcpy(at, line.data, line.len);
+        at[line.len] = '\0';
+        run->payloads[i] = at;
+        at += line.len + 1;
+    }
+}
+
+static void collection_make(const struct run *run, omen_client *client, const char *name, uint64_t shards)
+{
+    const struct index_rows *rows = &run->data.rows;
+    (void)omen_collection_drop(client, name);
+    must(omen_collection_create(client, name,
+                 &(omen_collection_options){ .dim = rows->dim,
+                         .metric = metric_name(rows->metric),
+                         .shards = (uint32_t)shards,
+                         .replication = (uint32_t)run->o->replication }),
+            "create");
+}
+
+static void line_begin(const struct run *run, const char *bench)
+{
+    json_line_begin(bench);
+    if (run->o->spawn) json_line_u64("nodes", run->spawned.count);
+    json_line_u64("replication", run->o->replication);
+    json_line_text("dataset", run->data.set.name);
+    json_line_u64("dim", run->data.rows.dim);
+}
+
+/* Counts until all are there: another client than those that wrote may be answered by a replica that is a moment behind. */
+static void count_check(omen_client *client, const char *name, uint64_t wanted)
+{
+    uint64_t found = 0;
+    for (int i = 0; i < 100 && found != wanted; i++) {
+        if (i > 0) usleep(50000);
+        must(omen_count(client, name, NULL, &found), "count");
+    }
+    if (found != wanted) panic("%s: %" PRIu64 " points of %" PRIu64 " are there", name, found, wanted);
+}
+
+/* ---- writes ---- */
+
+static void *writer_main(void *arg)
+{
+    struct run *run = arg;
+    const struct index_rows *rows = &run->data.rows;
+    omen_client *client = client_open(run);
+    omen_pipeline *pipeline;
+    omen_id *ids = mem_must_calloc(run->o->batch, sizeof *ids);
+    must(omen_pipeline_open(client, COLLECTION, (uint32_t)run->o->depth, &pipeline), "pipeline");
+    pthread_barrier_wait(&run->barrier);
+    for (;;) {
+        uint64_t first = atomic_fetch_add(&run->next, run->o->batch);
+        if (first >= rows->count) break;
+        uint64_t n = rows->count - first < run->o->batch ? rows->count - first : run->o->batch;
+        for (uint64_t i = 0; i < n; i++) ids[i] = (omen_id){ .number = first + i };
+        must(omen_pipeline_upsert(pipeline, ids, rows->data + first * rows->stride_floats, rows->dim,
+                     run->payloads == NULL ? NULL : run->payloads + first, n),
+                "upsert");
+    }
+    must(omen_pipeline_finish(pipeline, NULL), "finish");
+    mem_free(ids);
+    omen_close(client);
+    return NULL;
+}
+
+static void threads_run(struct run *run, void *(*main)(void *), void **args)
+{
+    pthread_t threads[CLIENTS_MAX];
+    atomic_store(&run->next, 0);
+    pthread_barrier_init(&run->barrier, NULL, (unsigned)run->o->clients + 1);
+    for (uint64_t i = 0; i < run->o->clients; i++)
+        if (pthread_create(&threads[i], NULL, main, args == NULL ? run : args[i]) != 0)
+            panic("cannot start a thread");
+    pthread_barrier_wait(&run->barrier);
+    uint64_t begin = bench_now_ns();
+    for (uint64_t i = 0; i < run->o->clients; i++) pthread_join(threads[i], NULL);
+    json_line_f64("seconds", (double)(bench_now_ns() - begin) / 1e9);
+    pthread_barrier_destroy(&run->barrier);
+}
+
+static void run_write(struct run *run)
+{
+    omen_client *client = client_open(run);
+    collection_make(run, client, COLLECTION, run->o->shards);
+    uint64_t cpu_us = servers_cpu_us(run), client_us = bench_cpu_ns() / 1000, count = run->data.rows.count;
+    line_begin(run, "cluster_write");
+    uint64_t begin = bench_now_ns();
+    threads_run(run, writer_main, NULL);
+    double seconds = (double)(bench_now_ns() - begin) / 1e9;
+    json_line_u64("shards", run->o->shards);
+    json_line_u64("count", count);
+    json_line_u64("clients", run->o->clients);
+    json_line_u64("batch", run->o->batch);
+    json_line_u64("depth", run->o->depth);
+    json_line_f64("vectors_per_second", (double)count / seconds);
+    if (run->o->spawn)
+        json_line_f64("server_cpu_us_per_vector", (double)(servers_cpu_us(run) - cpu_us) / (double)count);
+    json_line_f64("client_cpu_us_per_vector", (double)(bench_cpu_ns() / 1000 - client_us) / (double)count);
+    json_line_end();
+    count_check(client, COLLECTION, count);
+    omen_close(client);
+}
+
+/* ---- commit latency ---- */
+
+static void run_commit(struct run *run)
+{
+    const char *name = "bench_commit";
+    const struct index_rows *rows = &run->data.rows;
+    omen_client *client = client_open(run);
+    collection_make(run, client, name, 1);
+    uint64_t *ns = mem_must_alloc(run->o->commits * sizeof *ns),
+             before = bench_disk_sync_ns(run->o->dir, 200);
+    const char *payload = "{\"a\": 1}";
+    for (uint64_t i = 0; i < run->o->commits + 20; i++) {
+        omen_id id = { .number = i };
+        uint64_t begin = bench_now_ns();
+        must(omen_upsert(client, name, &id, rows->data, rows->dim, &payload, 1, NULL), "upsert");
+        if (i >= 20) ns[i - 20] = bench_now_ns() - begin;
+    }
+    uint64_t after = bench_disk_sync_ns(run->o->dir, 200), sync_ns = (before + after) / 2;
+    qsort(ns, run->o->commits, sizeof *ns, bench_compare_u64);
+    line_begin(run, "cluster_commit");
+    json_line_u64("writes", run->o->commits);
+    json_line_f64("p50_us", (double)ns[run->o->commits / 2] / 1e3);
+    json_line_f64("p99_us", (double)ns[run->o->commits * 99 / 100] / 1e3);
+    json_line_f64("fsync_us", (double)sync_ns / 1e3);
+    json_line_f64("bar_us", 2 * (double)sync_ns / 1e3 + 1000); /* twice the disk's fsync and a millisecond */
+    json_line_end();
+    mem_free(ns);
+    must(omen_collection_drop(client, name), "drop");
+    omen_close(client);
+}
+
+/* ---- searches ---- */
+
+struct searcher {
+    struct run *run;
+    uint64_t *ns; /* [queries] by query; shared, each written by one */
+    double *recall;
+};
+
+static void *searcher_main(void *arg)
+{
+    struct searcher *s = arg;
+    struct run *run = s->run;
+    const struct bench_data *data = &run->data;
+    uint32_t *slots = mem_must_calloc(run->o->k, sizeof *slots), dim = data->rows.dim;
+    omen_client *client = client_open(run);
+    omen_results *results;
+    omen_search_options options = { .k = (uint32_t)run->o->k };
+    must(omen_search(client, COLLECTION, data->queries, dim, &options, &results),
+            "search"); /* connected and warm */
+    omen_results_free(results);
+    pthread_barrier_wait(&run->barrier);
+    for (;;) {
+        uint64_t q = atomic_fetch_add(&run->next, 1), begin = bench_now_ns();
+        if (q >= data->query_count) break;
+        must(omen_search(client, COLLECTION, data->queries + q * dim, dim, &options, &results), "search");
+        s->ns[q] = bench_now_ns() - begin;
+        for (size_t i = 0; i < results->count; i++) slots[i] = (uint32_t)results->points[i].id.number;
+        s->recall[q] = bench_data_recall(data, (uint32_t)q, slots, (uint32_t)results->count);
+        omen_results_free(results);
+    }
+    mem_free(slots);
+    omen_close(client);
+    return NULL;
+}
+
+static void run_search(struct run *run)
+{
+    uint32_t queries = run->data.query_count;
+    struct searcher s = { run, mem_must_calloc(queries, sizeof(uint64_t)),
+        mem_must_calloc(queries, sizeof(double)) };
+    void *args[CLIENTS_MAX];
+    for (uint32_t i = 0; i < CLIENTS_MAX; i++) args[i] = &s;
+    uint64_t cpu_us = servers_cpu_us(run), begin = bench_now_ns();
+    line_begin(run, "cluster_search");
+    threads_run(run, searcher_main, args);
+    double seconds = (double)(bench_now_ns() - begin) / 1e9, recall = 0;
+    for (uint32_t q = 0; q < queries; q++) recall += s.recall[q] / queries;
+    qsort(s.ns, queries, sizeof *s.ns, bench_compare_u64);
+    json_line_u64("shards", run->o->shards);
+    json_line_u64("count", run->data.rows.count);
+    json_line_u64("clients", run->o->clients);
+    json_line_u64("k", run->o->k);
+    json_line_u64("queries", queries);
+    json_line_f64("recall", recall);
+    json_line_f64("qps", queries / seconds);
+    json_line_f64("p50_us", (double)s.ns[queries / 2] / 1e3);
+    json_line_f64("p99_us", (double)s.ns[(uint64_t)queries * 99 / 100] / 1e3);
+    if (run->o->spawn) json_line_f64("server_cpu_us", (double)(servers_cpu_us(run) - cpu_us) / queries);
+    json_line_end();
+    mem_free(s.ns);
+    mem_free(s.recall);
+}
+
+/* ---- failover ---- */
+
+struct witness { /* writes one point after the other */
+    struct run *run;
+    const char *name;
+    _Atomic uint64_t acknowledged, last_ns; /* when the last came */
+    _Atomic uint64_t longest_ns;            /* silence since it was set to 0 */
+    _Atomic bool stop;
+};
+
+static void *witness_main(void *arg)
+{
+    struct witness *w = arg;
+    const struct index_rows *rows = &w->run->data.rows;
+    omen_client *client = client_open(w->run);
+    for (uint64_t i = 0; !atomic_load(&w->stop); i++) {
+        omen_id id = { .number = i };
+        must(omen_upsert(client, w->name, &id, rows->data, rows->dim, NULL, 1, NULL), "upsert");
+        uint64_t now = bench_now_ns(), last = atomic_exchange(&w->last_ns, now);
+        if (last != 0 && now - last > atomic_load(&w->longest_ns)) atomic_store(&w->longest_ns, now - last);
+        atomic_fetch_add(&w->acknowledged, 1);
+    }
+    omen_close(client);
+    return NULL;
+}
+
+static void wait_for_acks(const struct witness *w, uint64_t more)
+{
+    uint64_t until = atomic_load(&w->acknowledged) + more;
+    while (atomic_load(&w->acknowledged) < until) usleep(1000);
+}
+
+static uint32_t leader_slot(const struct run *run, omen_client *client, const char *name)
+{
+    for (;; usleep(10000)) {
+        uint32_t leader = cluster_leader(client, name);
+        for (uint32_t i = 0; i < run->spawned.count; i++)
+            if (leader != 0 && run->spawned.nodes[i].node_id == leader && run->spawned.nodes[i].pid != 0)
+                return i;
+    }
+}
+
+static void run_failover(struct run *run)
+{
+    const char *name = "bench_failover";
+    struct witness w = { .run = run, .name = name };
+    omen_client *client = client_open(run);
+    pthread_t thread;
+    collection_make(run, client, name, 1);
+    if (pthread_create(&thread, NULL, witness_main, &w) != 0) panic("cannot start a thread");
+    for (uint64_t kill = 0; kill < run->o->kills; kill++) {
+        wait_for_acks(&w, 200);
+        uint32_t slot = leader_slot(run, client, name);
+        atomic_store(&w.longest_ns, 0);
+        spawned_kill(&run->spawned, slot);
+        wait_for_acks(&w, 200);
+        line_begin(run, "cluster_failover");
+        json_line_f64("failover_ms", (double)atomic_load(&w.longest_ns) / 1e6);
+        json_line_u64("acknowledged", atomic_load(&w.acknowledged));
+        json_line_end();
+        spawned_restart(&run->spawned, client, slot);
+    }
+    atomic_store(&w.stop, true);
+    pthread_join(thread, NULL);
+    count_check(client, name, atomic_load(&w.acknowledged));
+    must(omen_collection_drop(client, name), "drop");
+    omen_close(client);
+}
+
+/* ---- door ---- */
+
+static bool out_of_range(const struct options *o)
+{
+    return o->clients == 0 || o->clients > CLIENTS_MAX || o->nodes == 0 || o->nodes > SPAWNED_NODES_MAX ||
+            o->shards == 0 || o->replication == 0 || o->batch == 0 || o->depth == 0 || o->k == 0 ||
+            o->commits == 0;
+}
+
+int bench_cluster(int argc, char **argv)
+{
+    struct options o = { .mix = "both",
+        .dir = "/tmp/omen-bench-cluster",
+        .clients = 4,
+        .nodes = 3,
+        .shards = 4,
+        .replication = 3,
+        .batch = 500,
+        .depth = 4,
+        .k = 10,
+        .commits = 300,
+        .kills = 3 };
+    const struct bench_option options[] = {
+        { "--router", "where a cluster's clients connect; or --spawn", NULL, &o.router, NULL },
+        { "--spawn", "start nodes and a router of its own", NULL, NULL, &o.spawn },
+        { "--data", "data-set folder, e.g. build/demo/data", NULL, &o.data, NULL },
+        { "--mix", "write, search (what is there already) or both (both)", NULL, &o.mix, NULL },
+        { "--clients", "clients at once (4)", &o.clients, NULL, NULL },
+        { "--nodes", "with --spawn (3)", &o.nodes, NULL, NULL },
+        { "--shards", "of the collection (4)", &o.shards, NULL, NULL },
+        { "--replication", "copies of each shard (3)", &o.replication, NULL, NULL },
+        { "--limit", "only the first N rows", &o.limit, NULL, NULL },
+        { "--queries", "only the first N queries", &o.queries, NULL, NULL },
+        { "--batch", "points per write (500)", &o.batch, NULL, NULL },
+        { "--depth", "writes in flight per client (4)", &o.depth, NULL, NULL },
+        { "--k", "neighbours per search (10)", &o.k, NULL, NULL },
+        { "--commits", "small writes to time one at a time (300)", &o.commits, NULL, NULL },
+        { "--kills", "with --spawn: leaders to kill; 0 = none (3)", &o.kills, NULL, NULL },
+        { "--dir", "scratch directory, on the disk whose fsync is measured (/tmp/omen-bench-cluster)", NULL,
+                &o.dir, NULL },
+    };
+    bench_parse(argc, argv, "cluster --router URL|--spawn --data DIR [options]", options,
+            sizeof options / sizeof options[0]);
+    bool write = strcmp(o.mix, "search") != 0, search = strcmp(o.mix, "write") != 0;
+    bool known = !(write && search) || strcmp(o.mix, "both") == 0;
+    if ((o.router != NULL) == o.spawn || o.data == NULL || !known || out_of_range(&o)) {
+        fprintf(stderr, "omen-bench cluster: give --router or --spawn, --data DIR and numbers in range\n");
+        return 2;
+    }
+    struct run run = { .o = &o, .url = o.router };
+    bench_data_open(&run.data, o.data, o.limit, o.queries, (uint32_t)o.k, TRUTH_THREADS);
+    payloads_read(&run);
+    if (o.spawn) {
+        fprintf(stderr, "starting %" PRIu64 " nodes under %s\n", o.nodes, o.dir);
+        spawned_start(&run.spawned, o.dir, (uint32_t)o.nodes);
+        run.url = run.spawned.listen;
+    }
+    if (write) run_write(&run);
+    if (write) run_commit(&run);
+    if (search) run_search(&run);
+    if (write && o.spawn && o.kills > 0 && o.replication > 1) run_failover(&run);
+    if (o.spawn) spawned_stop(&run.spawned);
+    mem_free(run.payloads);
+    mem_free(run.text);
+    bench_data_close(&run.data);
+    return 0;
+}
