@@ -137,13 +137,14 @@ class Node(Process):
     """omen-node as a member of the cluster. `node_id` once the cluster has told it."""
 
     node_id = 0
+    joins = True  # by itself; else it waits for `omenctl node add`
 
     @property
     def address(self):
         return f"tcp://{self.cluster.host}:{self.ports['node']}"
 
     def command(self):
-        others = ",".join(n.address for n in self.cluster.nodes if n is not self)
+        others = ",".join(n.address for n in self.cluster.nodes if n is not self) if self.joins else ""
         return [self.cluster.build / "omen-node", "--node-listen", self.address, "--cluster-listen",
                 f"{self.cluster.host}:{self.ports['raft']}", "--data", self.dir / "data", "--http", self.http, "--set",
                 f"cluster.join={others}", "--set", f"cluster.secret_file={self.cluster.secret_file}", *self.cluster.node_args]
@@ -236,6 +237,14 @@ class LocalCluster:
         part.replace(self.work / "cluster.json")
 
     # ---- life ----
+
+    def new_node(self):
+        """One more node on free ports, of which the others know nothing; not started. `stop` ends it too."""
+        base = free_base_port(self.host, 1)
+        node = Node(self, f"node-{len(self.nodes) + 1}", {"node": base + 10, "raft": base + 20, "http": base + 30})
+        node.joins = False
+        self.nodes.append(node)
+        return node
 
     def make_secret(self):
         self.work.mkdir(parents=True, exist_ok=True)

@@ -143,7 +143,9 @@ static enum omen_err act_init(struct member *m, struct doc request, struct doc_b
         uint32_t *leader_out, struct err *err)
 {
     char name[CLUSTER_NAME_BYTES_MAX + 1], id[32];
-    (void)field_text(request, "name", name, sizeof name);
+    struct doc given = doc_member(request, (struct bytes){ (const uint8_t *)"name", 4 });
+    if (!field_text(request, "name", name, sizeof name) && given.data != NULL)
+        return err_set(err, OMEN_EINVAL, "name", "is a text of at most %d bytes", CLUSTER_NAME_BYTES_MAX);
     enum omen_err rc = member_found(m, name, err);
     for (uint32_t waited = 0; rc == OMEN_OK && waited < CREATE_WAIT_MS; waited += POLL_MS) {
         if (atomic_load(&m->shards_open)) break; /* the first entry is applied, the map is published */
@@ -191,14 +193,44 @@ static enum omen_err adopt_ask(struct member *m, const char *address, char *know
     return rc;
 }
 
+static enum omen_err labels_take(struct doc request, bool needed, char *out, struct err *err)
+{
+    struct doc given = doc_member(request, (struct bytes){ (const uint8_t *)"labels", 6 });
+    if (given.data == NULL && !needed) {
+        out[0] = '\0';
+        return OMEN_OK;
+    }
+    if (field_text(request, "labels", out, CLUSTER_LABELS_BYTES_MAX + 1)) return OMEN_OK;
+    return err_set(err, OMEN_EINVAL, "labels", "is a text like zone=a,rack=2 of at most %d bytes",
+            CLUSTER_LABELS_BYTES_MAX);
+}
+
+static enum omen_err labels_set(struct member *m, uint32_t node_id, const char *labels, uint32_t *leader_out,
+        struct err *err)
+{
+    struct cluster_change change = { .kind = CLUSTER_CHANGE_NODE_UPDATE, .node_id = node_id };
+    snprintf(change.labels, sizeof change.labels, "%s", labels);
+    struct cluster_state *state = member_state(m);
+    const struct cluster_node *n = cluster_state_node(state, node_id);
+    enum omen_err rc = node_known(state, node_id, err);
+    if (rc == OMEN_OK) {
+        memcpy(change.address, n->address, sizeof change.address);
+        memcpy(change.raft_address, n->raft_address, sizeof change.raft_address);
+    }
+    cluster_state_unref(state);
+    return rc == OMEN_OK ? member_change(m, &change, NULL, leader_out, err) : rc;
+}
+
 static enum omen_err act_node_add(struct member *m, struct doc request, struct doc_builder *reply,
         uint32_t *leader_out, struct err *err)
 {
     char address[OMEN_ADDRESS_BYTES_MAX + 1], known_as[OMEN_ADDRESS_BYTES_MAX + 1] = "";
+    char labels[CLUSTER_LABELS_BYTES_MAX + 1]; /* beside those of its own configuration: these count */
     if (!field_text(request, "address", address, sizeof address) || address[0] == '\0')
         return err_set(err, OMEN_EINVAL, "address",
                 "names the node port of the node to add, tcp://host:port");
-    enum omen_err rc = adopt_ask(m, address, known_as, err);
+    enum omen_err rc = labels_take(request, false, labels, err);
+    if (rc == OMEN_OK) rc = adopt_ask(m, address, known_as, err);
     uint32_t node_id = 0;
     for (uint32_t waited = 0; rc == OMEN_OK && node_id == 0 && waited < ADOPT_WAIT_MS; waited += POLL_MS) {
         node_id = node_by_address(m, known_as);
@@ -207,6 +239,7 @@ static enum omen_err act_node_add(struct member *m, struct doc request, struct d
     if (rc == OMEN_OK && node_id == 0)
         rc = err_set(err, OMEN_EUNKNOWN, "address",
                 "the node at %s was told to join and has not done so yet; its log says why", address);
+    if (rc == OMEN_OK && labels[0] != '\0') rc = labels_set(m, node_id, labels, leader_out, err);
     if (rc == OMEN_OK) put_u64(reply, "node_id", node_id);
     return rc;
 }
@@ -235,20 +268,9 @@ static enum omen_err act_remove(struct member *m, struct doc request, struct doc
 static enum omen_err act_label(struct member *m, struct doc request, struct doc_builder *reply,
         uint32_t *leader_out, struct err *err)
 {
-    struct cluster_change change = { .kind = CLUSTER_CHANGE_NODE_UPDATE,
-        .node_id = field_u32(request, "node_id") };
-    if (!field_text(request, "labels", change.labels, sizeof change.labels))
-        return err_set(err, OMEN_EINVAL, "labels", "is a text like zone=a,rack=2 of at most %d bytes",
-                CLUSTER_LABELS_BYTES_MAX);
-    struct cluster_state *state = member_state(m);
-    const struct cluster_node *n = cluster_state_node(state, change.node_id);
-    enum omen_err rc = node_known(state, change.node_id, err);
-    if (rc == OMEN_OK) {
-        memcpy(change.address, n->address, sizeof change.address);
-        memcpy(change.raft_address, n->raft_address, sizeof change.raft_address);
-    }
-    cluster_state_unref(state);
-    return rc == OMEN_OK ? member_change(m, &change, NULL, leader_out, err) : rc;
+    char labels[CLUSTER_LABELS_BYTES_MAX + 1];
+    enum omen_err rc = labels_take(request, true, labels, err);
+    return rc == OMEN_OK ? labels_set(m, field_u32(request, "node_id"), labels, leader_out, err) : rc;
 }
 
 /* ---- shards ---- */

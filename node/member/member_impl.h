@@ -88,7 +88,10 @@ struct member {
 
     pthread_mutex_t lock;
     pthread_cond_t wake; /* monotonic; broadcast when something is to be looked at at once */
-    char trouble[200];   /* why it is not a member yet, or why a replica could not be opened */
+    char name[CLUSTER_NAME_BYTES_MAX +
+            1];        /* of the cluster that is being made here; lost with the process before
+                                              its first entry, which then has none */
+    char trouble[200]; /* why it is not a member yet, or why a replica could not be opened */
     char seeds[MEMBER_SEEDS_MAX]
               [OMEN_ADDRESS_BYTES_MAX + 1]; /* cluster.join, PEERS, and who said that it takes us in */
     uint32_t seed_count;

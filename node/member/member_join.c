@@ -89,7 +89,6 @@ void member_peers_refresh(struct member *m, const struct cluster_state *state)
 
 enum omen_err member_found(struct member *m, const char *name, struct err *err)
 {
-    (void)name;
     if (atomic_load(&m->phase) != MEMBER_UNJOINED)
         return err_set(err, OMEN_EEXISTS, "", "this node is in a cluster already: it is node %u",
                 member_id(m));
@@ -100,6 +99,9 @@ enum omen_err member_found(struct member *m, const char *name, struct err *err)
         .catalog_replica_id = 1,
         .founder = true,
     };
+    pthread_mutex_lock(&m->lock);
+    snprintf(m->name, sizeof m->name, "%s", name);
+    pthread_mutex_unlock(&m->lock);
     enum omen_err rc = data_dir_identify(&m->node->dir, &identity, err);
     if (rc == OMEN_OK) rc = member_open(m, err);
     if (rc == OMEN_OK)
@@ -121,6 +123,9 @@ void member_found_turn(struct member *m)
             .cluster_id = node->dir.identity.cluster_id,
             .incarnation = node->dir.identity.incarnation,
             .birth = node->dir.identity.birth };
+        pthread_mutex_lock(&m->lock);
+        snprintf(change.name, sizeof change.name, "%s", m->name);
+        pthread_mutex_unlock(&m->lock);
         snprintf(change.address, sizeof change.address, "%s", o->address);
         snprintf(change.raft_address, sizeof change.raft_address, "%s", o->raft_address);
         snprintf(change.labels, sizeof change.labels, "%s", o->labels);

@@ -77,7 +77,7 @@ class ClusterTools(unittest.TestCase):
             (["leader", "transfer", 12, 3], {"do": "leader_transfer", "shard_id": 12, "to_node": 3}, {"node_id": 3}, "node 3"),
             (["rebalance"], {"do": "rebalance", "apply": False},
              {"plan_id": 0, "moves": MOVES, "bytes_total": 2_000_000, "bytes_minimum": 1_900_000},
-             "1 moves, 2.0 MB (no plan moves less than 1.9 MB); --apply begins them"),
+             "1 moves, 2.0 MB (to even out wholly takes at least 1.9 MB); --apply begins them"),
             (["rebalance"], {"do": "rebalance", "apply": False}, {"plan_id": 0, "moves": [], "bytes_total": 0, "bytes_minimum": 0},
              "nothing to move"),
             (["operations", "cancel", 41], {"do": "cancel", "op_id": 41}, {"canceled": 1}, "canceled: 1"),

@@ -44,6 +44,9 @@ static void print_nodes(struct doc nodes)
     struct doc node;
     while (doc_next(&it, NULL, &node)) {
         bool up = doc_get_bool(node, "up");
+        struct bytes at = doc_get_string(node, "state");
+        if (at.len == 7 && memcmp(at.data, "removed", 7) == 0)
+            continue; /* its id is all that is left of it */
         number_cell(table, node, "node_id");
         table_doc(table, doc_get(node, "state"));
         const char *state = !up ? "down" : doc_get_bool(node, "ready") ? "up" : "not ready";

@@ -214,7 +214,7 @@ static void print_plan(struct doc plan)
     }
     format_bytes(doc_get_u64(plan, "bytes_total"), total);
     format_bytes(doc_get_u64(plan, "bytes_minimum"), minimum);
-    printf("%u moves, %s (no plan moves less than %s)", count, total, minimum);
+    printf("%u moves, %s (to even out wholly takes at least %s)", count, total, minimum);
     if (plan_id != 0)
         printf("; begun as plan %llu\n", (unsigned long long)plan_id);
     else
