@@ -117,7 +117,7 @@ static enum omen_err sealed_search(const struct index *index, const struct index
         return sealed_gather(s, search, hits_out, count_out, cost);
     if (effort < search->k) effort = search->k;
     if (effort > s->count) effort = s->count;
-    uint32_t want = sealed_want(s, search->k), found = 0;
+    uint32_t want = sealed_want(s, search->k, effort), found = 0;
     enum omen_err rc = sealed_scratch_reserve(scratch, effort, want);
     if (rc == OMEN_OK) rc = sealed_walk(s, search, effort, want, scratch, scratch->hits, &found, cost);
     if (rc != OMEN_OK) return rc;
@@ -139,14 +139,15 @@ static void sealed_stats(const struct index *index, bool deep, struct index_stat
     leader_groups += (s->leaders.middles.count + CODE_GROUP - 1) / CODE_GROUP;
     stats_out->memory_bytes = (uint64_t)s->count * s->layout.row_bytes +
             flat_groups * (s->flat.group_bytes + 8) + leader_groups * (s->flat.group_bytes + 8) +
-            s->leaders.codes.count * 4 + sizeof *s + s->padded * 4;
+            s->leaders.codes.count * 4 + sizeof *s + s->padded * 4 + (uint64_t)s->pca.kept * s->rows.dim * 4;
     for (uint32_t node = 0; node < s->count; node++)
         stats_out->links += sealed_head(s, sealed_row(s, node))->degree;
     stats_out->layer_count = 1;
     uint32_t effort = sealed_effort(s, 10, s->recall_target);
     stats_out->effort_default = effort == SEALED_EFFORT_SCAN ? 0 : (float)effort;
     if (!(s->lossless && s->rows.metric == METRIC_L2))
-        stats_out->rescore_bytes = (uint64_t)sealed_want(s, 10) * s->rows.dim * sizeof(float);
+        stats_out->rescore_bytes = (uint64_t)sealed_want(s, 10, effort == SEALED_EFFORT_SCAN ? 0 : effort) *
+                s->rows.dim * sizeof(float);
 }
 
 const struct index_ops sealed_ops = {

@@ -30,9 +30,41 @@ static const float *slot_row(const struct sealed *s, uint32_t slot)
     return s->rows.data + (size_t)slot * s->rows.stride_floats;
 }
 
+#define REDUCE_SAMPLE 3072 /* rows that the components are trained on */
+#define REDUCE_SAMPLE_FLOATS (12u << 20)
+#define REDUCE_SHARE 0.92f      /* of the squared length: more components when fewer keep less */
+#define REDUCE_SHARE_LEAST 0.5f /* rows that spread evenly in all directions stay as they are */
+
+/* Fewest components, of two numbers that fill whole blocks of codes, that keep enough. */
+static enum omen_err space_reduce(struct sealed *s, const struct index_control *control)
+{
+    static const uint32_t kept[] = { 127, SEALED_REDUCED_MAX };
+    uint32_t dim = s->rows.dim,
+             n = REDUCE_SAMPLE_FLOATS / dim < REDUCE_SAMPLE ? REDUCE_SAMPLE_FLOATS / dim : REDUCE_SAMPLE;
+    if (n > s->count) n = s->count;
+    if (dim < SEALED_REDUCE_DIM || n < 2 * SEALED_REDUCED_MAX) return OMEN_OK;
+    float *sample = mem_alloc_aligned(64, (size_t)n * dim * sizeof(float));
+    enum omen_err rc = sample == NULL ? OMEN_ENOMEM : OMEN_OK;
+    for (size_t i = 0; rc == OMEN_OK && i < sizeof kept / sizeof kept[0]; i++) {
+        for (uint32_t row = 0; row < n; row++)
+            memcpy(sample + (size_t)row * dim, slot_row(s, (uint32_t)((uint64_t)row * s->count / n)),
+                    dim * sizeof(float));
+        pca_free(&s->pca);
+        if (control->progress != NULL)
+            control->progress(control->arg, "reduce", i, sizeof kept / sizeof kept[0]);
+        rc = pca_train(sample, n, dim, kept[i], s->rows.metric != METRIC_IP, s->seed, control->stop,
+                control->arg, &s->pca);
+        if (rc == OMEN_OK && s->pca.share >= REDUCE_SHARE) break;
+    }
+    if (rc == OMEN_OK && s->pca.share < REDUCE_SHARE_LEAST) pca_free(&s->pca);
+    mem_free(sample);
+    if (rc == OMEN_OK) sealed_dim_set(s, s->pca.kept);
+    return rc;
+}
+
 static void space_measure(struct sealed *s)
 {
-    s->lossless = s->rows.metric == METRIC_L2;
+    s->lossless = s->rows.metric == METRIC_L2 && s->pca.kept == 0;
     s->norm_max = 0;
     for (uint32_t slot = 0; slot < s->count; slot++) {
         if (s->lossless && !row_is_bytes(slot_row(s, slot), s->rows.dim)) s->lossless = false;
@@ -330,6 +362,7 @@ static void build_fini(struct build *b)
     sealed_pages_free(b->lists, b->lists_mapped);
     mem_free(b->links);
     mem_free(b->degrees);
+    mem_free(b->strict);
     mem_free(b->reverse);
     mem_free(b->reverse_counts);
     mem_free(b->locks);
@@ -345,12 +378,13 @@ static bool build_init(struct build *b)
     b->lists = sealed_pages_new(n * BUILD_LIST * sizeof *b->lists, &b->lists_mapped);
     b->links = mem_alloc(n * SEALED_DEGREE * sizeof *b->links);
     b->degrees = mem_calloc(n, 1);
+    b->strict = mem_calloc(n, 1);
     b->reverse = mem_alloc(n * BUILD_REVERSE * sizeof *b->reverse);
     b->reverse_counts = mem_calloc(n, 1);
     b->locks = mem_calloc(BUILD_LOCKS, sizeof *b->locks);
     return b->order != NULL && b->codes != NULL && b->norms != NULL && b->sums != NULL && b->lists != NULL &&
-            b->links != NULL && b->degrees != NULL && b->reverse != NULL && b->reverse_counts != NULL &&
-            b->locks != NULL;
+            b->links != NULL && b->degrees != NULL && b->strict != NULL && b->reverse != NULL &&
+            b->reverse_counts != NULL && b->locks != NULL;
 }
 
 static enum omen_err build_run(struct build *b)
@@ -384,7 +418,7 @@ static uint64_t build_bytes(uint32_t count, uint32_t padded)
 {
     uint64_t lists = BUILD_LIST * sizeof(struct build_near), rotated = (uint64_t)padded * 2;
     uint64_t rest = padded + SEALED_DEGREE * 4 + BUILD_REVERSE * 4 +
-            14; /* order, norms, sums, two counters */
+            15; /* order, norms, sums, three counters */
     return count * (rest + (lists > rotated ? lists : rotated));
 }
 
@@ -397,16 +431,17 @@ enum omen_err index_sealed_build(const struct index_rows *rows, const struct ind
     struct sealed *s = sealed_new(rows);
     if (s == NULL) return err_set(err, OMEN_ENOMEM, NULL, "no memory for an index");
     s->recall_target = params->recall_target > 0 ? params->recall_target : 0.95f;
+    s->seed = params->seed;
+    enum omen_err rc = space_reduce(s, control);
     uint64_t wanted = build_bytes(s->count, s->padded);
-    if (control->memory_bytes_max != 0 && wanted > control->memory_bytes_max) {
+    if (rc == OMEN_OK && control->memory_bytes_max != 0 && wanted > control->memory_bytes_max) {
         sealed_free(&s->base);
         return err_set(err, OMEN_ENOMEM, "memory_bytes_max", "the build takes %llu bytes",
                 (unsigned long long)wanted);
     }
-    s->seed = params->seed;
     rotation_init(&s->rotation, s->dim, s->seed);
     s->mean = mem_calloc(s->padded, sizeof(float));
-    enum omen_err rc = s->mean == NULL ? OMEN_ENOMEM : OMEN_OK;
+    if (rc == OMEN_OK && s->mean == NULL) rc = OMEN_ENOMEM;
     if (rc == OMEN_OK && s->count > 0) {
         space_measure(s);
         uint32_t held_out = held_out_count(params, s->count);

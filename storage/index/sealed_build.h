@@ -36,6 +36,7 @@ struct build {
     size_t lists_mapped;
     uint32_t *links;   /* [n][SEALED_DEGREE] */
     uint8_t *degrees;  /* [n] */
+    uint8_t *strict;   /* [n] of these, from the front, chosen by the rule: the others fill the row */
     uint32_t *reverse; /* [n][BUILD_REVERSE] */
     atomic_uchar *reverse_counts;
     atomic_flag *locks; /* [BUILD_LOCKS] of lists, by node % BUILD_LOCKS */

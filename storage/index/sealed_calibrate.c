@@ -97,7 +97,8 @@ static enum omen_err recall_of(struct calibration *c, uint32_t query, struct ind
         struct index_hit *hits)
 {
     const struct sealed *s = c->b->s;
-    uint32_t want = sealed_want(s, curve_k[SEALED_CURVE_KS - 1]), found = 0, near[SEALED_CURVE_KS] = { 0 };
+    uint32_t want = sealed_want(s, curve_k[SEALED_CURVE_KS - 1], c->effort), found = 0,
+             near[SEALED_CURVE_KS] = { 0 };
     struct index_search search = { .query = node_row(c->b, c->b->n + query) };
     struct index_cost cost = { 0 };
     enum omen_err rc = sealed_walk(s, &search, c->effort, want, scratch, hits, &found, &cost);
@@ -108,7 +109,7 @@ static enum omen_err recall_of(struct calibration *c, uint32_t query, struct ind
         float d = s->rows.metric == METRIC_L2 ? kernel_get()->l2sq_f32(search.query, row, s->rows.dim)
                                               : -kernel_get()->dot_f32(search.query, row, s->rows.dim);
         for (uint32_t j = 0; j < SEALED_CURVE_KS; j++)
-            near[j] += i < sealed_want(s, curve_k[j]) && near[j] < curve_k[j] && d <= bounds[j];
+            near[j] += i < sealed_want(s, curve_k[j], c->effort) && near[j] < curve_k[j] && d <= bounds[j];
     }
     for (uint32_t j = 0; j < SEALED_CURVE_KS; j++)
         c->recall[(size_t)query * SEALED_CURVE_KS + j] = (float)near[j] / (float)curve_k[j];
@@ -119,7 +120,7 @@ static bool recall_range(void *arg, uint32_t thread, uint32_t first, uint32_t en
 {
     struct calibration *c = arg;
     struct index_scratch *scratch = index_scratch_new(&c->b->s->base);
-    struct index_hit *hits = mem_alloc(sealed_want(c->b->s, TRUTH_K) * sizeof *hits);
+    struct index_hit *hits = mem_alloc(sealed_want(c->b->s, TRUTH_K, c->effort) * sizeof *hits);
     bool fine = scratch != NULL && hits != NULL;
     (void)thread;
     for (uint32_t query = first; fine && query < end; query++)

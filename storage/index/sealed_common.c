@@ -23,12 +23,16 @@ void sealed_layout_init(struct sealed_layout *layout, uint32_t padded)
 
 void sealed_internal(const struct sealed *s, const float *vector, bool augment, float *out)
 {
-    memcpy(out, vector, s->rows.dim * sizeof(float));
-    memset(out + s->rows.dim, 0, (s->padded - s->rows.dim) * sizeof(float));
-    if (s->rows.metric == METRIC_IP && augment) {
-        float left = s->norm_max - kernel_get()->dot_f32(vector, vector, s->rows.dim);
-        out[s->rows.dim] = left > 0 ? sqrtf(left) : 0;
-    }
+    uint32_t kept = s->pca.kept != 0 ? s->pca.kept : s->rows.dim;
+    float rest = 0;
+    if (s->pca.kept != 0)
+        pca_apply(&s->pca, vector, out, augment ? &rest : NULL);
+    else
+        memcpy(out, vector, kept * sizeof(float));
+    memset(out + kept, 0, (s->padded - kept) * sizeof(float));
+    if (!augment) return;
+    if (s->rows.metric == METRIC_IP) rest = s->norm_max - kernel_get()->dot_f32(out, out, kept);
+    if (s->dim > kept) out[kept] = rest > 0 ? sqrtf(rest) : 0;
 }
 
 void sealed_rotate(const struct sealed *s, float *v)
@@ -52,6 +56,13 @@ void sealed_pages_free(void *pages, size_t mapped)
     if (pages != NULL) munmap(pages, mapped);
 }
 
+void sealed_dim_set(struct sealed *s, uint32_t kept)
+{
+    s->dim = kept != 0 ? kept + 1 : s->rows.dim + (s->rows.metric == METRIC_IP);
+    s->padded = (s->dim + CODE_DIM_ALIGN - 1) / CODE_DIM_ALIGN * CODE_DIM_ALIGN;
+    sealed_layout_init(&s->layout, s->padded);
+}
+
 struct sealed *sealed_new(const struct index_rows *rows)
 {
     struct sealed *s = mem_calloc(1, sizeof *s);
@@ -59,9 +70,7 @@ struct sealed *sealed_new(const struct index_rows *rows)
     s->base = (struct index){ &sealed_ops, rows->dim, rows->metric };
     s->rows = *rows;
     s->count = rows->count;
-    s->dim = rows->dim + (rows->metric == METRIC_IP);
-    s->padded = (s->dim + CODE_DIM_ALIGN - 1) / CODE_DIM_ALIGN * CODE_DIM_ALIGN;
-    sealed_layout_init(&s->layout, s->padded);
+    sealed_dim_set(s, 0);
     return s;
 }
 
@@ -77,6 +86,7 @@ void sealed_free(struct index *index)
     mem_free(s->flat.groups);
     mem_free(s->flat.scales);
     mem_free(s->mean);
+    pca_free(&s->pca);
     mem_free(s);
 }
 
@@ -104,8 +114,10 @@ uint32_t sealed_effort(const struct sealed *s, uint32_t k, float recall_target)
 }
 
 #define RESCORE_SLACK 6 /* rows rescored beside k and a quarter of it */
+#define REDUCED_SHARE 6 /* reduced rows: one more for so many in the pool */
 
-uint32_t sealed_want(const struct sealed *s, uint32_t k)
+uint32_t sealed_want(const struct sealed *s, uint32_t k, uint32_t effort)
 {
-    return s->lossless && s->rows.metric == METRIC_L2 ? k : k + k / 4 + RESCORE_SLACK;
+    if (s->lossless && s->rows.metric == METRIC_L2) return k;
+    return k + k / 4 + RESCORE_SLACK + (s->pca.kept != 0 ? effort / REDUCED_SHARE : 0);
 }

@@ -24,6 +24,8 @@
 
 enum section {
     SECTION_MEAN,
+    SECTION_COMPONENTS_MEAN,
+    SECTION_COMPONENTS,
     SECTION_CURVE,
     SECTION_LEADER_NODES,
     SECTION_LEADERS,
@@ -47,8 +49,9 @@ static uint64_t places(const struct sealed *s, struct section_place out[SECTION_
     uint64_t middle_groups = ((uint64_t)s->leaders.middles.count + CODE_GROUP - 1) / CODE_GROUP;
     uint64_t flat_groups = ((uint64_t)s->count + CODE_GROUP - 1) / CODE_GROUP;
     uint64_t group_bytes = rabitq_codes_bytes(s->padded) + CODE_GROUP * 4;
-    const uint64_t bytes[SECTION_COUNT] = { (uint64_t)s->padded * 4, CURVE_BYTES,
-        (uint64_t)s->leaders.codes.count * 4, leader_groups * group_bytes, leader_groups * 8,
+    const uint64_t bytes[SECTION_COUNT] = { (uint64_t)s->padded * 4,
+        s->pca.kept != 0 ? (uint64_t)s->rows.dim * 4 : 0, (uint64_t)s->pca.kept * s->rows.dim * 4,
+        CURVE_BYTES, (uint64_t)s->leaders.codes.count * 4, leader_groups * group_bytes, leader_groups * 8,
         middle_groups * group_bytes, middle_groups * 8, flat_groups * group_bytes, flat_groups * 8,
         (uint64_t)s->count * s->layout.row_bytes };
     uint64_t at = PAGE;
@@ -101,7 +104,8 @@ static void header_fill(const struct sealed *s, const struct section_place *plac
     store_u32(header + 24, (uint32_t)s->rows.metric);
     store_u32(header + 28, s->padded);
     store_u32(header + 32, s->layout.row_bytes);
-    store_u32(header + 36, s->lossless ? FLAG_LOSSLESS : 0);
+    store_u16(header + 36, s->lossless ? FLAG_LOSSLESS : 0);
+    store_u16(header + 38, (uint16_t)s->pca.kept);
     memcpy(header + 40, &s->norm_max, 4);
     memcpy(header + 44, &s->recall_target, 4);
     store_u64(header + 48, s->seed);
@@ -122,8 +126,9 @@ static enum omen_err write_file(const struct sealed *s, struct vfs_file *file, s
     uint8_t header[PAGE], curve[CURVE_BYTES];
     uint64_t file_bytes = places(s, place);
     curve_store(&s->curve, curve);
-    const uint8_t *data[SECTION_COUNT] = { (const uint8_t *)s->mean, curve, (const uint8_t *)s->leaders.nodes,
-        s->leaders.codes.groups, (const uint8_t *)s->leaders.codes.scales, s->leaders.middles.groups,
+    const uint8_t *data[SECTION_COUNT] = { (const uint8_t *)s->mean, (const uint8_t *)s->pca.mean,
+        (const uint8_t *)s->pca.basis, curve, (const uint8_t *)s->leaders.nodes, s->leaders.codes.groups,
+        (const uint8_t *)s->leaders.codes.scales, s->leaders.middles.groups,
         (const uint8_t *)s->leaders.middles.scales, s->flat.groups, (const uint8_t *)s->flat.scales,
         s->graph };
     header_fill(s, place, file_bytes, data, header);
@@ -191,10 +196,17 @@ static enum omen_err header_check(struct reader *r, struct sealed *s)
     if (load_u32(h + 20) != s->rows.dim) return header_wrong(r, 20, "dim is not that of the rows");
     if (load_u32(h + 24) != (uint32_t)s->rows.metric)
         return header_wrong(r, 24, "metric is not that of the rows");
+    uint32_t kept = load_u16(h + 38);
+    if (kept > SEALED_REDUCED_MAX || kept >= s->rows.dim)
+        return header_wrong(r, 38, "impossible number of components");
+    s->pca.dim = s->rows.dim;
+    s->pca.kept = kept;
+    sealed_dim_set(s, kept);
     if (load_u32(h + 28) != s->padded) return header_wrong(r, 28, "wrong padded dimension");
     if (load_u32(h + 32) != s->layout.row_bytes) return header_wrong(r, 32, "wrong row size");
-    if (load_u32(h + 36) > FLAG_LOSSLESS) return header_wrong(r, 36, "unknown flags");
-    s->lossless = load_u32(h + 36) != 0;
+    if (load_u16(h + 36) > FLAG_LOSSLESS || (load_u16(h + 36) != 0 && kept != 0))
+        return header_wrong(r, 36, "unknown flags");
+    s->lossless = load_u16(h + 36) != 0;
     memcpy(&s->norm_max, h + 40, 4);
     memcpy(&s->recall_target, h + 44, 4);
     if (!isfinite(s->norm_max) || !(s->recall_target > 0 && s->recall_target <= 1))
@@ -267,6 +279,8 @@ static bool sections_alloc(const struct reader *r, struct sealed *s)
 {
     s->mean = mem_alloc_aligned(64, r->place[SECTION_MEAN].bytes);
     struct sealed_leaders *l = &s->leaders;
+    s->pca.mean = mem_alloc(r->place[SECTION_COMPONENTS_MEAN].bytes + 1);
+    s->pca.basis = mem_alloc_aligned(64, r->place[SECTION_COMPONENTS].bytes + 64);
     l->nodes = mem_alloc(r->place[SECTION_LEADER_NODES].bytes + 1);
     l->codes.groups = mem_alloc_aligned(64, r->place[SECTION_LEADERS].bytes + 64);
     l->codes.scales = mem_alloc(r->place[SECTION_LEADER_SCALES].bytes + 1);
@@ -274,9 +288,9 @@ static bool sections_alloc(const struct reader *r, struct sealed *s)
     l->middles.scales = mem_alloc(r->place[SECTION_MIDDLE_SCALES].bytes + 1);
     s->flat.groups = mem_alloc_aligned(64, r->place[SECTION_FLAT].bytes + 64);
     s->flat.scales = mem_alloc(r->place[SECTION_FLAT_SCALES].bytes + 1);
-    return s->mean != NULL && l->nodes != NULL && l->codes.groups != NULL && l->codes.scales != NULL &&
-            l->middles.groups != NULL && l->middles.scales != NULL && s->flat.groups != NULL &&
-            s->flat.scales != NULL;
+    return s->mean != NULL && s->pca.mean != NULL && s->pca.basis != NULL && l->nodes != NULL &&
+            l->codes.groups != NULL && l->codes.scales != NULL && l->middles.groups != NULL &&
+            l->middles.scales != NULL && s->flat.groups != NULL && s->flat.scales != NULL;
 }
 
 static enum omen_err graph_open(struct reader *r, struct sealed *s, bool pin)
@@ -301,6 +315,8 @@ static enum omen_err sections_open(struct reader *r, struct sealed *s, bool pin)
     uint8_t curve[CURVE_BYTES];
     if (!sections_alloc(r, s)) return err_set(r->err, OMEN_ENOMEM, NULL, "no memory for %s", r->path);
     enum omen_err rc = section_read(r, SECTION_MEAN, s->mean);
+    if (rc == OMEN_OK) rc = section_read(r, SECTION_COMPONENTS_MEAN, s->pca.mean);
+    if (rc == OMEN_OK) rc = section_read(r, SECTION_COMPONENTS, s->pca.basis);
     if (rc == OMEN_OK) rc = section_read(r, SECTION_CURVE, curve);
     if (rc == OMEN_OK && !curve_load(curve, &s->curve))
         rc = header_wrong(r, r->place[SECTION_CURVE].offset, "impossible calibration");

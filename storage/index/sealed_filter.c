@@ -415,7 +415,7 @@ enum omen_err sealed_filtered(const struct sealed *s, const struct index_search 
         .hop_ns = plans.costs.hop,
         .enter_ns = plans.costs.enter,
         .instead_ns = fmin(plans.gather_ns, plans.scan_ns) };
-    uint32_t want = sealed_want(s, search->k);
+    uint32_t want = sealed_want(s, search->k, effort);
     uint32_t near = walk_near(w.k, effort, 1);
     if (near > passing) near = (uint32_t)passing;
     enum omen_err rc = sealed_scratch_reserve(scratch, POOL_FIRST, want + near);

@@ -7,6 +7,7 @@
 
 #include "common/vfs.h"
 #include "storage/index/index_impl.h"
+#include "storage/quant/pca.h"
 #include "storage/quant/rabitq.h"
 #include "storage/quant/rotation.h"
 
@@ -16,6 +17,8 @@
 #define SEALED_GROUPS_MET 16        /* groups of leaders that a query looks into */
 #define SEALED_LEADER_EVERY 16      /* rows per leader in small segments */
 #define SEALED_ENTRIES 4            /* nearest leaders that a walk starts from */
+#define SEALED_REDUCE_DIM 512       /* from here on rows are reduced before they are coded */
+#define SEALED_REDUCED_MAX 255      /* components that are kept at most */
 #define SEALED_CURVE_POINTS 20      /* efforts in a calibration curve */
 #define SEALED_CURVE_KS 3           /* k = 1, 10, 100 */
 #define SEALED_INTERNAL_DIM_MAX (OMEN_DIM_MAX + 1) /* ip takes one more: the augmented component */
@@ -65,9 +68,10 @@ struct sealed {
     struct index base;
     struct index_rows rows; /* borrowed */
     uint32_t count;
-    uint32_t dim;    /* internal: rows.dim, one more under ip */
+    uint32_t dim;    /* internal: rows.dim, one more under ip; reduced: pca.kept and one more */
     uint32_t padded; /* D */
     struct sealed_layout layout;
+    struct pca pca; /* kept 0 = not reduced */
     struct rotation rotation;
     float *mean;        /* [padded] of the internal vectors, zero past dim */
     float norm_max;     /* ip: the largest |x|^2, which the augmented component fills up to */
@@ -98,9 +102,12 @@ static inline const struct sealed_head *sealed_head(const struct sealed *s, cons
     return (const struct sealed_head *)(const void *)(row + s->layout.head);
 }
 
+/* Set what follows from the number of kept components, 0 = not reduced. */
+void sealed_dim_set(struct sealed *s, uint32_t kept);
 void sealed_layout_init(struct sealed_layout *layout, uint32_t padded);
-/* Internal vector of a row or query: copied, augmented under ip, zero-padded. out [padded]. `augment` = a
- * row, not a query. */
+/* Internal vector of a row or query: copied or reduced, augmented under ip, zero-padded. out [padded]. `augment` =
+ * a row, not a query. Reduced rows have the length of what is left out as their last component, queries 0 there:
+ * what a row and a query leave out is taken for orthogonal, so distances come out right but for that angle. */
 void sealed_internal(const struct sealed *s, const float *vector, bool augment, float *out);
 /* Internal vector -> rotated, centred. In place, 64-byte aligned. */
 void sealed_rotate(const struct sealed *s, float *v);
@@ -120,8 +127,8 @@ enum omen_err sealed_save(const struct index *index, struct vfs *vfs, const char
 uint32_t sealed_effort(const struct sealed *s, uint32_t k, float recall_target);
 
 /* Visited nodes that a search for k looks at again: k when their own bytes are exact, else some more to be
- * rescored. */
-uint32_t sealed_want(const struct sealed *s, uint32_t k);
+ * rescored, and more with the effort when rows are reduced. */
+uint32_t sealed_want(const struct sealed *s, uint32_t k, uint32_t effort);
 
 /* One walk: the nearest `want` nodes that were visited, by their own codes, nearest first, slots still node
  * numbers. Used by searches and, while building, for linking and calibration. */

@@ -15,8 +15,8 @@
 #define ALPHA_FIRST                                                                                          \
     1.0f /* squared distances: the first pass is strict, its links are everybody's reverse candidates */
 #define ALPHA_LAST 1.2f
+#define FILL_REFINED 8 /* links of a refined row at least: copies of a point occlude all others */
 #define KEEP_REFINE 20 /* nearest links that are candidates again beside what a walk meets */
-#define KEEP_FIRST 32  /* links of the first pass */
 
 struct candidates {
     struct build_near near[BUILD_CANDIDATES]; /* ascending */
@@ -41,9 +41,10 @@ static void candidates_multiply(const struct build *b, const struct candidates *
     }
 }
 
-/* Links of one node from its candidates; how many. `fill` also takes rejected ones. */
-static uint32_t prune(const struct build *b, const struct candidates *c, float alpha, uint32_t keep_max,
-        bool fill, uint8_t *packed, uint32_t *links_out)
+/* Links of one node from its candidates: first those that the rule keeps, then, to `fill`, the nearest rejected
+ * ones. */
+static void prune(struct build *b, uint32_t of, const struct candidates *c, float alpha, uint32_t fill,
+        uint8_t *packed)
 {
     int32_t dots[BUILD_CANDIDATES][BUILD_CANDIDATES] __attribute__((aligned(64))), norms[BUILD_CANDIDATES];
     float reach[BUILD_CANDIDATES];
@@ -51,10 +52,10 @@ static uint32_t prune(const struct build *b, const struct candidates *c, float a
     candidates_multiply(b, c, dots, norms, packed);
     for (uint32_t i = 0; i < BUILD_CANDIDATES; i++) reach[i] = i < c->count ? (float)c->near[i].distance : -1;
     uint64_t left = c->count == 64 ? UINT64_MAX : (UINT64_C(1) << c->count) - 1, rejected = 0;
-    uint32_t kept = 0;
-    while (left != 0 && kept < keep_max) {
+    uint32_t kept = 0, *links = b->links + (size_t)of * SEALED_DEGREE;
+    while (left != 0 && kept < SEALED_DEGREE) {
         uint32_t i = (uint32_t)__builtin_ctzll(left), node = c->near[i].node;
-        links_out[kept++] = node;
+        links[kept++] = node;
         left &= left - 1;
         uint64_t occluded = left &
                 kernel->occlude_64(dots[i], norms, b->norms[node] + 2 * CODE_TILE_OFFSET * b->sums[node],
@@ -62,10 +63,10 @@ static uint32_t prune(const struct build *b, const struct candidates *c, float a
         rejected |= occluded;
         left &= ~occluded;
     }
-    if (!fill) return kept;
-    for (rejected |= left; rejected != 0 && kept < SEALED_DEGREE; rejected &= rejected - 1)
-        links_out[kept++] = c->near[__builtin_ctzll(rejected)].node;
-    return kept;
+    b->strict[of] = (uint8_t)kept;
+    for (rejected |= left; rejected != 0 && kept < fill; rejected &= rejected - 1)
+        links[kept++] = c->near[__builtin_ctzll(rejected)].node;
+    b->degrees[of] = (uint8_t)kept;
 }
 
 static bool first_range(void *arg, uint32_t thread, uint32_t first, uint32_t end)
@@ -81,8 +82,7 @@ static bool first_range(void *arg, uint32_t thread, uint32_t first, uint32_t end
             c.near[c.count] = list[c.count];
             c.count++;
         }
-        b->degrees[node] = (uint8_t)prune(b, &c, ALPHA_FIRST, KEEP_FIRST, false, packed,
-                b->links + (size_t)node * SEALED_DEGREE);
+        prune(b, node, &c, ALPHA_FIRST, 0, packed);
     }
     mem_free(packed);
     return true;
@@ -93,7 +93,7 @@ static bool reverse_range(void *arg, uint32_t thread, uint32_t first, uint32_t e
     struct build *b = arg;
     (void)thread;
     for (uint32_t node = first; node < end; node++) {
-        for (uint32_t i = 0; i < b->degrees[node]; i++) {
+        for (uint32_t i = 0; i < b->strict[node]; i++) {
             uint32_t target = b->links[(size_t)node * SEALED_DEGREE + i];
             uint8_t at = atomic_load_explicit(&b->reverse_counts[target], memory_order_relaxed);
             while (at < BUILD_REVERSE &&
@@ -156,7 +156,7 @@ static bool last_range(void *arg, uint32_t thread, uint32_t first, uint32_t end)
                 i++)
             candidates_add(&c, list[i].node);
         candidates_measure(b, node, &c, packed);
-        b->degrees[node] = (uint8_t)prune(b, &c, ALPHA_LAST, SEALED_DEGREE, true, packed, links);
+        prune(b, node, &c, ALPHA_LAST, SEALED_DEGREE, packed);
     }
     mem_free(packed);
     return true;
@@ -168,6 +168,45 @@ enum omen_err build_prune(struct build *b)
     if (rc == OMEN_OK) rc = parallel_for(b->control, "reverse", b->n, 1024, reverse_range, b);
     if (rc == OMEN_OK) rc = parallel_for(b->control, "prune again", b->n, 1024, last_range, b);
     return rc;
+}
+
+/* Every node a link from at least two others: what few point to, few find. A node that lacks them asks its own
+ * nearest neighbours, who give a free place or that of their last link whose target can spare one. (patch-784: 0.2 %
+ * of the rows had no link to them and were a third of all that searches missed.) */
+#define LINKS_IN_LEAST 2
+#define LINKS_IN_SPARE 6 /* a target with so many can lose one */
+
+static bool link_take(struct build *b, uint32_t from, uint32_t to, uint32_t *in)
+{
+    uint32_t *links = b->links + (size_t)from * SEALED_DEGREE;
+    for (uint32_t i = 0; i < b->degrees[from]; i++)
+        if (links[i] == to) return false;
+    if (b->degrees[from] < SEALED_DEGREE) {
+        links[b->degrees[from]++] = to;
+        return true;
+    }
+    for (uint32_t i = SEALED_DEGREE; i > 0; i--) {
+        if (in[links[i - 1]] < LINKS_IN_SPARE) continue;
+        in[links[i - 1]]--;
+        links[i - 1] = to;
+        return true;
+    }
+    return false;
+}
+
+static enum omen_err links_in_ensure(struct build *b)
+{
+    uint32_t *in = mem_calloc(b->n, sizeof *in);
+    if (in == NULL) return OMEN_ENOMEM;
+    for (uint32_t node = 0; node < b->n; node++)
+        for (uint32_t i = 0; i < b->degrees[node]; i++) in[b->links[(size_t)node * SEALED_DEGREE + i]]++;
+    for (uint32_t node = 0; node < b->n; node++) {
+        const uint32_t *links = b->links + (size_t)node * SEALED_DEGREE;
+        for (uint32_t i = 0; i < b->degrees[node] && in[node] < LINKS_IN_LEAST; i++)
+            in[node] += link_take(b, links[i], node, in);
+    }
+    mem_free(in);
+    return OMEN_OK;
 }
 
 /* ---- refinement ---- */
@@ -195,7 +234,7 @@ static bool refine_range(void *arg, uint32_t thread, uint32_t first, uint32_t en
                 i--) /* the far ones first: they are the long links */
             if (hits[i - 1].slot != node) candidates_add(&c, hits[i - 1].slot);
         candidates_measure(b, node, &c, packed);
-        b->degrees[node] = (uint8_t)prune(b, &c, ALPHA_LAST, SEALED_DEGREE, false, packed, links);
+        prune(b, node, &c, ALPHA_LAST, FILL_REFINED, packed);
         atomic_store_explicit(&b->reverse_counts[node], 0, memory_order_relaxed);
     }
     index_scratch_free(&b->s->base, scratch);
@@ -208,6 +247,7 @@ enum omen_err build_refine(struct build *b)
     enum omen_err rc = parallel_for(b->control, "refine", b->n, 256, refine_range, b);
     if (rc == OMEN_OK) rc = parallel_for(b->control, "reverse", b->n, 1024, reverse_range, b);
     if (rc == OMEN_OK) rc = parallel_for(b->control, "prune again", b->n, 1024, last_range, b);
+    if (rc == OMEN_OK) rc = links_in_ensure(b);
     return rc;
 }
 
@@ -218,7 +258,7 @@ void build_link(struct build *b, uint32_t node, const uint32_t *found, uint32_t 
     uint32_t *links = b->links + (size_t)node * SEALED_DEGREE;
     for (uint32_t i = 0; i < count; i++) candidates_add(&c, found[i]);
     candidates_measure(b, node, &c, packed);
-    b->degrees[node] = (uint8_t)prune(b, &c, ALPHA_LAST, SEALED_DEGREE, true, packed, links);
+    prune(b, node, &c, ALPHA_LAST, SEALED_DEGREE, packed);
     for (uint32_t i = 0; i < b->degrees[node]; i++) {
         uint32_t target = links[i], *back = b->links + (size_t)target * SEALED_DEGREE;
         touched_out[(*touched_count)++] = target;
@@ -230,6 +270,6 @@ void build_link(struct build *b, uint32_t node, const uint32_t *found, uint32_t 
         candidates_add(&c, node);
         for (uint32_t j = 0; j < SEALED_DEGREE; j++) candidates_add(&c, back[j]);
         candidates_measure(b, target, &c, packed);
-        b->degrees[target] = (uint8_t)prune(b, &c, ALPHA_LAST, SEALED_DEGREE, true, packed, back);
+        prune(b, target, &c, ALPHA_LAST, SEALED_DEGREE, packed);
     }
 }
