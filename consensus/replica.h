@@ -156,6 +156,9 @@ void replica_transfer(struct replica *replica, uint64_t replica_id, replica_done
  * with the base's sequence. Any later checkpoint will do. OMEN_ENOTFOUND while the log is whole. */
 OMEN_CHECKED enum omen_err replica_base_describe(struct replica *replica, struct buf *out,
         uint64_t *sequence_out);
+/* Keep at least so many bytes of log in memory before the base from now on (a quarter of the node log's limit at most), for
+ * a replica that is copying a checkpoint meanwhile; 0 = as options.cluster.trailing_bytes says. Any thread. */
+void replica_keep_log(struct replica *replica, uint64_t bytes);
 /* The answers to bases.fetch. */
 OMEN_CHECKED enum omen_err replica_base_ready(struct replica *replica, const void *description, size_t len,
         struct err *err);

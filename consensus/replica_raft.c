@@ -275,8 +275,10 @@ static void proposals_run(struct replica_raft *m, struct work *works, uint64_t n
 
 static void checkpointed(struct replica_raft *m, uint64_t now_ms)
 {
+    uint64_t trailing = m->loop->net->host->options.cluster.trailing_bytes,
+             keep = atomic_load(&m->keep_bytes);
     m->base_ms = now_ms;
-    raft_group_checkpointed(m->group, m->durable, m->loop->net->host->options.cluster.trailing_bytes, now_ms);
+    raft_group_checkpointed(m->group, m->durable, keep > trailing ? keep : trailing, now_ms);
 }
 
 void raft_task_run(struct loop_task *task)

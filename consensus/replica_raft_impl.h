@@ -55,9 +55,10 @@ struct replica_raft {
     struct work *held; /* answered: wait until `held_index` is committed here */
     uint64_t held_index;
     bool leads, told;
-    bool inert;                /* the machine stopped: this replica takes no part any more */
-    _Atomic bool leading;      /* for replica_silent_ms */
-    _Atomic uint64_t heard_ms; /* the same */
+    _Atomic uint64_t keep_bytes; /* replica_keep_log's */
+    bool inert;                  /* the machine stopped: this replica takes no part any more */
+    _Atomic bool leading;        /* for replica_silent_ms */
+    _Atomic uint64_t heard_ms;   /* the same */
     uint64_t told_leader, told_term;
 };
 

@@ -147,6 +147,12 @@ enum omen_err replica_base_describe(struct replica *r, struct buf *out, uint64_t
     return c.rc;
 }
 
+void replica_keep_log(struct replica *r, uint64_t bytes)
+{
+    uint64_t most = r->host->options.log.bytes_max / 4;
+    if (r->raft != NULL) atomic_store(&r->raft->keep_bytes, bytes < most ? bytes : most);
+}
+
 static void ready_run(void *arg)
 {
     struct base_call *c = arg;

@@ -12,7 +12,9 @@
 #include "common/log.h"
 #include "node/member/fields.h"
 #include "node/member/member.h"
+#include "node/fetch.h"
 #include "node/node_impl.h"
+#include "node/ship.h"
 
 #define MIB (1ull << 20)
 
@@ -263,6 +265,8 @@ void node_peer_request(struct node *node, struct doc request, struct doc_builder
     member_peer(node->member, request, reply);
 }
 
+struct ship *node_ship(struct node *node) { return node->env.ship; }
+
 const struct shard_service *node_service(struct node *node) { return &node->service; }
 
 /* ---- life ---- */
@@ -343,6 +347,8 @@ static void node_free(struct node *node)
     if (node->map != NULL) map_unref(node->map);
     if (node->catalog_replica != NULL) replica_close(node->catalog_replica, true);
     if (node->catalog != NULL) catalog_close(node->catalog);
+    fetcher_stop(node->env.fetcher);
+    ship_stop(node->env.ship);
     if (node->env.pool != NULL) search_pool_stop(node->env.pool);
     if (node->replica_host != NULL) replica_host_close(node->replica_host);
     data_dir_close(&node->dir);
@@ -442,6 +448,9 @@ enum omen_err node_open(const struct node_options *options, struct node **node_o
         node_watch_disk(node);
         if (member) node->member = member_new(node);
     }
+    const struct ship_options ship = { .clock = options->clock };
+    if (rc == OMEN_OK && member) rc = ship_start(&ship, &node->env.ship, err);
+    if (rc == OMEN_OK && member) rc = fetcher_start(options->vfs, options->clock, &node->env.fetcher, err);
     if (rc == OMEN_OK && !member) rc = single_open(node, err);
     if (rc == OMEN_OK) rc = threads_start(node, err);
     if (rc != OMEN_OK) {

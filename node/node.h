@@ -16,6 +16,7 @@
 #include "storage/shard_store.h"
 
 struct node;
+struct ship;
 
 /* What makes a node a member of a cluster (node/member/README.md); all zero: it is by itself. */
 struct node_cluster_options {
@@ -62,6 +63,7 @@ uint32_t node_members(struct node *node, struct map_node *nodes_out);
 void node_peer_request(struct node *node, struct doc request, struct doc_builder *reply);
 
 /* Valid until node_close. */
+struct ship *node_ship(struct node *node); /* for the node port; NULL in standalone mode */
 const struct shard_service *node_service(struct node *node);
 
 #endif

@@ -11,6 +11,7 @@
 #include "common/placement/map_index.h"
 #include "common/wire/shard_message.h"
 #include "node/member/peer.h"
+#include "node/ship.h"
 #include "node/search_pool.h"
 
 #define ARENA_FIRST_BYTES (16u << 10)
@@ -37,6 +38,7 @@ struct port_call {
     uint64_t nonce, began_ns, message_bytes;
     struct search_task task; /* of a peer's request */
     struct doc peer_request; /* in the message */
+    struct ship_call ship;   /* a request for files */
 };
 
 struct node_port {
@@ -453,6 +455,25 @@ static void serve_peer(struct port_call *pc, const struct shard_envelope *envelo
     reply_send(pc, SHARD_REFUSAL);
 }
 
+static void file_done(struct ship_call *call)
+{
+    struct port_call *pc = (struct port_call *)((char *)call - offsetof(struct port_call, ship));
+    reply_send(pc, SHARD_REPLY);
+}
+
+static void serve_file(struct port_call *pc, const struct shard_envelope *envelope)
+{
+    struct ship *ship = pc->port->options.ship;
+    if (ship == NULL) {
+        shard_message_refuse(&pc->reply, pc->nonce, OMEN_EUNAVAILABLE);
+        reply_send(pc, SHARD_REFUSAL);
+        return;
+    }
+    shard_message_begin(&pc->reply, SHARD_REPLY, SHARD_KIND_FILE, pc->nonce);
+    pc->ship = (struct ship_call){ .body = envelope->body, .reply = &pc->reply, .done = file_done };
+    ship_serve(ship, &pc->ship);
+}
+
 static enum refusal refusal_of(enum omen_err code)
 {
     if (code == OMEN_EAUTH) return REFUSED_SECRET;
@@ -494,6 +515,8 @@ static void handle(void *arg, struct net_request *request, struct bytes message)
         err_set(&pc->call.err, OMEN_EBUSY, "", "the node serves as many calls as it may");
         pc->call.err.retry_after_ms = BUSY_RETRY_MS;
         call_refuse(pc, OMEN_EBUSY);
+    } else if (envelope.kind == SHARD_KIND_FILE) {
+        serve_file(pc, &envelope);
     } else {
         serve_call(pc, &envelope);
     }

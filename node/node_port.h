@@ -26,6 +26,7 @@
     2000u /* collections and shards of a map that travels with a refusal; larger ones are polled */
 
 struct node_port;
+struct ship;
 
 struct node_port_options {
     const char *url;
@@ -35,6 +36,7 @@ struct node_port_options {
     struct siphash_key key;
     uint32_t node_id;      /* 0 = not part of a cluster yet */
     const char *advertise; /* where routers reach this node; "" = where they reached it */
+    struct ship *ship;     /* borrowed: files for other nodes; NULL = none are served */
     uint32_t requests_max; /* in service; OMEN_EBUSY above. 1 .. NODE_PORT_REQUESTS_MAX */
     uint32_t (*node_number)(
             void *arg); /* what `node_id` is, where the cluster gives it later; NULL = never changes */

@@ -9,7 +9,7 @@
  *            NONE --open, scrubber--> FOUND --DAMAGED is written--> KEPT (halted, out of the log; the files stay)
  *   From SEEN on the replica is halted: it serves nothing, and its group goes on without it (CORRECTNESS D3).
  *
- * Files: <dir>/g<N> the store, N from CURRENT (1 without one); <dir>/DAMAGED why it is not to be opened again. */
+ * Files: shard_base.c's, and <dir>/DAMAGED: why it is not to be opened again. */
 #include "common/err.h"
 
 #include <inttypes.h>
@@ -67,6 +67,15 @@ static void damage_keep(struct shard_host *shard)
                 shard->replica_id, why.message);
     }
     if (shard->replica != NULL) replica_halt(shard->replica, why.code, &why, rc == OMEN_OK);
+}
+
+void shard_group_trouble(struct shard_host *shard, const struct err *why)
+{
+    struct shard_group *g = shard->group;
+    pthread_mutex_lock(&g->trouble_lock);
+    if (atomic_load(&g->damage) == DAMAGE_NONE)
+        snprintf(g->trouble, sizeof g->trouble, "%s", why != NULL ? why->message : "");
+    pthread_mutex_unlock(&g->trouble_lock);
 }
 
 void shard_group_damaged(struct shard_host *shard, const struct err *why, bool found)
@@ -227,6 +236,8 @@ void shard_host_status(struct shard_host *shard, struct shard_host_status *statu
     status_out->damaged = store.damaged;
     status_out->fetching = status_out->replica.fetching;
     if (g != NULL) {
+        status_out->fetch_done = atomic_load(&g->fetch.done_bytes);
+        status_out->fetch_total = atomic_load(&g->fetch.total_bytes);
         pthread_mutex_lock(&g->trouble_lock);
         snprintf(status_out->trouble, sizeof status_out->trouble, "%s", g->trouble);
         pthread_mutex_unlock(&g->trouble_lock);
@@ -247,17 +258,6 @@ void shard_group_sweep(struct shard_host *shard)
 }
 
 /* ---- life ---- */
-
-static enum omen_err store_open(struct shard_host *shard, const struct shard_host_options *o, struct err *err)
-{
-    struct shard_group *g = shard->group;
-    char dir[SHARD_DIR_BYTES + 64];
-    struct shard_store *store = NULL;
-    path_in(g, "g1", dir);
-    enum omen_err rc = shard_host_store_open(shard, dir, o->base_sequence, &store, err);
-    if (rc == OMEN_OK) atomic_store(&shard->store, store);
-    return rc;
-}
 
 static enum omen_err dir_make(const struct shard_host *shard, struct err *err)
 {
@@ -280,6 +280,7 @@ static enum omen_err group_open(struct shard_host *shard, const struct shard_hos
         .replica_id = o->replica_id,
         .first_sequence = o->base_sequence,
         .fsm = &fsm,
+        .bases = { o->env->fetcher != NULL ? shard_base_fetch : NULL, shard_base_switch },
         .on_leader_change = on_leader_change,
         .arg = shard,
     };
@@ -311,6 +312,7 @@ enum omen_err shard_group_open(struct shard_host *shard, const struct shard_host
     g->peers = o->peers;
     g->node_id = o->node_id;
     pthread_mutex_init(&g->trouble_lock, NULL);
+    pthread_mutex_init(&g->base_lock, NULL);
     if (strlen(o->dir) >= sizeof g->dir) return err_set(err, OMEN_ETOOBIG, "dir", "the path is too long");
     snprintf(g->dir, sizeof g->dir, "%s", o->dir);
     enum omen_err rc = dir_make(shard, err);
@@ -320,7 +322,7 @@ enum omen_err shard_group_open(struct shard_host *shard, const struct shard_host
         replica_host_forget_replica(o->env->replica_host, o->shard_id, o->replica_id);
         return OMEN_OK;
     }
-    rc = store_open(shard, o, &local);
+    rc = shard_base_open(shard, o->base_sequence, &local);
     if (rc == OMEN_OK) rc = group_open(shard, o, &local);
     if (rc == OMEN_ECORRUPT) {
         damage_note(g, &local, DAMAGE_FOUND);
@@ -331,6 +333,7 @@ enum omen_err shard_group_open(struct shard_host *shard, const struct shard_host
     }
     if (rc != OMEN_OK && err != NULL) *err = local;
     if (rc != OMEN_OK) return rc;
+    shard_base_serve(shard);
     atomic_store(&g->open, true);
     leadership_use(shard); /* what came before found nobody to tell */
     return OMEN_OK;
@@ -340,6 +343,7 @@ void shard_group_free(struct shard_host *shard)
 {
     struct shard_group *g = shard->group;
     if (g == NULL) return;
+    pthread_mutex_destroy(&g->base_lock);
     pthread_mutex_destroy(&g->trouble_lock);
     mem_free(g);
 }

@@ -283,6 +283,7 @@ enum omen_err shard_host_open(const struct shard_host_options *options, struct s
     if (rc == OMEN_OK)
         rc = options->raft ? shard_group_open(shard, options, err) : open_alone(shard, options, err);
     if (rc != OMEN_OK) {
+        if (shard->group != NULL) shard_base_close(shard);
         shard_store_close(atomic_load(&shard->store));
         shard_free(shard);
         return rc;
@@ -325,18 +326,21 @@ static void shard_end(struct shard_host *shard)
     CHECK(shard->calls == 0 && shard->queue_head == NULL && shard->flying == NULL && shard->waiting == NULL);
     room_keeper_forget(shard->env->rooms, &shard->room_ticket);
     CHECK(atomic_load(&shard->store_users) == 0);
+    if (shard->group != NULL) shard_base_close(shard);
     shard_store_close(atomic_load(&shard->store));
     shard_free(shard);
 }
 
 void shard_host_close(struct shard_host *shard)
 {
+    if (shard->group != NULL) shard_base_stop(shard);
     replica_close(shard->replica, true);
     shard_end(shard);
 }
 
 void shard_host_drop(struct shard_host *shard)
 {
+    if (shard->group != NULL) shard_base_stop(shard);
     if (shard->replica != NULL)
         replica_drop(shard->replica);
     else

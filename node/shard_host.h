@@ -44,7 +44,9 @@ struct shard_env {
     uint64_t read_arena_bytes_max;
     uint64_t shard_inflight_bytes_max;
     uint64_t node_inflight_bytes_max;
-    uint64_t election_ms; /* of Raft groups; as the replica_host has it */
+    struct ship *ship;       /* of Raft groups: serves checkpoints to other nodes; NULL = does not */
+    struct fetcher *fetcher; /* of Raft groups: brings theirs; NULL = stays behind */
+    uint64_t election_ms;    /* of Raft groups; as the replica_host has it */
     struct room_keeper *rooms;
     _Atomic uint64_t inflight_bytes; /* of all shards */
     /* Bytes that may be written before the disk is looked at again, counting down by what was let in. */
@@ -70,6 +72,8 @@ struct shard_peers {
     void *arg;
     /* Node port of a node, "tcp://host:port"; false when it is not known. */
     bool (*address)(void *arg, uint32_t node_id, char *out /* [OMEN_ADDRESS_BYTES_MAX + 1] */);
+    /* Nodes of a shard's replicas, as placed: a new replica knows of none itself. [FETCH_CANDIDATES_MAX]; may be NULL. */
+    uint32_t (*replicas)(void *arg, uint64_t shard_id, uint32_t *nodes_out);
     struct siphash_key key;                         /* of messages between nodes */
     bool (*disk_full)(void *arg, uint32_t node_id); /* as far as is known; NULL = never */
     void (*changed)(void *arg);      /* leadership, damage or readiness of a replica: report soon */

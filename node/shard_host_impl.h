@@ -2,7 +2,9 @@
 #ifndef OMEN_NODE_SHARD_HOST_IMPL_H
 #define OMEN_NODE_SHARD_HOST_IMPL_H
 
+#include "node/fetch.h"
 #include "node/shard_host.h"
+#include "node/ship.h"
 
 #define SHARD_DIR_BYTES 3900u /* of a path; what lies in it has short names */
 
@@ -67,6 +69,22 @@ struct shard_group {
     pthread_mutex_t trouble_lock;
     enum omen_err trouble_code; /* guarded by trouble_lock, with the text */
     char trouble[ERR_MESSAGE_BYTES];
+
+    struct fetch fetch;
+    char next_dir[SHARD_DIR_BYTES + 64]; /* that a fetch fills; the fetch's */
+    pthread_mutex_t base_lock;           /* guards the members below */
+    uint32_t generation;                 /* of the store in use */
+    struct shard_store *next;            /* fetched, verified, not yet gone over to */
+    struct old_store *old;               /* to be closed and removed */
+    struct fetch_task bury;
+    uint32_t leases;
+};
+
+/* A generation that was left; its directory goes once nobody reads it. */
+struct old_store {
+    struct old_store *next;
+    struct shard_store *store;
+    char dir[SHARD_DIR_BYTES + 64];
 };
 enum shard_damage { DAMAGE_NONE, DAMAGE_SEEN, DAMAGE_FOUND, DAMAGE_KEPT };
 
@@ -145,6 +163,15 @@ void shard_group_not_leader(const struct shard_host *shard, struct shard_call *c
 /* Something of this replica's own data is not what it was. Any thread; `found`: no entry can be the cause. */
 void shard_group_damaged(struct shard_host *shard, const struct err *why, bool found);
 void shard_group_sweep(struct shard_host *shard);
+void shard_group_trouble(struct shard_host *shard, const struct err *why); /* NULL: none any more */
+
+/* shard_base.c: generations of the store, checkpoints from and for other replicas */
+OMEN_CHECKED enum omen_err shard_base_open(struct shard_host *shard, uint64_t base_sequence, struct err *err);
+void shard_base_fetch(void *self, uint64_t sequence, uint64_t node_id);          /* bases.fetch */
+enum omen_err shard_base_switch(void *self, uint64_t sequence, struct err *err); /* bases.switch_base */
+void shard_base_serve(struct shard_host *shard); /* others may copy from here, and this one may fetch */
+void shard_base_stop(struct shard_host *shard);  /* neither any more; the replica is still open */
+void shard_base_close(struct shard_host *shard); /* the replica is closed, the store's views are gone */
 bool shard_group_is_damaged(const struct shard_host *shard);
 
 /* shard_host.c: takes a reference for `call`, or answers it with the reason why not. */

@@ -112,6 +112,7 @@ static enum omen_err port_open(struct standalone *s, const struct node_config *c
         .node_number = member ? port_node_number : NULL,
         .nodes = member ? port_nodes : NULL,
         .peer = member ? port_peer : NULL,
+        .ship = node_ship(s->node),
         .arg = s,
         .requests_max = (uint32_t)config->node_requests_in_service,
     };

@@ -32,6 +32,7 @@ enum shard_message_type {
 
 /* What a message is about: a shard_call_kind, or one of these. */
 #define SHARD_KIND_POLL 64 /* who are you, how are you, is there a newer map */
+#define SHARD_KIND_FILE 66 /* ranges of a checkpoint's files, between nodes: file_message.h */
 #define SHARD_KIND_PEER 65 /* between nodes: a doc, an object {"do": action, ...}; the answer is one too */
 
 /* Header v1, 32 bytes:  0 magic "OMRC" | 4 u16 version | 6 u8 type | 7 u8 kind | 8 u64 nonce | 16 tag [16].

@@ -1,10 +1,12 @@
 /* Bodies of the node protocol, behind the envelope: whatever arrives, decoding ends with something valid or an error that
  * has a sentence, within the arena's limit; what was accepted encodes to the very same bytes, for it has one form only.
- * The first byte chooses: 0..7 requests by kind, 16..23 replies by kind, 32 a map, 33 a poll, 34 its reply. */
+ * The first byte chooses: 0..7 requests by kind, 16..23 replies by kind, 32 a map, 33 a poll, 34 its reply,
+ * 48 a request for files, 49..52 replies to one. */
 #include <stddef.h>
 #include <stdint.h>
 
 #include "common/check.h"
+#include "common/wire/file_message.h"
 #include "common/wire/shard_message.h"
 
 static void expect_same(const struct buf *b, const uint8_t *data, size_t size)
@@ -104,6 +106,33 @@ static enum omen_err run_poll_reply(const uint8_t *data, size_t size, struct are
     return OMEN_OK;
 }
 
+static enum omen_err run_file_request(const uint8_t *data, size_t size, struct err *err)
+{
+    struct file_request request;
+    struct buf b;
+    enum omen_err rc = file_request_decode((struct bytes){ data, size }, &request, err);
+    if (rc != OMEN_OK) return rc;
+    buf_init(&b);
+    file_request_encode(&request, &b);
+    expect_same(&b, data, size);
+    buf_fini(&b);
+    return OMEN_OK;
+}
+
+static enum omen_err run_file_reply(enum file_op op, const uint8_t *data, size_t size, struct arena *arena,
+        struct err *err)
+{
+    struct file_reply reply;
+    struct buf b;
+    enum omen_err rc = file_reply_decode(op, (struct bytes){ data, size }, arena, &reply, err);
+    if (rc != OMEN_OK || reply.code != OMEN_OK) return rc;
+    buf_init(&b);
+    file_reply_encode(op, &reply, &b);
+    expect_same(&b, data, size);
+    buf_fini(&b);
+    return OMEN_OK;
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     if (size == 0) return 0;
@@ -122,6 +151,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         rc = run_poll(data + 1, size - 1, &err);
     } else if (what == 34) {
         rc = run_poll_reply(data + 1, size - 1, &arena, &err);
+    } else if (what == 48) {
+        rc = run_file_request(data + 1, size - 1, &err);
+    } else if (what > 48 && what <= 48 + FILE_RELEASE) {
+        rc = run_file_reply((enum file_op)(what - 48), data + 1, size - 1, &arena, &err);
     }
     CHECK(err.code == rc);
     CHECK(rc == OMEN_OK || err.message[0] != '\0');

@@ -7,6 +7,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "common/crc32c.h"
+#include "common/wire/file_message.h"
 #include "tests/support/call_support.h"
 
 #define FOLDER "tests/golden/node_protocol/"
@@ -346,6 +348,80 @@ START_TEST(polls)
 }
 END_TEST
 
+static void file_request(const char *name, const struct file_request *request)
+{
+    struct file_request back;
+    buf_clear(&out);
+    file_request_encode(request, &out);
+    expect_file(name);
+    ck_assert_int_eq(file_request_decode((struct bytes){ out.data, out.len }, &back, &err), OMEN_OK);
+    ck_assert_int_eq(back.op, request->op);
+    ck_assert_uint_eq(back.lease, request->lease);
+    ck_assert_uint_eq(back.offset, request->offset);
+}
+
+static void file_reply(const char *name, enum file_op op, const struct file_reply *reply,
+        struct file_reply *back)
+{
+    buf_clear(&out);
+    file_reply_encode(op, reply, &out);
+    expect_file(name);
+    ck_assert_int_eq(file_reply_decode(op, (struct bytes){ out.data, out.len }, &arena, back, &err), OMEN_OK);
+}
+
+START_TEST(files)
+{
+    const struct file_entry entries[] = { { "meta/data.mdb", 32768, false },
+        { "stream/0000000000000001.chunk", 5000, true } };
+    struct file_reply back, lease = { .lease = 77, .lease_ms = 30000, .replica_id = 3, .sequence = 120 };
+    lease.base_sequence = 100;
+    lease.description = (struct bytes){ (const uint8_t *)"described", 9 };
+    lease.manifest = (struct bytes){ (const uint8_t *)"manifest", 8 };
+    lease.files = entries;
+    lease.file_count = 2;
+    file_request("file_lease_request",
+            &(struct file_request){ .op = FILE_LEASE, .group = 9, .sequence = 90 });
+    file_reply("file_lease_reply", FILE_LEASE, &lease, &back);
+    ck_assert_str_eq(back.files[1].name, entries[1].name);
+    ck_assert(back.files[1].grows && !back.files[0].grows);
+    file_request("file_read_request",
+            &(struct file_request){ .op = FILE_READ, .lease = 77, .file = 1, .offset = 4096, .len = 904 });
+    struct file_reply range = { .data = { (const uint8_t *)"bytes", 5 }, .data_crc = crc32c(0, "bytes", 5) };
+    range.has_file_crc = true;
+    range.file_crc = 0x01020304;
+    file_reply("file_read_reply", FILE_READ, &range, &back);
+    ck_assert_uint_eq(back.data.len, 5);
+    out.data[out.len - 1] ^= 1;
+    ck_assert_int_eq(file_reply_decode(FILE_READ, (struct bytes){ out.data, out.len }, &arena, &back, &err),
+            OMEN_EPROTO);
+    file_request("file_release_request", &(struct file_request){ .op = FILE_RELEASE, .lease = 77 });
+    struct file_reply refused = { .code = OMEN_EBUSY };
+    err_set(&refused.err, OMEN_EBUSY, "", "too many");
+    refused.err.retry_after_ms = 200;
+    file_reply("file_refused_reply", FILE_RELEASE, &refused, &back);
+    ck_assert_str_eq(back.err.message, "too many");
+    ck_assert_uint_eq(back.err.retry_after_ms, 200);
+}
+END_TEST
+
+/* Names that lead elsewhere. */
+START_TEST(names_of_files_stay_below_their_directory)
+{
+    static const char *const bad[] = { "", "/etc/passwd", "../up", "a/../b", "a//b", "a/", ".hidden", "a b",
+        "a/.b", "a\\b" };
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        struct file_entry entry = { .bytes = 1 };
+        snprintf(entry.name, sizeof entry.name, "%s", bad[i]);
+        struct file_reply back, lease = { .lease = 1, .files = &entry, .file_count = 1 };
+        buf_clear(&out);
+        file_reply_encode(FILE_LEASE, &lease, &out);
+        ck_assert_int_eq(file_reply_decode(FILE_LEASE, (struct bytes){ out.data, out.len }, &arena, &back,
+                                 &err),
+                OMEN_EPROTO);
+    }
+}
+END_TEST
+
 /* A whole message as it crosses the network, sealed by the secret "the secret of these tests". */
 START_TEST(sealed_messages)
 {
@@ -377,6 +453,8 @@ int main(void)
     tcase_add_test(tcase, replies);
     tcase_add_test(tcase, refusals);
     tcase_add_test(tcase, polls);
+    tcase_add_test(tcase, files);
+    tcase_add_test(tcase, names_of_files_stay_below_their_directory);
     tcase_add_test(tcase, sealed_messages);
     suite_add_tcase(suite, tcase);
     SRunner *runner = srunner_create(suite);

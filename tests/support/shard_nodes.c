@@ -12,6 +12,7 @@
 #include "tests/support/entry_support.h"
 
 #define CALL_MS 10000u
+#define FILL_MAX 256u
 
 static const uint8_t secret[] = "a secret of twenty-four b";
 
@@ -25,11 +26,18 @@ static bool peer_address(void *arg, uint32_t node_id, char *out)
     const struct shard_nodes *n = self->nodes;
     for (uint32_t i = 0; i < n->count; i++) {
         const struct shard_node *node = &n->nodes[i];
-        if (node->node_id != node_id || node->file_port == 0) continue;
+        if (node->node_id != node_id || node->file_server == NULL) continue;
         snprintf(out, OMEN_ADDRESS_BYTES_MAX + 1, "tcp://127.0.0.1:%u", node->file_port);
         return true;
     }
     return false;
+}
+
+static uint32_t peer_replicas(void *arg, uint64_t shard_id, uint32_t *nodes_out)
+{
+    const struct shard_nodes *n = ((struct shard_node *)arg)->nodes;
+    for (uint32_t i = 0; i < n->count; i++) nodes_out[i] = n->nodes[i].node_id;
+    return n->count;
 }
 
 static bool peer_disk_full(void *arg, uint32_t node_id)
@@ -74,6 +82,7 @@ void shard_nodes_init(struct shard_nodes *n, uint32_t count)
     n->host.cluster.secret_len = sizeof secret;
     n->host.cluster.election_ms = 400;
     n->host.cluster.heartbeat_ms = 60;
+    siphash_key_from_secret((struct bytes){ secret, sizeof secret }, &n->key);
     shard_store_options_default(&n->store);
     n->store.first_chunk_bytes = 64u << 10;
     n->store.chunk_bytes = 64u << 10;
@@ -86,6 +95,8 @@ void shard_nodes_init(struct shard_nodes *n, uint32_t count)
         pthread_mutex_init(&node->lock, NULL);
         node->peers = (struct shard_peers){ .arg = node,
             .address = peer_address,
+            .replicas = peer_replicas,
+            .key = n->key,
             .disk_full = peer_disk_full,
             .changed = peer_changed,
             .throttle = peer_throttle };
@@ -112,7 +123,7 @@ static void introduce(struct shard_node *a, const struct shard_node *b)
 static void env_up(struct shard_nodes *n, struct shard_node *node)
 {
     memset(&node->env, 0, sizeof node->env);
-    node->env.vfs = vfs_posix();
+    node->env.vfs = node->vfs != NULL ? node->vfs : vfs_posix();
     node->env.clock = clock_system();
     node->env.replica_host = node->host;
     node->env.store = n->store;
@@ -125,6 +136,31 @@ static void env_up(struct shard_nodes *n, struct shard_node *node)
     struct err err = { 0 };
     ck_assert_int_eq(search_pool_start(2, 1024, &node->env.pool, &err), OMEN_OK);
     ck_assert_int_eq(room_keeper_start(shard_host_make_room, &node->env.rooms, &err), OMEN_OK);
+    const struct ship_options ship = { .clock = clock_system() };
+    ck_assert_int_eq(ship_start(&ship, &node->env.ship, &err), OMEN_OK);
+    ck_assert_int_eq(fetcher_start(node->env.vfs, clock_system(), &node->env.fetcher, &err), OMEN_OK);
+}
+
+/* The port that serves files serves nothing else here. */
+static struct map *no_map(void *self) { return NULL; }
+static const struct shard_service no_service = { .map_acquire = no_map };
+
+static void port_up(struct shard_nodes *n, struct shard_node *node)
+{
+    char url[64];
+    struct err err = { 0 };
+    snprintf(url, sizeof url, "tcp://127.0.0.1:%u", node->file_port);
+    struct node_port_options o = { .url = url,
+        .service = &no_service,
+        .clock = clock_system(),
+        .key = n->key,
+        .node_id = node->node_id,
+        .advertise = "",
+        .ship = node->env.ship,
+        .requests_max = 100 };
+    enum omen_err rc = node_port_start(&o, &node->file_server, &err);
+    ck_assert_msg(rc == OMEN_OK, "%s", err.message);
+    node->file_port = node_port_number(node->file_server);
 }
 
 void shard_node_up(struct shard_nodes *n, uint32_t i)
@@ -147,6 +183,7 @@ void shard_node_up(struct shard_nodes *n, uint32_t i)
         introduce(&n->nodes[j], node);
     }
     env_up(n, node);
+    port_up(n, node);
 }
 
 void shard_node_open(struct shard_nodes *n, uint32_t i, uint64_t replica_id,
@@ -193,7 +230,11 @@ void shard_node_down(struct shard_nodes *n, uint32_t i)
 {
     struct shard_node *node = &n->nodes[i];
     if (node->host == NULL) return;
+    node_port_stop(node->file_server);
+    node->file_server = NULL;
     shard_node_close(n, i);
+    fetcher_stop(node->env.fetcher);
+    ship_stop(node->env.ship);
     room_keeper_stop(node->env.rooms);
     search_pool_stop(node->env.pool);
     shard_env_fini(&node->env);
@@ -285,6 +326,55 @@ uint32_t shard_nodes_leader(struct shard_nodes *n, uint32_t but)
         }
     }
     ck_abort_msg("no leader");
+}
+
+uint64_t shard_nodes_fill(struct shard_nodes *n, uint64_t first, uint32_t count, uint32_t bytes)
+{
+    static float vectors[FILL_MAX][SHARD_NODES_DIM];
+    static struct point_op ops[FILL_MAX];
+    static char text[65536];
+    struct doc payload;
+    struct doc_builder *b = doc_builder_new(1u << 20);
+    ck_assert_uint_le(count, FILL_MAX);
+    ck_assert_uint_le(bytes, sizeof text);
+    for (uint32_t i = 0; i < bytes; i++) text[i] = (char)('a' + (first + i * i) % 26);
+    doc_begin_object(b);
+    doc_key(b, "t", 1);
+    doc_put_string(b, text, bytes);
+    doc_end(b);
+    ck_assert_int_eq(doc_builder_finish(b, &payload, NULL), OMEN_OK);
+    for (uint32_t i = 0; i < count; i++) {
+        memset(vectors[i], 0, sizeof vectors[i]);
+        vectors[i][0] = (float)(first + i);
+        ops[i] = (struct point_op){ .kind = POINT_UPSERT,
+            .id = { 0, first + i, 0 },
+            .vectors = { vectors[i] },
+            .payload = payload };
+    }
+    uint64_t sequence = 0;
+    for (uint64_t until = now_ms() + SHARD_NODES_WAIT_MS; sequence == 0; usleep(5000)) {
+        struct shard_call call = { .kind = CALL_WRITE };
+        call.in.write.ops = ops;
+        call.in.write.count = count;
+        enum omen_err rc = shard_node_run(&n->nodes[shard_nodes_leader(n, UINT32_MAX)], &call);
+        shard_host_release(&call);
+        if (rc == OMEN_OK) sequence = call.sequence;
+        ck_assert_msg(rc == OMEN_OK || rc == OMEN_ENOTLEADER || rc == OMEN_EBUSY || rc == OMEN_EUNKNOWN,
+                "%s: %s", err_name(rc), call.err.message);
+        ck_assert_msg(now_ms() < until, "nothing committed");
+    }
+    doc_builder_free(b);
+    return sequence;
+}
+
+void shard_nodes_checkpoint(struct shard_nodes *n)
+{
+    for (uint32_t i = 0; i < n->count; i++) {
+        if (n->nodes[i].shard == NULL) continue;
+        struct replica *replica = shard_host_replica(n->nodes[i].shard);
+        for (uint32_t twice = 0; twice < 2; twice++)
+            ck_assert_int_eq(replica_checkpoint(replica, NULL), OMEN_OK);
+    }
 }
 
 uint64_t shard_nodes_upsert(struct shard_nodes *n, uint64_t id, struct op_id op_id)

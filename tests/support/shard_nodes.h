@@ -3,7 +3,10 @@
 #ifndef OMEN_TESTS_SUPPORT_SHARD_NODES_H
 #define OMEN_TESTS_SUPPORT_SHARD_NODES_H
 
+#include "node/fetch.h"
+#include "node/node_port.h"
 #include "node/shard_host.h"
+#include "node/ship.h"
 
 #define SHARD_NODES_MAX 5u
 #define SHARD_NODES_WAIT_MS 45000u
@@ -23,10 +26,11 @@ struct shard_node {
     struct shard_host *shard;
     uint64_t replica_id; /* of `shard` */
     uint16_t port;       /* of raft; the same over restarts */
-    uint16_t file_port;  /* of the port that serves files; 0 = none */
+    struct node_port *file_server;
+    uint16_t file_port; /* of the port that serves files; the same over restarts */
+    struct vfs *vfs;    /* of its shard; NULL = the real one */
     _Atomic uint32_t changes;
     _Atomic bool disk_full; /* as the others are told */
-    void *arg;              /* the test's */
 };
 
 struct shard_nodes {
@@ -36,6 +40,7 @@ struct shard_nodes {
     struct replica_host_options host; /* template */
     struct shard_store_options store; /* template */
     struct collection_schema schema;
+    struct siphash_key key;
     _Atomic uint64_t throttle;
     pthread_t sweeper;
     _Atomic bool stop;
@@ -61,6 +66,10 @@ enum omen_err shard_node_run(struct shard_node *node, struct shard_call *call);
 /* One point, its id in the vector's first component. */
 enum omen_err shard_node_upsert(struct shard_node *node, uint64_t id, struct op_id op_id,
         struct shard_call *call);
+/* Points first .. first + count - 1 in one request at the leader, each with `bytes` of payload. Returns the sequence. */
+uint64_t shard_nodes_fill(struct shard_nodes *n, uint64_t first, uint32_t count, uint32_t bytes);
+/* Two checkpoints at every replica: the log may be dropped up to there. */
+void shard_nodes_checkpoint(struct shard_nodes *n);
 /* At whoever leads, retried with the same op id until OK. Returns the sequence. */
 uint64_t shard_nodes_upsert(struct shard_nodes *n, uint64_t id, struct op_id op_id);
 /* Points of a replica, or UINT64_MAX with the error in *code_out. */

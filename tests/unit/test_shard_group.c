@@ -2,11 +2,13 @@
 #include "common/err.h"
 
 #include <check.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "tests/support/shard_nodes.h"
+#include "tests/support/vfs_hook.h"
 
 static struct shard_nodes g;
 
@@ -188,7 +190,174 @@ START_TEST(all_nodes_down_lose_nothing)
     for (uint32_t i = 0; i < 3; i++) shard_node_down(&g, i);
     for (uint32_t i = 0; i < 3; i++) shard_nodes_reopen(&g, i);
     uint64_t last = shard_nodes_upsert(&g, 101, no_op());
+    for (uint32_t i = 0; i < 3; i++) shard_node_wait_ready(&g.nodes[i]);
     counts_are(101, last);
+}
+END_TEST
+
+/* ---- catching up ---- */
+
+/* The log of the first two replicas is trimmed behind `points` points. */
+static uint64_t trimmed(uint32_t voters, uint32_t points, uint32_t bytes)
+{
+    uint64_t last = 0;
+    g.host.cluster.trailing_bytes = 0;
+    shard_nodes_start(&g, voters);
+    for (uint32_t i = 0; i < points; i += 100) last = shard_nodes_fill(&g, i + 1, 100, bytes);
+    for (uint32_t i = 0; i < voters; i++) shard_node_wait_applied(&g.nodes[i], last);
+    shard_nodes_checkpoint(&g);
+    for (uint32_t i = 0; i < voters; i++) {
+        struct replica_status s = { 0 };
+        for (uint32_t tries = 0; tries < SHARD_NODES_WAIT_MS / 2 && s.base_sequence < last;
+                tries++, usleep(2000))
+            replica_status(shard_host_replica(g.nodes[i].shard), &s);
+        ck_assert_uint_ge(s.base_sequence, last);
+    }
+    return last;
+}
+
+static void join_third_as(uint64_t replica_id)
+{
+    uint32_t leader = shard_nodes_leader(&g, UINT32_MAX);
+    shard_node_open(&g, 2, replica_id, NULL, 0);
+    ck_assert_int_eq(shard_node_change(&g.nodes[leader], '+', replica_id, 3), OMEN_OK);
+    ck_assert_int_eq(shard_node_change(&g.nodes[leader], '=', replica_id, REPLICA_STANDBY), OMEN_OK);
+}
+
+static void join_third(void) { join_third_as(3); }
+
+static void drop_third(void)
+{
+    struct shard_host *gone = g.nodes[2].shard;
+    pthread_mutex_lock(&g.nodes[2].lock);
+    g.nodes[2].shard = NULL;
+    pthread_mutex_unlock(&g.nodes[2].lock);
+    shard_host_retire(gone, OMEN_ENOTFOUND);
+    shard_host_drop(gone);
+    uint32_t leader = shard_nodes_leader(&g, UINT32_MAX);
+    ck_assert_int_eq(shard_node_change(&g.nodes[leader], '-', g.nodes[2].replica_id, 0), OMEN_OK);
+}
+
+START_TEST(a_new_replica_of_a_trimmed_log_copies_a_checkpoint_and_goes_on)
+{
+    uint64_t last = trimmed(2, 1000, 200);
+    join_third();
+    shard_node_wait_ready(&g.nodes[2]);
+    ck_assert_uint_eq(shard_node_count(&g.nodes[2], CONSISTENCY_SESSION, last, NULL), 1000);
+    ck_assert_int_eq(shard_node_change(&g.nodes[shard_nodes_leader(&g, UINT32_MAX)], '=', 3, REPLICA_VOTER),
+            OMEN_OK);
+    last = shard_nodes_fill(&g, 5001, 50, 10);
+    counts_are(1050, last);
+    /* And it opens from there. */
+    shard_node_down(&g, 2);
+    last = shard_nodes_fill(&g, 6001, 50, 10);
+    shard_nodes_reopen(&g, 2);
+    shard_node_wait_ready(&g.nodes[2]);
+    counts_are(1100, last);
+}
+END_TEST
+
+START_TEST(a_replica_that_was_away_too_long_copies_a_checkpoint)
+{
+    uint64_t last = trimmed(3, 300, 100);
+    uint32_t away = (shard_nodes_leader(&g, UINT32_MAX) + 1) % 3;
+    for (uint32_t round = 0; round < 2; round++) { /* generations 2 and 3 */
+        shard_node_down(&g, away);
+        for (uint32_t i = 0; i < 5; i++) last = shard_nodes_fill(&g, 1000 * (round + 1) + 100 * i, 100, 100);
+        for (uint32_t i = 0; i < 3; i++)
+            if (i != away) shard_node_wait_applied(&g.nodes[i], last);
+        shard_nodes_checkpoint(&g);
+        usleep(300000);
+        shard_nodes_reopen(&g, away);
+        shard_node_wait_applied(&g.nodes[away], last);
+        shard_node_wait_ready(&g.nodes[away]);
+        counts_are(300 + 500 * (round + 1), last);
+    }
+}
+END_TEST
+
+START_TEST(a_copy_of_a_damaged_source_is_refused_and_another_one_taken)
+{
+    uint64_t last = trimmed(2, 1000, 500);
+    uint32_t leader = shard_nodes_leader(&g, UINT32_MAX);
+    /* A byte in the middle of the leader's first chunk changes on the disk. */
+    char path[500];
+    struct vfs_file *f;
+    uint8_t byte;
+    snprintf(path, sizeof path, "%s/%u-%u/g1/stream/0000000000000001.chunk", g.nodes[leader].dir,
+            SHARD_NODES_GROUP, leader + 1);
+    ck_assert_int_eq(vfs_open(vfs_posix(), path, VFS_WRITE, &f, NULL), OMEN_OK);
+    ck_assert_int_eq(vfs_pread(f, &byte, 1, 20000, NULL), OMEN_OK);
+    byte ^= 4;
+    ck_assert_int_eq(vfs_pwrite(f, &byte, 1, 20000, NULL), OMEN_OK);
+    vfs_close(f);
+    join_third();
+    shard_node_wait_ready(&g.nodes[2]);
+    ck_assert_uint_eq(shard_node_count(&g.nodes[2], CONSISTENCY_SESSION, last, NULL), 1000);
+}
+END_TEST
+
+START_TEST(a_copy_goes_on_where_it_was_broken_off)
+{
+    uint64_t last = trimmed(2, 4000, 12000); /* 48 MB */
+    g.throttle = 20u << 20;
+    join_third();
+    struct shard_host_status s;
+    uint64_t before = 0;
+    for (uint32_t i = 0; i < SHARD_NODES_WAIT_MS && before < (30u << 20); i++, usleep(1000)) {
+        shard_host_status(g.nodes[2].shard, &s);
+        before = s.fetch_done;
+    }
+    ck_assert_uint_ge(before, 30u << 20);
+    ck_assert(s.fetching && !s.ready);
+    shard_node_close(&g, 2);
+    g.throttle = 1u << 20; /* the rest would take half a minute from the beginning */
+    shard_node_open(&g, 2, 3, NULL, 0);
+    for (uint32_t i = 0; i < SHARD_NODES_WAIT_MS; i++, usleep(1000)) {
+        shard_host_status(g.nodes[2].shard, &s);
+        if (s.fetch_total > 0) break;
+    }
+    ck_assert_uint_ge(s.fetch_done, 16u << 20);
+    g.throttle = 0;
+    shard_node_wait_ready(&g.nodes[2]);
+    ck_assert_uint_eq(shard_node_count(&g.nodes[2], CONSISTENCY_SESSION, last, NULL), 4000);
+}
+END_TEST
+
+/* The joining node's disk fails from its n-th change on; then its process is begun again with a good one. */
+static _Atomic uint32_t changes_left;
+
+static enum omen_err cut(void *arg, enum vfs_hook_op op, struct err *err)
+{
+    uint32_t left = atomic_load(&changes_left);
+    if (left == 0) return err_set(err, OMEN_EIO, NULL, "the power is gone");
+    if (left != UINT32_MAX) atomic_fetch_sub(&changes_left, 1);
+    return OMEN_OK;
+}
+
+START_TEST(a_crash_at_any_line_of_a_copy_is_healed)
+{
+    static struct vfs_hook hook;
+    vfs_hook_init(&hook, vfs_posix(), cut, NULL);
+    g.nodes[2].vfs = &hook.base;
+    atomic_store(&changes_left, UINT32_MAX);
+    uint64_t last = trimmed(2, 300, 200);
+    join_third();
+    shard_node_wait_ready(&g.nodes[2]);
+    for (uint32_t n = 3; n < 100; n += 9) {
+        drop_third();
+        atomic_store(&changes_left, UINT32_MAX);
+        join_third_as(100 + n);
+        atomic_store(&changes_left, n);
+        for (uint32_t i = 0; i < 400 && atomic_load(&changes_left) != 0; i++) usleep(2000);
+        usleep(50000);
+        shard_node_close(&g, 2);
+        atomic_store(&changes_left, UINT32_MAX);
+        shard_node_open(&g, 2, 100 + n, NULL, 0);
+        shard_node_wait_applied(&g.nodes[2], last);
+        shard_node_wait_ready(&g.nodes[2]);
+        ck_assert_uint_eq(shard_node_count(&g.nodes[2], CONSISTENCY_SESSION, last, NULL), 300);
+    }
 }
 END_TEST
 
@@ -217,6 +386,13 @@ int main(void)
     tc = tcase("members");
     tcase_add_test(tc, a_replica_joins_reads_votes_and_the_old_one_is_dropped);
     tcase_add_test(tc, all_nodes_down_lose_nothing);
+    suite_add_tcase(s, tc);
+    tc = tcase("catching up");
+    tcase_add_test(tc, a_new_replica_of_a_trimmed_log_copies_a_checkpoint_and_goes_on);
+    tcase_add_test(tc, a_replica_that_was_away_too_long_copies_a_checkpoint);
+    tcase_add_test(tc, a_copy_of_a_damaged_source_is_refused_and_another_one_taken);
+    tcase_add_test(tc, a_copy_goes_on_where_it_was_broken_off);
+    tcase_add_test(tc, a_crash_at_any_line_of_a_copy_is_healed);
     suite_add_tcase(s, tc);
     SRunner *runner = srunner_create(s);
     srunner_run_all(runner, CK_ENV);
