@@ -254,7 +254,8 @@ static void pack_node(const struct packing *p, struct packer *packer, uint32_t n
     struct rabitq_group group = { row, (uint16_t *)(void *)(row + s->layout.f),
         (uint16_t *)(void *)(row + s->layout.g), &head->f_scale, &head->g_scale };
     rabitq_encode(neighbours, degree, centre, b->padded, packer->scratch, &group);
-    head->f_scale /= p->scale * p->scale;
+    head->f_scale = fmaxf(head->f_scale / (p->scale * p->scale),
+            0x1p-126f); /* 0 times infinity is no distance */
     head->g_scale /= p->scale;
     head->slot = b->order[node];
     head->degree = degree;

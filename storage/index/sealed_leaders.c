@@ -39,7 +39,7 @@ void sketch_group(const struct packing *p, struct sealed_sketch *sketch, uint32_
     float *scales = sketch->scales + 2 * (size_t)group;
     rabitq_encode(rows, count, NULL, padded, scratch,
             &(struct rabitq_group){ codes, f, f + CODE_GROUP, &scales[0], &scales[1] });
-    scales[0] /= p->scale * p->scale;
+    scales[0] = fmaxf(scales[0] / (p->scale * p->scale), 0x1p-126f); /* 0 times infinity is no distance */
     scales[1] /= p->scale;
 }
 
