@@ -11,6 +11,7 @@
 #include "node/config.h"
 #include "node/node_port.h"
 #include "node/search_pool.h"
+#include "storage/shard_index.h"
 
 #define KIB (1ull << 10)
 #define MIB (1ull << 20)
@@ -234,6 +235,30 @@ const struct config_key node_config_keys[] = {
             .min = 1,
             .max = 1000000,
             .help = "reads waiting for a thread; above it clients are told to retry" },
+    { .name = "index.disabled",
+            .type = CONFIG_BOOL,
+            AT(index_disabled),
+            .default_text = "false",
+            .help = "build no graphs: every search looks at every point" },
+    { .name = "index.threads",
+            .type = CONFIG_U64,
+            AT(index_threads),
+            .default_text = "1",
+            .min = 1,
+            .max = INDEX_THREADS_MAX,
+            .help = "threads that build one graph, at a lower priority than searches" },
+    { .name = "index.rows_min",
+            .type = CONFIG_U64,
+            AT(index_rows_min),
+            .default_text = "10000",
+            .min = 100,
+            .max = 100000000,
+            .help = "so many points that are in no graph yet are worth one; fewer are scanned" },
+    { .name = "index.memory_bytes",
+            .type = CONFIG_BYTES,
+            AT(index_memory_bytes),
+            .default_text = "0",
+            .help = "graphs are kept in memory up to here and mapped above; 0 = a quarter of the machine's" },
     { .name = "disk.min_free_percent",
             .type = CONFIG_F64,
             AT(disk_min_free_percent),
@@ -253,6 +278,10 @@ void node_config_node(const struct node_config *config, struct node_options *opt
     options->shard_inflight_bytes_max = config->write_shard_bytes;
     options->node_inflight_bytes_max = config->write_node_bytes;
     options->shards_max = (uint32_t)config->shards;
+    options->index_disabled = config->index_disabled;
+    options->index_threads = (uint32_t)config->index_threads;
+    options->index_rows_min = (uint32_t)config->index_rows_min;
+    options->index_memory_bytes = config->index_memory_bytes;
     options->disk_min_free_percent = config->disk_min_free_percent;
     options->store.chunk_bytes = config->chunk_bytes;
     options->store.delta_bytes_max = config->delta_bytes_max;

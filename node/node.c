@@ -30,6 +30,7 @@ void node_options_default(struct node_options *options)
         .node_inflight_bytes_max = 256 * MIB,
         .shards_max = 1024,
         .disk_min_free_percent = 10,
+        .index_threads = 1,
     };
     replica_host_options_default(&options->host);
     shard_store_options_default(&options->store);
@@ -67,6 +68,7 @@ enum omen_err node_shard_open(struct node *node, const struct map_collection *co
         .base_sequence = shard->base_sequence,
         .schema = &collection->schema,
         .collection_name = collection->name,
+        .recall_target = collection->recall_target,
         .raft = raft != NULL,
     };
     if (raft != NULL) {
@@ -419,6 +421,7 @@ static enum omen_err threads_start(struct node *node, struct err *err)
     enum omen_err rc = node_catalog_start(node, err);
     if (rc == OMEN_OK) rc = node_watch_start(node, err);
     if (rc == OMEN_OK) rc = node_scrub_start(node, err);
+    if (rc == OMEN_OK) rc = node_index_start(node, err);
     if (rc == OMEN_OK && node->member != NULL) rc = member_start(node->member, err);
     return rc;
 }
@@ -427,6 +430,7 @@ static void threads_stop(struct node *node)
 {
     node_catalog_stop(node);
     if (node->member != NULL) member_stop(node->member);
+    node_index_stop(node);
     node_scrub_stop(node);
     node_watch_stop(node); /* retiring shards look after their deadlines themselves */
 }

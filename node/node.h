@@ -45,7 +45,12 @@ struct node_options {
             shard_inflight_bytes_max; /* write bytes queued and proposed, per shard; OMEN_EBUSY above; 64 MiB */
     uint64_t node_inflight_bytes_max; /* of all shards; 256 MiB */
     uint32_t shards_max;              /* open shards; creating more is OMEN_ETOOBIG; default 1024 */
-    double disk_min_free_percent;     /* writes but deletes are refused below; default 10; 0 = off */
+    bool index_disabled;              /* no graphs: every search is exact */
+    uint32_t index_threads;           /* of one build; default 1 */
+    uint32_t index_rows_min;          /* rows that are worth a graph; 0 = storage's own */
+    uint64_t
+            index_memory_bytes; /* graphs are kept in memory up to here, mapped above; 0 = a quarter of the machine's */
+    double disk_min_free_percent; /* writes but deletes are refused below; default 10; 0 = off */
 };
 void node_options_default(struct node_options *options);
 

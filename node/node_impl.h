@@ -81,6 +81,10 @@ struct node {
     bool watch_started;
     uint64_t disk_checked_ns;
 
+    _Atomic bool index_stop;
+    pthread_t index_thread;
+    bool index_started;
+
     pthread_mutex_t scrub_lock; /* guards scrub_stop */
     pthread_cond_t scrub_wake;  /* monotonic clock */
     bool scrub_stop;
@@ -119,6 +123,10 @@ void node_watch_disk(struct node *node);
 /* node_scrub.c: checksums of what lies on disk, slowly and for ever. */
 OMEN_CHECKED enum omen_err node_scrub_start(struct node *node, struct err *err);
 void node_scrub_stop(struct node *node);
+
+/* node_index.c: graphs over what was written, in the background. */
+OMEN_CHECKED enum omen_err node_index_start(struct node *node, struct err *err);
+void node_index_stop(struct node *node);
 
 /* node_watch.c: metrics. */
 void node_metrics_register(struct node *node);

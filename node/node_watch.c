@@ -147,7 +147,9 @@ static bool collect_shard(const struct shard_slot *slot)
     metric_set(g->points, (int64_t)store.points);
     metric_set(g->applied, (int64_t)store.applied);
     metric_set(g->durable, (int64_t)store.durable);
-    metric_set(g->unindexed, (int64_t)store.points);
+    struct shard_index_stats index;
+    shard_host_index_stats(slot->shard, &index);
+    metric_set(g->unindexed, (int64_t)(index.tail_rows < store.points ? index.tail_rows : store.points));
     metric_set(g->stream_bytes, (int64_t)store.stream_bytes);
     metric_set(g->meta_bytes, (int64_t)store.meta_bytes);
     metric_set(g->delta_bytes, (int64_t)store.delta_bytes);

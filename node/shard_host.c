@@ -132,6 +132,41 @@ bool shard_host_scrub(struct shard_host *shard, uint64_t bytes, struct scrub_res
     return true;
 }
 
+struct index_stop {
+    struct shard_host *shard;
+    _Atomic bool *stop;
+};
+
+static bool index_stopped(void *arg)
+{
+    const struct index_stop *s = arg;
+    return atomic_load(s->stop) || atomic_load(&s->shard->stopping) || atomic_load(&s->shard->store) == NULL;
+}
+
+enum omen_err shard_host_index(struct shard_host *shard, const struct index_policy *policy, uint32_t threads,
+        _Atomic bool *stop, bool *worked_out, struct err *err)
+{
+    struct index_stop s = { shard, stop };
+    struct index_control control = { .threads = threads, .stop = index_stopped, .arg = &s };
+    struct index_policy own = *policy;
+    *worked_out = false;
+    if (shard->recall_target > 0) own.recall_target = shard->recall_target;
+    struct shard_store *store = shard_host_store_hold(shard);
+    if (store == NULL) return OMEN_OK;
+    enum omen_err rc = shard_index_step(store, &own, &control, worked_out, err);
+    shard_host_store_unhold(shard);
+    return rc;
+}
+
+void shard_host_index_stats(struct shard_host *shard, struct shard_index_stats *stats_out)
+{
+    *stats_out = (struct shard_index_stats){ 0 };
+    struct shard_store *store = shard_host_store_hold(shard);
+    if (store == NULL) return;
+    shard_index_stats(store, stats_out);
+    shard_host_store_unhold(shard);
+}
+
 void shard_host_sweep(struct shard_host *shard)
 {
     shard_write_sweep(shard);
@@ -241,6 +276,7 @@ static struct shard_host *shard_new(const struct shard_host_options *o)
     shard->replica_id = o->replica_id;
     shard->collection_id = o->collection_id;
     shard->schema = *o->schema;
+    shard->recall_target = o->recall_target;
     snprintf(shard->collection_name, sizeof shard->collection_name, "%s", o->collection_name);
     shard->builder = entry_builder_new(&shard->schema);
     size_t components = 0;

@@ -92,6 +92,7 @@ struct shard_host {
     struct shard_env *env;
     uint64_t shard_id, replica_id, collection_id;
     struct collection_schema schema;
+    float recall_target;
     char collection_name[OMEN_NAME_BYTES_MAX + 1];
     /* Used between shard_host_store_hold and _unhold; NULL while there is none: between two generations of
      * it, or for ever when it could not be opened. */

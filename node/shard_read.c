@@ -150,14 +150,16 @@ static void run_stats(struct shard_read *read)
 {
     struct shard_store_stats s;
     struct replica_status replica;
+    struct shard_index_stats index;
     shard_host_stats(read->state.shard, &s, &replica);
+    shard_host_index_stats(read->state.shard, &index);
     read->call->out.stats = (struct shard_stats){
         .points = s.points,
         .applied = s.applied,
         .durable = s.durable,
         .stream_bytes = s.stream_bytes,
         .meta_bytes = s.meta_bytes,
-        .unindexed = s.points, /* every live point is in the stream: there are no segments yet */
+        .unindexed = index.tail_rows < s.points ? index.tail_rows : s.points,
         .applied_ops = s.applied_ops,
     };
 }

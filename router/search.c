@@ -54,6 +54,7 @@ static enum omen_err plan_search(struct request *r, uint32_t i, struct err *err)
                 wire->by_id ? " + 1 for the point itself" : "", (unsigned long long)k, OMEN_K_MAX);
     }
     plan->params.k = (uint32_t)k;
+    plan->params.exact = wire->exact;
     plan->params.has_score_threshold = wire->has_score_threshold;
     plan->params.score_threshold = wire->score_threshold;
     plan->params.filter = wire->filter;

@@ -1,10 +1,12 @@
-/* Search: the exact nearest points of a view, by one pass over its blocks per vector field, shared by all searches on
- * that field.
+/* Search: the nearest points of a view, per vector field: a walk through the graph of every sealed segment, and one
+ * exact pass over the blocks that are in none, shared by all searches on that field. Segments come first: what they
+ * found bounds the pass.
  *
- * Glue between the stream's blocks (rows, liveness), storage/index/flat (distances, heaps, filters) and the reply. */
+ * Glue between the stream's blocks (rows, liveness), storage/segment (graphs), storage/index/flat (distances, heaps,
+ * filters) and the reply. */
 #include "common/err.h"
 
-#include "storage/shard_store_impl.h"
+#include "storage/shard_index_impl.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -33,6 +35,7 @@ struct field_pass {
     uint32_t *searches; /* [count] positions in the request */
     struct flat_query *queries;
     struct topk *topks;
+    bool *exact;
     uint32_t count;
 };
 
@@ -45,7 +48,9 @@ static enum omen_err pass_prepare(const struct store_view *view, const struct se
     pass->searches = arena_calloc(arena, count, sizeof *pass->searches);
     pass->queries = arena_calloc(arena, count, sizeof *pass->queries);
     pass->topks = arena_calloc(arena, count, sizeof *pass->topks);
-    if (pass->searches == NULL || pass->queries == NULL || pass->topks == NULL) return OMEN_ENOMEM;
+    pass->exact = arena_calloc(arena, count, sizeof *pass->exact);
+    if (pass->searches == NULL || pass->queries == NULL || pass->topks == NULL || pass->exact == NULL)
+        return OMEN_ENOMEM;
     for (uint32_t i = 0; i < count; i++) {
         if (searches[i].field != field) continue;
         uint32_t n = pass->count++;
@@ -53,6 +58,7 @@ static enum omen_err pass_prepare(const struct store_view *view, const struct se
         enum omen_err rc = topk_init(&pass->topks[n], arena, k);
         if (rc != OMEN_OK) return rc;
         pass->searches[n] = i;
+        pass->exact[n] = searches[i].exact;
         pass->queries[n] = (struct flat_query){ searches[i].query, &pass->topks[n], searches[i].filter,
             searches[i].has_score_threshold ? flat_distance_max(f->metric, searches[i].score_threshold)
                                             : INFINITY };
@@ -60,26 +66,113 @@ static enum omen_err pass_prepare(const struct store_view *view, const struct se
     return OMEN_OK;
 }
 
-static enum omen_err pass_scan(const struct store_view *view, struct field_pass *pass, uint32_t field,
-        const struct read_limit *limit, struct arena *arena, struct search_stats *stats)
+static void scan_count(struct search_stats *stats, const struct flat_scan *scan)
+{
+    stats->rows_scanned += scan->stats.rows_scanned;
+    stats->distances_computed += scan->stats.distances_computed;
+    stats->filter_evaluated += scan->stats.filter_evaluated;
+    stats->bytes_read += scan->stats.bytes_read;
+}
+
+static enum omen_err blocks_scan(const struct store_view *view, struct flat_scan *scan, uint32_t field,
+        uint32_t from, uint32_t end)
+{
+    const struct shard_store *s = view->store;
+    enum omen_err rc = OMEN_OK;
+    for (uint32_t i = from; i < end && rc == OMEN_OK; i++) {
+        const struct block *b = blocks_at(s->blocks, i);
+        if (b->sequence > view->sequence) break;
+        struct flat_block flat;
+        flat_block_of_entry(&b->entry, field, s->schema.fields[field].dim, b->died, i, &flat);
+        if (flat.count > 0) rc = flat_scan_block(scan, &flat);
+    }
+    return rc;
+}
+
+/* ---- segments ---- */
+
+static bool pass_stop(void *arg)
+{
+    const struct read_limit *limit = arg;
+    return limit->stop(limit->arg);
+}
+
+/* Blocks that a query must see by scanning although a segment covers them. */
+static enum omen_err range_scan(const struct store_view *view, struct flat_query *query, uint32_t field,
+        uint32_t from, uint32_t end, const struct read_limit *limit, struct arena *arena,
+        struct search_stats *stats)
 {
     const struct shard_store *s = view->store;
     const struct vector_field *f = &s->schema.fields[field];
     struct flat_scan scan;
-    enum omen_err rc = flat_scan_init(&scan, f->metric, f->dim, view->sequence, pass->queries, pass->count,
+    enum omen_err rc = flat_scan_init(&scan, f->metric, f->dim, view->sequence, query, 1,
             limit != NULL ? limit->stop : NULL, limit != NULL ? limit->arg : NULL, arena);
-    if (rc != OMEN_OK) return rc;
-    for (uint32_t i = 0, n = blocks_count(s->blocks); i < n && rc == OMEN_OK; i++) {
-        const struct block *b = blocks_at(s->blocks, i);
-        if (b->sequence > view->sequence) break;
-        struct flat_block flat;
-        flat_block_of_entry(&b->entry, field, f->dim, b->died, i, &flat);
-        if (flat.count > 0) rc = flat_scan_block(&scan, &flat);
+    if (rc == OMEN_OK) rc = blocks_scan(view, &scan, field, from, end);
+    scan_count(stats, &scan);
+    return rc;
+}
+
+static enum omen_err query_segments(const struct store_view *view, const struct segment_set *set,
+        struct flat_query *query, uint32_t field, const struct read_limit *limit, struct arena *arena,
+        struct search_stats *stats)
+{
+    struct segment_query q = {
+        .query = query->query,
+        .k = query->topk->k,
+        .view_sequence = view->sequence,
+        .filter = query->filter,
+        .stop = limit != NULL && limit->stop != NULL ? pass_stop : NULL,
+        .stop_arg = (void *)(uintptr_t)limit,
+    };
+    for (uint32_t i = 0; i < set->count; i++) {
+        struct segment_info info;
+        struct index_cost cost = { 0 };
+        bool enough;
+        segment_info(set->items[i], &info);
+        if (info.field != field) continue;
+        if (view->sequence < info.as_of) { /* it may lack rows that this view still sees */
+            stats->segments_scanned++;
+            enum omen_err scanned = range_scan(view, query, field, info.first_block, info.end_block, limit,
+                    arena, stats);
+            if (scanned != OMEN_OK) return scanned;
+            continue;
+        }
+        float bound = topk_bound(query->topk);
+        q.distance_max = bound < query->distance_max ? bound : query->distance_max;
+        enum omen_err rc = segment_search(set->items[i], &q, query->topk, &enough, &cost);
+        stats->segments_walked++;
+        stats->hops += cost.hops;
+        stats->distances_computed += cost.distances;
+        if (rc == OMEN_OK && !enough) {
+            stats->segments_scanned++;
+            rc = range_scan(view, query, field, info.first_block, info.end_block, limit, arena, stats);
+        }
+        if (rc != OMEN_OK) return rc;
     }
-    stats->rows_scanned += scan.stats.rows_scanned;
-    stats->distances_computed += scan.stats.distances_computed;
-    stats->filter_evaluated += scan.stats.filter_evaluated;
-    stats->bytes_read += scan.stats.bytes_read;
+    return OMEN_OK;
+}
+
+static enum omen_err pass_run(const struct store_view *view, struct field_pass *pass, uint32_t field,
+        const struct read_limit *limit, struct arena *arena, struct search_stats *stats)
+{
+    struct shard_store *s = view->store;
+    const struct vector_field *f = &s->schema.fields[field];
+    struct segment_set *set = segment_set_acquire(s);
+    struct flat_scan scan;
+    enum omen_err rc = OMEN_OK;
+    for (uint32_t n = 0; set != NULL && rc == OMEN_OK && n < pass->count; n++)
+        if (!pass->exact[n]) rc = query_segments(view, set, &pass->queries[n], field, limit, arena, stats);
+    /* What is not in a segment, and what must be exact: one pass for all. */
+    uint32_t covered = set == NULL ? 0 : set->covered[field], end = blocks_count(s->blocks);
+    segment_set_release(set);
+    for (uint32_t n = 0; rc == OMEN_OK && covered > 0 && n < pass->count; n++)
+        if (pass->exact[n]) rc = range_scan(view, &pass->queries[n], field, 0, covered, limit, arena, stats);
+    if (rc == OMEN_OK)
+        rc = flat_scan_init(&scan, f->metric, f->dim, view->sequence, pass->queries, pass->count,
+                limit != NULL ? limit->stop : NULL, limit != NULL ? limit->arg : NULL, arena);
+    if (rc != OMEN_OK) return rc;
+    rc = blocks_scan(view, &scan, field, covered, end);
+    scan_count(stats, &scan);
     return rc;
 }
 
@@ -109,7 +202,7 @@ static enum omen_err search_field(const struct store_view *view, const struct se
 {
     struct field_pass pass;
     enum omen_err rc = pass_prepare(view, searches, count, field, arena, &pass);
-    if (rc == OMEN_OK) rc = pass_scan(view, &pass, field, limit, arena, stats);
+    if (rc == OMEN_OK) rc = pass_run(view, &pass, field, limit, arena, stats);
     if (rc != OMEN_OK) return err_set(err, rc, NULL, "search in %s", view->store->dir);
     for (uint32_t n = 0; n < pass.count && rc == OMEN_OK; n++) {
         uint32_t i = pass.searches[n];

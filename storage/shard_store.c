@@ -149,6 +149,7 @@ static enum omen_err store_init(struct shard_store *s, const struct shard_store_
 
 static void store_free(struct shard_store *s)
 {
+    store_index_fini(s);
     while (s->free_pins != NULL) {
         struct view_pin *pin = s->free_pins;
         s->free_pins = pin->next;
@@ -182,6 +183,7 @@ enum omen_err shard_store_open(const struct shard_store_options *options, struct
     struct meta_state state;
     struct checkpoint end = { 0 };
     struct shard_store *s = mem_must_calloc(1, sizeof *s);
+    store_index_init(s);
     rc = store_init(s, options, err);
     if (rc == OMEN_OK) rc = files_open(s, options, &state, &end, err);
     if (rc == OMEN_OK) rc = meta_txn_new(s->meta, &s->apply_pin.txn, err);

@@ -38,8 +38,8 @@ struct shard_store_options {
 };
 void shard_store_options_default(struct shard_store_options *options);
 
-/* Open or create. Scans the stream after LMDB's sequence and checks every CRC up to the checkpoint; what lies past the
- * checkpoint is cut. OMEN_ECORRUPT names file and offset. Cost: reads the stream once. */
+/* Open or create. Scans the stream after LMDB's sequence and checks every CRC up to the checkpoint; what lies past
+ * the checkpoint is cut. OMEN_ECORRUPT names file and offset. Cost: reads the stream once. */
 OMEN_CHECKED enum omen_err shard_store_open(const struct shard_store_options *options,
         struct shard_store **store_out, struct err *err);
 /* Waits for views to be released. Does not checkpoint. */
@@ -57,8 +57,8 @@ struct apply_outcome {
 };
 
 /* Apply entry `sequence` (must be applied + 1; lower ones are skipped and answer OK with no outcomes filled, higher
- * ones are a bug and CHECKed). `outcomes` [request_count of the entry] or NULL. Visible to views taken after it returns.
- * Thread: one apply worker. Blocks: memcpy into the page cache, now and then a chunk allocation. */
+ * ones are a bug and CHECKed). `outcomes` [request_count of the entry] or NULL. Visible to views taken after it
+ * returns. Thread: one apply worker. Blocks: memcpy into the page cache, now and then a chunk allocation. */
 OMEN_CHECKED enum omen_err shard_store_apply(struct shard_store *store, uint64_t sequence, const void *entry,
         size_t len, struct apply_outcome *outcomes, struct err *err);
 
@@ -76,9 +76,9 @@ OMEN_CHECKED enum omen_err shard_store_checkpoint(struct shard_store *store, uin
 
 /* ---- room (CORRECTNESS A1: apply never refuses for lack of it, admission does) ---- */
 
-/* What a write needs of the stream, at most: the entry it becomes and the whole points that its payload operations derive,
- * by the sizes those points have now. Needs of requests that share an entry add up. A point that grows between admission
- * and apply can need more; then apply allocates, or waits on a full disk (OMEN_EFULL). */
+/* What a write needs of the stream, at most: the entry it becomes and the whole points that its payload operations
+ * derive, by the sizes those points have now. Needs of requests that share an entry add up. A point that grows
+ * between admission and apply can need more; then apply allocates, or waits on a full disk (OMEN_EFULL). */
 struct write_need {
     uint64_t entry_bytes, derived_bytes;
     uint64_t derived_point_bytes; /* of the largest */
@@ -89,10 +89,11 @@ OMEN_CHECKED enum omen_err shard_store_need(struct shard_store *store, const str
 void write_need_add(struct write_need *sum, const struct write_need *need);
 
 #define STORE_NEEDS_MAX 8u
-/* What else is to be left: nothing; room for deletes on a disk that is full (CORRECTNESS D2); half a chunk, for what comes
- * next. */
+/* What else is to be left: nothing; room for deletes on a disk that is full (CORRECTNESS D2); half a chunk, for what
+ * comes next. */
 enum store_spare { STORE_SPARE_NONE, STORE_SPARE_DELETES, STORE_SPARE_AHEAD };
-/* Do entries of these needs [count, at most STORE_NEEDS_MAX, in their order] fit what is allocated? Any thread, cheap. */
+/* Do entries of these needs [count, at most STORE_NEEDS_MAX, in their order] fit what is allocated? Any thread,
+ * cheap. */
 bool shard_store_has_room(struct shard_store *store, const struct write_need *needs, uint32_t count,
         enum store_spare spare);
 /* Allocate until they do. OMEN_EFULL, OMEN_EIO: the store goes on as before. Any thread; blocks on the disk, apply
@@ -108,7 +109,8 @@ struct store_view {
     struct view_pin *pin; /* the room's own */
 };
 void store_view_acquire(struct shard_store *store, struct store_view *view_out);
-/* The same, but OMEN_EBUSY instead of waiting when too many views live: for threads that others' releases depend on. */
+/* The same, but OMEN_EBUSY instead of waiting when too many views live: for threads that others' releases depend on.
+ * */
 OMEN_CHECKED enum omen_err store_view_try_acquire(struct shard_store *store, struct store_view *view_out,
         struct err *err);
 void store_view_release(struct store_view *view);
@@ -120,12 +122,16 @@ struct read_limit {
 };
 
 struct search_stats {
+    uint64_t segments_walked, segments_scanned; /* by graph; of those, read whole all the same */
+    uint64_t hops;                              /* nodes of graphs */
     uint64_t rows_scanned, distances_computed, filter_evaluated, bytes_read;
 };
 
-/* Exact k nearest for `count` searches sharing one pass over the data when they name the same field. hits_out[i] is
- * allocated in `arena` [hit_counts_out[i]], nearest first (hit_compare). Selected payload and vectors borrow from the
- * view; payload selection copies go to the arena. Errors: EINVAL, EDEADLINE, ENOMEM, ECORRUPT. */
+/* The k nearest for `count` searches: exact among rows that are in no segment (shard_index.h), at the segments'
+ * recall target among the others, exact throughout for a search that says so. Searches on the same field share one
+ * pass. hits_out[i] is allocated in `arena` [hit_counts_out[i]], nearest first (hit_compare). Selected payload and
+ * vectors borrow from the view; payload selection copies go to the arena. Errors: EINVAL, EDEADLINE, ENOMEM,
+ * ECORRUPT. */
 OMEN_CHECKED enum omen_err shard_store_search(const struct store_view *view,
         const struct search_params *searches, uint32_t count, const struct read_limit *limit,
         struct arena *arena, struct hit **hits_out, uint32_t *hit_counts_out, struct search_stats *stats_out,

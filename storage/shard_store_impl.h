@@ -8,6 +8,7 @@
  *   shard_store_checkpoint.c  checkpoints and merges
  *   shard_store_view.c        views, lookups and walks over deltas and LMDB
  *   shard_lease.c, shard_manifest.c   checkpoints for other replicas
+ *   shard_index.c             which segments there are, and which to build next
  *   shard_store_read.c        get, scroll, count        shard_search.c   search
  *
  * Locks, in order: checkpoint_mutex, apply_mutex, version_mutex. Readers take version_mutex to acquire and release a
@@ -38,6 +39,17 @@ struct view_pin {
     struct delta *active, *frozen; /* referenced; frozen may be NULL */
     uint64_t points;               /* live at the view's sequence */
     struct view_pin *next;         /* in the free list */
+};
+
+/* Segments; see shard_index.c. */
+struct segment_set;
+struct store_index {
+    pthread_mutex_t mutex;   /* guards `set` */
+    struct segment_set *set; /* one reference; NULL before they were opened */
+    bool loaded;             /* these down to dead_steps are the indexer's */
+    uint64_t next_number, dead_seen;
+    uint32_t dead_steps;
+    _Atomic uint64_t built_rows;
 };
 
 struct shard_store {
@@ -79,6 +91,7 @@ struct shard_store {
     struct meta_state frozen_state; /* what LMDB becomes when `frozen` is merged */
     struct op_range frozen_ops;
 
+    struct store_index index;
     uint32_t scrub_next;   /* block; the scrubber's */
     _Atomic bool damaged;  /* the scrubber found something; set once, after damage_err */
     struct err damage_err; /* what, with file and offset */
@@ -164,6 +177,11 @@ OMEN_CHECKED enum omen_err apply_staged(struct shard_store *s, uint64_t sequence
         struct plan_units *units, struct apply_outcome *outcomes, struct err *err);
 /* The store is over: apply and checkpoint answer this from now on. apply_mutex held. */
 enum omen_err store_stop(struct shard_store *s, enum omen_err rc, const struct err *err);
+
+/* ---- shard_index.c ---- */
+
+void store_index_init(struct shard_store *s);
+void store_index_fini(struct shard_store *s);
 
 /* ---- shard_lease.c ---- */
 

@@ -142,6 +142,7 @@ struct search_params {
     uint32_t k;         /* 1 .. OMEN_K_MAX, offset included by the router */
     bool has_score_threshold;
     float score_threshold;       /* in reported scores: at least (ip, cosine) or at most (l2) this */
+    bool exact;                  /* look at every row rather than walk graphs */
     const struct filter *filter; /* NULL = all */
     struct doc filter_doc; /* what `filter` was parsed from, for who sends it on; absent = NULL filter */
     struct point_selection selection;

@@ -84,6 +84,7 @@ struct wire_search {
     point_id query_id;
     struct doc query_key; /* shard key value of the point, absent if none */
     uint32_t k, offset;
+    bool exact; /* look at every row */
     bool has_score_threshold;
     float score_threshold;
     const struct filter *filter; /* parsed by decode */

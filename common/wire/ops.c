@@ -41,6 +41,7 @@ const char *const SEARCH_MEMBER_NAMES[S_COUNT] = {
     [S_K] = "k",
     [S_OFFSET] = "offset",
     [S_SCORE_THRESHOLD] = "score_threshold",
+    [S_EXACT] = "exact",
     [S_FILTER] = "filter",
     [S_WITH_PAYLOAD] = "with_payload",
     [S_WITH_VECTORS] = "with_vectors",

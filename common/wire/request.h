@@ -49,6 +49,7 @@ enum search_member {
     S_K,
     S_OFFSET,
     S_SCORE_THRESHOLD,
+    S_EXACT,
     S_FILTER,
     S_WITH_PAYLOAD,
     S_WITH_VECTORS,

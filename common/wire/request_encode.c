@@ -247,6 +247,10 @@ static void put_search(struct writer *w, const struct wire_search *s)
         put_search_name(w, S_SCORE_THRESHOLD);
         msgpack_pack_float(&w->pk, s->score_threshold);
     }
+    if (s->exact) {
+        put_search_name(w, S_EXACT);
+        msgpack_pack_true(&w->pk);
+    }
     put_filter(w, s->filter, s->filter_doc);
     put_selection(w, &s->selection, false);
     map_end(w);

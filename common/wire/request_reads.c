@@ -227,6 +227,10 @@ static enum omen_err decode_search_range(struct reader *r, const msgpack_object 
         }
         if (rc != OMEN_OK) err_prefix(r->err, "score_threshold");
     }
+    if (rc == OMEN_OK && m[S_EXACT] != NULL) {
+        rc = read_bool(r, m[S_EXACT], &out->exact);
+        if (rc != OMEN_OK) err_prefix(r->err, "exact");
+    }
     return rc;
 }
 

@@ -8,7 +8,7 @@
 #define SEARCH_BYTES_MIN 22 /* field, flags, k, threshold, selection, no filter, one component */
 
 enum op_flag { OP_ANY_KEY = 1, OP_PAYLOAD = 2 };
-enum search_flag { SEARCH_THRESHOLD = 1 };
+enum search_flag { SEARCH_THRESHOLD = 1, SEARCH_EXACT = 2 };
 enum selection_flag { SELECTION_PAYLOAD = 1, SELECTION_INCLUDE = 2 };
 
 /* ---- encoding ---- */
@@ -67,7 +67,7 @@ static void put_search(struct buf *out, const struct search_params *s, const str
     CHECK(s->field < schema->field_count);
     CHECK((s->filter == NULL) || s->filter_doc.data != NULL); /* or the filter would be lost on the way */
     put_u8(out, (uint8_t)s->field);
-    put_u8(out, s->has_score_threshold ? SEARCH_THRESHOLD : 0);
+    put_u8(out, (uint8_t)((s->has_score_threshold ? SEARCH_THRESHOLD : 0) | (s->exact ? SEARCH_EXACT : 0)));
     put_u32(out, s->k);
     put_f32(out, s->has_score_threshold ? s->score_threshold : 0);
     put_selection(out, &s->selection);
@@ -312,7 +312,9 @@ static void in_search(struct wire_in *in, struct shard_request_info *info, struc
 {
     s->field = in_u8(in, "field");
     if (in_ok(in) && s->field >= info->field_count) in_fail(in, OMEN_EINVAL, "field", "does not exist");
-    s->has_score_threshold = in_flags(in, SEARCH_THRESHOLD, "search") != 0;
+    uint32_t flags = in_flags(in, SEARCH_THRESHOLD | SEARCH_EXACT, "search");
+    s->has_score_threshold = (flags & SEARCH_THRESHOLD) != 0;
+    s->exact = (flags & SEARCH_EXACT) != 0;
     s->k = in_u32(in, "k");
     if (in_ok(in) && (s->k == 0 || s->k > OMEN_K_MAX)) in_fail(in, OMEN_EINVAL, "k", "is out of range");
     s->score_threshold = in_f32(in, "score_threshold");

@@ -168,6 +168,7 @@ typedef struct {
     const char *consistency; /* "session" (default), "eventual", "linearizable" */
     const omen_id *by_id;    /* search with the stored vector of this point instead of `query` */
     const char *by_id_shard_key_json;
+    bool exact; /* look at every point rather than walk indexes */
 } omen_search_options;
 
 omen_code omen_search(omen_client *client, const char *collection, const float *query, uint32_t dim,

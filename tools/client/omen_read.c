@@ -66,6 +66,7 @@ static enum omen_err build_search(struct read *r, const float *query, uint32_t d
                     OMEN_DIM_MAX);
         search->query = (struct bytes){ (const uint8_t *)query, (size_t)dim * sizeof(float) };
     }
+    search->exact = options->exact;
     if (options->score_threshold != NULL) {
         search->has_score_threshold = true;
         search->score_threshold = *options->score_threshold;

@@ -21,7 +21,7 @@ static struct {
             *consistency;
     uint64_t row, k, offset;
     struct text_list threshold; /* given at all? */
-    bool all, with_payload, no_payload, with_vectors, allow_partial;
+    bool all, with_payload, no_payload, with_vectors, allow_partial, exact;
 } o = { .row = NO_ROW, .k = 10 };
 
 static const struct option OPTIONS[] = {
@@ -38,6 +38,7 @@ static const struct option OPTIONS[] = {
     { "--offset", OPTION_U64, &o.offset, "N", "skip the nearest N" },
     { "--filter", OPTION_TEXT, &o.filter, "JSON", "only points that match" },
     { "--score-threshold", OPTION_LIST, &o.threshold, "X", "only results at least that near" },
+    { "--exact", OPTION_FLAG, &o.exact, NULL, "look at every point rather than walk indexes" },
     { "--field", OPTION_TEXT, &o.field, "NAME", "vector field" },
     { "--consistency", OPTION_TEXT, &o.consistency, "LEVEL", "session (default), eventual, linearizable" },
     { "--show", OPTION_TEXT, &o.show, "PATH,PATH", "payload paths as columns" },
@@ -194,6 +195,7 @@ static int search_once(struct cli *cli)
     const char **paths = o.show == NULL ? NULL : split_paths(cli, o.show, &path_count);
     omen_search_options options = { .field = o.field, .filter = o.filter, .consistency = o.consistency };
     options.k = args_u32(cli, "--k", o.k, 1, OMEN_K_MAX);
+    options.exact = o.exact;
     options.offset = args_u32(cli, "--offset", o.offset, 0, OMEN_K_MAX);
     options.select = (omen_select){ .with_payload = !o.no_payload,
         .with_vectors = o.with_vectors,

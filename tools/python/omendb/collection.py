@@ -273,7 +273,8 @@ class Collection:
 
     def search(self, vector=None, *, k: int = 10, filter: Optional[dict] = None, id: Optional[PointId] = None,
                field: str = "", offset: int = 0, score_threshold: Optional[float] = None, with_payload=True,
-               with_vectors=False, shard_key: Any = None, allow_partial: bool = False) -> Hits:
+               with_vectors=False, shard_key: Any = None, allow_partial: bool = False,
+               exact: bool = False) -> Hits:
         """The ``k`` nearest points to ``vector``, or to the stored point ``id`` (which is left out).
 
         Args:
@@ -285,14 +286,15 @@ class Collection:
             with_vectors: True, False, or a list of field names.
             shard_key: of the point ``id``, when the collection has one.
             allow_partial: rather hits without the shards that cannot be reached than an error; see ``Hits.partial``.
+            exact: look at every point rather than walk indexes.
         """
         one = {"k": k, "field": field, "offset": offset, "filter": filter, "score_threshold": score_threshold,
-               "id": id, "key": shard_key}
+               "id": id, "key": shard_key, "exact": exact or None}
         return self._search([(vector, one)], with_payload, with_vectors, allow_partial)[0]
 
     def search_batch(self, vectors, *, k: int = 10, filter: Optional[dict] = None, field: str = "", offset: int = 0,
                      score_threshold: Optional[float] = None, with_payload=True, with_vectors=False,
-                     allow_partial: bool = False) -> List[Hits]:
+                     allow_partial: bool = False, exact: bool = False) -> List[Hits]:
         """One search per row of ``vectors``; they share the pass over the data. More than 1000 searches or 400,000 hits
         go out as several requests."""
         rows = as_floats(vectors, "vectors")
@@ -300,7 +302,8 @@ class Collection:
             return []
         if rows.ndim != 2:
             raise ValueError(f"vectors: want [n][dim], got shape {rows.shape}")
-        one = {"k": k, "field": field, "offset": offset, "filter": filter, "score_threshold": score_threshold}
+        one = {"k": k, "field": field, "offset": offset, "filter": filter, "score_threshold": score_threshold,
+               "exact": exact or None}
         step = max(1, min(BATCH_SEARCHES, BATCH_HITS // max(1, int(k) + int(offset))))
         found: List[Hits] = []
         for first in range(0, len(rows), step):

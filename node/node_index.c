@@ -1,0 +1,114 @@
+/* The index thread: has the shards' stores build graphs over what was written, one piece of work at a time, shard
+ * after shard. It runs at a lower priority than everything that somebody waits for; what is not in a graph yet is
+ * scanned, so searches are right all along and get faster as it goes on.
+ *
+ * Graphs lie in memory of their own while all of them together stay below index.memory_bytes, else they are mapped.
+ * */
+#include "common/err.h"
+
+#include <sched.h>
+#include <stdio.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "common/log.h"
+#include "node/node_impl.h"
+#include "storage/shard_index.h"
+
+#define INDEX_TURN_MS 200u
+#define INDEX_FAILED_TURNS 25u /* left out after an error: 5 s */
+#define INDEX_NICE 10
+#define INDEX_MEMORY_SHARE 4u /* of the machine's, when the configuration says nothing */
+
+static uint64_t memory_bytes_max(const struct node *node)
+{
+    if (node->options.index_memory_bytes != 0) return node->options.index_memory_bytes;
+    return (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE) / INDEX_MEMORY_SHARE;
+}
+
+static uint64_t memory_bytes(struct node *node)
+{
+    uint64_t bytes = 0;
+    pthread_rwlock_rdlock(&node->table_lock);
+    for (uint32_t i = 0; i < node->slot_count; i++) {
+        struct shard_index_stats stats;
+        shard_host_index_stats(node->slots[i].shard, &stats);
+        bytes += stats.memory_bytes;
+    }
+    pthread_rwlock_unlock(&node->table_lock);
+    return bytes;
+}
+
+/* The first shard whose id is above `after`, held; NULL when there is none. */
+static struct shard_host *shard_after(struct node *node, uint64_t after)
+{
+    struct shard_host *shard = NULL;
+    pthread_rwlock_rdlock(&node->table_lock);
+    for (uint32_t i = 0; i < node->slot_count && shard == NULL; i++)
+        if (node->slots[i].shard_id > after) shard = node->slots[i].shard;
+    if (shard != NULL) shard_host_hold(shard);
+    pthread_rwlock_unlock(&node->table_lock);
+    return shard;
+}
+
+/* One piece of work of every shard. Whether there was any; *failed_out: something went wrong. */
+static bool index_round(struct node *node, bool *failed_out)
+{
+    struct index_policy policy;
+    struct shard_host *shard;
+    bool any = false;
+    index_policy_default(&policy);
+    if (node->options.index_rows_min != 0) policy.rows_min = node->options.index_rows_min;
+    for (uint64_t after = 0; !atomic_load(&node->index_stop) && (shard = shard_after(node, after)) != NULL;) {
+        struct err err;
+        bool worked = false;
+        after = shard_host_id(shard);
+        policy.pin = memory_bytes(node) < memory_bytes_max(node);
+        enum omen_err rc = shard_host_index(shard, &policy, node->options.index_threads, &node->index_stop,
+                &worked, &err);
+        shard_host_unhold(shard);
+        any |= worked;
+        if (rc == OMEN_OK || rc == OMEN_ECANCELED) continue;
+        LOG_WARN("index.step", "shard=%llu error=%s reason=\"%s\"", (unsigned long long)after, err_name(rc),
+                err.message);
+        *failed_out = true;
+    }
+    return any;
+}
+
+static void *index_main(void *arg)
+{
+    struct node *node = arg;
+    uint32_t rest = 0;
+    pthread_setname_np(pthread_self(), "omen-index");
+    if (setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), INDEX_NICE) != 0)
+        LOG_WARN("index.priority", "nice=%d", INDEX_NICE);
+    struct sched_param batch = { 0 };
+    (void)pthread_setschedparam(pthread_self(), SCHED_BATCH, &batch);
+    while (!atomic_load(&node->index_stop)) {
+        bool failed = false;
+        if (rest == 0 && index_round(node, &failed) && !failed) continue;
+        rest = failed ? INDEX_FAILED_TURNS : rest > 0 ? rest - 1 : 0;
+        struct timespec until = { 0, INDEX_TURN_MS * 1000000L };
+        (void)nanosleep(&until, NULL);
+    }
+    return NULL;
+}
+
+enum omen_err node_index_start(struct node *node, struct err *err)
+{
+    if (node->options.index_disabled) return OMEN_OK;
+    int rc = pthread_create(&node->index_thread, NULL, index_main, node);
+    if (rc != 0) return err_os(err, rc, "start a thread for", "the indexes");
+    node->index_started = true;
+    return OMEN_OK;
+}
+
+void node_index_stop(struct node *node)
+{
+    atomic_store(&node->index_stop, true);
+    if (node->index_started) pthread_join(node->index_thread, NULL);
+    node->index_started = false;
+}

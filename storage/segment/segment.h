@@ -1,0 +1,84 @@
+/* A sealed segment: the rows of one vector field in a range of the stream's blocks, copied together and indexed.
+ *
+ *   building: rows written --> graph built --> graph saved --> slots written (from here on it is one) --> OPEN
+ *   OPEN: immutable, any number of readers --replaced by a larger one--> DROPPED: files go, memory with the last
+ *   reader
+ *
+ * It is an accelerator, not the truth: the stream holds the points, and whether a row is seen by a view is asked of
+ * its block (born, died), so a segment serves every view from its own `as_of` on and none is part of the replicated
+ * state. What cannot be read is removed and built anew; a missing segment makes searches slower, never wrong.
+ *
+ * Files in the store's directory: segments/<number>.rows .graph .slots; storage/FORMAT.md. Slots are written last: a
+ * number without them is the rest of an interrupted build.
+ * Threads: build, open, load by one indexer; search by any. Determinism: local, never part of a digest. */
+#ifndef OMEN_STORAGE_SEGMENT_SEGMENT_H
+#define OMEN_STORAGE_SEGMENT_SEGMENT_H
+
+#include "common/query/filter.h"
+#include "storage/index/index.h"
+#include "storage/index/topk.h"
+#include "storage/stream/blocks.h"
+
+#define SEGMENT_PATH_BYTES 4096
+
+/* What a segment is made of and stands for. */
+struct segment_spec {
+    struct vfs *vfs;
+    const char *dir; /* segments/, exists */
+    const struct blocks *blocks;
+    const struct collection_schema *schema;
+    uint32_t field;
+    uint64_t number;                 /* never reused within the directory */
+    uint32_t first_block, end_block; /* blocks [first, end) */
+    uint64_t as_of;                  /* sequence applied before the build: rows visible then are in it */
+    float recall_target;             /* 0 < r <= 1 */
+    bool pin;                        /* graph in memory of its own rather than mapped */
+};
+
+struct segment;
+
+/* Copy the rows that were visible at `as_of`, index them, and make the files durable. Errors: OMEN_ENOTFOUND when no
+ * row lives there, OMEN_ECANCELED (control->stop), OMEN_EFULL, OMEN_EIO, OMEN_ENOMEM; nothing is left behind. Cost:
+ * see storage/index. */
+OMEN_CHECKED enum omen_err segment_build(const struct segment_spec *spec, const struct index_control *control,
+        struct segment **segment_out, struct err *err);
+/* Open what is there; `spec` without blocks' range, which the slots tell. Everything is checked: OMEN_ECORRUPT and
+ * OMEN_EVERSION name the file, OMEN_EINVAL: it is not of this stream. */
+OMEN_CHECKED enum omen_err segment_open(const struct segment_spec *spec, struct segment **segment_out,
+        struct err *err);
+struct segment *segment_ref(struct segment *segment);
+void segment_unref(struct segment *segment); /* NULL is fine */
+/* Its files; readers go on. What stays behind is removed when the store is opened next. */
+void segment_remove_files(const struct segment *segment);
+void segment_remove_number(struct vfs *vfs, const char *dir, uint64_t number);
+
+struct segment_info {
+    uint64_t number;
+    uint32_t field, first_block, end_block;
+    uint32_t rows;
+    uint64_t as_of; /* views before it may see rows that are not in it: they scan its blocks */
+    uint64_t memory_bytes, disk_bytes;
+    float recall_target;
+};
+void segment_info(const struct segment *segment, struct segment_info *info_out);
+/* Rows that do not live any more. Cost: looks at all of them. */
+uint32_t segment_dead(const struct segment *segment);
+
+struct segment_query {
+    const float *query; /* [dim], as the metric wants it */
+    uint32_t k;
+    uint64_t view_sequence;
+    const struct filter *filter; /* NULL = all */
+    float distance_max;          /* INFINITY = none */
+    float recall_target;         /* 0 = the segment's own */
+    bool (*stop)(void *arg);
+    void *stop_arg;
+};
+
+/* The nearest rows that the view sees and the filter passes, pushed to `topk` with location {block, op}. *enough_out
+ * false: too few of the nearest pass, and a walk is no good for more; nothing was pushed, and the caller scans the
+ * segment's blocks. Errors: OMEN_EDEADLINE, OMEN_ENOMEM. */
+OMEN_CHECKED enum omen_err segment_search(struct segment *segment, const struct segment_query *query,
+        struct topk *topk, bool *enough_out, struct index_cost *cost);
+
+#endif

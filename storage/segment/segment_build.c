@@ -1,0 +1,105 @@
+/* Building and opening segments; see segment.h for the order of writes. */
+#include <string.h>
+
+#include "common/check.h"
+#include "common/mem.h"
+#include "storage/segment/segment_impl.h"
+
+/* The rows of the field that a view at `as_of` sees, in order of blocks. What such a view sees is in it, and so is
+ * what a later one sees: a row of these blocks that lives then lived at as_of as well. */
+static enum omen_err slots_collect(struct segment *s, struct err *err)
+{
+    uint64_t most = 0;
+    for (uint32_t b = s->first_block; b < s->end_block; b++)
+        most += blocks_at(s->blocks, b)->entry.row_count[s->field];
+    if (most > INDEX_SLOTS_MAX) return err_set(err, OMEN_ETOOBIG, "", "more rows than a segment may have");
+    s->slots = mem_alloc((most + 1) * sizeof *s->slots);
+    if (s->slots == NULL) return err_set(err, OMEN_ENOMEM, "", "no memory for a segment's slots");
+    for (uint32_t b = s->first_block; b < s->end_block; b++) {
+        const struct block *block = blocks_at(s->blocks, b);
+        for (uint32_t op = 0; op < block->entry.op_count; op++) {
+            struct entry_op parsed;
+            if (!block_row_visible(block, op, s->as_of)) continue;
+            entry_op_at(&block->entry, op, &parsed);
+            if (parsed.rows[s->field] == ENTRY_NO_ROW) continue;
+            CHECK(s->count < most);
+            s->slots[s->count++] = (struct row_ref){ b, op };
+        }
+    }
+    return s->count > 0 ? OMEN_OK : err_set(err, OMEN_ENOTFOUND, "", "no row lives there");
+}
+
+static enum omen_err graph_build(struct segment *s, const struct segment_spec *spec,
+        const struct index_control *control, struct err *err)
+{
+    char path[SEGMENT_PATH_BYTES];
+    struct index_rows rows;
+    struct index_params params = { .recall_target = spec->recall_target, .seed = spec->number };
+    segment_rows(s, &rows);
+    enum omen_err rc = index_build(INDEX_SEALED, &rows, &params, control, &s->index, err);
+    if (rc != OMEN_OK) return rc;
+    segment_path(s->dir, s->number, SEGMENT_GRAPH, path);
+    rc = index_save(s->index, s->vfs, path, err);
+    if (rc != OMEN_OK || spec->pin) return rc;
+    index_free(s->index);
+    s->index = NULL;
+    return index_map(s->vfs, path, &rows, false, &s->index, err);
+}
+
+static void disk_bytes_sum(struct segment *s)
+{
+    for (int f = 0; f < SEGMENT_FILES; f++) {
+        char path[SEGMENT_PATH_BYTES];
+        struct vfs_file *file;
+        uint64_t bytes;
+        struct err ignored;
+        segment_path(s->dir, s->number, (enum segment_file)f, path);
+        if (vfs_open(s->vfs, path, VFS_READ, &file, &ignored) != OMEN_OK) continue;
+        if (vfs_size(file, &bytes, &ignored) == OMEN_OK) s->disk_bytes += bytes;
+        vfs_close(file);
+    }
+}
+
+enum omen_err segment_build(const struct segment_spec *spec, const struct index_control *control,
+        struct segment **segment_out, struct err *err)
+{
+    CHECK(spec->first_block < spec->end_block && spec->end_block <= blocks_count(spec->blocks));
+    *segment_out = NULL;
+    struct segment *s = segment_new(spec);
+    if (s == NULL) return err_set(err, OMEN_ENOMEM, "", "no memory for a segment");
+    enum omen_err rc = slots_collect(s, err);
+    if (rc == OMEN_OK) rc = segment_rows_write(s, control, err);
+    if (rc == OMEN_OK) rc = graph_build(s, spec, control, err);
+    if (rc == OMEN_OK) rc = segment_slots_write(s, err);
+    if (rc != OMEN_OK) {
+        segment_remove_files(s);
+        segment_unref(s);
+        return rc;
+    }
+    disk_bytes_sum(s);
+    *segment_out = s;
+    return OMEN_OK;
+}
+
+enum omen_err segment_open(const struct segment_spec *spec, struct segment **segment_out, struct err *err)
+{
+    *segment_out = NULL;
+    struct segment *s = segment_new(spec);
+    if (s == NULL) return err_set(err, OMEN_ENOMEM, "", "no memory for a segment");
+    enum omen_err rc = segment_slots_read(s, err);
+    if (rc == OMEN_OK) rc = segment_rows_map(s, err);
+    if (rc == OMEN_OK) {
+        char path[SEGMENT_PATH_BYTES];
+        struct index_rows rows;
+        segment_rows(s, &rows);
+        segment_path(s->dir, s->number, SEGMENT_GRAPH, path);
+        rc = index_map(s->vfs, path, &rows, spec->pin, &s->index, err);
+    }
+    if (rc != OMEN_OK) {
+        segment_unref(s);
+        return rc;
+    }
+    disk_bytes_sum(s);
+    *segment_out = s;
+    return OMEN_OK;
+}

@@ -1,0 +1,56 @@
+/* What segment.c, segment_build.c, segment_file.c and segment_search.c share. */
+#ifndef OMEN_STORAGE_SEGMENT_SEGMENT_IMPL_H
+#define OMEN_STORAGE_SEGMENT_SEGMENT_IMPL_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "storage/segment/segment.h"
+
+#define SEGMENT_SCRATCHES_KEPT 64u
+
+struct segment_scratch {
+    struct index_scratch *scratch;
+    struct index_hit *hits; /* [cap] owned */
+    uint32_t cap;
+    struct segment_scratch *next;
+};
+
+struct segment {
+    struct vfs *vfs;
+    char dir[SEGMENT_PATH_BYTES - 64];
+    const struct blocks *blocks; /* the store's, outlives us */
+    const struct collection_schema *schema;
+    uint64_t number;
+    uint32_t field, dim, first_block, end_block;
+    enum metric metric;
+    uint64_t as_of;
+    float recall_target;
+    uint32_t count;
+    struct row_ref *slots; /* [count] owned */
+    struct vfs_file *rows_file;
+    const uint8_t *rows_map; /* header, then [count][stride] f32 */
+    uint64_t rows_bytes;
+    size_t stride_floats;
+    struct index *index;
+    uint64_t disk_bytes;
+    _Atomic uint32_t refs;
+    pthread_mutex_t mutex; /* guards what follows */
+    struct segment_scratch *idle;
+    uint32_t idle_count;
+};
+
+enum segment_file { SEGMENT_ROWS, SEGMENT_GRAPH, SEGMENT_SLOTS, SEGMENT_FILES };
+void segment_path(const char *dir, uint64_t number, enum segment_file file, char out[SEGMENT_PATH_BYTES]);
+
+struct segment *segment_new(const struct segment_spec *spec); /* refs 1; NULL: no memory */
+void segment_rows(const struct segment *s, struct index_rows *rows_out);
+
+/* segment_file.c */
+OMEN_CHECKED enum omen_err segment_rows_write(struct segment *s, const struct index_control *control,
+        struct err *err);                                                        /* and map them */
+OMEN_CHECKED enum omen_err segment_rows_map(struct segment *s, struct err *err); /* checked in full */
+OMEN_CHECKED enum omen_err segment_slots_write(struct segment *s, struct err *err);
+OMEN_CHECKED enum omen_err segment_slots_read(struct segment *s, struct err *err); /* against the blocks */
+
+#endif

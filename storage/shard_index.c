@@ -1,0 +1,374 @@
+/* Which segments a store has, and which it should build next. See shard_index.h.
+ *
+ * The set of segments is an immutable list, replaced as a whole: a search takes a reference and needs no lock after
+ * that. Any list serves any view, since the stream decides what is visible. A replaced segment's files go at once
+ * (readers hold its memory and mappings), the new one's are durable before. */
+#include "storage/shard_index.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/check.h"
+#include "common/log.h"
+#include "common/mem.h"
+#include "storage/shard_index_impl.h"
+
+#define ROWS_MIN 10000u
+#define TAIL_SHARE 64u /* of what is covered: a larger tail is worth a graph */
+#define DEAD_SHARE 5u  /* a fifth */
+#define DEAD_EVERY 64u /* steps between two looks at all rows */
+
+void index_policy_default(struct index_policy *policy)
+{
+    *policy = (struct index_policy){ .rows_min = ROWS_MIN, .recall_target = 0.95f };
+}
+
+/* ---- the set ---- */
+
+static struct segment_set *set_new(uint32_t count)
+{
+    struct segment_set *set = mem_calloc(1, sizeof *set + count * sizeof set->items[0]);
+    if (set != NULL) atomic_init(&set->refs, 1);
+    return set;
+}
+
+struct segment_set *segment_set_acquire(struct shard_store *s)
+{
+    struct store_index *ix = &s->index;
+    pthread_mutex_lock(&ix->mutex);
+    struct segment_set *set = ix->set;
+    if (set != NULL) atomic_fetch_add_explicit(&set->refs, 1, memory_order_relaxed);
+    pthread_mutex_unlock(&ix->mutex);
+    return set;
+}
+
+void segment_set_release(struct segment_set *set)
+{
+    if (set == NULL || atomic_fetch_sub_explicit(&set->refs, 1, memory_order_acq_rel) > 1) return;
+    for (uint32_t i = 0; i < set->count; i++) segment_unref(set->items[i]);
+    mem_free(set);
+}
+
+static void set_publish(struct shard_store *s, struct segment_set *set)
+{
+    struct store_index *ix = &s->index;
+    for (uint32_t i = 0; i < set->count; i++) {
+        struct segment_info info;
+        segment_info(set->items[i], &info);
+        if (info.end_block > set->covered[info.field]) set->covered[info.field] = info.end_block;
+    }
+    pthread_mutex_lock(&ix->mutex);
+    struct segment_set *old = ix->set;
+    ix->set = set;
+    pthread_mutex_unlock(&ix->mutex);
+    segment_set_release(old);
+}
+
+void store_index_init(struct shard_store *s)
+{
+    pthread_mutex_init(&s->index.mutex, NULL);
+    s->index.next_number = 1;
+}
+
+void store_index_fini(struct shard_store *s)
+{
+    segment_set_release(s->index.set);
+    s->index.set = NULL;
+    pthread_mutex_destroy(&s->index.mutex);
+}
+
+static struct segment_spec spec_of(struct shard_store *s, const struct index_policy *policy, const char *dir)
+{
+    return (struct segment_spec){
+        .vfs = s->vfs,
+        .dir = dir,
+        .blocks = s->blocks,
+        .schema = &s->schema,
+        .recall_target = policy->recall_target > 0 && policy->recall_target <= 1 ? policy->recall_target
+                                                                                 : 0.95f,
+        .pin = policy->pin,
+    };
+}
+
+static enum omen_err dir_make(struct shard_store *s, char out[STORE_PATH_BYTES], struct err *err)
+{
+    CHECK(snprintf(out, STORE_PATH_BYTES, "%s/segments", s->dir) < STORE_PATH_BYTES);
+    bool there;
+    enum omen_err rc = vfs_exists(s->vfs, out, &there, err);
+    if (rc != OMEN_OK || there) return rc;
+    rc = vfs_mkdir(s->vfs, out, err);
+    return rc == OMEN_OK ? vfs_sync_dir(s->vfs, s->dir, err) : rc;
+}
+
+/* ---- what is there at open ---- */
+
+struct found {
+    uint64_t *numbers; /* owned */
+    uint32_t count, cap;
+};
+
+static bool found_each(void *arg, const char *name)
+{
+    struct found *f = arg;
+    char *end;
+    uint64_t number = strtoull(name, &end, 16);
+    if (end != name + 16 || *end != '.' || number == 0) return true; /* not ours, or a .tmp of a crash */
+    for (uint32_t i = 0; i < f->count; i++)
+        if (f->numbers[i] == number) return true;
+    if (f->count == f->cap) {
+        f->cap = f->cap == 0 ? 16 : 2 * f->cap;
+        f->numbers = mem_must_realloc(f->numbers, f->cap * sizeof *f->numbers);
+    }
+    f->numbers[f->count++] = number;
+    return true;
+}
+
+/* By field, then first block, the longer one first: the order in which a gapless cover is picked. */
+static int segment_compare(const void *a, const void *b)
+{
+    struct segment_info x, y;
+    segment_info(*(struct segment *const *)a, &x);
+    segment_info(*(struct segment *const *)b, &y);
+    if (x.field != y.field) return x.field < y.field ? -1 : 1;
+    if (x.first_block != y.first_block) return x.first_block < y.first_block ? -1 : 1;
+    return (x.end_block < y.end_block) - (x.end_block > y.end_block);
+}
+
+/* Keep those that cover blocks from 0 on without a gap or an overlap; the others are the rest of interrupted merges.
+ * */
+static struct segment_set *cover_pick(struct segment **opened, uint32_t count)
+{
+    struct segment_set *set = set_new(count);
+    uint32_t covered[OMEN_VECTOR_FIELDS_MAX] = { 0 };
+    qsort(opened, count, sizeof *opened, segment_compare);
+    for (uint32_t i = 0; i < count; i++) {
+        struct segment_info info;
+        segment_info(opened[i], &info);
+        if (set != NULL && info.first_block == covered[info.field]) {
+            set->items[set->count++] = opened[i];
+            covered[info.field] = info.end_block;
+            continue;
+        }
+        segment_remove_files(opened[i]);
+        segment_unref(opened[i]);
+    }
+    return set;
+}
+
+static enum omen_err segments_load(struct shard_store *s, const struct index_policy *policy, struct err *err)
+{
+    char dir[STORE_PATH_BYTES];
+    struct found found = { NULL, 0, 0 };
+    enum omen_err rc = dir_make(s, dir, err);
+    if (rc == OMEN_OK) rc = vfs_list(s->vfs, dir, found_each, &found, err);
+    struct segment **opened = mem_must_calloc(found.count + 1, sizeof *opened);
+    uint32_t count = 0;
+    struct segment_spec spec = spec_of(s, policy, dir);
+    for (uint32_t i = 0; rc == OMEN_OK && i < found.count; i++) {
+        struct err why;
+        spec.number = found.numbers[i];
+        if (spec.number >= s->index.next_number) s->index.next_number = spec.number + 1;
+        if (segment_open(&spec, &opened[count], &why) == OMEN_OK) {
+            count++;
+            continue;
+        }
+        LOG_INFO("segment.remove", "dir=\"%s\" number=%llu reason=\"%s\"", dir,
+                (unsigned long long)spec.number, why.message);
+        segment_remove_number(s->vfs, dir, spec.number);
+    }
+    struct segment_set *set = rc == OMEN_OK ? cover_pick(opened, count) : NULL;
+    if (rc == OMEN_OK && set == NULL) rc = err_set(err, OMEN_ENOMEM, "", "no memory for a set of segments");
+    if (rc == OMEN_OK) {
+        s->index.loaded = true;
+        set_publish(s, set);
+    }
+    mem_free(opened);
+    mem_free(found.numbers);
+    return rc;
+}
+
+/* ---- what to build next ---- */
+
+/* A range of a field's blocks, and the segments that it takes the place of: items [first, first + taken). */
+struct job {
+    uint32_t field, first_block, end_block, first, taken;
+    uint64_t rows;
+};
+
+/* Blocks whose entries are in a durable checkpoint: after a crash they are there again, the same. */
+static uint32_t durable_end(const struct shard_store *s)
+{
+    uint64_t durable = atomic_load(&s->durable);
+    uint32_t low = 0, high = blocks_count(s->blocks);
+    while (low < high) {
+        uint32_t mid = low + (high - low) / 2;
+        if (blocks_at(s->blocks, mid)->sequence <= durable)
+            low = mid + 1;
+        else
+            high = mid;
+    }
+    return low;
+}
+
+static uint64_t rows_between(const struct shard_store *s, uint32_t field, uint32_t from, uint32_t end)
+{
+    uint64_t rows = 0;
+    for (uint32_t b = from; b < end; b++) rows += blocks_at(s->blocks, b)->entry.row_count[field];
+    return rows;
+}
+
+/* The segments of a field lie together in the set, in order of blocks. */
+static void field_range(const struct segment_set *set, uint32_t field, uint32_t *first_out, uint32_t *end_out)
+{
+    *first_out = *end_out = 0;
+    for (uint32_t i = 0; i < set->count; i++) {
+        struct segment_info info;
+        segment_info(set->items[i], &info);
+        if (info.field < field) *first_out = *end_out = i + 1;
+        if (info.field == field) *end_out = i + 1;
+    }
+}
+
+static bool tail_job(const struct shard_store *s, const struct segment_set *set,
+        const struct index_policy *policy, uint32_t field, uint32_t end_block, struct job *job_out)
+{
+    uint32_t first, end, covered = set->covered[field];
+    if (end_block <= covered) return false;
+    uint64_t tail = rows_between(s, field, covered, end_block), in_segments = 0;
+    field_range(set, field, &first, &end);
+    for (uint32_t i = first; i < end; i++) {
+        struct segment_info info;
+        segment_info(set->items[i], &info);
+        in_segments += info.rows;
+    }
+    if (tail < policy->rows_min || tail < in_segments / TAIL_SHARE) return false;
+    *job_out = (struct job){ .field = field,
+        .first_block = covered,
+        .end_block = end_block,
+        .first = end,
+        .rows = tail };
+    while (job_out->first > first) { /* the last segments that are no larger than what comes after them */
+        struct segment_info info;
+        segment_info(set->items[job_out->first - 1], &info);
+        if (info.rows > job_out->rows) break;
+        job_out->rows += info.rows;
+        job_out->first_block = info.first_block;
+        job_out->first--;
+        job_out->taken++;
+    }
+    return true;
+}
+
+static bool dead_job(const struct segment_set *set, struct job *job_out)
+{
+    for (uint32_t i = 0; i < set->count; i++) {
+        struct segment_info info;
+        segment_info(set->items[i], &info);
+        if (segment_dead(set->items[i]) <= info.rows / DEAD_SHARE) continue;
+        *job_out = (struct job){ info.field, info.first_block, info.end_block, i, 1, info.rows };
+        return true;
+    }
+    return false;
+}
+
+static bool job_find(struct shard_store *s, const struct segment_set *set, const struct index_policy *policy,
+        struct job *job_out)
+{
+    uint32_t end_block = durable_end(s);
+    for (uint32_t f = 0; f < s->schema.field_count; f++)
+        if (tail_job(s, set, policy, f, end_block, job_out)) return true;
+    uint64_t dead = atomic_load(&s->blocks->row_count) - s->points; /* a hint: read without the lock */
+    if (dead == s->index.dead_seen || ++s->index.dead_steps < DEAD_EVERY) return false;
+    s->index.dead_steps = 0;
+    s->index.dead_seen = dead;
+    return dead_job(set, job_out);
+}
+
+/* The set with the job's segments replaced by `made`, whose reference it takes. */
+static struct segment_set *set_with(const struct segment_set *set, const struct job *job,
+        struct segment *made)
+{
+    struct segment_set *next = set_new(set->count + 1);
+    if (next == NULL) return NULL;
+    for (uint32_t i = 0; i <= set->count; i++) {
+        if (i == job->first) next->items[next->count++] = made;
+        if (i == set->count || (i >= job->first && i < job->first + job->taken)) continue;
+        next->items[next->count++] = segment_ref(set->items[i]);
+    }
+    return next;
+}
+
+static enum omen_err job_run(struct shard_store *s, const struct segment_set *set,
+        const struct index_policy *policy, const struct job *job, const struct index_control *control,
+        struct err *err)
+{
+    char dir[STORE_PATH_BYTES];
+    enum omen_err rc = dir_make(s, dir, err);
+    if (rc != OMEN_OK) return rc;
+    struct segment_spec spec = spec_of(s, policy, dir);
+    struct segment *made;
+    spec.field = job->field;
+    spec.first_block = job->first_block;
+    spec.end_block = job->end_block;
+    spec.as_of = shard_store_applied(s);
+    spec.number = s->index.next_number++;
+    rc = segment_build(&spec, control, &made, err);
+    if (rc != OMEN_OK) return rc;
+    struct segment_set *next = set_with(set, job, made);
+    if (next == NULL) {
+        segment_remove_files(made);
+        segment_unref(made);
+        return err_set(err, OMEN_ENOMEM, "", "no memory for a set of segments");
+    }
+    struct segment_info info;
+    segment_info(made, &info);
+    atomic_fetch_add(&s->index.built_rows, info.rows);
+    LOG_INFO("segment.built", "dir=\"%s\" number=%llu field=%u rows=%u blocks=%u-%u replaced=%u bytes=%llu",
+            s->dir, (unsigned long long)info.number, info.field, info.rows, info.first_block, info.end_block,
+            job->taken, (unsigned long long)info.memory_bytes);
+    set_publish(s, next);
+    for (uint32_t i = 0; i < job->taken; i++) segment_remove_files(set->items[job->first + i]);
+    return OMEN_OK;
+}
+
+enum omen_err shard_index_step(struct shard_store *store, const struct index_policy *policy,
+        const struct index_control *control, bool *worked_out, struct err *err)
+{
+    *worked_out = false;
+    enum omen_err rc = store_serves(store, err);
+    if (rc != OMEN_OK) return rc;
+    if (!store->index.loaded) {
+        rc = segments_load(store, policy, err);
+        *worked_out = rc == OMEN_OK;
+        return rc;
+    }
+    struct segment_set *set = segment_set_acquire(store);
+    struct job job;
+    if (job_find(store, set, policy, &job)) {
+        rc = job_run(store, set, policy, &job, control, err);
+        *worked_out = rc == OMEN_OK;
+        if (rc == OMEN_ENOTFOUND)
+            rc = OMEN_OK; /* all of it is dead: more will come, or a merge takes it along */
+    }
+    segment_set_release(set);
+    return rc;
+}
+
+void shard_index_stats(struct shard_store *store, struct shard_index_stats *stats_out)
+{
+    *stats_out = (struct shard_index_stats){ .built_rows = atomic_load(&store->index.built_rows) };
+    struct segment_set *set = segment_set_acquire(store);
+    for (uint32_t i = 0; set != NULL && i < set->count; i++) {
+        struct segment_info info;
+        segment_info(set->items[i], &info);
+        stats_out->segments++;
+        stats_out->rows += info.rows;
+        stats_out->memory_bytes += info.memory_bytes;
+        stats_out->disk_bytes += info.disk_bytes;
+    }
+    uint32_t end = blocks_count(store->blocks);
+    for (uint32_t f = 0; f < store->schema.field_count; f++)
+        stats_out->tail_rows += rows_between(store, f, set == NULL ? 0 : set->covered[f], end);
+    segment_set_release(set);
+}

@@ -1,0 +1,37 @@
+/* The room's third door: background indexing of a store. A search walks the graphs of sealed segments and scans what
+ * is not in one yet; which rows are in segments is decided here, a step at a time, by whoever has time.
+ *
+ * Segments cover the blocks [0, covered) of a field without a gap, so the tail is the blocks from there on. A step
+ * takes the tail when it is large enough, together with the last segments that are no larger than what has come
+ * after them: every row is built into a graph about log2(rows / rows_min) times at most, once or twice when data
+ * come in bulk. A segment of which a fifth is dead is built anew.
+ *
+ * Nothing here is part of the replicated state: what is lost is built again. */
+#ifndef OMEN_STORAGE_SHARD_INDEX_H
+#define OMEN_STORAGE_SHARD_INDEX_H
+
+#include "storage/index/index.h"
+#include "storage/shard_store.h"
+
+struct index_policy {
+    uint32_t rows_min;   /* a tail of fewer rows is not worth a graph; default 10,000 */
+    float recall_target; /* of the collection; default 0.95 */
+    bool pin;            /* graphs in memory of their own rather than mapped */
+};
+void index_policy_default(struct index_policy *policy);
+
+/* Do the next piece of work: open the segments that are there, or build one. *worked_out false: there is none to do.
+ * One thread at a time. Errors: OMEN_ECANCELED (control->stop), OMEN_EFULL and OMEN_ENOMEM (try again later),
+ * OMEN_EIO; searches go on as before. `control` as storage/index has it. Blocks for as long as a graph takes. */
+OMEN_CHECKED enum omen_err shard_index_step(struct shard_store *store, const struct index_policy *policy,
+        const struct index_control *control, bool *worked_out, struct err *err);
+
+struct shard_index_stats {
+    uint64_t segments, rows; /* rows: in segments, dead ones included, of all fields */
+    uint64_t tail_rows;      /* not in one, dead ones included */
+    uint64_t memory_bytes, disk_bytes;
+    uint64_t built_rows; /* since open; over `rows` it says how often a row was built */
+};
+void shard_index_stats(struct shard_store *store, struct shard_index_stats *stats_out);
+
+#endif

@@ -1,0 +1,293 @@
+/* Searches over a shard whose rows go into segments while they are overwritten and deleted: whatever has been
+ * indexed, merged, reopened or lost, a search gives points that its view sees, each once and at its own distance, as
+ * many as there are to give, the nearest of them nearly always, and exactly the nearest when it asks for that. A
+ * view that was taken before a segment was made still sees what that segment left out. OMEN_SEED=n runs one seed. */
+#include "common/err.h"
+
+#include <check.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "common/log.h"
+#include "common/mem.h"
+#include "storage/shard_index.h"
+#include "tests/support/doc_text.h"
+#include "tests/support/entry_support.h"
+
+#define DIM 16
+#define IDS 3000u
+#define SEEDS 3
+#define ROUNDS 40
+#define ROWS_MIN 300u
+#define ENTRIES_MAX 4096
+
+struct state {
+    bool live[IDS];
+    float vectors[IDS][DIM];
+};
+
+struct world {
+    uint64_t rng;
+    char dir[200];
+    struct collection_schema schema;
+    struct shard_store_options options;
+    struct shard_store *store;
+    struct entry_builder *builder;
+    struct arena arena;
+    uint64_t sequence;
+    struct {
+        uint8_t *bytes;
+        uint32_t len;
+    } entries[ENTRIES_MAX]; /* what a log would deliver again; [sequence] */
+    struct state now, then;
+    struct store_view held; /* of `then` */
+    bool holds;
+    uint64_t found, wanted; /* of the nearest: recall over the whole run */
+};
+
+static uint64_t below(struct world *w, uint64_t n)
+{
+    w->rng = w->rng * 6364136223846793005ull + 1442695040888963407ull;
+    return (w->rng >> 33) % n;
+}
+
+static void vector_make(struct world *w, float *out)
+{
+    uint64_t cluster = below(w, 20);
+    for (int c = 0; c < DIM; c++)
+        out[c] = (float)((cluster * 31 + (uint64_t)c * 7) % 11) * 4 + (float)below(w, 1000) / 500;
+}
+
+static void store_open(struct world *w)
+{
+    struct err err;
+    enum omen_err rc = shard_store_open(&w->options, &w->store, &err);
+    ck_assert_msg(rc == OMEN_OK, "open: %s", err.message);
+    for (uint64_t s = shard_store_applied(w->store) + 1; s <= w->sequence; s++) {
+        rc = shard_store_apply(w->store, s, w->entries[s].bytes, w->entries[s].len, NULL, &err);
+        ck_assert_msg(rc == OMEN_OK, "apply: %s", err.message);
+    }
+}
+
+static void release(struct world *w)
+{
+    if (w->holds) store_view_release(&w->held);
+    w->holds = false;
+}
+
+static void reopen(struct world *w)
+{
+    struct err err;
+    release(w);
+    if (below(w, 2) == 0) ck_assert_int_eq(shard_store_checkpoint(w->store, NULL, &err), OMEN_OK);
+    shard_store_close(w->store); /* without a checkpoint: what the log delivers again is applied again */
+    store_open(w);
+}
+
+static void write_entry(struct world *w)
+{
+    uint32_t count = 1 + (uint32_t)below(w, 120);
+    if (w->sequence + 1 >= ENTRIES_MAX) return;
+    entry_builder_reset(w->builder);
+    entry_builder_begin_request(w->builder, (struct op_id){ 0 });
+    bool deletes = below(w, 4) == 0;
+    uint64_t first = below(w, IDS);
+    for (uint32_t i = 0; i < count; i++) {
+        uint64_t id = deletes ? below(w, IDS) : (first + i) % IDS;
+        struct point_op op = { .kind = deletes ? POINT_DELETE : POINT_UPSERT, .id = { 0, id, POINT_ID_U64 } };
+        if (!deletes) {
+            vector_make(w, w->now.vectors[id]);
+            op.vectors[0] = w->now.vectors[id];
+            op.payload = doc_of(&w->arena, id % 7 == 0 ? "{'seventh': true}" : "{'seventh': false}");
+        }
+        w->now.live[id] = !deletes;
+        ck_assert_int_eq(entry_builder_add(w->builder, &op), OMEN_OK);
+    }
+    struct err err;
+    w->sequence++;
+    ck_assert_int_eq(entry_builder_finish(w->builder, 1000, 1, false, &w->entries[w->sequence].bytes,
+                             &w->entries[w->sequence].len),
+            OMEN_OK);
+    enum omen_err rc = shard_store_apply(w->store, w->sequence, w->entries[w->sequence].bytes,
+            w->entries[w->sequence].len, NULL, &err);
+    ck_assert_msg(rc == OMEN_OK, "apply: %s", err.message);
+    arena_reset(&w->arena);
+}
+
+static void index_step(struct world *w)
+{
+    struct index_policy policy;
+    struct index_control control = { .threads = 1 };
+    struct err err;
+    bool worked;
+    index_policy_default(&policy);
+    policy.rows_min = ROWS_MIN;
+    policy.pin = below(w, 2) == 0;
+    ck_assert_int_eq(shard_store_checkpoint(w->store, NULL, &err), OMEN_OK);
+    enum omen_err rc = shard_index_step(w->store, &policy, &control, &worked, &err);
+    ck_assert_msg(rc == OMEN_OK, "step: %s", err.message);
+}
+
+static float distance(const float *a, const float *b)
+{
+    double sum = 0;
+    for (int c = 0; c < DIM; c++) sum += (double)(a[c] - b[c]) * (a[c] - b[c]);
+    return (float)sum;
+}
+
+static int float_compare(const void *a, const void *b)
+{
+    float x = *(const float *)a, y = *(const float *)b;
+    return (x > y) - (x < y);
+}
+
+static void check_hits(struct world *w, const struct state *s, const struct hit *hits, uint32_t count,
+        const float *query, uint32_t k, bool seventh, bool exact)
+{
+    static float all[IDS];
+    static bool seen[IDS];
+    uint32_t live = 0;
+    for (uint64_t id = 0; id < IDS; id++) {
+        seen[id] = false;
+        if (s->live[id] && (!seventh || id % 7 == 0)) all[live++] = distance(s->vectors[id], query);
+    }
+    qsort(all, live, sizeof *all, float_compare);
+    ck_assert_uint_eq(count, k < live ? k : live);
+    for (uint32_t i = 0; i < count; i++) {
+        uint64_t id = hits[i].point.id.lo;
+        ck_assert_uint_lt(id, IDS);
+        ck_assert_msg(s->live[id], "a point that is not there: %llu", (unsigned long long)id);
+        ck_assert_msg(!seen[id], "a point twice: %llu", (unsigned long long)id);
+        seen[id] = true;
+        ck_assert(!seventh || id % 7 == 0);
+        float d = distance(s->vectors[id], query);
+        ck_assert_msg(fabsf(hits[i].distance - d) <= 1e-4f * (1 + d), "not its distance");
+        if (exact) ck_assert(fabsf(hits[i].distance - all[i]) <= 1e-4f * (1 + all[i]));
+        if (exact || count == 0) continue;
+        w->found += hits[i].distance <= all[count - 1] * 1.00001f;
+    }
+    if (!exact) w->wanted += count;
+}
+
+static void check_view(struct world *w, const struct store_view *view, const struct state *s)
+{
+    struct err err;
+    struct arena arena;
+    const struct filter *filter;
+    const uint32_t ks[] = { 1, 10, 100, IDS };
+    arena_init(&arena, 1 << 16, 0);
+    struct doc text = doc_of(&arena, "{'must': [{'key': 'seventh', 'match': {'value': true}}]}");
+    ck_assert_int_eq(filter_parse(text, &arena, &filter, &err), OMEN_OK);
+    for (size_t i = 0; i < sizeof ks / sizeof *ks; i++) {
+        float query[DIM];
+        vector_make(w, query);
+        for (int way = 0; way < 4; way++) {
+            struct hit *hits[1];
+            uint32_t count = 0;
+            struct search_params search = { .query = query, .k = ks[i] };
+            search.exact = way & 1;
+            search.filter = way & 2 ? filter : NULL;
+            search.filter_doc = way & 2 ? text : (struct doc){ NULL, 0 };
+            enum omen_err rc = shard_store_search(view, &search, 1, NULL, &arena, hits, &count, NULL, &err);
+            ck_assert_msg(rc == OMEN_OK, "search: %s", err.message);
+            check_hits(w, s, hits[0], count, query, ks[i], way & 2, way & 1);
+        }
+    }
+    arena_fini(&arena);
+}
+
+static void check(struct world *w)
+{
+    struct store_view view;
+    store_view_acquire(w->store, &view);
+    check_view(w, &view, &w->now);
+    store_view_release(&view);
+    if (w->holds) check_view(w, &w->held, &w->then);
+}
+
+static void hold(struct world *w)
+{
+    release(w);
+    store_view_acquire(w->store, &w->held);
+    w->then = w->now;
+    w->holds = true;
+}
+
+/* A file of a segment loses its end, or a byte: the segment goes, the answers stay. */
+static void damage(struct world *w)
+{
+    char command[400];
+    release(w);
+    ck_assert_int_eq(shard_store_checkpoint(w->store, NULL, NULL), OMEN_OK);
+    shard_store_close(w->store);
+    static const char *const endings[] = { "rows", "graph", "slots" };
+    snprintf(command, sizeof command,
+            "for f in %s/segments/*.%s; do [ -f $f ] && truncate -s -%llu $f; break; done", w->dir,
+            endings[below(w, 3)], (unsigned long long)(1 + below(w, 64)));
+    int rc = system(command);
+    (void)rc;
+    store_open(w);
+    index_step(w);
+}
+
+START_TEST(answers_stay_right_while_segments_come_and_go)
+{
+    const char *tmp = getenv("TMPDIR"), *seed = getenv("OMEN_SEED");
+    struct world *w = mem_must_calloc(1, sizeof *w);
+    w->rng = seed != NULL ? strtoull(seed, NULL, 10) : (uint64_t)_i + 1;
+    printf("seed %llu\n", (unsigned long long)w->rng);
+    snprintf(w->dir, sizeof w->dir, "%.150s/omen-XXXXXX", tmp != NULL ? tmp : "/tmp");
+    ck_assert_ptr_nonnull(mkdtemp(w->dir));
+    w->schema = test_schema_simple(DIM, "");
+    w->schema.fields[0].metric = METRIC_L2;
+    arena_init(&w->arena, 1 << 14, 0);
+    w->builder = entry_builder_new(&w->schema);
+    shard_store_options_default(&w->options);
+    w->options.vfs = vfs_posix();
+    w->options.dir = w->dir;
+    w->options.schema = &w->schema;
+    w->options.delta_bytes_max = 100 << 10;
+    store_open(w);
+    for (int round = 0; round < ROUNDS; round++) {
+        for (uint64_t n = below(w, 12); n > 0; n--) write_entry(w);
+        switch (below(w, 8)) {
+        case 0: reopen(w); break;
+        case 1: hold(w); break;
+        case 2: damage(w); break;
+        default: index_step(w); break;
+        }
+        check(w);
+    }
+    struct shard_index_stats stats;
+    while (w->sequence < 20) write_entry(w);
+    index_step(w);
+    index_step(w);
+    shard_index_stats(w->store, &stats);
+    ck_assert_msg(stats.segments > 0, "nothing was indexed");
+    ck_assert_msg((double)w->found >= 0.93 * (double)w->wanted, "recall %.3f",
+            (double)w->found / (double)w->wanted);
+    release(w);
+    shard_store_close(w->store);
+    for (uint64_t s = 1; s <= w->sequence; s++) mem_free(w->entries[s].bytes);
+    entry_builder_free(w->builder);
+    arena_fini(&w->arena);
+    ck_assert_int_eq(vfs_remove_tree(vfs_posix(), w->dir, NULL), OMEN_OK);
+    mem_free(w);
+}
+END_TEST
+
+int main(void)
+{
+    log_configure(LOG_LEVEL_ERROR + 1, LOG_FORMAT_TEXT, 2);
+    Suite *suite = suite_create("shard_index");
+    TCase *tc = tcase_create("search");
+    tcase_set_timeout(tc, 240);
+    tcase_add_loop_test(tc, answers_stay_right_while_segments_come_and_go, 0, SEEDS);
+    suite_add_tcase(suite, tc);
+    SRunner *runner = srunner_create(suite);
+    srunner_run_all(runner, CK_ENV);
+    int failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return failed == 0 ? 0 : 1;
+}
