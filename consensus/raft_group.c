@@ -451,11 +451,26 @@ static void leader_heard(struct raft_group *g, uint64_t term, uint64_t committed
 
 uint64_t raft_group_heard_ms(const struct raft_group *g) { return g->heard_ms; }
 
+/* Places of members that are gone are taken by others; the table is as long as the configuration can be. */
+static void answer_note(struct raft_group *g, uint64_t replica_id)
+{
+    uint32_t at = 0, oldest = 0;
+    while (at < GROUP_MEMBERS_MAX && g->answers[at].replica_id != replica_id &&
+            g->answers[at].replica_id != 0) {
+        if (g->answers[at].ms < g->answers[oldest].ms) oldest = at;
+        at++;
+    }
+    if (at == GROUP_MEMBERS_MAX) at = oldest;
+    g->answers[at].replica_id = replica_id;
+    g->answers[at].ms = g->now_ms;
+}
+
 static int frame_receive(struct raft_group *g, struct frame *f, uint64_t node_id, bool strip)
 {
     const struct raft_append_entries *a = &f->message.append_entries;
     const struct raft_install_snapshot *s = &f->message.install_snapshot;
     if (f->header.type == FRAME_APPEND) leader_heard(g, a->term, a->leader_commit);
+    if (f->header.type == FRAME_APPEND_RESULT) answer_note(g, f->header.from);
     if (f->header.type == FRAME_INSTALL) leader_heard(g, s->term, s->last_index);
     switch (f->header.type) {
     case FRAME_APPEND: return append_receive(g, f, strip || g->refused != NULL); /* D2 */

@@ -155,6 +155,8 @@ void raft_group_send_barrier(struct raft_group *g, enum frame_type type, uint64_
         uint64_t to_replica, const struct frame_barrier *barrier);
 
 void raft_group_status(const struct raft_group *g, struct replica_status *status);
+/* At the leader; [GROUP_MEMBERS_MAX]. Returns how many. */
+uint32_t raft_group_followers(const struct raft_group *g, struct replica_follower *followers_out);
 uint64_t raft_group_stored(const struct raft_group *g);
 uint64_t raft_group_heard_ms(const struct raft_group *g); /* a leader of our term, last; 0 = never */
 bool raft_group_disk_full(const struct raft_group *g);

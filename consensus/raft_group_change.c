@@ -251,6 +251,33 @@ void group_change_settle(struct raft_group *g)
 
 /* ---- status ---- */
 
+static uint64_t silent_ms(const struct raft_group *g, uint64_t replica_id)
+{
+    for (uint32_t i = 0; i < GROUP_MEMBERS_MAX && g->answers[i].replica_id != 0; i++)
+        if (g->answers[i].replica_id == replica_id) return g->now_ms - g->answers[i].ms;
+    return UINT64_MAX;
+}
+
+uint32_t raft_group_followers(const struct raft_group *g, struct replica_follower *followers_out)
+{
+    uint32_t count = 0;
+    uint64_t entries = g->log.last + 1 - g->log.first;
+    if (!raft_group_is_leader(g)) return 0;
+    for (uint32_t i = 0; i < g->member_count; i++) {
+        raft_index match = 0;
+        if (g->members[i].replica_id == g->options.replica_id) continue;
+        if (raft_match_index((struct raft *)(uintptr_t)&g->raft, g->members[i].replica_id, &match) != 0)
+            continue;
+        uint64_t behind = g->log.last > match ? g->log.last - match : 0;
+        if (behind > entries) behind = entries;
+        followers_out[count++] = (struct replica_follower){ .member = g->members[i],
+            .lag_bytes = entries > 0 ? (uint64_t)((double)g->log.bytes / (double)entries * (double)behind)
+                                     : 0,
+            .silent_ms = silent_ms(g, g->members[i].replica_id) };
+    }
+    return count;
+}
+
 void raft_group_status(const struct raft_group *g, struct replica_status *status)
 {
     struct replica_member leader;

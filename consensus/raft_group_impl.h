@@ -32,7 +32,10 @@ struct raft_group {
     uint64_t now_ms;
     uint64_t delivered; /* last index given to io->commit, or in the base */
     uint64_t heard_ms;  /* when a leader of our term was heard last; 0 = never */
-    uint64_t led_index; /* the highest that a leader said is committed */
+    struct {
+        uint64_t replica_id, ms;
+    } answers[GROUP_MEMBERS_MAX]; /* when each follower answered last; replica_id 0 = free */
+    uint64_t led_index;           /* the highest that a leader said is committed */
     bool started, stopped;
     const struct raft_request_vote *vote_asked; /* by the message being taken; NULL = none */
     bool entries_taken;                         /* by the last step */

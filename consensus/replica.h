@@ -140,6 +140,16 @@ void replica_members(struct replica *replica, struct replica_member *members_out
 /* The leader this replica knows of; false when none. */
 bool replica_leader(struct replica *replica, struct replica_member *leader_out);
 
+/* Another member as its leader sees it; at most LOOP_TICK_MS old. */
+struct replica_follower {
+    struct replica_member member;
+    uint64_t
+            lag_bytes; /* about: of the leader's log that it has not said to hold; entries are taken for equally long */
+    uint64_t silent_ms; /* since its last answer to this leader; UINT64_MAX: none yet */
+};
+/* followers_out: [GROUP_MEMBERS_MAX]. None at a replica that does not lead. */
+void replica_followers(struct replica *replica, struct replica_follower *followers_out, uint32_t *count_out);
+
 /* Changes of members: at the leader, one at a time (OMEN_EBUSY). done: on raft's loop or the caller's thread,
  * sequence 0. OK: committed. OMEN_EUNAVAILABLE: a new voter could not catch up, or the new leader did not take
  * over. OMEN_EUNKNOWN: leadership was lost meanwhile. A removed replica is not told by raft. */

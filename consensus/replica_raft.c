@@ -188,6 +188,7 @@ void raft_status_refresh(struct replica_raft *m)
     m->status.member_count = count;
     m->status.disk_full = raft_group_disk_full(m->group);
     memcpy(m->members, members, count * sizeof members[0]);
+    m->follower_count = raft_group_followers(m->group, m->followers);
     (void)raft_group_leader(m->group, &m->leader);
     pthread_mutex_unlock(&r->mutex);
     atomic_store(&m->leading, raft_group_is_leader(m->group));

@@ -42,8 +42,10 @@ struct replica_raft {
     struct loop_task task;
     bool drained;                 /* (m) nothing is in the log's hands any more, and nothing will be */
     struct replica_status status; /* (m) */
-    struct replica_member members[GROUP_MEMBERS_MAX]; /* (m) */
-    struct replica_member leader;                     /* (m) replica_id 0: not known */
+    struct replica_member members[GROUP_MEMBERS_MAX];     /* (m) */
+    struct replica_follower followers[GROUP_MEMBERS_MAX]; /* (m) */
+    uint32_t follower_count;                              /* (m) */
+    struct replica_member leader;                         /* (m) replica_id 0: not known */
 
     bool stopping;
     uint64_t durable;             /* index of the machine's last durable command */

@@ -78,6 +78,16 @@ void replica_members(struct replica *r, struct replica_member *members_out, uint
     pthread_mutex_unlock(&r->mutex);
 }
 
+void replica_followers(struct replica *r, struct replica_follower *followers_out, uint32_t *count_out)
+{
+    *count_out = 0;
+    if (r->raft == NULL) return;
+    pthread_mutex_lock(&r->mutex);
+    *count_out = r->raft->follower_count;
+    memcpy(followers_out, r->raft->followers, *count_out * sizeof followers_out[0]);
+    pthread_mutex_unlock(&r->mutex);
+}
+
 bool replica_leader(struct replica *r, struct replica_member *leader_out)
 {
     *leader_out = (struct replica_member){ 0 };

@@ -246,6 +246,72 @@ void shard_host_status(struct shard_host *shard, struct shard_host_status *statu
     if (g != NULL && status_out->ready) atomic_store(&g->blank, false);
 }
 
+/* ---- admission: on the worst replica that is there (CORRECTNESS A1) ---- */
+
+/* Whether one more voter is in the way of writes; notes which. */
+static bool in_the_way(struct shard_host *shard, const struct replica_follower *f, enum shard_admission *now)
+{
+    struct shard_group *g = shard->group;
+    uint32_t node = (uint32_t)f->member.node_id;
+    bool was = g->behind_ns != 0;
+    bool full = g->peers != NULL && g->peers->disk_full != NULL && g->peers->disk_full(g->peers->arg, node);
+    if (!full && f->lag_bytes <= shard->env->behind_bytes / (was ? 2 : 1)) return false;
+    pthread_mutex_lock(&g->trouble_lock);
+    if (full)
+        snprintf(g->behind, sizeof g->behind, "the disk of node %u, which has a replica, is full", node);
+    else if (*now != ADMIT_DELETES)
+        snprintf(g->behind, sizeof g->behind, "the replica on node %u is %" PRIu64 " bytes behind", node,
+                f->lag_bytes);
+    pthread_mutex_unlock(&g->trouble_lock);
+    if (full || *now != ADMIT_DELETES) *now = full ? ADMIT_DELETES : ADMIT_LATER;
+    return true;
+}
+
+/* Replicas that do not answer are not waited for; those that do are, but a minority of them not for long. */
+static void admission_look(struct shard_host *shard)
+{
+    struct shard_group *g = shard->group;
+    struct replica_follower followers[GROUP_MEMBERS_MAX];
+    enum shard_admission now = ADMIT_ALL;
+    uint32_t count, voters = 1, good = 1, bad = 0;
+    replica_followers(shard->replica, followers, &count);
+    for (uint32_t i = 0; i < count; i++) {
+        if (followers[i].member.role != REPLICA_VOTER) continue;
+        voters++;
+        if (followers[i].silent_ms > silence_max_ms(shard)) continue;
+        if (in_the_way(shard, &followers[i], &now))
+            bad++;
+        else
+            good++;
+    }
+    uint64_t now_ns = clock_monotonic_ns(shard->env->clock);
+    if (bad == 0)
+        g->behind_ns = 0;
+    else if (g->behind_ns == 0)
+        g->behind_ns = now_ns;
+    bool waited = bad > 0 && now_ns - g->behind_ns >= shard->env->grace_ms * 1000000ull;
+    if (waited && good > voters / 2) now = ADMIT_ALL;
+    int before = atomic_exchange(&g->admission, (int)now);
+    if (before != (int)now)
+        LOG_INFO("shard.admission", "shard=%" PRIu64 " writes=%s", shard->shard_id,
+                now == ADMIT_ALL             ? "all"
+                        : now == ADMIT_LATER ? "later"
+                                             : "deletes");
+}
+
+bool shard_group_admits(struct shard_host *shard, struct shard_call *call, bool only_deletes)
+{
+    struct shard_group *g = shard->group;
+    int admission = atomic_load_explicit(&g->admission, memory_order_relaxed);
+    if (admission == ADMIT_ALL || (admission == ADMIT_DELETES && only_deletes)) return true;
+    char why[sizeof g->behind];
+    pthread_mutex_lock(&g->trouble_lock);
+    memcpy(why, g->behind, sizeof why);
+    pthread_mutex_unlock(&g->trouble_lock);
+    call->code = err_set(&call->err, admission == ADMIT_LATER ? OMEN_EBUSY : OMEN_EFULL, "", "%s", why);
+    return false;
+}
+
 /* About ten times a second: what has no event of its own. */
 void shard_group_sweep(struct shard_host *shard)
 {
@@ -253,6 +319,7 @@ void shard_group_sweep(struct shard_host *shard)
     struct shard_host_status s;
     if (atomic_load(&g->damage) == DAMAGE_FOUND) damage_keep(shard);
     shard_group_prepare(shard);
+    if (shard->replica != NULL) admission_look(shard);
     shard_host_status(shard, &s);
     if (atomic_exchange(&g->was_ready, s.ready) != s.ready) changed(g);
 }

@@ -20,6 +20,8 @@ void shard_env_init(struct shard_env *env)
     pthread_mutex_init(&env->disk_lock, NULL);
     pthread_mutex_init(&env->reads_lock, NULL);
     if (env->election_ms == 0) env->election_ms = ELECTION_MS;
+    if (env->behind_bytes == 0) env->behind_bytes = SHARD_BEHIND_BYTES;
+    if (env->grace_ms == 0) env->grace_ms = SHARD_GRACE_MS;
 }
 
 void shard_env_fini(struct shard_env *env)

@@ -31,6 +31,9 @@
 #define SHARD_READS_WAITING_MAX 4096u  /* reads waiting for a sequence or a barrier */
 #define SHARD_READY_LAG_ENTRIES 64u
 #define SHARD_READY_LAG_BYTES (1u << 20)
+#define SHARD_BEHIND_BYTES                                                                                   \
+    (12u << 20)               /* less than a leader keeps of its log: further behind takes a copy of it all */
+#define SHARD_GRACE_MS 10000u /* how long writes wait for a minority that is behind, or whose disk is full */
 #define SHARD_SILENT_ELECTIONS 2u  /* without a leader for so many election times: eventual reads only (K3) */
 #define READ_STATES_KEPT 64u       /* idle read states with their arenas, per node */
 #define READ_INLINE_POINTS_MAX 64u /* gets of at most this many points run on the caller's thread */
@@ -45,9 +48,10 @@ struct shard_env {
     uint64_t read_arena_bytes_max;
     uint64_t shard_inflight_bytes_max;
     uint64_t node_inflight_bytes_max;
-    struct ship *ship;       /* of Raft groups: serves checkpoints to other nodes; NULL = does not */
-    struct fetcher *fetcher; /* of Raft groups: brings theirs; NULL = stays behind */
-    uint64_t election_ms;    /* of Raft groups; as the replica_host has it */
+    struct ship *ship;               /* of Raft groups: serves checkpoints to other nodes; NULL = does not */
+    struct fetcher *fetcher;         /* of Raft groups: brings theirs; NULL = stays behind */
+    uint64_t behind_bytes, grace_ms; /* SHARD_BEHIND_BYTES, SHARD_GRACE_MS; 0 = these */
+    uint64_t election_ms;            /* of Raft groups; as the replica_host has it */
     struct room_keeper *rooms;
     _Atomic uint64_t inflight_bytes; /* of all shards */
     /* Bytes that may be written before the disk is looked at again, counting down by what was let in. */

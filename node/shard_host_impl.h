@@ -62,7 +62,10 @@ struct shard_group {
     uint64_t barrier_term; /* a barrier of this term is on its way to that end; write_lock */
     _Atomic bool blank;    /* nothing of the group has come yet: there is nothing to read */
     _Atomic bool was_ready;
-    _Atomic bool open;                     /* shard->replica is set */
+    _Atomic int admission; /* enum shard_admission: what the other replicas allow; the sweep's */
+    uint64_t behind_ns;    /* since when one is behind or full; 0 = none; the sweep's */
+    char behind[100];      /* which; guarded by trouble_lock */
+    _Atomic bool open;     /* shard->replica is set */
     _Atomic uint64_t applied, needed_from; /* of the store, for while there is none to ask */
     /* DAMAGE_SEEN: serves nothing. DAMAGE_KEPT: and never will again, that is on the disk too. */
     _Atomic int damage;
@@ -86,6 +89,7 @@ struct old_store {
     struct shard_store *store;
     char dir[SHARD_DIR_BYTES + 64];
 };
+enum shard_admission { ADMIT_ALL, ADMIT_LATER, ADMIT_DELETES };
 enum shard_damage { DAMAGE_NONE, DAMAGE_SEEN, DAMAGE_FOUND, DAMAGE_KEPT };
 
 struct shard_host {
@@ -163,6 +167,8 @@ bool shard_group_may_read(struct shard_host *shard, struct shard_call *call);
 void shard_group_not_leader(const struct shard_host *shard, struct shard_call *call); /* sets the refusal */
 /* Something of this replica's own data is not what it was. Any thread; `found`: no entry can be the cause. */
 void shard_group_damaged(struct shard_host *shard, const struct err *why, bool found);
+/* Sets the refusal in `call` and returns false when another replica has no room for a write. Leader. */
+bool shard_group_admits(struct shard_host *shard, struct shard_call *call, bool only_deletes);
 void shard_group_sweep(struct shard_host *shard);
 void shard_group_trouble(struct shard_host *shard, const struct err *why); /* NULL: none any more */
 

@@ -93,6 +93,11 @@ static bool write_admit(struct shard_host *shard, struct shard_call *call, uint6
         pthread_mutex_unlock(&env->disk_lock);
         return false;
     }
+    if (shard->group != NULL && !shard_group_admits(shard, call, only_deletes(call))) {
+        if (call->code == OMEN_EFULL && env->refused_full != NULL) metric_add(env->refused_full, 1);
+        if (call->code == OMEN_EBUSY) write_busy(shard, call, env->behind_bytes, call->err.message);
+        return false;
+    }
     /* Counted first and taken back when refused, so that two requests cannot both take the last room. One request is let in
      * whatever its size when nothing else is: refusing it for ever would help nobody. */
     uint64_t ours = atomic_fetch_add(&shard->inflight_bytes, bytes);

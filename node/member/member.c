@@ -67,6 +67,25 @@ static bool peers_address(void *arg, uint32_t node_id, char *out)
     return out[0] != '\0';
 }
 
+static uint32_t peers_replicas(void *arg, uint64_t shard_id, uint32_t *nodes_out)
+{
+    struct member *m = arg;
+    if (!member_is_open(m)) return 0;
+    struct cluster_state *state = member_state(m);
+    const struct map *map = state->map;
+    uint32_t count = 0;
+    for (uint32_t c = 0; c < map->collection_count; c++) {
+        for (uint32_t s = 0; s < map->collections[c].shard_count; s++) {
+            const struct map_shard *shard = &map->collections[c].shards[s];
+            if (shard->shard_id != shard_id) continue;
+            count = shard->replica_count;
+            memcpy(nodes_out, shard->node_ids, count * sizeof *nodes_out);
+        }
+    }
+    cluster_state_unref(state);
+    return count;
+}
+
 static bool peers_disk_full(void *arg, uint32_t node_id)
 {
     struct member *m = arg;
@@ -226,6 +245,7 @@ struct member *member_new(struct node *node)
     m->shard_peers = (struct shard_peers){
         .arg = m,
         .address = peers_address,
+        .replicas = peers_replicas,
         .key = o->key,
         .disk_full = peers_disk_full,
         .changed = peers_changed,

@@ -9,6 +9,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "node/shard_host_impl.h"
+#include "storage/shard_store_impl.h"
 #include "tests/support/entry_support.h"
 
 #define CALL_MS 10000u
@@ -328,7 +330,8 @@ uint32_t shard_nodes_leader(struct shard_nodes *n, uint32_t but)
     ck_abort_msg("no leader");
 }
 
-uint64_t shard_nodes_fill(struct shard_nodes *n, uint64_t first, uint32_t count, uint32_t bytes)
+uint64_t shard_nodes_fill_once(struct shard_nodes *n, uint64_t first, uint32_t count, uint32_t bytes,
+        enum omen_err *rc_out)
 {
     static float vectors[FILL_MAX][SHARD_NODES_DIM];
     static struct point_op ops[FILL_MAX];
@@ -351,20 +354,33 @@ uint64_t shard_nodes_fill(struct shard_nodes *n, uint64_t first, uint32_t count,
             .vectors = { vectors[i] },
             .payload = payload };
     }
-    uint64_t sequence = 0;
-    for (uint64_t until = now_ms() + SHARD_NODES_WAIT_MS; sequence == 0; usleep(5000)) {
-        struct shard_call call = { .kind = CALL_WRITE };
-        call.in.write.ops = ops;
-        call.in.write.count = count;
-        enum omen_err rc = shard_node_run(&n->nodes[shard_nodes_leader(n, UINT32_MAX)], &call);
-        shard_host_release(&call);
-        if (rc == OMEN_OK) sequence = call.sequence;
-        ck_assert_msg(rc == OMEN_OK || rc == OMEN_ENOTLEADER || rc == OMEN_EBUSY || rc == OMEN_EUNKNOWN,
-                "%s: %s", err_name(rc), call.err.message);
-        ck_assert_msg(now_ms() < until, "nothing committed");
-    }
+    struct shard_call call = { .kind = CALL_WRITE };
+    call.in.write.ops = ops;
+    call.in.write.count = count;
+    *rc_out = shard_node_run(&n->nodes[shard_nodes_leader(n, UINT32_MAX)], &call);
+    shard_host_release(&call);
     doc_builder_free(b);
-    return sequence;
+    return call.sequence;
+}
+
+uint64_t shard_nodes_fill(struct shard_nodes *n, uint64_t first, uint32_t count, uint32_t bytes)
+{
+    for (uint64_t until = now_ms() + SHARD_NODES_WAIT_MS; now_ms() < until; usleep(5000)) {
+        enum omen_err rc;
+        uint64_t sequence = shard_nodes_fill_once(n, first, count, bytes, &rc);
+        if (rc == OMEN_OK) return sequence;
+        ck_assert_msg(rc == OMEN_ENOTLEADER || rc == OMEN_EBUSY || rc == OMEN_EUNKNOWN, "%s", err_name(rc));
+    }
+    ck_abort_msg("nothing committed");
+}
+
+void shard_nodes_hold_apply(struct shard_node *node, bool hold)
+{
+    struct shard_store *store = atomic_load(&node->shard->store);
+    if (hold)
+        pthread_mutex_lock(&store->apply_mutex);
+    else
+        pthread_mutex_unlock(&store->apply_mutex);
 }
 
 void shard_nodes_checkpoint(struct shard_nodes *n)

@@ -68,6 +68,11 @@ enum omen_err shard_node_upsert(struct shard_node *node, uint64_t id, struct op_
         struct shard_call *call);
 /* Points first .. first + count - 1 in one request at the leader, each with `bytes` of payload. Returns the sequence. */
 uint64_t shard_nodes_fill(struct shard_nodes *n, uint64_t first, uint32_t count, uint32_t bytes);
+/* The same, once: its answer. */
+uint64_t shard_nodes_fill_once(struct shard_nodes *n, uint64_t first, uint32_t count, uint32_t bytes,
+        enum omen_err *rc_out);
+/* Nothing is applied at the node until it is let go. */
+void shard_nodes_hold_apply(struct shard_node *node, bool hold);
 /* Two checkpoints at every replica: the log may be dropped up to there. */
 void shard_nodes_checkpoint(struct shard_nodes *n);
 /* At whoever leads, retried with the same op id until OK. Returns the sequence. */

@@ -195,6 +195,194 @@ START_TEST(all_nodes_down_lose_nothing)
 }
 END_TEST
 
+/* ---- admission ---- */
+
+/* Until writes at the leader are answered so. */
+static struct err wait_write(enum omen_err wanted, bool deletes)
+{
+    for (uint32_t i = 0; i < SHARD_NODES_WAIT_MS / 5; i++, usleep(5000)) {
+        float vector[SHARD_NODES_DIM] = { 1 };
+        struct point_op o = { .kind = deletes ? POINT_DELETE : POINT_UPSERT, .id = { 0, 9, 0 } };
+        struct shard_call call = { .kind = CALL_WRITE };
+        if (!deletes) o.vectors[0] = vector;
+        call.in.write.ops = &o;
+        call.in.write.count = 1;
+        enum omen_err rc = shard_node_run(&g.nodes[shard_nodes_leader(&g, UINT32_MAX)], &call);
+        shard_host_release(&call);
+        if (rc == wanted) return call.err;
+    }
+    ck_abort_msg("no write was answered %s", err_name(wanted));
+}
+
+START_TEST(a_full_disk_at_a_replica_refuses_writes_and_a_minority_not_for_long)
+{
+    shard_nodes_start(&g, 3);
+    (void)shard_nodes_upsert(&g, 1, no_op());
+    uint32_t leader = shard_nodes_leader(&g, UINT32_MAX);
+    for (uint32_t i = 0; i < 3; i++) g.nodes[i].env.grace_ms = 3000;
+    atomic_store(&g.nodes[(leader + 1) % 3].disk_full, true);
+    struct err err = wait_write(OMEN_EFULL, false);
+    ck_assert_ptr_nonnull(strstr(err.message, "disk of node"));
+    (void)wait_write(OMEN_OK, true);  /* deletes make room */
+    (void)wait_write(OMEN_OK, false); /* the grace time is over: one of three */
+    atomic_store(&g.nodes[(leader + 2) % 3].disk_full, true);
+    (void)wait_write(OMEN_EFULL, false);
+    usleep(4000000); /* a majority is waited for however long */
+    (void)wait_write(OMEN_EFULL, false);
+    atomic_store(&g.nodes[(leader + 2) % 3].disk_full, false);
+    atomic_store(&g.nodes[(leader + 1) % 3].disk_full, false);
+    (void)wait_write(OMEN_OK, false);
+}
+END_TEST
+
+/* A follower that answers but takes nothing: its machine stands still and its queue is full. */
+START_TEST(writes_wait_for_a_replica_that_is_behind_but_not_for_ever)
+{
+    g.host.apply_backlog_bytes_max = 1;
+    shard_nodes_start(&g, 3);
+    for (uint32_t i = 0; i < 3; i++) {
+        g.nodes[i].env.behind_bytes = 1u << 20;
+        g.nodes[i].env.grace_ms = 2000;
+    }
+    uint64_t last = shard_nodes_upsert(&g, 1, no_op());
+    struct shard_node *slow = &g.nodes[(shard_nodes_leader(&g, UINT32_MAX) + 1) % 3];
+    shard_node_wait_applied(slow, last);
+    shard_nodes_hold_apply(slow, true);
+    enum omen_err rc = OMEN_OK;
+    for (uint32_t i = 0; i < 3000 && rc != OMEN_EBUSY; i++) {
+        (void)shard_nodes_fill_once(&g, 1000, 10, 10000, &rc);
+        ck_assert_msg(rc == OMEN_OK || rc == OMEN_EBUSY, "%s", err_name(rc));
+    }
+    ck_assert_int_eq(rc, OMEN_EBUSY);
+    (void)wait_write(OMEN_OK, false); /* after the grace time the other two go on */
+    shard_nodes_hold_apply(slow, false);
+    last = shard_nodes_upsert(&g, 2, no_op());
+    shard_node_wait_applied(slow, last);
+}
+END_TEST
+
+START_TEST(a_leader_without_one_follower_stays_small)
+{
+    g.host.cluster.trailing_bytes = 256u << 10;
+    g.host.checkpoint_log_bytes = 1u << 20;
+    shard_nodes_start(&g, 3);
+    (void)shard_nodes_upsert(&g, 1, no_op());
+    uint32_t leader = shard_nodes_leader(&g, UINT32_MAX);
+    shard_node_down(&g, (leader + 1) % 3);
+    for (uint32_t i = 0; i < 80; i++) (void)shard_nodes_fill(&g, 1000 + 100 * i, 100, 6000); /* 48 MB */
+    struct shard_host_status s;
+    shard_host_status(g.nodes[shard_nodes_leader(&g, UINT32_MAX)].shard, &s);
+    ck_assert_uint_lt(s.replica.log_bytes, 20u << 20);
+    ck_assert_uint_lt(s.replica.inflight_bytes, 1u << 20);
+}
+END_TEST
+
+/* ---- damage ---- */
+
+/* A byte in the middle of the first chunk of a node's replica changes on the disk. */
+static void flip_byte(uint32_t i)
+{
+    char path[500];
+    struct vfs_file *f;
+    uint8_t byte;
+    snprintf(path, sizeof path, "%s/%u-%u/g1/stream/0000000000000001.chunk", g.nodes[i].dir,
+            SHARD_NODES_GROUP, (unsigned)g.nodes[i].replica_id);
+    ck_assert_int_eq(vfs_open(vfs_posix(), path, VFS_WRITE, &f, NULL), OMEN_OK);
+    ck_assert_int_eq(vfs_pread(f, &byte, 1, 20000, NULL), OMEN_OK);
+    byte ^= 4;
+    ck_assert_int_eq(vfs_pwrite(f, &byte, 1, 20000, NULL), OMEN_OK);
+    vfs_close(f);
+}
+
+static void scrub(uint32_t i)
+{
+    struct scrub_result result;
+    while (!shard_host_scrub(g.nodes[i].shard, 64u << 20, &result)) continue;
+}
+
+static void serves_nothing(uint32_t i)
+{
+    enum omen_err rc;
+    struct shard_call call;
+    for (int c = CONSISTENCY_SESSION; c <= CONSISTENCY_LINEARIZABLE; c++) {
+        (void)shard_node_count(&g.nodes[i], (enum consistency)c, 0, &rc);
+        ck_assert_int_eq(rc, OMEN_EUNAVAILABLE);
+    }
+    rc = shard_node_upsert(&g.nodes[i], 7, no_op(), &call);
+    ck_assert_msg(rc == OMEN_ENOTLEADER, "%s", err_name(rc));
+}
+
+static void wait_quarantine(uint32_t i)
+{
+    char path[500];
+    struct shard_host_status s;
+    bool there = false;
+    snprintf(path, sizeof path, "%s/%u-%u/DAMAGED", g.nodes[i].dir, SHARD_NODES_GROUP,
+            (unsigned)g.nodes[i].replica_id);
+    for (uint32_t tries = 0; tries < SHARD_NODES_WAIT_MS && !there; tries++, usleep(1000))
+        ck_assert_int_eq(vfs_exists(vfs_posix(), path, &there, NULL), OMEN_OK);
+    shard_host_status(g.nodes[i].shard, &s);
+    ck_assert(there && s.damaged && !s.ready);
+    ck_assert_ptr_nonnull(strstr(s.trouble, ".chunk"));
+}
+
+START_TEST(a_leader_found_damaged_gives_way_and_serves_nothing)
+{
+    shard_nodes_start(&g, 3);
+    uint64_t last = 0;
+    for (uint32_t i = 0; i < 5; i++) last = shard_nodes_fill(&g, 1 + 100 * i, 100, 500);
+    uint32_t leader = shard_nodes_leader(&g, UINT32_MAX);
+    uint32_t changes = atomic_load(&g.nodes[leader].changes);
+    flip_byte(leader);
+    scrub(leader);
+    serves_nothing(leader);
+    wait_quarantine(leader);
+    ck_assert_uint_gt(atomic_load(&g.nodes[leader].changes), changes);
+    uint32_t next = shard_nodes_leader(&g, leader);
+    ck_assert_uint_ne(next, leader);
+    last = shard_nodes_upsert(&g, 501, no_op());
+    ck_assert_uint_eq(shard_node_count(&g.nodes[next], CONSISTENCY_SESSION, last, NULL), 501);
+    /* It stays so over a restart of its node, which starts all the same. */
+    shard_node_down(&g, leader);
+    shard_nodes_reopen(&g, leader);
+    wait_quarantine(leader);
+    serves_nothing(leader);
+    ck_assert_ptr_null(shard_host_replica(g.nodes[leader].shard));
+}
+END_TEST
+
+START_TEST(a_replica_damaged_while_its_node_was_down_is_replaced_on_the_same_node)
+{
+    shard_nodes_start(&g, 3);
+    uint64_t last = 0;
+    for (uint32_t i = 0; i < 5; i++) last = shard_nodes_fill(&g, 1 + 100 * i, 100, 500);
+    for (uint32_t i = 0; i < 3; i++) shard_node_wait_applied(&g.nodes[i], last);
+    uint32_t bad = (shard_nodes_leader(&g, UINT32_MAX) + 1) % 3;
+    shard_nodes_checkpoint(&g);
+    shard_node_down(&g, bad);
+    flip_byte(bad);
+    shard_nodes_reopen(&g, bad);
+    wait_quarantine(bad);
+    serves_nothing(bad);
+    /* A new replica beside it; the old one goes first, a node has one replica of a group. */
+    uint32_t leader = shard_nodes_leader(&g, UINT32_MAX);
+    uint64_t old = g.nodes[bad].replica_id;
+    struct shard_host *gone = g.nodes[bad].shard;
+    pthread_mutex_lock(&g.nodes[bad].lock);
+    g.nodes[bad].shard = NULL;
+    pthread_mutex_unlock(&g.nodes[bad].lock);
+    shard_host_retire(gone, OMEN_ENOTFOUND);
+    shard_host_drop(gone);
+    shard_node_open(&g, bad, 9, NULL, 0);
+    ck_assert_int_eq(shard_node_change(&g.nodes[leader], '-', old, 0), OMEN_OK);
+    ck_assert_int_eq(shard_node_change(&g.nodes[leader], '+', 9, g.nodes[bad].node_id), OMEN_OK);
+    ck_assert_int_eq(shard_node_change(&g.nodes[leader], '=', 9, REPLICA_VOTER), OMEN_OK);
+    last = shard_nodes_upsert(&g, 501, no_op());
+    for (uint32_t i = 0; i < 3; i++) shard_node_wait_ready(&g.nodes[i]);
+    counts_are(501, last);
+}
+END_TEST
+
 /* ---- catching up ---- */
 
 /* The log of the first two replicas is trimmed behind `points` points. */
@@ -280,17 +468,7 @@ START_TEST(a_copy_of_a_damaged_source_is_refused_and_another_one_taken)
 {
     uint64_t last = trimmed(2, 1000, 500);
     uint32_t leader = shard_nodes_leader(&g, UINT32_MAX);
-    /* A byte in the middle of the leader's first chunk changes on the disk. */
-    char path[500];
-    struct vfs_file *f;
-    uint8_t byte;
-    snprintf(path, sizeof path, "%s/%u-%u/g1/stream/0000000000000001.chunk", g.nodes[leader].dir,
-            SHARD_NODES_GROUP, leader + 1);
-    ck_assert_int_eq(vfs_open(vfs_posix(), path, VFS_WRITE, &f, NULL), OMEN_OK);
-    ck_assert_int_eq(vfs_pread(f, &byte, 1, 20000, NULL), OMEN_OK);
-    byte ^= 4;
-    ck_assert_int_eq(vfs_pwrite(f, &byte, 1, 20000, NULL), OMEN_OK);
-    vfs_close(f);
+    flip_byte(leader);
     join_third();
     shard_node_wait_ready(&g.nodes[2]);
     ck_assert_uint_eq(shard_node_count(&g.nodes[2], CONSISTENCY_SESSION, last, NULL), 1000);
@@ -386,6 +564,15 @@ int main(void)
     tc = tcase("members");
     tcase_add_test(tc, a_replica_joins_reads_votes_and_the_old_one_is_dropped);
     tcase_add_test(tc, all_nodes_down_lose_nothing);
+    suite_add_tcase(s, tc);
+    tc = tcase("admission");
+    tcase_add_test(tc, a_full_disk_at_a_replica_refuses_writes_and_a_minority_not_for_long);
+    tcase_add_test(tc, writes_wait_for_a_replica_that_is_behind_but_not_for_ever);
+    tcase_add_test(tc, a_leader_without_one_follower_stays_small);
+    suite_add_tcase(s, tc);
+    tc = tcase("damage");
+    tcase_add_test(tc, a_leader_found_damaged_gives_way_and_serves_nothing);
+    tcase_add_test(tc, a_replica_damaged_while_its_node_was_down_is_replaced_on_the_same_node);
     suite_add_tcase(s, tc);
     tc = tcase("catching up");
     tcase_add_test(tc, a_new_replica_of_a_trimmed_log_copies_a_checkpoint_and_goes_on);
