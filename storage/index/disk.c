@@ -20,7 +20,7 @@
 #include "storage/index/sealed_impl.h"
 #include "storage/kernel/kernel.h"
 
-#define BEAM 6            /* units of a round */
+#define BEAM 8            /* units of a round */
 #define ENTRIES 32        /* nearest leaders that get into the pool */
 #define EFFORT_DEFAULT 48 /* without calibration */
 #define SEEN_MIN 8192     /* places of the table of estimated rows; grows at half */

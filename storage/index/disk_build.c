@@ -27,6 +27,8 @@ struct build {
     uint32_t *place; /* [count] old node -> new, NODE_NONE = not yet */
 };
 #define NODE_NONE UINT32_MAX
+#define DISK_UNIT_NODES_MAX                                                                                  \
+    32 /* rows that are put together by their links; small rows share a unit in runs */
 
 static const float *slot_row(const struct build *b, uint32_t slot)
 {
@@ -35,23 +37,57 @@ static const float *slot_row(const struct build *b, uint32_t slot)
 
 /* ---- units ---- */
 
+/* Rows without a place that those of a unit link to, with how many do. */
+struct wanted {
+    uint32_t nodes[DISK_UNIT_NODES_MAX * SEALED_DEGREE], links[DISK_UNIT_NODES_MAX * SEALED_DEGREE], count;
+};
+
+static void wanted_add(const struct build *b, struct wanted *wanted, uint32_t member)
+{
+    uint8_t *row = sealed_row(b->s, member);
+    const uint32_t *ids = sealed_ids(b->s, row);
+    for (uint32_t j = 0; j < sealed_head(b->s, row)->degree; j++) {
+        uint32_t at = 0;
+        if (b->place[ids[j]] != NODE_NONE) continue;
+        while (at < wanted->count && wanted->nodes[at] != ids[j]) at++;
+        if (at == wanted->count) {
+            wanted->nodes[wanted->count] = ids[j];
+            wanted->links[wanted->count++] = 0;
+        }
+        wanted->links[at]++;
+    }
+}
+
+/* Takes out the row that most members link to, of equals the one met first: the nearest of an early member. */
+static uint32_t wanted_take(struct wanted *wanted)
+{
+    uint32_t best = 0;
+    for (uint32_t at = 1; at < wanted->count; at++)
+        if (wanted->links[at] > wanted->links[best]) best = at;
+    uint32_t node = wanted->nodes[best];
+    wanted->count--;
+    memmove(wanted->nodes + best, wanted->nodes + best + 1, (wanted->count - best) * sizeof *wanted->nodes);
+    memmove(wanted->links + best, wanted->links + best + 1, (wanted->count - best) * sizeof *wanted->links);
+    return node;
+}
+
 static void units_order(struct build *b)
 {
     uint32_t per = b->d->layout.unit_nodes, out = 0;
+    struct wanted wanted = { .count = 0 };
+    if (per > DISK_UNIT_NODES_MAX) per = DISK_UNIT_NODES_MAX; /* what is looked at together */
     memset(b->place, 0xff, (size_t)b->d->count * sizeof *b->place);
     for (uint32_t seed = 0; seed < b->d->count; seed++) {
         if (b->place[seed] != NODE_NONE) continue;
-        uint32_t scan = out, end = (out / per + 1) * per; /* of this unit */
-        b->order[out] = seed;
-        b->place[seed] = out++;
-        for (; scan < out && out < end; scan++) {
-            uint8_t *row = sealed_row(b->s, b->order[scan]);
-            const uint32_t *ids = sealed_ids(b->s, row);
-            for (uint32_t j = 0; j < sealed_head(b->s, row)->degree && out < end; j++) {
-                if (b->place[ids[j]] != NODE_NONE) continue;
-                b->order[out] = ids[j];
-                b->place[ids[j]] = out++;
-            }
+        uint32_t next = seed;
+        if (out % per == 0) wanted.count = 0;
+        for (;;) {
+            b->order[out] = next;
+            b->place[next] = out++;
+            if (out % per == 0) break;
+            wanted_add(b, &wanted, next);
+            if (wanted.count == 0) break;
+            next = wanted_take(&wanted);
         }
     }
     CHECK(out == b->d->count);

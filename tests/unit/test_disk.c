@@ -462,6 +462,34 @@ START_TEST(damage_is_refused_by_name)
 }
 END_TEST
 
+/* The file loses its end under an opened index: the search that needs it says so. */
+START_TEST(a_read_that_fails_is_named)
+{
+    seed_rng(75);
+    struct set set;
+    set_init(&set, 900, 20, METRIC_L2);
+    set_fill(&set, 9);
+    set_build(&set, NULL);
+    struct vfs_file *file;
+    uint64_t len;
+    float query[20] = { 0 };
+    struct index_hit hits[10];
+    uint32_t count;
+    ck_assert_int_eq(vfs_open(vfs_sim_vfs(set.sim), "/graph.index", VFS_WRITE, &file, &err), OMEN_OK);
+    ck_assert_int_eq(vfs_size(file, &len, &err), OMEN_OK);
+    ck_assert_int_eq(vfs_truncate(file, len - 100, &err), OMEN_OK);
+    vfs_close(file);
+    struct index_scratch *scratch = index_scratch_new(set.opened);
+    struct index_search search = { .query = query, .k = 10, .plan = INDEX_PLAN_GATHER, .err = &err };
+    ck_assert_int_eq(index_search(set.opened, &search, scratch, hits, &count, NULL), OMEN_EIO);
+    ck_assert_ptr_nonnull(strstr(err.message, "/graph.index"));
+    search.err = NULL; /* nobody reads it */
+    ck_assert_int_eq(index_search(set.opened, &search, scratch, hits, &count, NULL), OMEN_EIO);
+    index_scratch_free(set.opened, scratch);
+    set_fini(&set);
+}
+END_TEST
+
 /* A crash or a failed operation at any moment of a save leaves the old file or the new one. */
 START_TEST(a_save_is_whole_or_was_not)
 {
@@ -531,6 +559,7 @@ int main(void)
     tcase_add_test(tc, the_cache_holds_what_it_may_and_changes_no_answer);
     tcase_add_test(tc, work_stops_when_told_and_runs_out_of_memory_cleanly);
     tcase_add_test(tc, damage_is_refused_by_name);
+    tcase_add_test(tc, a_read_that_fails_is_named);
     tcase_add_test(tc, a_save_is_whole_or_was_not);
     tcase_add_test(tc, a_real_disk_answers_alike);
     suite_add_tcase(suite, tc);
