@@ -2,7 +2,9 @@
  *
  * The pool of candidates is ordered by estimates from codes in RAM. A round takes the units of the nearest unread
  * candidates, as many as BEAM, and reads them in one batch; all rows of a unit get their exact distance, and the
- * links of those that the pool would still take are estimated. The walk ends when the pool holds no unread row.
+ * links of those that the pool would still take are estimated. The walk ends when the pool holds no unread row that
+ * is at most `slack` times as far as the k-th row found: easy queries read 15 units, hard ones 60, and no more of
+ * them go wrong than of others (README.md).
  * Departs from DiskANN: it starts from the nearest of many leaders (every 16th row, one scan of 1-bit codes in
  * RAM), so that the first round already reads near rows; codes are RaBitQ's with several bits, not PQ; rows of a
  * unit are neighbours, so a read answers for several. Links are those of the sealed graph's builder. ip walks the
@@ -20,10 +22,10 @@
 #include "storage/index/sealed_impl.h"
 #include "storage/kernel/kernel.h"
 
-#define BEAM 8            /* units of a round */
-#define ENTRIES 32        /* nearest leaders that get into the pool */
-#define EFFORT_DEFAULT 48 /* without calibration */
-#define SEEN_MIN 8192     /* places of the table of estimated rows; grows at half */
+#define BEAM 8             /* units of a round */
+#define ENTRIES 32         /* nearest leaders that get into the pool */
+#define SLACK_DEFAULT 1200 /* thousandths, without calibration */
+#define SEEN_MIN 8192      /* places of the table of estimated rows; grows at half */
 #define NODE_NONE UINT32_MAX
 #define SEEN_UNIT (1u << 31) /* the table holds units that were read too */
 #define SCAN_TILE 256        /* rows estimated at once by a scan of codes */
@@ -33,11 +35,12 @@
 #define BLOCK_NS 15000.0 /* a unit read in a batch, checked, its links estimated */
 #define ESTIMATE_NS 40.0 /* a code that lies anywhere */
 #define BIT_NS 1.0       /* a row that a scan passes over */
-#define WALK_BLOCKS 0.8  /* units per place in the pool */
+#define WALK_BLOCKS 20.0 /* units of a walk, and two for each row wanted */
 #define STREAM_NS 6000.0 /* a unit read in sequence */
 
 struct index_scratch {
     struct disk_io io;
+    float *inner; /* [dim] the query, stretched under ip */
     float *z;     /* [padded] the rotated query */
     uint8_t *lut; /* [padded * 4] */
     struct code_query code;
@@ -57,6 +60,7 @@ static void disk_scratch_free(struct index_scratch *scratch)
 {
     disk_io_fini(&scratch->io);
     quant_query_free(scratch->query);
+    mem_free(scratch->inner);
     mem_free(scratch->z);
     mem_free(scratch->lut);
     mem_free(scratch->pool);
@@ -71,13 +75,14 @@ static struct index_scratch *disk_scratch_new(const struct index *index)
     struct index_scratch *scratch = mem_calloc(1, sizeof *scratch);
     if (scratch == NULL) return NULL;
     bool fine = disk_io_init(d, &scratch->io);
+    scratch->inner = mem_alloc_aligned(64, d->padded * sizeof(float));
     scratch->z = mem_alloc_aligned(64, d->padded * sizeof(float));
     scratch->lut = mem_alloc_aligned(64, (size_t)d->padded * 4);
     scratch->seen = mem_alloc_aligned(64, SEEN_MIN * sizeof(uint32_t));
     scratch->seen_cap = SEEN_MIN;
     scratch->query = d->count == 0 ? NULL : quant_query_new(d->quant);
-    if (fine && scratch->z != NULL && scratch->lut != NULL && scratch->seen != NULL &&
-            (scratch->query != NULL || d->count == 0))
+    if (fine && scratch->inner != NULL && scratch->z != NULL && scratch->lut != NULL &&
+            scratch->seen != NULL && (scratch->query != NULL || d->count == 0))
         return scratch;
     disk_scratch_free(scratch);
     return NULL;
@@ -188,6 +193,7 @@ struct walk {
     struct index_scratch *scratch;
     struct index_cost *cost;
     uint32_t effort, count, cursor; /* the pool: its width, its rows, the first that may be unread */
+    float slack;                    /* of the stop rule, infinite = none */
     float shift;                    /* squared distance of the walk's space = final * scale + shift */
     float scale;
     struct index_heap found;
@@ -199,12 +205,18 @@ static void walk_init(struct walk *w, const struct disk *d, const struct index_s
 {
     *w = (struct walk){ .d = d, .search = search, .scratch = scratch, .cost = cost, .scale = 1 };
     w->found = (struct index_heap){ hits_out, search->k, 0 };
-    disk_rotate(d, search->query, false, scratch->z);
+    float squared = kernel_get()->dot_f32(search->query, search->query, d->dim), stretch = 1;
+    memcpy(scratch->inner, search->query, d->dim * sizeof(float));
+    if (d->base.metric == METRIC_IP && squared > 0 && d->norm_max > 0) {
+        stretch = sqrtf(d->norm_max / squared); /* as long as the rows: else all distances are nearly alike */
+        for (uint32_t i = 0; i < d->dim; i++) scratch->inner[i] *= stretch;
+        squared = d->norm_max;
+    }
+    disk_rotate(d, scratch->inner, false, scratch->z);
     quant_prepare(d->quant, METRIC_L2, scratch->z, scratch->query);
     if (d->base.metric == METRIC_L2) return;
-    w->scale = 2;
-    w->shift = kernel_get()->dot_f32(search->query, search->query, d->dim) +
-            (d->base.metric == METRIC_IP ? d->norm_max : 1);
+    w->scale = 2 * stretch;
+    w->shift = squared + (d->base.metric == METRIC_IP ? d->norm_max : 1);
 }
 
 static inline float pool_bound(const struct walk *w)
@@ -282,8 +294,11 @@ static uint32_t units_choose(struct walk *w, uint32_t units[DISK_BEAM_MAX], uint
 {
     uint64_t *pool = w->scratch->pool;
     uint32_t n = 0, i = w->cursor;
+    float far = INFINITY;
+    if (w->found.count == w->found.k) far = w->slack * (w->found.hits[0].distance * w->scale + w->shift);
     for (; i < w->count && n < most; i++) {
         if (pool[i] & 1) continue;
+        if (pool_estimate(pool[i]) > far) break;
         uint32_t unit = pool_node(pool[i]) / w->d->layout.unit_nodes;
         pool[i] |= 1;
         if (seen_add(w->scratch, unit | SEEN_UNIT)) units[n++] = unit;
@@ -329,17 +344,18 @@ static enum omen_err unit_expand(struct walk *w, uint32_t number, const uint8_t 
     return OMEN_OK;
 }
 
-enum omen_err disk_walk(const struct disk *d, const struct index_search *search, uint32_t effort,
+enum omen_err disk_walk(const struct disk *d, const struct index_search *search, struct disk_effort effort,
         struct index_scratch *scratch, struct index_hit *hits_out, uint32_t *count_out, uint64_t *passed_out,
         struct index_cost *cost)
 {
     struct walk w;
     uint32_t units[DISK_BEAM_MAX], n;
     const uint8_t *data[DISK_BEAM_MAX];
-    enum omen_err rc = scratch_reserve(scratch, effort, 0);
+    enum omen_err rc = scratch_reserve(scratch, effort.width, 0);
     if (rc != OMEN_OK) return rc;
     walk_init(&w, d, search, scratch, hits_out, cost);
-    w.effort = effort;
+    w.effort = effort.width;
+    w.slack = effort.slack;
     memset(scratch->seen, 0xff, scratch->seen_cap * sizeof(uint32_t));
     scratch->seen_count = 0;
     walk_enter(&w);
@@ -351,7 +367,7 @@ enum omen_err disk_walk(const struct disk *d, const struct index_search *search,
         for (uint32_t i = 0; rc == OMEN_OK && i < n; i++) rc = unit_expand(&w, units[i], data[i]);
     }
     if (rc != OMEN_OK) return rc;
-    cost->effort += effort;
+    cost->effort += effort.width;
     cost->walks++;
     index_heap_sort(&w.found);
     *count_out = w.found.count;
@@ -453,7 +469,15 @@ static enum omen_err scan_codes(struct walk *w, uint32_t *count_out)
 static const uint32_t curve_k[DISK_CURVE_KS] = { 1, 10, 100 };
 #define CURVE_SLACK 0.005f /* as in sealed_common.c */
 
-uint32_t disk_effort(const struct disk *d, uint32_t k, float recall_target)
+/* The pool is wide enough that the stop rule, not the width, ends nearly all walks. */
+struct disk_effort disk_effort_of(uint32_t slack_milli, uint32_t k)
+{
+    float slack = (float)slack_milli / 1000, squared = slack * slack;
+    float width = 100 * squared * squared + 2 * (float)k;
+    return (struct disk_effort){ width < INDEX_EFFORT_MAX ? (uint32_t)width : INDEX_EFFORT_MAX, slack };
+}
+
+uint32_t disk_slack(const struct disk *d, uint32_t k, float recall_target)
 {
     const struct disk_curve *curve = &d->curve;
     if (curve->points == 0) return 0;
@@ -462,35 +486,45 @@ uint32_t disk_effort(const struct disk *d, uint32_t k, float recall_target)
     const float *recall = curve->recall[row];
     for (uint32_t i = 0; i < curve->points; i++) {
         if (recall[i] < recall_target) continue;
-        if (i == 0) return curve->effort[0];
+        if (i == 0) return curve->slack_milli[0];
         float part = (recall_target - recall[i - 1]) / (recall[i] - recall[i - 1]);
-        return curve->effort[i - 1] +
-                (uint32_t)ceilf(part * (float)(curve->effort[i] - curve->effort[i - 1]));
+        return curve->slack_milli[i - 1] +
+                (uint32_t)ceilf(part * (float)(curve->slack_milli[i] - curve->slack_milli[i - 1]));
     }
-    return recall_target <= recall[curve->points - 1] + CURVE_SLACK ? curve->effort[curve->points - 1]
-                                                                    : DISK_EFFORT_SCAN;
+    return recall_target <= recall[curve->points - 1] + CURVE_SLACK ? curve->slack_milli[curve->points - 1]
+                                                                    : DISK_SLACK_SCAN;
 }
 
-/* The plan asked for, or the one that costs least; *effort is widened for a walk under a filter. */
+/* The plan asked for, or the one that costs least; the pool is widened for a walk under a filter. */
 static enum index_plan plan_choose(const struct disk *d, const struct index_search *search, uint64_t passing,
-        uint32_t *effort)
+        struct disk_effort *effort)
 {
-    double share = (double)passing / d->count, wide = (double)*effort / share;
-    double walk_ns = wide * WALK_BLOCKS * BLOCK_NS;
+    double share = (double)passing / d->count, wide = (double)effort->width / share;
+    double walk_ns = (WALK_BLOCKS + 2.0 * search->k) / share * BLOCK_NS;
     double scan_ns = d->count * BIT_NS + (double)passing * ESTIMATE_NS + SCAN_READ(search->k) * BLOCK_NS;
     double gather_ns = disk_unit_count(d) * STREAM_NS;
     enum index_plan plan = search->plan;
     if (plan == INDEX_PLAN_AUTO && passing <= SCAN_READ(search->k)) plan = INDEX_PLAN_SCAN;
-    if (plan == INDEX_PLAN_AUTO && *effort == DISK_EFFORT_SCAN) plan = INDEX_PLAN_GATHER;
+    if (plan == INDEX_PLAN_AUTO && effort->width == 0) plan = INDEX_PLAN_GATHER;
     if (plan == INDEX_PLAN_AUTO && passing == d->count && search->k < d->count / 4) plan = INDEX_PLAN_WALK;
     if (plan == INDEX_PLAN_AUTO)
         plan = gather_ns < walk_ns && gather_ns < scan_ns ? INDEX_PLAN_GATHER
                 : scan_ns < walk_ns                       ? INDEX_PLAN_SCAN
                                                           : INDEX_PLAN_WALK;
-    *effort = wide > INDEX_EFFORT_MAX ? INDEX_EFFORT_MAX : (uint32_t)wide;
-    if (*effort < search->k) *effort = search->k;
-    if (*effort > d->count) *effort = d->count;
+    effort->width = wide > INDEX_EFFORT_MAX ? INDEX_EFFORT_MAX : (uint32_t)wide;
+    if (effort->width < search->k) effort->width = search->k;
+    if (effort->width > d->count) effort->width = d->count;
     return plan;
+}
+
+/* What to do for a search: as wide as it says, or as far as calibration says; width 0 = no walk will do. */
+static struct disk_effort effort_choose(const struct disk *d, const struct index_search *search)
+{
+    if (search->effort > 0) return (struct disk_effort){ search->effort, INFINITY };
+    uint32_t slack = disk_slack(d, search->k,
+            search->recall_target > 0 ? search->recall_target : d->recall_target);
+    if (slack == DISK_SLACK_SCAN) return (struct disk_effort){ 0, INFINITY };
+    return disk_effort_of(slack == 0 ? SLACK_DEFAULT : slack, search->k);
 }
 
 static enum omen_err disk_search(const struct index *index, const struct index_search *search,
@@ -504,11 +538,7 @@ static enum omen_err disk_search(const struct index *index, const struct index_s
             : search->filter_count != 0       ? search->filter_count
                                               : index_bits_count(search->filter, d->count);
     if (d->count == 0 || passing == 0) return OMEN_OK;
-    uint32_t effort = search->effort;
-    if (effort == 0)
-        effort = disk_effort(d, search->k,
-                search->recall_target > 0 ? search->recall_target : d->recall_target);
-    if (effort == 0) effort = EFFORT_DEFAULT;
+    struct disk_effort effort = effort_choose(d, search);
     enum index_plan plan = plan_choose(d, search, passing, &effort);
     if (plan == INDEX_PLAN_WALK) {
         uint64_t passed = 0;
@@ -531,8 +561,10 @@ static void disk_stats(const struct index *index, bool deep, struct index_stats 
             disk_cache_bytes(d->cache);
     if (d->units != NULL) stats_out->memory_bytes += (uint64_t)disk_unit_count(d) * d->layout.unit_bytes;
     stats_out->layer_count = 1;
-    uint32_t effort = disk_effort(d, 10, d->recall_target);
-    stats_out->effort_default = effort == DISK_EFFORT_SCAN ? 0 : (float)effort;
+    uint32_t slack = disk_slack(d, 10, d->recall_target);
+    stats_out->effort_default = slack == DISK_SLACK_SCAN || slack == 0
+            ? 0
+            : (float)disk_effort_of(slack, 10).width;
 }
 
 struct disk *disk_new(const struct index_rows *rows)

@@ -1,4 +1,4 @@
-/* Calibration of a disk graph: recall by effort on rows that walks do not see.
+/* Calibration of a disk graph: recall by slack of the stop rule, on rows that walks do not see.
  *
  * The sealed builder links about 1,000 rows last; here they count as absent (no walk enters, estimates or returns
  * them) and serve as queries. Without them others lack at most a 40th of their links, so recall is rather a little
@@ -21,16 +21,16 @@
 #define RECALL_ENOUGH 0.9995
 
 static const uint32_t curve_k[DISK_CURVE_KS] = { 1, 10, 100 };
-static const uint32_t efforts[DISK_CURVE_POINTS] = { 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 64, 80, 100, 128,
-    160, 200, 256, 320, 448, 640 };
+static const uint32_t slacks[DISK_CURVE_POINTS] = { 850, 900, 940, 970, 1000, 1020, 1040, 1060, 1080, 1100,
+    1130, 1160, 1200, 1250, 1300, 1400, 1500, 1700, 2000, 2500 };
 
 struct calibration {
     struct disk *d;
     const struct index_rows *rows;
     const uint32_t *queries; /* [count] nodes */
-    uint32_t count, effort;
+    uint32_t count, slack_milli;
     float *bounds; /* [count][DISK_CURVE_KS] */
-    float *recall; /* [count][DISK_CURVE_KS] of the effort at hand */
+    float *recall; /* [count][DISK_CURVE_KS] of the slack at hand */
 };
 
 static const float *node_row(const struct calibration *c, uint32_t node)
@@ -106,19 +106,15 @@ static bool recall_range(void *arg, uint32_t thread, uint32_t first, uint32_t en
     struct index_hit hits[TRUTH_K];
     bool fine = scratch != NULL;
     (void)thread;
-    for (uint32_t q = first; fine && q < end; q++) {
-        struct index_search search = { .query = node_row(c, c->queries[q]), .k = TRUTH_K };
+    for (uint32_t cell = first * DISK_CURVE_KS; fine && cell < end * DISK_CURVE_KS; cell++) {
+        uint32_t k = curve_k[cell % DISK_CURVE_KS], found = 0, near = 0;
+        struct index_search search = { .query = node_row(c, c->queries[cell / DISK_CURVE_KS]), .k = k };
         struct index_cost cost = { 0 };
-        uint32_t found = 0;
         uint64_t passed;
-        fine = disk_walk(c->d, &search, c->effort, scratch, hits, &found, &passed, &cost) == OMEN_OK;
-        for (uint32_t j = 0; fine && j < DISK_CURVE_KS; j++) {
-            uint32_t near = 0;
-            size_t cell = (size_t)q * DISK_CURVE_KS + j;
-            for (uint32_t i = 0; i < found && i < curve_k[j]; i++)
-                near += hits[i].distance <= c->bounds[cell];
-            c->recall[cell] = (float)near / (float)curve_k[j];
-        }
+        fine = disk_walk(c->d, &search, disk_effort_of(c->slack_milli, k), scratch, hits, &found, &passed,
+                       &cost) == OMEN_OK;
+        for (uint32_t i = 0; fine && i < found; i++) near += hits[i].distance <= c->bounds[cell];
+        c->recall[cell] = (float)(near < k ? near : k) / (float)k;
     }
     if (scratch != NULL) index_scratch_free(&c->d->base, scratch);
     return fine;
@@ -145,17 +141,19 @@ enum omen_err disk_calibrate(struct disk *d, const struct index_rows *rows, cons
         mem_alloc(cells * sizeof(float)) };
     enum omen_err rc = c.bounds == NULL || c.recall == NULL ? OMEN_ENOMEM : OMEN_OK;
     if (rc == OMEN_OK) rc = parallel_for(control, "truth", query_count, TRUTH_QUERIES, truth_range, &c);
-    for (uint32_t i = 0; rc == OMEN_OK && i < DISK_CURVE_POINTS && efforts[i] < d->count; i++) {
-        c.effort = efforts[i];
+    for (uint32_t i = 0; rc == OMEN_OK && i < DISK_CURVE_POINTS; i++) {
+        c.slack_milli = slacks[i];
         rc = parallel_for(control, "calibrate", query_count, 64, recall_range, &c);
         if (rc != OMEN_OK) break;
-        curve->effort[i] = efforts[i];
+        curve->slack_milli[i] = slacks[i];
         for (uint32_t j = 0; j < DISK_CURVE_KS; j++) {
             curve->recall[j][i] = careful_mean(&c, j);
             if (i > 0) curve->recall[j][i] = fmaxf(curve->recall[j][i], curve->recall[j][i - 1]);
         }
         curve->points = i + 1;
-        if (curve->recall[DISK_CURVE_KS - 1][i] >= RECALL_ENOUGH) break;
+        bool enough = true;
+        for (uint32_t j = 0; j < DISK_CURVE_KS; j++) enough = enough && curve->recall[j][i] >= RECALL_ENOUGH;
+        if (enough) break;
     }
     curve->queries = query_count;
     mem_free(c.bounds);

@@ -23,6 +23,7 @@
 #define PATH_MAX_BYTES 4096
 #define CURVE_BYTES (8 + DISK_CURVE_POINTS * 4 * (1 + DISK_CURVE_KS))
 #define QUANT_BYTES_MAX (64u << 20) /* trained parameters: codebooks are the largest */
+#define SLACK_MILLI_MAX 1000000
 #define WRITE_BYTES (16u << 20)
 
 enum section {
@@ -62,20 +63,20 @@ static void curve_store(const struct disk_curve *curve, uint8_t out[CURVE_BYTES]
 {
     store_u32(out, curve->points);
     store_u32(out + 4, curve->queries);
-    memcpy(out + 8, curve->effort, sizeof curve->effort);
-    memcpy(out + 8 + sizeof curve->effort, curve->recall, sizeof curve->recall);
+    memcpy(out + 8, curve->slack_milli, sizeof curve->slack_milli);
+    memcpy(out + 8 + sizeof curve->slack_milli, curve->recall, sizeof curve->recall);
 }
 
 static bool curve_load(const uint8_t in[CURVE_BYTES], struct disk_curve *curve_out)
 {
     curve_out->points = load_u32(in);
     curve_out->queries = load_u32(in + 4);
-    memcpy(curve_out->effort, in + 8, sizeof curve_out->effort);
-    memcpy(curve_out->recall, in + 8 + sizeof curve_out->effort, sizeof curve_out->recall);
+    memcpy(curve_out->slack_milli, in + 8, sizeof curve_out->slack_milli);
+    memcpy(curve_out->recall, in + 8 + sizeof curve_out->slack_milli, sizeof curve_out->recall);
     if (curve_out->points > DISK_CURVE_POINTS) return false;
     for (uint32_t i = 0; i < curve_out->points; i++) {
-        if (curve_out->effort[i] == 0 || curve_out->effort[i] > INDEX_EFFORT_MAX) return false;
-        if (i > 0 && curve_out->effort[i] <= curve_out->effort[i - 1]) return false;
+        if (curve_out->slack_milli[i] == 0 || curve_out->slack_milli[i] > SLACK_MILLI_MAX) return false;
+        if (i > 0 && curve_out->slack_milli[i] <= curve_out->slack_milli[i - 1]) return false;
         for (uint32_t j = 0; j < DISK_CURVE_KS; j++) {
             float recall = curve_out->recall[j][i];
             if (!(recall >= -1 && recall <= 1) || (i > 0 && recall < curve_out->recall[j][i - 1]))

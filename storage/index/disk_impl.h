@@ -27,7 +27,7 @@ struct disk_layout {
 };
 
 struct disk_curve {
-    uint32_t effort[DISK_CURVE_POINTS];
+    uint32_t slack_milli[DISK_CURVE_POINTS];        /* of the stop rule, ascending */
     float recall[DISK_CURVE_KS][DISK_CURVE_POINTS]; /* less 1.65 standard errors, not falling */
     uint32_t points, queries;                       /* 0 = not calibrated */
 };
@@ -124,12 +124,21 @@ uint64_t disk_cache_bytes(const struct disk_cache *cache);
 
 /* ---- disk.c ---- */
 
-#define DISK_EFFORT_SCAN UINT32_MAX /* no effort on the curve reaches the target: scan */
-uint32_t disk_effort(const struct disk *d, uint32_t k, float recall_target);
-/* One walk with a pool of `effort`: the nearest k of the rows that it read. For searches and calibration. */
-OMEN_CHECKED enum omen_err disk_walk(const struct disk *d, const struct index_search *search, uint32_t effort,
-        struct index_scratch *scratch, struct index_hit *hits_out, uint32_t *count_out, uint64_t *passed_out,
-        struct index_cost *cost);
+/* How far a walk goes: the width of its pool, and how many times as far as the k-th row found an unread row may be
+ * estimated to be read (infinite = only the width ends it). */
+struct disk_effort {
+    uint32_t width;
+    float slack;
+};
+struct disk_effort disk_effort_of(uint32_t slack_milli, uint32_t k);
+
+#define DISK_SLACK_SCAN UINT32_MAX /* nothing on the curve reaches the target: scan */
+/* Smallest slack that the curve gives for k and target; 0 without a curve. */
+uint32_t disk_slack(const struct disk *d, uint32_t k, float recall_target);
+/* One walk: the nearest k of the rows that it read. For searches and calibration. */
+OMEN_CHECKED enum omen_err disk_walk(const struct disk *d, const struct index_search *search,
+        struct disk_effort effort, struct index_scratch *scratch, struct index_hit *hits_out,
+        uint32_t *count_out, uint64_t *passed_out, struct index_cost *cost);
 
 /* ---- disk_calibrate.c ---- */
 
