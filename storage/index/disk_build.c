@@ -20,7 +20,7 @@
 
 struct build {
     struct disk *d;
-    struct sealed *s; /* links and the space they were made in; nodes of it are called old */
+    struct sealed *s; /* links; nodes of it are called old */
     const struct index_rows *rows;
     const struct index_control *control;
     uint32_t *order; /* [count] new node -> old */
@@ -118,6 +118,23 @@ static bool units_range(void *arg, uint32_t thread, uint32_t first, uint32_t end
 static_assert(SEALED_DEGREE <= DISK_DEGREE, "the links of a sealed row fit a record");
 
 /* ---- codes ---- */
+
+/* Mean and largest norm; the sealed builder may have its own, of a smaller space. */
+static void space_measure(struct build *b)
+{
+    struct disk *d = b->d;
+    double sums[CODE_DIM_MAX] = { 0 };
+    uint32_t samples = d->count < TRAIN_ROWS ? d->count : TRAIN_ROWS;
+    for (uint32_t slot = 0; d->base.metric == METRIC_IP && slot < d->count; slot++)
+        d->norm_max = fmaxf(d->norm_max, kernel_get()->dot_f32(slot_row(b, slot), slot_row(b, slot), d->dim));
+    for (uint32_t i = 0; i < samples; i++) {
+        const float *row = slot_row(b, (uint32_t)((uint64_t)i * d->count / samples));
+        float left = d->norm_max - kernel_get()->dot_f32(row, row, d->dim);
+        for (uint32_t j = 0; j < d->dim; j++) sums[j] += row[j];
+        if (d->inner > d->dim) sums[d->dim] += left > 0 ? sqrtf(left) : 0;
+    }
+    for (uint32_t j = 0; j < d->inner; j++) d->mean[j] = (float)(sums[j] / samples);
+}
 
 static enum omen_err quant_learn(struct build *b, enum index_quant quant, uint64_t seed, struct err *err)
 {
@@ -270,8 +287,7 @@ static enum omen_err build_run(struct build *b, const struct index_params *param
 {
     struct disk *d = b->d;
     uint32_t units = disk_unit_count(d);
-    memcpy(d->mean, b->s->mean, d->padded * sizeof(float));
-    d->norm_max = b->s->norm_max;
+    space_measure(b);
     b->order = mem_alloc((size_t)d->count * sizeof *b->order);
     b->place = mem_alloc((size_t)d->count * sizeof *b->place);
     d->slots = mem_alloc((size_t)d->count * sizeof *d->slots);
