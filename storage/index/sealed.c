@@ -25,6 +25,7 @@ static void sealed_scratch_free(struct index_scratch *scratch)
     mem_free(scratch->pool);
     mem_free(scratch->seen);
     mem_free(scratch->hits);
+    mem_free(scratch->near);
     mem_free(scratch);
 }
 
@@ -106,25 +107,36 @@ static enum omen_err sealed_search(const struct index *index, const struct index
     const struct sealed *s = (const struct sealed *)index;
     *count_out = 0;
     if (s->count == 0) return OMEN_OK;
-    uint32_t effort = search->effort;
-    if (effort == 0)
-        effort = sealed_effort(s, search->k,
-                search->recall_target > 0 ? search->recall_target : s->recall_target);
-    if (effort == 0) effort = EFFORT_DEFAULT;
-    if (search->filter != NULL || search->plan != INDEX_PLAN_AUTO)
-        return sealed_filtered(s, search, effort, scratch, hits_out, count_out, cost);
-    if (s->count <= GATHER_ROWS || search->k >= s->count / 4 || effort == SEALED_EFFORT_SCAN)
+    float target = search->recall_target > 0 ? search->recall_target : s->recall_target;
+    if (search->filter != NULL || search->plan != INDEX_PLAN_AUTO) {
+        uint32_t effort = search->effort != 0 ? search->effort : sealed_effort(s, search->k, target);
+        return sealed_filtered(s, search, effort != 0 ? effort : EFFORT_DEFAULT, scratch, hits_out, count_out,
+                cost);
+    }
+    struct sealed_pace pace = { search->effort, INFINITY };
+    bool reached = pace.effort != 0 || sealed_pace_choose(s, search->k, target, &pace);
+    if (!reached || s->count <= GATHER_ROWS || search->k >= s->count / 4)
         return sealed_gather(s, search, hits_out, count_out, cost);
-    if (effort < search->k) effort = search->k;
-    if (effort > s->count) effort = s->count;
-    uint32_t want = sealed_want(s, search->k, effort), found = 0;
-    enum omen_err rc = sealed_scratch_reserve(scratch, effort, want);
-    if (rc == OMEN_OK) rc = sealed_walk(s, search, effort, want, scratch, scratch->hits, &found, cost);
+    if (pace.effort == 0) pace.effort = EFFORT_DEFAULT;
+    if (pace.effort < search->k) pace.effort = search->k;
+    if (pace.effort > s->count) pace.effort = s->count;
+    uint32_t want = sealed_want(s, search->k, pace.effort), found = 0;
+    uint64_t hops = cost->hops;
+    bool ruled = pace.slack != INFINITY;
+    enum omen_err rc = sealed_scratch_reserve(scratch, pace.effort, want);
+    if (rc == OMEN_OK) rc = sealed_walk(s, search, pace, want, scratch, scratch->hits, &found, cost);
+    if (rc == OMEN_OK && found < search->k &&
+            ruled) { /* many copies in the pool: the same nodes again and again */
+        pace.slack = INFINITY;
+        rc = sealed_walk(s, search, pace, want, scratch, scratch->hits, &found, cost);
+    }
     if (rc != OMEN_OK) return rc;
     if (found < search->k) {
         cost->aborted++;
         return sealed_gather(s, search, hits_out, count_out, cost);
     }
+    if (ruled) want = sealed_want(s, search->k, (uint32_t)(cost->hops - hops));
+    if (found > want) found = want;
     sealed_finish(s, search, scratch->hits, found, hits_out, count_out, cost);
     return OMEN_OK;
 }

@@ -318,7 +318,8 @@ static enum omen_err held_out_insert(struct packing *p)
         struct index_cost cost = { 0 };
         struct index_search search = { .query = slot_row(b->s, b->order[node]) };
         uint32_t found[BUILD_CANDIDATES], count = 0;
-        rc = sealed_walk(b->s, &search, INSERT_EFFORT, BUILD_CANDIDATES, scratch, hits, &count, &cost);
+        rc = sealed_walk(b->s, &search, (struct sealed_pace){ INSERT_EFFORT, INFINITY }, BUILD_CANDIDATES,
+                scratch, hits, &count, &cost);
         for (uint32_t i = 0; i < count; i++) found[i] = hits[i].slot;
         if (rc != OMEN_OK) break;
         touched_count = 0;

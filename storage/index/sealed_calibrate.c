@@ -20,14 +20,24 @@
 #define RECALL_ENOUGH 0.9995 /* of the largest k: higher efforts are not tried */
 
 static const uint32_t curve_k[SEALED_CURVE_KS] = { 1, 10, 100 };
-static const uint32_t efforts[SEALED_CURVE_POINTS] = { 10, 14, 18, 24, 32, 40, 48, 56, 64, 80, 100, 128, 160,
-    200, 256, 320, 448, 640, 1024, 2048 };
+static const uint32_t efforts[] = { 10, 16, 24, 32, 48, 64, 96, 144, 216, 320, 512, 1024, 2048 };
+#define EFFORTS (sizeof efforts / sizeof efforts[0])
+static_assert(EFFORTS <= SEALED_CURVE_POINTS, "a curve holds all efforts");
+/* Slacks of the stop rule less 1, times a scale: distances of some spaces (inner products) lie all close together,
+ * and there the scale is smaller. */
+static const float slacks[SEALED_CURVE_POINTS] = { -.2f, -.14f, -.1f, -.06f, -.03f, 0, .02f, .04f, .06f, .08f,
+    .1f, .12f, .14f, .17f, .2f, .25f, .3f, .4f, .6f, 1 };
+#define SLACK_SCALES 5     /* 1, 1/4, 1/16 ... */
+#define SLACK_PROBE 8      /* a scale is small enough when this slack does not yet find nearly all */
+#define SLACK_PROBED 0.99f /* recall for k = 10 */
+#define BELOW 0.8f
 
 struct calibration {
     struct build *b;
     float *bounds; /* [held_out][SEALED_CURVE_KS] */
     float *recall; /* [held_out][SEALED_CURVE_KS] of the effort at hand */
-    uint32_t effort;
+    struct sealed_pace pace;
+    uint32_t row_first, row_end; /* of the curves that the walks at hand are for; k is the last one's */
 };
 
 static const float *node_row(const struct build *b, uint32_t node)
@@ -97,21 +107,22 @@ static enum omen_err recall_of(struct calibration *c, uint32_t query, struct ind
         struct index_hit *hits)
 {
     const struct sealed *s = c->b->s;
-    uint32_t want = sealed_want(s, curve_k[SEALED_CURVE_KS - 1], c->effort), found = 0,
+    uint32_t k = curve_k[c->row_end - 1], want = sealed_want(s, k, c->pace.effort), found = 0,
              near[SEALED_CURVE_KS] = { 0 };
-    struct index_search search = { .query = node_row(c->b, c->b->n + query) };
+    struct index_search search = { .query = node_row(c->b, c->b->n + query), .k = k };
     struct index_cost cost = { 0 };
-    enum omen_err rc = sealed_walk(s, &search, c->effort, want, scratch, hits, &found, &cost);
+    enum omen_err rc = sealed_walk(s, &search, c->pace, want, scratch, hits, &found, &cost);
     if (rc != OMEN_OK) return rc;
+    uint32_t looked = c->pace.slack != INFINITY ? (uint32_t)cost.hops : c->pace.effort;
     const float *bounds = c->bounds + (size_t)query * SEALED_CURVE_KS;
     for (uint32_t i = 0; i < found; i++) {
         const float *row = node_row(c->b, hits[i].slot);
         float d = s->rows.metric == METRIC_L2 ? kernel_get()->l2sq_f32(search.query, row, s->rows.dim)
                                               : -kernel_get()->dot_f32(search.query, row, s->rows.dim);
-        for (uint32_t j = 0; j < SEALED_CURVE_KS; j++)
-            near[j] += i < sealed_want(s, curve_k[j], c->effort) && near[j] < curve_k[j] && d <= bounds[j];
+        for (uint32_t j = c->row_first; j < c->row_end; j++)
+            near[j] += i < sealed_want(s, curve_k[j], looked) && near[j] < curve_k[j] && d <= bounds[j];
     }
-    for (uint32_t j = 0; j < SEALED_CURVE_KS; j++)
+    for (uint32_t j = c->row_first; j < c->row_end; j++)
         c->recall[(size_t)query * SEALED_CURVE_KS + j] = (float)near[j] / (float)curve_k[j];
     return OMEN_OK;
 }
@@ -120,7 +131,7 @@ static bool recall_range(void *arg, uint32_t thread, uint32_t first, uint32_t en
 {
     struct calibration *c = arg;
     struct index_scratch *scratch = index_scratch_new(&c->b->s->base);
-    struct index_hit *hits = mem_alloc(sealed_want(c->b->s, TRUTH_K, c->effort) * sizeof *hits);
+    struct index_hit *hits = mem_alloc(sealed_want(c->b->s, TRUTH_K, c->pace.effort) * sizeof *hits);
     bool fine = scratch != NULL && hits != NULL;
     (void)thread;
     for (uint32_t query = first; fine && query < end; query++)
@@ -142,28 +153,86 @@ static float careful_mean(const struct calibration *c, uint32_t j)
     return (float)(mean - CONFIDENCE * sqrt((variance > 0 ? variance : 0) / n));
 }
 
-enum omen_err build_calibrate(struct build *b)
+static float below_share(const struct calibration *c, uint32_t j)
 {
-    struct sealed_curve *curve = &b->s->curve;
-    size_t cells = (size_t)b->held_out * SEALED_CURVE_KS;
-    struct calibration c = { b, mem_alloc(cells * sizeof(float)), mem_alloc(cells * sizeof(float)), 0 };
-    enum omen_err rc = c.bounds == NULL || c.recall == NULL ? OMEN_ENOMEM : OMEN_OK;
-    if (rc == OMEN_OK) rc = parallel_for(b->control, "truth", b->held_out, TRUTH_QUERIES, truth_range, &c);
-    for (uint32_t i = 0; rc == OMEN_OK && i < SEALED_CURVE_POINTS && efforts[i] < b->n; i++) {
-        c.effort = efforts[i];
-        rc = parallel_for(b->control, "calibrate", b->held_out, 64, recall_range, &c);
-        if (rc != OMEN_OK) break;
+    uint32_t below = 0;
+    for (uint32_t q = 0; q < c->b->held_out; q++) below += c->recall[(size_t)q * SEALED_CURVE_KS + j] < BELOW;
+    return (float)below / (float)c->b->held_out;
+}
+
+static enum omen_err walks_run(struct calibration *c, struct sealed_pace pace, uint32_t row_first,
+        uint32_t row_end)
+{
+    c->pace = pace;
+    if (c->pace.effort > c->b->n) c->pace.effort = c->b->n;
+    c->row_first = row_first;
+    c->row_end = row_end;
+    return parallel_for(c->b->control, "calibrate", c->b->held_out, 64, recall_range, c);
+}
+
+/* By the width of the pool, one walk for all k. */
+static enum omen_err calibrate_efforts(struct calibration *c)
+{
+    struct sealed_curve *curve = &c->b->s->curve;
+    for (uint32_t i = 0; i < EFFORTS && efforts[i] < c->b->n; i++) {
+        enum omen_err rc = walks_run(c, (struct sealed_pace){ efforts[i], INFINITY }, 0, SEALED_CURVE_KS);
+        if (rc != OMEN_OK) return rc;
         curve->effort[i] = efforts[i];
-        for (uint32_t j = 0; j < SEALED_CURVE_KS; j++) {
-            curve->recall[j][i] = careful_mean(&c, j);
-            if (i > 0)
-                curve->recall[j][i] = fmaxf(curve->recall[j][i],
-                        curve->recall[j][i - 1]); /* noise: it never falls */
-        }
+        for (uint32_t j = 0; j < SEALED_CURVE_KS; j++) /* noise: it never falls */
+            curve->recall[j][i] = fmaxf(careful_mean(c, j), i > 0 ? curve->recall[j][i - 1] : -1);
         curve->points = i + 1;
         if (curve->recall[SEALED_CURVE_KS - 1][i] >= RECALL_ENOUGH) break;
     }
-    curve->queries = b->held_out;
+    return OMEN_OK;
+}
+
+static enum omen_err slack_scale(struct calibration *c, float *scale_out)
+{
+    *scale_out = 1;
+    for (uint32_t i = 0; i + 1 < SLACK_SCALES; i++) {
+        struct sealed_pace pace = { SEALED_RULE_EFFORT, 1 + slacks[SLACK_PROBE] * *scale_out };
+        enum omen_err rc = walks_run(c, pace, 0, 2);
+        if (rc != OMEN_OK || careful_mean(c, 1) < SLACK_PROBED) return rc;
+        *scale_out /= 4;
+    }
+    return OMEN_OK;
+}
+
+/* By the slack of the stop rule; k = 1 and 10 look at the same distance and share a walk. */
+static enum omen_err calibrate_slacks(struct calibration *c)
+{
+    struct sealed_curve *curve = &c->b->s->curve;
+    float scale;
+    enum omen_err rc = slack_scale(c, &scale);
+    for (uint32_t i = 0; rc == OMEN_OK && i < SEALED_CURVE_POINTS; i++) {
+        struct sealed_pace pace = { SEALED_RULE_EFFORT, 1 + slacks[i] * scale };
+        rc = walks_run(c, pace, 0, 2);
+        if (rc == OMEN_OK) rc = walks_run(c, pace, 2, SEALED_CURVE_KS);
+        if (rc != OMEN_OK) break;
+        curve->slack[i] = pace.slack;
+        float least = 1;
+        for (uint32_t j = 0; j < SEALED_CURVE_KS; j++) {
+            curve->slack_recall[j][i] = fmaxf(careful_mean(c, j), i > 0 ? curve->slack_recall[j][i - 1] : -1);
+            curve->slack_below[j][i] = fminf(below_share(c, j), i > 0 ? curve->slack_below[j][i - 1] : 1);
+            least = fminf(least, curve->slack_recall[j][i]);
+        }
+        curve->slack_points = i + 1;
+        if (least >= RECALL_ENOUGH) break;
+    }
+    return rc;
+}
+
+enum omen_err build_calibrate(struct build *b)
+{
+    size_t cells = (size_t)b->held_out * SEALED_CURVE_KS;
+    struct calibration c = { .b = b,
+        .bounds = mem_alloc(cells * sizeof(float)),
+        .recall = mem_alloc(cells * sizeof(float)) };
+    enum omen_err rc = c.bounds == NULL || c.recall == NULL ? OMEN_ENOMEM : OMEN_OK;
+    if (rc == OMEN_OK) rc = parallel_for(b->control, "truth", b->held_out, TRUTH_QUERIES, truth_range, &c);
+    if (rc == OMEN_OK) rc = calibrate_efforts(&c);
+    if (rc == OMEN_OK) rc = calibrate_slacks(&c);
+    b->s->curve.queries = b->held_out;
     mem_free(c.bounds);
     mem_free(c.recall);
     return rc;

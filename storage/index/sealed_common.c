@@ -95,13 +95,76 @@ void sealed_free(struct index *index)
 
 static const uint32_t curve_k[SEALED_CURVE_KS] = { 1, 10, 100 };
 
+/* Where the values, ascending, reach `wanted` first: a place between points; points when they never do. */
+static float reach_at(const float *values, uint32_t points, float wanted)
+{
+    for (uint32_t i = 0; i < points; i++) {
+        if (values[i] < wanted) continue;
+        if (i == 0) return 0;
+        return (float)i - (values[i] - wanted) / (values[i] - values[i - 1]);
+    }
+    return (float)points;
+}
+
+static uint32_t curve_row(uint32_t k) /* the curve of the next larger k is the careful choice */
+{
+    uint32_t row = 0;
+    while (row + 1 < SEALED_CURVE_KS && curve_k[row] < k) row++;
+    return row;
+}
+
+#define BELOW_TARGET 0.95f /* from this target on few queries may be below 0.8 */
+#define BELOW_SHARE 0.02f
+#define BELOW_PRICE 0.010f /* most recall beyond the target that is spent on that */
+
+/* Slack of the stop rule for one curve; 0 when the target is beyond its end. */
+static float slack_at(const struct sealed_curve *curve, uint32_t row, float target)
+{
+    uint32_t points = curve->slack_points;
+    float above[SEALED_CURVE_POINTS], at = reach_at(curve->slack_recall[row], points, target);
+    if (at >= (float)points) {
+        if (target > curve->slack_recall[row][points - 1] + CURVE_SLACK) return 0;
+        at = (float)points - 1;
+    }
+    if (target >= BELOW_TARGET && row > 0) {
+        for (uint32_t i = 0; i < points; i++) above[i] = 1 - curve->slack_below[row][i];
+        float few = reach_at(above, points, 1 - BELOW_SHARE);
+        at = fmaxf(at, fminf(few, reach_at(curve->slack_recall[row], points, target + BELOW_PRICE)));
+        if (at > (float)points - 1) at = (float)points - 1;
+    }
+    uint32_t i = (uint32_t)at;
+    if (i + 1 >= points) return curve->slack[points - 1];
+    return curve->slack[i] + (at - (float)i) * (curve->slack[i + 1] - curve->slack[i]);
+}
+
+bool sealed_pace_choose(const struct sealed *s, uint32_t k, float recall_target, struct sealed_pace *pace_out)
+{
+    const struct sealed_curve *curve = &s->curve;
+    uint32_t row = curve_row(k);
+    *pace_out = (struct sealed_pace){ 0, INFINITY };
+    if (curve->slack_points > 0) {
+        float slack = slack_at(curve, row, recall_target);
+        if (slack > 0 && curve_k[row] != k && row > 0) { /* between two: the more careful of both */
+            float lower = slack_at(curve, row - 1, recall_target);
+            slack = lower > 0 ? fmaxf(slack, lower) : 0;
+        }
+        if (slack > 0) {
+            uint32_t width = 2 * k > SEALED_RULE_EFFORT ? 2 * k : SEALED_RULE_EFFORT;
+            *pace_out = (struct sealed_pace){ width, slack };
+            return true;
+        }
+    }
+    uint32_t effort = sealed_effort(s, k, recall_target);
+    if (effort == SEALED_EFFORT_SCAN) return false;
+    pace_out->effort = effort;
+    return true;
+}
+
 uint32_t sealed_effort(const struct sealed *s, uint32_t k, float recall_target)
 {
     const struct sealed_curve *curve = &s->curve;
     if (curve->points == 0) return 0;
-    uint32_t row = 0; /* the curve of the next larger k is the careful choice */
-    while (row + 1 < SEALED_CURVE_KS && curve_k[row] < k) row++;
-    const float *recall = curve->recall[row];
+    const float *recall = curve->recall[curve_row(k)];
     for (uint32_t i = 0; i < curve->points; i++) {
         if (recall[i] < recall_target) continue;
         if (i == 0) return curve->effort[0];

@@ -19,7 +19,7 @@
 #define SECTIONS_AT 64
 #define SECTION_BYTES 24
 #define PATH_MAX_BYTES 4096
-#define CURVE_BYTES (8 + SEALED_CURVE_POINTS * 4 * (1 + SEALED_CURVE_KS))
+#define CURVE_BYTES (12 + SEALED_CURVE_POINTS * 4 * (2 + 3 * SEALED_CURVE_KS))
 #define FLAG_LOSSLESS 1u
 
 enum section {
@@ -62,31 +62,54 @@ static uint64_t places(const struct sealed *s, struct section_place out[SECTION_
     return at;
 }
 
+/* The curve's arrays in the order of the file. */
+struct curve_part {
+    void *data;
+    size_t bytes;
+};
+
+static void curve_parts(struct sealed_curve *c, struct curve_part out[8])
+{
+    const struct curve_part parts[8] = { { &c->points, 4 }, { &c->queries, 4 },
+        { c->effort, sizeof c->effort }, { c->recall, sizeof c->recall }, { &c->slack_points, 4 },
+        { c->slack, sizeof c->slack }, { c->slack_recall, sizeof c->slack_recall },
+        { c->slack_below, sizeof c->slack_below } };
+    memcpy(out, parts, sizeof parts);
+}
+
 static void curve_store(const struct sealed_curve *curve, uint8_t out[CURVE_BYTES])
 {
-    store_u32(out, curve->points);
-    store_u32(out + 4, curve->queries);
-    memcpy(out + 8, curve->effort, sizeof curve->effort);
-    memcpy(out + 8 + sizeof curve->effort, curve->recall, sizeof curve->recall);
+    struct sealed_curve copy = *curve;
+    struct curve_part parts[8];
+    curve_parts(&copy, parts);
+    for (int i = 0; i < 8; out += parts[i++].bytes) memcpy(out, parts[i].data, parts[i].bytes);
+}
+
+/* Shares of 0..1 (recall less its error may be below) that do not fall. */
+static bool curve_rises(const float *values, uint32_t points, float sign)
+{
+    for (uint32_t i = 0; i < points; i++)
+        if (!(values[i] >= -1 && values[i] <= 1) || (i > 0 && sign * values[i] < sign * values[i - 1]))
+            return false;
+    return true;
 }
 
 static bool curve_load(const uint8_t in[CURVE_BYTES], struct sealed_curve *curve_out)
 {
-    curve_out->points = load_u32(in);
-    curve_out->queries = load_u32(in + 4);
-    memcpy(curve_out->effort, in + 8, sizeof curve_out->effort);
-    memcpy(curve_out->recall, in + 8 + sizeof curve_out->effort, sizeof curve_out->recall);
-    if (curve_out->points > SEALED_CURVE_POINTS) return false;
-    for (uint32_t i = 0; i < curve_out->points; i++) {
-        if (curve_out->effort[i] == 0 || curve_out->effort[i] > INDEX_EFFORT_MAX) return false;
-        if (i > 0 && curve_out->effort[i] <= curve_out->effort[i - 1]) return false;
-        for (uint32_t j = 0; j < SEALED_CURVE_KS; j++) {
-            float recall = curve_out->recall[j][i];
-            if (!(recall >= -1 && recall <= 1) || (i > 0 && recall < curve_out->recall[j][i - 1]))
-                return false;
-        }
-    }
-    return true;
+    struct sealed_curve *c = curve_out;
+    struct curve_part parts[8];
+    curve_parts(c, parts);
+    for (int i = 0; i < 8; in += parts[i++].bytes) memcpy(parts[i].data, in, parts[i].bytes);
+    bool fine = c->points <= SEALED_CURVE_POINTS && c->slack_points <= SEALED_CURVE_POINTS;
+    for (uint32_t i = 0; fine && i < c->points; i++)
+        fine = c->effort[i] > (i > 0 ? c->effort[i - 1] : 0) && c->effort[i] <= INDEX_EFFORT_MAX;
+    for (uint32_t i = 0; fine && i < c->slack_points; i++)
+        fine = isfinite(c->slack[i]) && c->slack[i] > (i > 0 ? c->slack[i - 1] : 0);
+    for (uint32_t j = 0; fine && j < SEALED_CURVE_KS; j++)
+        fine = curve_rises(c->recall[j], c->points, 1) &&
+                curve_rises(c->slack_recall[j], c->slack_points, 1) &&
+                curve_rises(c->slack_below[j], c->slack_points, -1);
+    return fine;
 }
 
 /* ---- save ---- */

@@ -18,6 +18,8 @@ struct index_scratch {
     uint32_t seen_cap, seen_count;
     struct index_hit *hits; /* [hits_cap] */
     uint32_t hits_cap;
+    struct index_hit *near; /* [near_cap] the distances that the stop rule looks at */
+    uint32_t near_cap;
 };
 
 /* Room for a pool and for hits; OMEN_ENOMEM leaves none of what had to grow. */

@@ -58,10 +58,16 @@ struct sealed_leaders {
     struct sealed_sketch middles; /* of the first middles.count groups, in their order */
 };
 
+/* What calibration found: recall less 1.65 standard errors, never falling, by pool width and by the slack of the stop
+ * rule (sealed_walk.c), and under the rule the share of queries with a recall below 0.8. */
 struct sealed_curve {
     uint32_t effort[SEALED_CURVE_POINTS];
     float recall[SEALED_CURVE_KS][SEALED_CURVE_POINTS];
     uint32_t points, queries; /* 0 = not calibrated */
+    float slack[SEALED_CURVE_POINTS];
+    float slack_recall[SEALED_CURVE_KS][SEALED_CURVE_POINTS];
+    float slack_below[SEALED_CURVE_KS][SEALED_CURVE_POINTS];
+    uint32_t slack_points;
 };
 
 struct sealed {
@@ -130,9 +136,21 @@ uint32_t sealed_effort(const struct sealed *s, uint32_t k, float recall_target);
  * rescored, and more with the effort when rows are reduced. */
 uint32_t sealed_want(const struct sealed *s, uint32_t k, uint32_t effort);
 
+/* How far a walk goes. */
+struct sealed_pace {
+    uint32_t effort; /* width of the pool */
+    float slack;     /* of the stop rule; INFINITY = none */
+};
+#define SEALED_RULE_EFFORT                                                                                   \
+    1024                    /* width of the pool under the stop rule: the queries that need most end here */
+#define SEALED_RULE_NEAR 10 /* the rule looks at the k-th distance, k at least this */
+/* The pace for k and target, without a filter; false: no pace reaches the target. */
+bool sealed_pace_choose(const struct sealed *s, uint32_t k, float recall_target,
+        struct sealed_pace *pace_out);
+
 /* One walk: the nearest `want` nodes that were visited, by their own codes, nearest first, slots still node
  * numbers. Used by searches and, while building, for linking and calibration. */
-enum omen_err sealed_walk(const struct sealed *s, const struct index_search *search, uint32_t effort,
+enum omen_err sealed_walk(const struct sealed *s, const struct index_search *search, struct sealed_pace pace,
         uint32_t want, struct index_scratch *scratch, struct index_hit *hits_out, uint32_t *count_out,
         struct index_cost *cost);
 

@@ -93,8 +93,11 @@ struct walk {
     const struct sealed *s;
     const struct code_kernel *kernel;
     struct index_scratch *scratch;
-    uint64_t *pool, *other; /* [effort + 8] ascending keys; where the next pool is written */
-    uint32_t effort, count, cursor;
+    uint64_t *pool, *other;        /* [effort + 8] ascending keys; where the next pool is written */
+    uint32_t width, count, cursor; /* of the pool */
+    uint32_t effort;               /* the width in the end */
+    struct index_heap near;        /* what the stop rule looks at */
+    float slack, limit;            /* estimates from `limit` on are not followed */
 };
 
 /* The neighbours of an expanded node whose estimates are nearer than the pool's worst and that are not expanded
@@ -104,7 +107,7 @@ static inline void neighbours_offer(struct walk *w, const uint8_t *row, float ex
     const struct sealed *s = w->s;
     const struct sealed_head *head = sealed_head(s, row);
     uint64_t *pool = w->pool, fresh[CODE_GROUP + 4], best = UINT64_MAX;
-    float bound = w->count == w->effort ? pool_estimate(pool[w->count - 1]) : INFINITY;
+    float bound = w->count == w->width ? fminf(pool_estimate(pool[w->count - 1]), w->limit) : w->limit;
     float estimates[CODE_GROUP];
     struct code_factors factors = { (const uint16_t *)(const void *)(row + s->layout.f),
         (const uint16_t *)(const void *)(row + s->layout.g), head->f_scale, head->g_scale };
@@ -119,23 +122,53 @@ static inline void neighbours_offer(struct walk *w, const uint8_t *row, float ex
     }
     if (n == 0) return;
     if (w->cursor >= w->count || best < pool[w->cursor]) row_prefetch(s, pool_node(best));
-    uint32_t lowest = w->kernel->pool_merge(pool, w->count, w->effort, fresh, n, w->other);
+    uint32_t lowest = w->kernel->pool_merge(pool, w->count, w->width, fresh, n, w->other);
     w->pool = w->other;
     w->other = pool;
-    w->count = w->count + n < w->effort ? w->count + n : w->effort;
+    w->count = w->count + n < w->width ? w->count + n : w->width;
     if (lowest < w->cursor) w->cursor = lowest;
 }
 
-enum omen_err sealed_walk(const struct sealed *s, const struct index_search *search, uint32_t effort,
+#define WIDTH_FIRST                                                                                          \
+    24 /* of the pool beside 4 k while no limit is known yet: most of what enters then never matters */
+
+/* The stop rule: nothing is followed whose estimate is beyond `slack` times the k-th distance that the walk has
+ * found so far. Easy queries, whose neighbours stand apart from the rest, end early; where distances lie close
+ * together more is looked at. (Distance adaptive beam search, arXiv 2505.15636, on estimates.) */
+static inline void limit_lower(struct walk *w, float exact, uint32_t node)
+{
+    index_heap_push(&w->near, (struct index_hit){ exact, node });
+    if (w->near.count < w->near.k) return;
+    w->width = w->effort;
+    w->limit = w->slack * w->near.hits[0].distance;
+    while (w->count > w->cursor && pool_estimate(w->pool[w->count - 1]) > w->limit) w->count--;
+}
+
+static enum omen_err near_reserve(struct index_scratch *scratch, uint32_t count)
+{
+    if (scratch->near_cap >= count) return OMEN_OK;
+    mem_free(scratch->near);
+    scratch->near_cap = 0;
+    scratch->near = mem_alloc(count * sizeof *scratch->near);
+    if (scratch->near == NULL) return OMEN_ENOMEM;
+    scratch->near_cap = count;
+    return OMEN_OK;
+}
+
+enum omen_err sealed_walk(const struct sealed *s, const struct index_search *search, struct sealed_pace pace,
         uint32_t want, struct index_scratch *scratch, struct index_hit *hits_out, uint32_t *count_out,
         struct index_cost *cost)
 {
+    uint32_t near = search->k < SEALED_RULE_NEAR ? SEALED_RULE_NEAR : search->k, effort = pace.effort;
+    bool ruled = pace.slack != INFINITY;
     enum omen_err rc = sealed_scratch_reserve(scratch, effort, 0);
+    if (rc == OMEN_OK && ruled) rc = near_reserve(scratch, near);
     if (rc != OMEN_OK) return rc;
     sealed_query_prepare(s, search->query, scratch);
     seen_clear(scratch);
-    struct walk w = { s, code_kernel_get(), scratch, scratch->pool, scratch->pool + effort + 8, effort, 0,
-        0 };
+    struct walk w = { s, code_kernel_get(), scratch, scratch->pool, scratch->pool + effort + 8, effort, 0, 0,
+        effort, { scratch->near, near, 0 }, pace.slack, INFINITY };
+    if (ruled && 4 * near + WIDTH_FIRST < effort) w.width = 4 * near + WIDTH_FIRST;
     uint32_t hops = 0, entered = sealed_enter(s, scratch, &w.count, effort);
     struct index_heap found = { hits_out, want, 0 };
     while (w.cursor < w.count) {
@@ -153,6 +186,7 @@ enum omen_err sealed_walk(const struct sealed *s, const struct index_search *sea
         const struct sealed_head *head = sealed_head(s, row);
         float exact = w.kernel->l2sq_f32_u8(scratch->query, row + s->layout.own, head->own_lo,
                 head->own_scale, s->dim);
+        if (ruled) limit_lower(&w, exact, node);
         neighbours_offer(&w, row, exact);
         prefetch_ahead(s, w.pool, w.cursor, w.count);
         if (search->filter == NULL || index_bit(search->filter, head->slot))
@@ -165,6 +199,6 @@ enum omen_err sealed_walk(const struct sealed *s, const struct index_search *sea
     cost->hops += hops;
     cost->distances += hops;
     cost->estimates += (uint64_t)hops * SEALED_DEGREE + entered;
-    cost->effort += effort;
+    cost->effort += ruled ? w.cursor : effort;
     return OMEN_OK;
 }
