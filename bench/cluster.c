@@ -65,7 +65,7 @@ static void payloads_read(struct run *run)
 {
     struct dataset *set = &run->data.set;
     uint32_t rows = run->data.rows.count;
-    if (set->payload == NULL) return;
+    if (set->payload == NULL || set->payload[0] != '{') return; /* none, or labels that are no payloads */
     run->payloads = mem_must_calloc(rows, sizeof *run->payloads);
     run->text = mem_must_alloc(set->payload_bytes + rows);
     char *at = run->text;
