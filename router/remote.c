@@ -143,6 +143,8 @@ static void metrics_register(struct remote *remote)
     r->maps = metrics_counter(m, "omendb_router_maps_total", "Newer maps taken over", NULL);
     r->unproven = metrics_counter(m, "omendb_router_unproven_total",
             "Answers that did not prove the cluster secret, or could not be one", NULL);
+    r->abandoned = metrics_counter(m, "omendb_router_abandoned_total",
+            "Attempts given up because their node had fallen silent", NULL);
     r->nodes_up = metrics_gauge(m, "omendb_router_nodes_up", "Nodes that answered the last round of polls",
             NULL);
     r->epoch = metrics_gauge(m, "omendb_router_map_epoch", "Epoch of the map that is routed by", NULL);
@@ -235,6 +237,8 @@ void remote_stop(struct remote *remote)
     routing_unref(routing);
     for (uint32_t i = 0; i < count; i++) {
         CHECK(atomic_load(&endpoints[i]->refs) == 1);
+        CHECK(endpoints[i]->flying == NULL);
+        pthread_mutex_destroy(&endpoints[i]->flying_lock);
         buf_fini(&endpoints[i]->status);
         mem_free(endpoints[i]);
     }

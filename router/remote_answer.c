@@ -160,8 +160,7 @@ static bool map_settle(struct remote_call *rc, struct map *map)
     return false;
 }
 
-/* Needs the lock, gives it back; `call` holds the attempt's end. */
-static void attempt_judge(struct remote_call *rc)
+void attempt_judge(struct remote_call *rc)
 {
     struct shard_call *call = rc->call;
     bool read = call_is_read(call);
@@ -203,8 +202,7 @@ static void attempt_end(struct remote_call *rc, struct attempt *attempt, enum om
     struct err err;
     err_clear(&err);
     pthread_mutex_lock(&rc->lock);
-    rc->flying--;
-    if (rc->finished) {
+    if (!flight_remove(rc, attempt) || rc->finished) {
         pthread_mutex_unlock(&rc->lock);
         return;
     }
@@ -236,6 +234,8 @@ void attempt_done(void *arg, enum omen_err result, struct bytes message)
     struct attempt *attempt = arg;
     struct remote_call *rc = attempt->rc;
     atomic_fetch_sub(&attempt->endpoint->outstanding, 1);
+    attempt_unlink(attempt);
+    if (result == OMEN_OK) endpoint_heard(attempt->rc->remote, attempt->endpoint);
     attempt_end(rc, attempt, result, message);
     endpoint_unref(attempt->endpoint);
     mem_free(attempt);

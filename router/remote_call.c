@@ -15,8 +15,10 @@
  *   BUSY, IO, CORRUPT       another replica, once each  settles
  *   anything else           settles                     settles, as UNKNOWN when that leaves an earlier attempt open
  *
- * An attempt that lost (hedged, timed out) comes home to a call that is finished and finds nothing to do; the call's memory
- * waits for it. `lock` guards everything of a call; its inputs are read only while it is encoded, in submit. */
+ * An attempt at a node that has fallen silent (a poll was not answered, nor anything else since before the attempt) is
+ * given up as UNKNOWN, if the call may be asked again at another. An attempt that lost (hedged, given up, timed out) comes
+ * home to a call that does not know it any more, or is finished, and finds nothing to do; the call's memory waits for it.
+ * `lock` guards everything of a call; its inputs are read only while it is encoded, in submit. */
 #include "common/err.h"
 
 #include <stdio.h>
@@ -102,6 +104,44 @@ static void tried_add(struct remote_call *rc, uint32_t node_id)
     if (rc->tried_count < TRIED_MAX) rc->tried[rc->tried_count++] = node_id;
 }
 
+void flight_add(struct remote_call *rc, struct attempt *attempt)
+{
+    CHECK(rc->flying < FLIGHTS_MAX);
+    rc->flights[rc->flying++] = attempt;
+}
+
+bool flight_remove(struct remote_call *rc, const struct attempt *attempt)
+{
+    for (uint32_t i = 0; i < rc->flying; i++) {
+        if (rc->flights[i] != attempt) continue;
+        rc->flights[i] = rc->flights[--rc->flying];
+        return true;
+    }
+    return false;
+}
+
+static void attempt_link(struct attempt *attempt)
+{
+    struct endpoint *e = attempt->endpoint;
+    pthread_mutex_lock(&e->flying_lock);
+    attempt->next_there = e->flying;
+    if (e->flying != NULL) e->flying->previous_there = attempt;
+    e->flying = attempt;
+    pthread_mutex_unlock(&e->flying_lock);
+}
+
+void attempt_unlink(struct attempt *attempt)
+{
+    struct endpoint *e = attempt->endpoint;
+    pthread_mutex_lock(&e->flying_lock);
+    if (attempt->previous_there != NULL)
+        attempt->previous_there->next_there = attempt->next_there;
+    else
+        e->flying = attempt->next_there;
+    if (attempt->next_there != NULL) attempt->next_there->previous_there = attempt->previous_there;
+    pthread_mutex_unlock(&e->flying_lock);
+}
+
 /* Needs the lock, keeps it. The end of an attempt that could not even start. */
 static enum omen_err attempt_start(struct remote_call *rc, struct pick pick, bool hedge, struct err *err)
 {
@@ -111,7 +151,12 @@ static enum omen_err attempt_start(struct remote_call *rc, struct pick pick, boo
     rc->attempts++;
     if (ms == 0) return err_set(err, OMEN_EDEADLINE, "", "the deadline has passed");
     struct attempt *attempt = mem_must_calloc(1, sizeof *attempt);
-    *attempt = (struct attempt){ rc, pick.endpoint, pick.node_id, remote_nonce(remote), now_ns, hedge };
+    *attempt = (struct attempt){ .rc = rc,
+        .endpoint = pick.endpoint,
+        .node_id = pick.node_id,
+        .nonce = remote_nonce(remote),
+        .began_ns = now_ns,
+        .hedge = hedge };
     uint8_t *message = rc->request.data;
     store_u64(message + NONCE_OFFSET, attempt->nonce);
     store_u32(message + SHARD_REQUEST_DEADLINE_OFFSET, (uint32_t)ms);
@@ -119,12 +164,14 @@ static enum omen_err attempt_start(struct remote_call *rc, struct pick pick, boo
     endpoint_ref(pick.endpoint);
     atomic_fetch_add(&pick.endpoint->outstanding, 1);
     atomic_fetch_add(&rc->refs, 1);
-    rc->flying++;
+    flight_add(rc, attempt);
+    attempt_link(attempt);
     count(remote->metrics.attempts);
     enum omen_err rc_start = net_call_start(pick.endpoint->client, (struct bytes){ message, rc->request.len },
             attempt_timeout_ms(rc, ms), attempt_done, attempt, err);
     if (rc_start == OMEN_OK) return OMEN_OK;
-    rc->flying--;
+    (void)flight_remove(rc, attempt);
+    attempt_unlink(attempt);
     atomic_fetch_sub(&rc->refs, 1); /* not the last: the owner's is there */
     atomic_fetch_sub(&pick.endpoint->outstanding, 1);
     if (rc_start == OMEN_EUNAVAILABLE) endpoint_down(remote, pick.endpoint);
@@ -157,7 +204,7 @@ static void hedge_fire(struct remote_timer *timer)
     if (!rc->finished && rc->flying == 1 && rc->attempts == 1) {
         struct pick pick = call_pick(rc);
         struct err err;
-        bool up = pick.endpoint != NULL &&
+        bool up = pick.endpoint != NULL && !atomic_load(&pick.endpoint->silent) &&
                 atomic_load(&pick.endpoint->down_until_ns) <= remote_now_ns(rc->remote);
         if (up && hedge_spend(rc->remote) && attempt_start(rc, pick, true, &err) == OMEN_OK)
             count(rc->remote->metrics.hedges);
@@ -268,6 +315,61 @@ void call_again(struct remote_call *rc)
     uint64_t hedge_ns = may_hedge(rc) && rc->attempts == 1 ? hedge_delay_ns(rc->remote, call->kind) : 0;
     if (hedge_ns != 0) timer_arm(rc, &rc->hedge_timer, hedge_fire, remote_now_ns(rc->remote) + hedge_ns);
     pthread_mutex_unlock(&rc->lock);
+}
+
+/* ---- nodes that fall silent ---- */
+
+/* Asked again elsewhere it does no harm, and there is an elsewhere. */
+static bool may_give_up(const struct remote_call *rc)
+{
+    bool others = rc->place != NULL ? rc->place->shard->replica_count > 1 : rc->call->kind == CALL_CLUSTER;
+    return others && (call_is_read(rc->call) || has_op_id(rc->call));
+}
+
+/* `attempt` may have come home, and its memory be another one's by now: the nonce tells. */
+static void flight_give_up(struct remote_call *rc, struct attempt *attempt, uint64_t nonce)
+{
+    struct shard_call *call = rc->call;
+    pthread_mutex_lock(&rc->lock);
+    bool there = false;
+    for (uint32_t i = 0; i < rc->flying; i++)
+        there |= rc->flights[i] == attempt && rc->flights[i]->nonce == nonce;
+    if (rc->finished || !there || !may_give_up(rc)) {
+        pthread_mutex_unlock(&rc->lock);
+        return;
+    }
+    (void)flight_remove(rc, attempt);
+    count(rc->remote->metrics.abandoned);
+    call->code = err_set(&call->err, OMEN_EUNKNOWN, "", "%s: has fallen silent", attempt->endpoint->address);
+    attempt_judge(rc);
+}
+
+struct flight {
+    struct remote_call *rc; /* one reference */
+    struct attempt *attempt;
+    uint64_t nonce;
+};
+
+void remote_silence(struct remote *remote, struct endpoint *endpoint)
+{
+    uint64_t since_ns = remote_now_ns(remote) - REMOTE_POLL_TIMEOUT_MS * MS_NS;
+    if (atomic_load(&endpoint->heard_ns) > since_ns || atomic_load(&remote->stopping)) return;
+    atomic_store(&endpoint->silent, true);
+    struct flight *flights = NULL;
+    uint32_t flight_count = 0;
+    pthread_mutex_lock(&endpoint->flying_lock);
+    for (struct attempt *a = endpoint->flying; a != NULL; a = a->next_there) {
+        if (a->began_ns > since_ns) continue;
+        flights = mem_must_realloc(flights, (flight_count + 1) * sizeof *flights);
+        flights[flight_count++] = (struct flight){ a->rc, a, a->nonce };
+        atomic_fetch_add(&a->rc->refs, 1); /* the attempt has one: it is linked */
+    }
+    pthread_mutex_unlock(&endpoint->flying_lock);
+    for (uint32_t i = 0; i < flight_count; i++) {
+        flight_give_up(flights[i].rc, flights[i].attempt, flights[i].nonce);
+        call_unref(flights[i].rc);
+    }
+    mem_free(flights);
 }
 
 /* ---- the service's two functions ---- */

@@ -7,6 +7,7 @@
 #include "router/remote_impl.h"
 
 #define TRIED_MAX 16u
+#define FLIGHTS_MAX 2u /* an attempt and its hedge */
 
 struct remote_call {
     struct remote *remote;
@@ -22,6 +23,7 @@ struct remote_call {
     uint64_t reply_bytes;                   /* accounted in remote->reply_bytes */
     uint64_t give_up_ns;
     uint32_t attempts, flying, backoff_ms;
+    struct attempt *flights[FLIGHTS_MAX]; /* those that fly, [flying] */
     bool finished;
     bool uncertain;                         /* an earlier attempt may have been carried out */
     uint32_t tried[TRIED_MAX], tried_count; /* in this turn */
@@ -35,6 +37,7 @@ struct attempt {
     uint32_t node_id;
     uint64_t nonce, began_ns;
     bool hedge;
+    struct attempt *next_there, *previous_there; /* under endpoint->flying_lock */
 };
 
 static inline void count(struct metric_counter *counter)
@@ -68,11 +71,18 @@ struct pick call_pick(struct remote_call *rc); /* who is left in this turn; need
 void call_again(struct remote_call *rc);
 void call_later(struct remote_call *rc);
 
+/* Both need the lock. The attempt comes to the call's flights, or leaves them; false: it was given up before. */
+void flight_add(struct remote_call *rc, struct attempt *attempt);
+bool flight_remove(struct remote_call *rc, const struct attempt *attempt);
+void attempt_unlink(struct attempt *attempt); /* from its endpoint */
+
 /* remote_answer.c */
 enum verdict { SETTLED, AGAIN, AGAIN_ELSEWHERE };
 enum verdict call_verdict(const struct remote_call *rc, enum omen_err code);
 /* The last word of a call that is not OK: nothing that was open is told as refused. Needs the lock. */
 void call_conclude(struct remote_call *rc);
+/* Needs the lock, gives it back; `call` holds the attempt's end. */
+void attempt_judge(struct remote_call *rc);
 void attempt_done(void *arg, enum omen_err result, struct bytes message); /* net_done of an attempt */
 
 #endif

@@ -1,7 +1,8 @@
 /* What the remote_*.c files share.
  *
  * Locks, none held while another room is called except where said: remote->lock guards the table of endpoints, the routing
- * that is published and the poll round; a call's lock its attempts; timers_lock the heap. Order: call, remote, timers. */
+ * that is published and the poll round; a call's lock its attempts; timers_lock the heap; an
+ * endpoint's flying_lock the attempts there. Order: call, remote, timers; call, flying. */
 #ifndef OMEN_ROUTER_REMOTE_IMPL_H
 #define OMEN_ROUTER_REMOTE_IMPL_H
 
@@ -61,6 +62,8 @@ bool remote_timer_cancel(struct remote_timers *timers, struct remote_timer *time
 
 /* ---- endpoints and routing: remote_map.c, remote_poll.c ---- */
 
+struct attempt; /* remote_call.h */
+
 /* One address. In the table until nobody needs it; closed by the timers' thread. */
 struct endpoint {
     char address[OMEN_ADDRESS_BYTES_MAX + 1];
@@ -69,6 +72,10 @@ struct endpoint {
     _Atomic uint32_t outstanding; /* calls */
     _Atomic uint64_t latency_ns;  /* of reads, smoothed; 0 = none yet */
     _Atomic uint64_t down_until_ns;
+    _Atomic uint64_t heard_ns; /* when anything was answered last */
+    _Atomic bool silent;       /* the last poll was not answered, nor was anything else meanwhile */
+    pthread_mutex_t flying_lock;
+    struct attempt *flying; /* all that are out there, linked by next_there; guarded by flying_lock */
     bool seed,
             listed; /* configured; in the directory of nodes last seen. These down to `status` under remote->lock */
     uint64_t listed_round; /* the last round in which a node listed it */
@@ -114,7 +121,7 @@ struct latencies { /* of one kind of call */
 
 struct remote_metrics { /* NULL without a registry */
     struct metric_counter *attempts, *retries, *hedges, *hedge_wins, *wrong_epoch, *not_leader, *unknown,
-            *maps, *unproven;
+            *maps, *unproven, *abandoned;
     struct metric_gauge *nodes_up, *epoch;
 };
 
@@ -167,6 +174,7 @@ void endpoint_ref(struct endpoint *endpoint);
 void endpoint_unref(struct endpoint *endpoint);
 void endpoint_free(struct endpoint *endpoint);
 void endpoint_down(struct remote *remote, struct endpoint *endpoint);
+void endpoint_heard(struct remote *remote, struct endpoint *endpoint);
 
 /* remote_poll.c */
 void remote_poll_begin(struct remote *remote); /* a round soon, and every poll_ns from then on */
@@ -200,5 +208,7 @@ bool hedge_spend(struct remote *remote);
 /* remote_call.c */
 void remote_submit(void *self, struct shard_call *call);
 void remote_release(void *self, struct shard_call *call);
+/* A poll of the endpoint was not answered: attempts that wait there for longer than that are given up. */
+void remote_silence(struct remote *remote, struct endpoint *endpoint);
 
 #endif

@@ -22,9 +22,16 @@ void endpoint_unref(struct endpoint *endpoint)
     CHECK(before > 1); /* the table's own goes last, in endpoint_free */
 }
 
+void endpoint_heard(struct remote *remote, struct endpoint *endpoint)
+{
+    atomic_store_explicit(&endpoint->heard_ns, remote_now_ns(remote), memory_order_relaxed);
+    if (atomic_load_explicit(&endpoint->silent, memory_order_relaxed)) atomic_store(&endpoint->silent, false);
+}
+
 void endpoint_free(struct endpoint *endpoint)
 {
     net_client_close(endpoint->client);
+    pthread_mutex_destroy(&endpoint->flying_lock);
     buf_fini(&endpoint->status);
     mem_free(endpoint);
 }
@@ -49,6 +56,7 @@ struct endpoint *remote_endpoint_add(struct remote *remote, const char *address,
     }
     snprintf(endpoint->address, sizeof endpoint->address, "%s", address);
     atomic_init(&endpoint->refs, 1);
+    pthread_mutex_init(&endpoint->flying_lock, NULL);
     buf_init(&endpoint->status);
     remote->endpoints = mem_must_realloc(remote->endpoints,
             (remote->endpoint_count + 1) * sizeof(struct endpoint *));

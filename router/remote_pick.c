@@ -35,7 +35,8 @@ static bool was_tried(uint32_t node_id, const uint32_t *tried, uint32_t tried_co
 
 static bool is_down(const struct endpoint *endpoint, uint64_t now_ns)
 {
-    return atomic_load_explicit(&endpoint->down_until_ns, memory_order_relaxed) > now_ns;
+    return atomic_load_explicit(&endpoint->silent, memory_order_relaxed) ||
+            atomic_load_explicit(&endpoint->down_until_ns, memory_order_relaxed) > now_ns;
 }
 
 /* Smaller is better: what is expected to pass before an answer, behind the calls that are there already. */

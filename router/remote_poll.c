@@ -59,6 +59,7 @@ static void answer_take(struct remote *remote, struct endpoint *e, const struct 
     e->epoch = reply->epoch;
     e->trouble[0] = '\0';
     atomic_store(&e->down_until_ns, 0);
+    endpoint_heard(remote, e);
     snprintf(e->not_ready, sizeof e->not_ready, "%.*s", (int)reply->not_ready.len,
             (const char *)reply->not_ready.data);
     if (reply->status.data != NULL) {
@@ -189,6 +190,7 @@ static void poll_done(void *arg, enum omen_err result, struct bytes message)
     else
         result = reply_take(poll, message, &err);
     if (result != OMEN_OK) failure_take(poll->remote, poll->endpoint, result, err.message);
+    if (result == OMEN_EUNKNOWN) remote_silence(poll->remote, poll->endpoint);
     poll_over(poll);
 }
 

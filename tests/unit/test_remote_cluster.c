@@ -1,14 +1,17 @@
-/* The router's way to the cluster itself: who is asked about members and moves, what is never asked twice, and how the first
- * node comes to be when no node has a map. Fake nodes behind real ports; nothing is asserted on time. */
+/* The router's way to the cluster itself: who is asked about members and moves, what is never asked twice, and how the
+ * first node comes to be when no node has a map; and what becomes of calls at a node that falls silent. Fake nodes behind
+ * real ports; nothing is asserted on time. */
 #include "common/err.h"
 
 #include <check.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "router/remote_impl.h"
 #include "tests/support/call_support.h"
 #include "tests/support/fake_cluster.h"
+#include "tests/support/tcp_proxy.h"
 
 static struct fake_cluster *cluster;
 static struct remote *remote;
@@ -181,6 +184,136 @@ START_TEST(the_first_node_is_made_at_one_address_only_and_while_all_answer)
 }
 END_TEST
 
+/* ---- a node that falls silent ---- */
+
+static struct tcp_proxy *proxies[3];
+static struct metrics *metrics;
+
+/* Three nodes behind proxies, all replicas of one shard; node 1 leads. A call may be tried again for long enough. */
+static void begin_behind_proxies(void)
+{
+    struct remote_options options;
+    struct err err;
+    cluster = fake_cluster_new(3, 1, false);
+    for (uint32_t i = 0; i < 3; i++) {
+        struct fake_node *node = &cluster->nodes[i];
+        proxies[i] = tcp_proxy_start((uint16_t)node_port_number(node->port));
+        snprintf(node->address, sizeof node->address, "tcp://127.0.0.1:%u", tcp_proxy_port(proxies[i]));
+    }
+    remote_options_default(&options);
+    const char *seeds[1] = { cluster->nodes[0].address };
+    options.seeds = seeds;
+    options.seed_count = 1;
+    options.key = secret;
+    options.poll_ns = 50 * MS_NS;
+    options.retry_ns = 100000 * MS_NS;
+    options.hedge_percent = 0;
+    options.metrics = metrics = metrics_new();
+    ck_assert_int_eq(remote_start(&options, &remote, &err), OMEN_OK);
+    service = remote_service(remote);
+    for (uint32_t known = 0; known < 3;) {
+        refresh();
+        struct routing *routing = routing_acquire(remote);
+        known = 0;
+        for (uint32_t i = 0; routing != NULL && i < routing->node_count; i++)
+            known += routing->nodes[i].endpoint->answered;
+        routing_unref(routing);
+    }
+}
+
+static void end_behind_proxies(void)
+{
+    remote_stop(remote);
+    for (uint32_t i = 0; i < 3; i++) tcp_proxy_stop(proxies[i]);
+    fake_cluster_free(cluster);
+    metrics_free(metrics);
+}
+
+/* Its deadline is far beyond the time that this test may take: half of it would be waited for a node that says nothing. */
+static void shard_call_init(struct shard_call *call, enum shard_call_kind kind, enum consistency consistency)
+{
+    struct map *map = service->map_acquire(service->self);
+    *call = (struct shard_call){ .kind = kind, .shard_id = 11, .collection_id = 3, .done = call_over };
+    call->deadline_ns = clock_monotonic_ns(clock_system()) + 600000 * MS_NS;
+    call->epoch = map->epoch;
+    call->incarnation = map->incarnation;
+    call->consistency = consistency;
+    map_unref(map);
+}
+
+static const struct point_op one_op = { .kind = POINT_DELETE, .id = { 0, 1, POINT_ID_U64 } };
+
+static enum omen_err write_one(uint64_t seq)
+{
+    struct shard_call call;
+    shard_call_init(&call, CALL_WRITE, CONSISTENCY_SESSION);
+    call.in.write.ops = &one_op;
+    call.in.write.count = 1;
+    call.in.write.op_id = (struct op_id){ 42, seq, 1 };
+    return ask(&call);
+}
+
+START_TEST(calls_at_a_node_that_falls_silent_go_elsewhere)
+{
+    struct shard_call call;
+    for (int lost = 0; lost < 2; lost++) { /* nothing arrives there; nothing comes back */
+        begin_behind_proxies();
+        ck_assert_int_eq(write_one(1), OMEN_OK); /* node 1 is known to lead */
+        tcp_proxy_lose(proxies[0], lost == 0, lost == 1);
+        cluster->leader = 2;
+        ck_assert_int_eq(write_one(2), OMEN_OK); /* sent to node 1, which says nothing */
+        ck_assert_uint_eq(cluster->writes, 2);   /* also when node 1 had carried it out */
+        ck_assert_uint_gt(fake_metric(metrics, "omendb_router_abandoned_total"), 0);
+        shard_call_init(&call, CALL_COUNT, CONSISTENCY_LINEARIZABLE);
+        ck_assert_int_eq(ask(&call), OMEN_OK);
+        for (int i = 0; i < 6; i++) { /* whoever is asked, it is not the silent one */
+            shard_call_init(&call, CALL_COUNT, CONSISTENCY_EVENTUAL);
+            ck_assert_int_eq(ask(&call), OMEN_OK);
+        }
+        tcp_proxy_lose(proxies[0], false, false);
+        cluster->leader = 1;
+        ck_assert_int_eq(write_one(3), OMEN_OK); /* it is back */
+        ck_assert_uint_eq(cluster->writes, 3);
+        end_behind_proxies();
+    }
+}
+END_TEST
+
+/* Reads that are under way there when it stops, all at once. */
+START_TEST(reads_under_way_at_a_node_that_falls_silent_are_answered_by_others)
+{
+    enum { READS = 24 };
+    static struct shard_call calls[READS];
+    begin_behind_proxies();
+    pthread_mutex_lock(&cluster->lock);
+    for (uint32_t i = 0; i < 3; i++) cluster->nodes[i].hold = true;
+    pthread_mutex_unlock(&cluster->lock);
+    uint32_t before = waiter.done;
+    for (int i = 0; i < READS; i++) {
+        shard_call_init(&calls[i], CALL_COUNT, CONSISTENCY_EVENTUAL);
+        service->submit(service->self, &calls[i]);
+    }
+    for (uint32_t held = 0; held < READS;) { /* all have arrived somewhere */
+        pthread_mutex_lock(&cluster->lock);
+        held = 0;
+        for (uint32_t i = 0; i < 3; i++) held += cluster->nodes[i].held_count;
+        pthread_mutex_unlock(&cluster->lock);
+    }
+    ck_assert_uint_gt(fake_calls(cluster, 1, CALL_COUNT), 0);
+    tcp_proxy_lose(proxies[0], true, true);
+    fake_let_go(cluster, 2);
+    fake_let_go(cluster, 3);
+    wait_for(before + READS);
+    for (int i = 0; i < READS; i++) {
+        ck_assert_int_eq(calls[i].code, OMEN_OK);
+        service->release(service->self, &calls[i]);
+    }
+    ck_assert_uint_gt(fake_metric(metrics, "omendb_router_abandoned_total"), 0);
+    fake_let_go(cluster, 1);
+    end_behind_proxies();
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("remote_cluster");
@@ -189,6 +322,8 @@ int main(void)
     tcase_add_test(tcase, calls_of_the_cluster_find_who_answers_and_bring_the_answer);
     tcase_add_test(tcase, a_change_of_the_cluster_whose_outcome_is_unknown_is_sent_once);
     tcase_add_test(tcase, the_first_node_is_made_at_one_address_only_and_while_all_answer);
+    tcase_add_test(tcase, calls_at_a_node_that_falls_silent_go_elsewhere);
+    tcase_add_test(tcase, reads_under_way_at_a_node_that_falls_silent_are_answered_by_others);
     suite_add_tcase(suite, tcase);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_ENV);
