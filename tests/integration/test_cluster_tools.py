@@ -136,7 +136,7 @@ class ClusterTools(unittest.TestCase):
 
     def test_the_python_client_leaves_a_router_that_has_stopped_without_a_word(self):
         with FakeRouter({"status": lambda r: status()}) as one, FakeRouter({"status": lambda r: status()}) as two:
-            with omendb.connect([one.listen, two.listen], timeout=8) as db:
+            with omendb.connect([one.listen, two.listen], timeout=20) as db:
                 db.cluster_status()
                 self.assertEqual(len(one.asked), 1)
                 one.silent = True

@@ -295,12 +295,12 @@ class Deaths(Cluster):
     def test_clients_go_on_when_a_router_stops_without_a_word(self):
         db = self.connect()
         db.create_collection("docs", dim=DIM, shards=4)
-        writer = Writer(self.both, timeout=6)
+        writer = Writer(self.both, timeout=30)
         try:
             writer.wait_for(300)
             self.routers[0].pause()  # all that the writer has outstanding is there
             writer.wait_for(len(writer.acked) + 300)
-            with omendb.connect(self.both, timeout=8) as other:
+            with omendb.connect(self.both, timeout=30) as other:
                 self.assertGreater(other.collection("docs").count(), 0)
             self.routers[0].resume()
         finally:
