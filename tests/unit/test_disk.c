@@ -8,6 +8,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "common/bytes.h"
+#include "common/crc32c.h"
 #include "common/mem.h"
 #include "storage/index/disk.h"
 #include "storage/kernel/kernel.h"
@@ -462,6 +464,79 @@ START_TEST(damage_is_refused_by_name)
 }
 END_TEST
 
+/* Checksums of header, sections and units as they must be for these bytes. */
+static void checksums_repair(uint8_t *bytes, uint64_t len, uint64_t units_at)
+{
+    for (uint64_t at = units_at; at + 4096 <= len; at += 4096)
+        store_u32(bytes + at, crc32c(0, bytes + at + 4, 4092));
+    for (uint32_t i = 0; i < 8; i++) {
+        uint8_t *section = bytes + 128 + i * 24;
+        uint64_t offset = load_u64(section), size = load_u64(section + 8);
+        if (offset <= len && size <= len - offset) store_u32(section + 16, crc32c(0, bytes + offset, size));
+    }
+    store_u32(bytes + 4092, crc32c(0, bytes, 4092));
+}
+
+/* Nonsense with the right checksums: refused, or answered with slots that exist; no other memory is touched. */
+START_TEST(nonsense_with_right_checksums_does_no_harm)
+{
+    seed_rng(73);
+    struct set set;
+    set_init(&set, 900, 20, METRIC_L2);
+    set_fill(&set, 9);
+    set_build(&set, NULL);
+    struct vfs *vfs = vfs_sim_vfs(set.sim);
+    uint8_t *good, *bad;
+    size_t len;
+    uint32_t opened_count = 0, refused = 0;
+    float query[20];
+    ck_assert_int_eq(vfs_read_file(vfs, "/graph.index", 1 << 24, &good, &len, &err), OMEN_OK);
+    uint32_t per = (4096 - 16) / (20 * 4 + 136);
+    uint64_t units_at = len - (900 + per - 1) / per * 4096ull;
+    bad = mem_must_alloc(len);
+    for (uint32_t i = 0; i < 600; i++) {
+        struct index *opened;
+        memcpy(bad, good, len);
+        for (uint32_t n = 1 + (uint32_t)(rng() % 8); n > 0; n--) {
+            uint64_t at = i % 3 == 0 ? rng() % 400
+                    : i % 3 == 1     ? rng() % units_at
+                                     : units_at + rng() % (len - units_at);
+            bad[at] = rng() % 4 == 0 ? 0xff : (uint8_t)rng();
+        }
+        checksums_repair(bad, len, units_at);
+        ck_assert_int_eq(vfs_replace_file(vfs, "/bad.index", bad, len, &err), OMEN_OK);
+        enum omen_err rc = index_map(vfs, "/bad.index", &set.rows, false, &opened, &err);
+        if (rc != OMEN_OK) {
+            ck_assert(rc == OMEN_ECORRUPT || rc == OMEN_EVERSION || rc == OMEN_EINVAL);
+            refused++;
+            continue;
+        }
+        opened_count++;
+        struct index_scratch *scratch = index_scratch_new(opened);
+        for (int plan = INDEX_PLAN_WALK; plan < INDEX_PLAN_COUNT; plan++) {
+            struct index_hit hits[10];
+            uint32_t count;
+            query_fill(&set, query);
+            struct index_search search = { .query = query,
+                .k = 10,
+                .plan = (enum index_plan)plan,
+                .err = &err };
+            rc = index_search(opened, &search, scratch, hits, &count, NULL);
+            ck_assert(rc == OMEN_OK || rc == OMEN_ECORRUPT);
+            for (uint32_t j = 0; rc == OMEN_OK && j < count; j++) ck_assert_uint_lt(hits[j].slot, 900);
+        }
+        index_scratch_free(opened, scratch);
+        index_free(opened);
+    }
+    printf("%u refused, %u opened\n", refused, opened_count);
+    ck_assert_uint_gt(refused, 50);
+    ck_assert_uint_gt(opened_count, 50);
+    mem_free(good);
+    mem_free(bad);
+    set_fini(&set);
+}
+END_TEST
+
 /* The file loses its end under an opened index: the search that needs it says so. */
 START_TEST(a_read_that_fails_is_named)
 {
@@ -559,6 +634,7 @@ int main(void)
     tcase_add_test(tc, the_cache_holds_what_it_may_and_changes_no_answer);
     tcase_add_test(tc, work_stops_when_told_and_runs_out_of_memory_cleanly);
     tcase_add_test(tc, damage_is_refused_by_name);
+    tcase_add_test(tc, nonsense_with_right_checksums_does_no_harm);
     tcase_add_test(tc, a_read_that_fails_is_named);
     tcase_add_test(tc, a_save_is_whole_or_was_not);
     tcase_add_test(tc, a_real_disk_answers_alike);
