@@ -344,10 +344,12 @@ static void shards_close(struct node *node)
 static void node_free(struct node *node)
 {
     shards_close(node);
-    member_free(node->member);
     room_keeper_stop(node->env.rooms);
     if (node->map != NULL) map_unref(node->map);
+    if (node->member != NULL) member_base_stop(node->member);
     if (node->catalog_replica != NULL) replica_close(node->catalog_replica, true);
+    if (node->member != NULL) member_base_stop(node->member); /* raft may have asked until it was closed */
+    member_free(node->member);
     if (node->catalog != NULL) catalog_close(node->catalog);
     fetcher_stop(node->env.fetcher);
     ship_stop(node->env.ship);

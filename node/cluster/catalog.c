@@ -105,17 +105,36 @@ void catalog_export(struct catalog *catalog, struct buf *out, uint64_t *sequence
     cluster_state_unref(state);
 }
 
+static enum omen_err import_decode(struct catalog *catalog, struct bytes bytes,
+        struct cluster_state **state_out, bool *newer_out, struct err *err)
+{
+    enum omen_err rc = cluster_state_decode(bytes.data, bytes.len, catalog->path, state_out, err);
+    if (rc != OMEN_OK) return rc;
+    struct cluster_state *have = cluster_state_acquire(catalog);
+    *newer_out = (*state_out)->sequence > have->sequence;
+    if ((*state_out)->map->incarnation != have->map->incarnation)
+        rc = err_set(err, OMEN_EINVAL, "", "a base of the cluster group of another incarnation");
+    cluster_state_unref(have);
+    if (rc != OMEN_OK) cluster_state_unref(*state_out);
+    return rc;
+}
+
+enum omen_err catalog_import_check(struct catalog *catalog, struct bytes bytes, struct err *err)
+{
+    struct cluster_state *state;
+    bool newer;
+    enum omen_err rc = import_decode(catalog, bytes, &state, &newer, err);
+    if (rc == OMEN_OK) cluster_state_unref(state);
+    return rc;
+}
+
 enum omen_err catalog_import(struct catalog *catalog, struct bytes bytes, struct err *err)
 {
     struct cluster_state *state;
-    enum omen_err rc = cluster_state_decode(bytes.data, bytes.len, catalog->path, &state, err);
+    bool newer;
+    enum omen_err rc = import_decode(catalog, bytes, &state, &newer, err);
     if (rc != OMEN_OK) return rc;
-    struct cluster_state *have = cluster_state_acquire(catalog);
-    bool newer = state->sequence > have->sequence;
-    if (state->map->incarnation != have->map->incarnation)
-        rc = err_set(err, OMEN_EINVAL, "", "a base of the cluster group of another incarnation");
-    cluster_state_unref(have);
-    if (rc == OMEN_OK && newer) rc = state_write(catalog, state, err);
+    if (newer) rc = state_write(catalog, state, err);
     if (rc != OMEN_OK || !newer) {
         cluster_state_unref(state);
         return rc;

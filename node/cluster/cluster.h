@@ -156,6 +156,8 @@ uint64_t catalog_next_group(struct catalog *catalog);
  * stands at. */
 void catalog_export(struct catalog *catalog, struct buf *out, uint64_t *sequence_out);
 /* Take over another replica's state when it is newer: durable, then visible. Not beside apply. */
+OMEN_CHECKED enum omen_err catalog_import_check(struct catalog *catalog, struct bytes bytes,
+        struct err *err); /* would it */
 OMEN_CHECKED enum omen_err catalog_import(struct catalog *catalog, struct bytes bytes, struct err *err);
 /* A change of collections or aliases as an entry to propose (mem_free), a multiple of 8 bytes. `node_ids`
  * [node_count], at most CLUSTER_NODES_MAX: where shards of a new collection may be placed, the willing first.

@@ -67,23 +67,23 @@ static bool peers_address(void *arg, uint32_t node_id, char *out)
     return out[0] != '\0';
 }
 
+/* Where a shard's replicas are, by the newest state: a new replica asks those for a checkpoint. */
 static uint32_t peers_replicas(void *arg, uint64_t shard_id, uint32_t *nodes_out)
 {
     struct member *m = arg;
+    uint32_t n = 0;
     if (!member_is_open(m)) return 0;
     struct cluster_state *state = member_state(m);
-    const struct map *map = state->map;
-    uint32_t count = 0;
-    for (uint32_t c = 0; c < map->collection_count; c++) {
-        for (uint32_t s = 0; s < map->collections[c].shard_count; s++) {
-            const struct map_shard *shard = &map->collections[c].shards[s];
-            if (shard->shard_id != shard_id) continue;
-            count = shard->replica_count;
-            memcpy(nodes_out, shard->node_ids, count * sizeof *nodes_out);
+    for (uint32_t c = 0; c < state->map->collection_count; c++) {
+        const struct map_collection *collection = &state->map->collections[c];
+        for (uint32_t i = 0; i < collection->shard_count; i++) {
+            const struct map_shard *shard = &collection->shards[i];
+            for (uint32_t r = 0; shard->shard_id == shard_id && r < shard->replica_count; r++)
+                nodes_out[n++] = shard->node_ids[r];
         }
     }
     cluster_state_unref(state);
-    return count;
+    return n;
 }
 
 static bool peers_disk_full(void *arg, uint32_t node_id)
@@ -122,6 +122,32 @@ static void group_leader_changed(void *arg, bool leads, const struct replica_mem
     atomic_store(&m->report_soon, true);
 }
 
+/* The catalog's machine under our name: bases come and go through the member. */
+static enum omen_err group_apply(void *self, uint64_t sequence, const void *entry, uint32_t len,
+        void *proposal_arg, struct err *err)
+{
+    struct member *m = self;
+    return m->group_fsm.apply(m->group_fsm.self, sequence, entry, len, proposal_arg, err);
+}
+
+static uint64_t group_applied(void *self)
+{
+    struct member *m = self;
+    return m->group_fsm.applied(m->group_fsm.self);
+}
+
+static uint64_t group_log_needed_from(void *self)
+{
+    struct member *m = self;
+    return m->group_fsm.log_needed_from(m->group_fsm.self);
+}
+
+static enum omen_err group_checkpoint(void *self, struct err *err)
+{
+    struct member *m = self;
+    return m->group_fsm.checkpoint(m->group_fsm.self, err);
+}
+
 static enum omen_err group_open(struct member *m, struct err *err)
 {
     struct node *node = m->node;
@@ -130,8 +156,12 @@ static enum omen_err group_open(struct member *m, struct err *err)
     data_dir_path(&node->dir, "catalog", dir);
     enum omen_err rc = catalog_open(node->options.vfs, dir, id->incarnation, &node->catalog, err);
     if (rc != OMEN_OK) return rc;
-    struct replica_fsm fsm;
-    catalog_fsm(node->catalog, &fsm);
+    catalog_fsm(node->catalog, &m->group_fsm);
+    const struct replica_fsm fsm = { .self = m,
+        .apply = group_apply,
+        .applied = group_applied,
+        .log_needed_from = group_log_needed_from,
+        .checkpoint = group_checkpoint };
     struct replica_member self = { id->catalog_replica_id, id->node_id, REPLICA_VOTER };
     if (id->founder) {
         rc = replica_bootstrap(node->replica_host, CATALOG_GROUP, self.replica_id, &self, 1, err);
@@ -141,6 +171,7 @@ static enum omen_err group_open(struct member *m, struct err *err)
         .group = CATALOG_GROUP,
         .replica_id = self.replica_id,
         .fsm = &fsm,
+        .bases = { .fetch = member_base_fetch, .switch_base = member_base_switch },
         .on_leader_change = group_leader_changed,
         .arg = m,
     };
@@ -157,6 +188,7 @@ enum omen_err member_open(struct member *m, struct err *err)
     enum omen_err rc = node_host_open(m->node, err);
     if (rc == OMEN_OK) rc = group_open(m, err);
     if (rc != OMEN_OK) return rc;
+    member_base_register(m);
     atomic_store(&m->phase, MEMBER_MEMBER);
     struct cluster_state *state = member_state(m);
     member_peers_refresh(m, state);
@@ -268,6 +300,7 @@ enum omen_err member_start(struct member *m, struct err *err)
 {
     enum omen_err rc = search_pool_start(MEMBER_ADMIN_THREADS, MEMBER_ADMIN_QUEUE_MAX, &m->admin, err);
     member_seeds_read(m);
+    member_base_init(m);
     if (rc == OMEN_OK && m->node->dir.identity.node_id != 0) rc = member_open(m, err);
     if (rc == OMEN_OK) rc = thread_start(&m->agent, agent_main, m, &m->agent_started, err);
     if (rc == OMEN_OK) rc = thread_start(&m->talker, talker_main, m, &m->talker_started, err);

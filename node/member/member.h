@@ -25,6 +25,8 @@ struct member *member_new(struct node *node);
 OMEN_CHECKED enum omen_err member_start(struct member *member, struct err *err);
 /* Ends the threads; shards and the cluster group stay open. */
 void member_stop(struct member *member);
+/* Before the cluster group is closed, and once more after: nobody copies its state any more. */
+void member_base_stop(struct member *member);
 void member_free(struct member *member); /* NULL is fine */
 
 /* NULL, or why this node should get no calls. */

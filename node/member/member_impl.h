@@ -2,6 +2,7 @@
  *
  *   member.c             life, threads, what routers ask
  *   member_join.c        init, being taken in, taking others in, hello
+ *   member_base.c        copies of the state, to and from other nodes
  *   member_reconcile.c   replicas here as the state wants them
  *   member_report.c      what the leader is told, and tells
  *   member_peer.c        requests of other nodes
@@ -20,6 +21,7 @@
 #include <stdatomic.h>
 
 #include "node/cluster/cluster.h"
+#include "node/fetch.h"
 #include "node/member/fields.h"
 #include "node/member/member.h"
 #include "node/member/peer.h"
@@ -75,6 +77,9 @@ struct member {
     struct peers *peers;
     struct search_pool *admin;
     struct shard_peers shard_peers;
+    struct replica_fsm group_fsm; /* the catalog's */
+    struct fetch base_fetch;
+    char base_dir[NODE_PATH_BYTES_MAX]; /* the fetcher's */
     _Atomic enum member_phase phase;
     _Atomic bool stopping, report_soon, shards_open;
     _Atomic uint64_t led_since_ns; /* 0: does not lead the cluster group */
@@ -141,6 +146,12 @@ void member_peers_refresh(struct member *m,
 void member_addresses_turn(struct member *m, const struct cluster_state *state); /* driver */
 struct node_view *member_view(struct member *m, uint32_t node_id,
         bool make); /* needs lock; NULL = none, or no room */
+
+/* member_base.c */
+void member_base_init(struct member *m);     /* ship and fetcher run */
+void member_base_register(struct member *m); /* the cluster group is open */
+void member_base_fetch(void *self, uint64_t sequence, uint64_t node_id);
+OMEN_CHECKED enum omen_err member_base_switch(void *self, uint64_t sequence, struct err *err);
 
 /* member_reconcile.c; agent */
 void member_reconcile_turn(struct member *m);
