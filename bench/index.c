@@ -18,7 +18,7 @@
 struct choice {
     const char *dir, *index, *quant, *recall, *filter, *rivals, *rival_cache, *index_file;
     uint64_t k, build_threads, threads, limit, queries, rounds, effort, rival_m, rival_efc, degree, efc;
-    bool with_rivals, sweep, plans;
+    bool with_rivals, faiss, sweep, plans;
 };
 
 static void progress(void *arg, const char *phase, uint64_t done, uint64_t total)
@@ -110,7 +110,8 @@ static uint32_t add_rivals(const struct run *run, const struct choice *choice, s
     rival_engine(run, &rival, rival_hnswlib(), recall, &engines[count++]);
     if (rival_small_pages(run, &engines[count - 1], &engines[count])) count++;
     rival.best = false; /* informative only */
-    if (rival_faiss() != NULL) rival_engine(run, &rival, rival_faiss(), recall, &engines[count++]);
+    if (choice->faiss && rival_faiss() != NULL)
+        rival_engine(run, &rival, rival_faiss(), recall, &engines[count++]);
     return count;
 }
 
@@ -242,8 +243,9 @@ int bench_index(int argc, char **argv)
         { "--plans", "also each plan of a filtered search, forced", NULL, NULL, &c.plans },
         { "--rounds", "interleaved rounds (7)", &c.rounds, NULL, NULL },
         { "--sweep", "a line for each of many efforts", NULL, NULL, &c.sweep },
-        { "--rivals", "also hnswlib (and faiss, informative); `--rivals best`: hnswlib's best parameters",
-                NULL, &c.rivals, &c.with_rivals },
+        { "--faiss", "with --rivals also faiss's HNSW, informative", NULL, NULL, &c.faiss },
+        { "--rivals", "also hnswlib; `--rivals best`: at its best parameters", NULL, &c.rivals,
+                &c.with_rivals },
         { "--rival-m", "the rivals' M (16)", &c.rival_m, NULL, NULL },
         { "--rival-efc", "the rivals' ef_construction (200)", &c.rival_efc, NULL, NULL },
         { "--rival-cache", "folder that keeps built rivals and their best parameters", NULL, &c.rival_cache,

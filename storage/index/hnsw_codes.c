@@ -69,17 +69,38 @@ AVX2 static inline uint32_t sum_8(__m256i v)
     return (uint32_t)_mm_cvtsi128_si32(s);
 }
 
+AVX2 static inline __m256i add_16(__m256i sum, __m256i q, const uint8_t *code)
+{
+    __m256i d = _mm256_sub_epi16(q, _mm256_cvtepu8_epi16(_mm_load_si128((const __m128i *)code)));
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(d, d));
+}
+
+/* Four rows side by side: one load of the query serves all, and their sums fold together. */
 AVX2 static void many_avx2(const int16_t *q, const uint8_t *codes, size_t stride, const uint32_t *nodes,
         uint32_t count, uint32_t *distances_out)
 {
-    for (uint32_t i = 0; i < count; i++) {
+    uint32_t i = 0;
+    for (; i + 4 <= count; i += 4) {
+        const uint8_t *c0 = codes + (size_t)nodes[i] * stride, *c1 = codes + (size_t)nodes[i + 1] * stride;
+        const uint8_t *c2 = codes + (size_t)nodes[i + 2] * stride,
+                      *c3 = codes + (size_t)nodes[i + 3] * stride;
+        __m256i s0 = _mm256_setzero_si256(), s1 = s0, s2 = s0, s3 = s0;
+        for (size_t j = 0; j < stride; j += 16) {
+            __m256i x = _mm256_load_si256((const __m256i *)(q + j));
+            s0 = add_16(s0, x, c0 + j);
+            s1 = add_16(s1, x, c1 + j);
+            s2 = add_16(s2, x, c2 + j);
+            s3 = add_16(s3, x, c3 + j);
+        }
+        __m256i s = _mm256_hadd_epi32(_mm256_hadd_epi32(s0, s1), _mm256_hadd_epi32(s2, s3));
+        _mm_storeu_si128((__m128i *)(distances_out + i),
+                _mm_add_epi32(_mm256_castsi256_si128(s), _mm256_extracti128_si256(s, 1)));
+    }
+    for (; i < count; i++) {
         const uint8_t *code = codes + (size_t)nodes[i] * stride;
         __m256i sum = _mm256_setzero_si256();
-        for (size_t j = 0; j < stride; j += 16) {
-            __m256i c = _mm256_cvtepu8_epi16(_mm_load_si128((const __m128i *)(code + j)));
-            __m256i d = _mm256_sub_epi16(_mm256_load_si256((const __m256i *)(q + j)), c);
-            sum = _mm256_add_epi32(sum, _mm256_madd_epi16(d, d));
-        }
+        for (size_t j = 0; j < stride; j += 16)
+            sum = add_16(sum, _mm256_load_si256((const __m256i *)(q + j)), code + j);
         distances_out[i] = sum_8(sum);
     }
 }

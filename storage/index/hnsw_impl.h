@@ -129,7 +129,8 @@ struct index_scratch { /* of a reader or a writer */
     uint8_t *visited; /* [visited_count] stamps */
     uint32_t visited_count;
     uint8_t stamp;
-    uint64_t *pool; /* [pool_capacity + 1] see hnsw_walk.c */
+    uint64_t *pool;  /* [pool_capacity + 8] see hnsw_walk.c */
+    uint64_t *spare; /* [pool_capacity + 8] where the next pool is merged; the two change places */
     uint32_t pool_capacity, pool_count, pool_counted;
     int16_t *code; /* of the query or of the point being inserted */
     size_t code_count;

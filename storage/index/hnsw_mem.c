@@ -198,6 +198,7 @@ void hnsw_scratch_free(struct index_scratch *s)
     atomic_store(&s->pin->used, false);
     mem_free(s->visited);
     mem_free(s->pool);
+    mem_free(s->spare);
     mem_free(s->code);
     mem_free(s->hits);
     mem_free(s->found);
@@ -258,9 +259,12 @@ bool hnsw_scratch_begin(struct index_scratch *s, const struct hnsw_codes *codes,
         s->stamp = 0;
     }
     if (pool > s->pool_capacity) {
-        uint64_t *items = mem_realloc(s->pool, ((size_t)pool + 1) * sizeof *items);
+        uint64_t *items = mem_realloc(s->pool, ((size_t)pool + 8) * sizeof *items);
         if (items == NULL) return false;
         s->pool = items;
+        items = mem_realloc(s->spare, ((size_t)pool + 8) * sizeof *items);
+        if (items == NULL) return false;
+        s->spare = items;
         s->pool_capacity = pool;
     }
     size_t code_count = codes->quantized ? codes->stride : 0;

@@ -12,6 +12,10 @@
  * Threads: the scratch belongs to the caller, who is pinned; rows may change meanwhile (hnsw_impl.h). */
 #include "storage/index/hnsw_impl.h"
 
+#include "storage/kernel/code.h"
+
+#define ROWS_AHEAD 2         /* of the pool, asked for while distances are computed */
+#define POOL_FRESH_MAX 32    /* keys merged at once */
 #define PREFETCH_LINES_MAX 4 /* per code; a longer code is streamed by the processor itself */
 
 static inline void prefetch_point(const struct hnsw *h, const struct hnsw_codes *codes, uint32_t node)
@@ -48,12 +52,13 @@ static uint32_t collect(struct hnsw_walk *walk, uint32_t node, uint32_t layer, u
     for (uint32_t i = 0; i < max; i++) {
         uint32_t next = atomic_load_explicit(&row[i], memory_order_acquire);
         if (next == HNSW_NONE) break;
-        if (next >= s->visited_count || s->visited[next] == s->stamp)
-            continue; /* younger than this search: not its */
+        if (next >= s->visited_count) continue; /* younger than this search: not its */
+        /* About half were seen before, which no branch can guess: a place is taken only when not. */
+        unseen_out[count] = next;
+        count += s->visited[next] != s->stamp;
         s->visited[next] = s->stamp;
-        prefetch_point(h, walk->codes, next);
-        unseen_out[count++] = next;
     }
+    for (uint32_t i = 0; i < count; i++) prefetch_point(h, walk->codes, unseen_out[i]);
     return count;
 }
 
@@ -116,9 +121,53 @@ static uint32_t pool_insert(struct index_scratch *s, uint64_t entry, uint32_t ef
     return low;
 }
 
+/* The same for several at once (1..POOL_FRESH_MAX, with room for four more), when everything is counted. */
+static uint32_t pool_merge(struct index_scratch *s, const struct code_kernel *kernel, uint64_t *fresh,
+        uint32_t count, uint32_t ef)
+{
+    uint32_t at = kernel->pool_merge(s->pool, s->pool_count, ef, fresh, count, s->spare);
+    uint64_t *merged = s->spare;
+    s->spare = s->pool;
+    s->pool = merged;
+    s->pool_count = s->pool_count + count < ef ? s->pool_count + count : ef;
+    s->pool_counted = s->pool_count;
+    return at;
+}
+
 static inline bool pool_full(const struct index_scratch *s, uint32_t ef)
 {
     return s->pool_counted == ef || s->pool_count == s->pool_capacity;
+}
+
+/* Neighbours and their keys into the pool; the lowest position taken, `next` when none is lower. The row of one
+ * that will be expanded next is asked for before the pool is merged: half of collect was waiting for it. */
+static uint32_t pool_offer(const struct hnsw_walk *walk, bool all, uint32_t layer, const uint32_t *nodes,
+        const uint32_t *keys, uint32_t count, uint32_t ef, uint32_t next)
+{
+    struct index_scratch *s = walk->scratch;
+    const struct code_kernel *kernel = code_kernel_get();
+    uint64_t fresh[POOL_FRESH_MAX + 4], best = UINT64_MAX;
+    uint32_t n = 0, bound = pool_full(s, ef) ? hnsw_pool_key(s->pool[s->pool_count - 1]) : UINT32_MAX;
+    for (uint32_t i = 0; i < count; i++) {
+        if (all) { /* a place is taken only when the key is below the bound: no branch to guess */
+            fresh[n] = (uint64_t)keys[i] << 32 | HNSW_POOL_COUNTED | nodes[i];
+            best = fresh[n] < best ? fresh[n] : best;
+            n += keys[i] < bound;
+            if (n == 0 || (n < POOL_FRESH_MAX && i + 1 < count)) continue;
+            if (layer == 0 && (next >= s->pool_count || best < s->pool[next]))
+                prefetch_row(walk->h, hnsw_pool_node(best));
+            uint32_t at = pool_merge(s, kernel, fresh, n, ef);
+            if (at < next) next = at;
+            n = 0;
+        } else {
+            if (keys[i] >= bound) continue;
+            uint64_t flag = counted(walk, all, nodes[i]) ? HNSW_POOL_COUNTED : 0;
+            uint32_t at = pool_insert(s, (uint64_t)keys[i] << 32 | flag | nodes[i], ef);
+            if (at < next) next = at;
+        }
+        if (pool_full(s, ef)) bound = hnsw_pool_key(s->pool[s->pool_count - 1]);
+    }
+    return next;
 }
 
 enum hnsw_walk_end hnsw_beam(struct hnsw_walk *walk, const uint32_t *seeds, uint32_t seed_count,
@@ -151,19 +200,12 @@ enum hnsw_walk_end hnsw_beam(struct hnsw_walk *walk, const uint32_t *seeds, uint
                 walk->stop(walk->stop_arg))
             return HNSW_WALK_STOPPED;
         uint32_t count = collect(walk, from, layer, unseen);
-        if (layer == 0 && cursor + 1 < s->pool_count) prefetch_row(h, hnsw_pool_node(s->pool[cursor + 1]));
+        for (uint32_t i = cursor + 1; layer == 0 && i < s->pool_count && i <= cursor + ROWS_AHEAD; i++)
+            prefetch_row(h, hnsw_pool_node(s->pool[i]));
         hnsw_distances(h, walk->codes, walk->probe, unseen, count, keys);
         walk->distances += count;
-        uint32_t bound = pool_full(s, ef) ? hnsw_pool_key(s->pool[s->pool_count - 1]) : UINT32_MAX;
-        uint32_t next = cursor + 1;
-        for (uint32_t i = 0; i < count; i++) {
-            if (keys[i] >= bound) continue;
-            uint64_t flag = counted(walk, all, unseen[i]) ? HNSW_POOL_COUNTED : 0;
-            uint32_t at = pool_insert(s, (uint64_t)keys[i] << 32 | flag | unseen[i], ef);
-            if (at < next) next = at;
-            if (pool_full(s, ef)) bound = hnsw_pool_key(s->pool[s->pool_count - 1]);
-        }
-        if (layer == 0 && next <= cursor) prefetch_row(h, hnsw_pool_node(s->pool[next]));
+        uint32_t next = pool_offer(walk, all, layer, unseen, keys, count, ef, cursor + 1);
+        if (layer == 0 && !all && next <= cursor) prefetch_row(h, hnsw_pool_node(s->pool[next]));
         cursor = next <= cursor ? next : cursor;
         if (walk->distances > walk->distances_max) return HNSW_WALK_BUDGET;
     }
