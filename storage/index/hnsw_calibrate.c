@@ -20,7 +20,7 @@
 #define K_MAX 100
 #define TIE 1e-5f
 #define CONFIDENCE 1.65
-#define RECALL_ENOUGH 0.9995f /* for the largest k: higher efforts are not tried */
+#define RECALL_ENOUGH 0.9995f /* for one k: higher efforts are not tried */
 
 static const uint32_t curve_k[HNSW_CURVE_KS] = { 1, 10, 100 };
 static const uint32_t efforts[HNSW_CURVE_POINTS] = { 10, 14, 18, 24, 32, 40, 48, 56, 64, 80, 100, 128, 160,
@@ -123,11 +123,18 @@ enum omen_err hnsw_calibrate(struct hnsw *h, const struct index_rows *rows, uint
     enum omen_err rc = scratch == NULL || c.bounds == NULL ? OMEN_ENOMEM : OMEN_OK;
     if (rc == OMEN_OK) rc = parallel_for(control, "calibrate", c.count, TRUTH_QUERIES, truth_range, &c);
     for (uint32_t p = 0; rc == OMEN_OK && p < HNSW_CURVE_POINTS; p++) {
-        for (uint32_t j = 0; rc == OMEN_OK && j < HNSW_CURVE_KS; j++)
-            rc = measure(&c, efforts[p], j, scratch, &curve.recall[j][p]);
+        bool enough = true;
+        for (uint32_t j = 0; rc == OMEN_OK && j < HNSW_CURVE_KS; j++) {
+            float *recall = curve.recall[j];
+            if (p > 0 && (efforts[p] <= curve_k[j] || recall[p - 1] >= RECALL_ENOUGH))
+                recall[p] = recall[p - 1]; /* an effort below k is k, and good enough stays so */
+            else
+                rc = measure(&c, efforts[p], j, scratch, &recall[p]);
+            enough = enough && recall[p] >= RECALL_ENOUGH;
+        }
         curve.points = p + 1;
         if (control->stop != NULL && control->stop(control->arg)) rc = OMEN_ECANCELED;
-        if (curve.recall[HNSW_CURVE_KS - 1][p] >= RECALL_ENOUGH) break;
+        if (enough) break;
     }
     if (rc == OMEN_OK) h->curve = curve;
     hnsw_scratch_free(scratch);
