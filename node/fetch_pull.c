@@ -27,6 +27,7 @@
 #define INCOMING_BYTES 36u
 #define INCOMING_EVERY_BYTES (16u << 20) /* durable and not yet noted */
 #define LEASE_ARENA_BYTES_MAX (256u << 20)
+#define CANCEL_POLL_MS 100u
 #define PATH_BYTES 4200u
 #define SUM_PART_BYTES (256u << 10)
 
@@ -53,11 +54,12 @@ struct open_file {
 
 struct pull {
     const struct fetch_pull *o;
-    struct net_client *client;
+    struct net_client *client; /* NULL: closed, for the fetch was canceled */
     uint64_t nonce;
     pthread_mutex_t lock; /* guards the states of ranges */
-    pthread_cond_t back;
+    pthread_cond_t back;  /* monotonic clock */
     struct range ranges[FETCH_WINDOW];
+    struct range single; /* a request that is waited for */
     uint32_t out;
     struct open_file files[FETCH_WINDOW];
     struct arena arena; /* of the lease */
@@ -101,20 +103,66 @@ static enum omen_err reply_open(struct pull *p, enum file_op op, uint64_t nonce,
     return rc;
 }
 
-/* A request that is waited for. The reply borrows from `bytes`. */
-static enum omen_err ask(struct pull *p, const struct file_request *r, uint32_t timeout_ms, struct buf *bytes,
-        struct arena *arena, struct file_reply *reply, struct err *err)
+/* On the network's thread. */
+static void range_back(void *arg, enum omen_err result, struct bytes reply)
 {
+    struct range *r = arg;
+    struct pull *p = r->p;
+    r->rc = result;
+    buf_clear(&r->reply);
+    if (result == OMEN_OK) buf_append(&r->reply, reply.data, reply.len);
+    if (r->reply.failed) r->rc = OMEN_ENOMEM;
+    pthread_mutex_lock(&p->lock);
+    r->state = RANGE_BACK;
+    pthread_cond_signal(&p->back);
+    pthread_mutex_unlock(&p->lock);
+}
+
+/* Lock held, and let go meanwhile. A peer that says nothing does not hold up whoever cancels: then everything asked for
+ * comes back. */
+static void back_wait(struct pull *p)
+{
+    struct timespec until;
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_nsec += CANCEL_POLL_MS * 1000000L;
+    until.tv_sec += until.tv_nsec / 1000000000;
+    until.tv_nsec %= 1000000000;
+    (void)pthread_cond_timedwait(&p->back, &p->lock, &until);
+    if (!canceled(p) || p->client == NULL) return;
+    struct net_client *client = p->client;
+    p->client = NULL;
+    pthread_mutex_unlock(&p->lock);
+    net_client_close(client);
+    pthread_mutex_lock(&p->lock);
+}
+
+static enum omen_err canceled_error(struct err *err)
+{
+    return err_set(err, OMEN_ECANCELED, "", "the replica is being closed");
+}
+
+/* A request that is waited for. The reply borrows from `bytes`. */
+static enum omen_err ask(struct pull *p, const struct file_request *request, uint32_t timeout_ms,
+        struct buf *bytes, struct arena *arena, struct file_reply *reply, struct err *err)
+{
+    struct range *r = &p->single;
     struct buf message;
-    uint64_t nonce;
+    if (p->client == NULL) return canceled_error(err);
     buf_init(&message);
-    request_make(p, r, &message, &nonce);
-    buf_clear(bytes);
-    enum omen_err rc = net_call(p->client, (struct bytes){ message.data, message.len }, timeout_ms, bytes,
-            err);
+    request_make(p, request, &message, &r->nonce);
+    r->state = RANGE_OUT;
+    enum omen_err rc = net_call_start(p->client, (struct bytes){ message.data, message.len }, timeout_ms,
+            range_back, r, err);
     buf_fini(&message);
     if (rc != OMEN_OK) return rc;
-    return reply_open(p, r->op, nonce, (struct bytes){ bytes->data, bytes->len }, arena, reply, err);
+    pthread_mutex_lock(&p->lock);
+    while (r->state != RANGE_BACK) back_wait(p);
+    pthread_mutex_unlock(&p->lock);
+    buf_clear(bytes);
+    if (r->rc != OMEN_OK) return err_set(err, r->rc, "", "%s: %s", p->o->url, err_name(r->rc));
+    buf_append(bytes, r->reply.data, r->reply.len);
+    if (bytes->failed) return err_set(err, OMEN_ENOMEM, "", "no memory for a reply");
+    return reply_open(p, request->op, r->nonce, (struct bytes){ bytes->data, bytes->len }, arena, reply, err);
 }
 
 /* ---- the lease ---- */
@@ -343,20 +391,6 @@ static struct open_file *file_of(struct pull *p, uint32_t index)
 
 /* ---- ranges ---- */
 
-static void range_back(void *arg, enum omen_err result, struct bytes reply)
-{
-    struct range *r = arg;
-    struct pull *p = r->p;
-    r->rc = result;
-    buf_clear(&r->reply);
-    if (result == OMEN_OK) buf_append(&r->reply, reply.data, reply.len);
-    if (r->reply.failed) r->rc = OMEN_ENOMEM;
-    pthread_mutex_lock(&p->lock);
-    r->state = RANGE_BACK;
-    pthread_cond_signal(&p->back);
-    pthread_mutex_unlock(&p->lock);
-}
-
 static void pause_until(const struct pull *p, uint64_t at_ns)
 {
     for (;;) {
@@ -379,6 +413,10 @@ static enum omen_err range_send(struct pull *p, struct range *r, struct err *err
     buf_init(&message);
     pause_until(p, p->o->rate_at(p->o->fetch, r->len));
     request_make(p, &request, &message, &r->nonce);
+    if (p->client == NULL) {
+        buf_fini(&message);
+        return canceled_error(err);
+    }
     r->state = RANGE_OUT;
     p->out++;
     enum omen_err rc = net_call_start(p->client, (struct bytes){ message.data, message.len }, READ_TIMEOUT_MS,
@@ -467,7 +505,7 @@ static struct range *range_wait(struct pull *p)
 {
     struct range *r;
     pthread_mutex_lock(&p->lock);
-    while ((r = range_find(p, RANGE_BACK)) == NULL) pthread_cond_wait(&p->back, &p->lock);
+    while ((r = range_find(p, RANGE_BACK)) == NULL) back_wait(p);
     r->state = RANGE_FREE;
     p->out--;
     pthread_mutex_unlock(&p->lock);
@@ -490,7 +528,7 @@ static enum omen_err files_pull(struct pull *p, bool grows, struct err *err)
         }
         if (rc != OMEN_OK || p->out == 0) break;
         rc = range_take(p, range_wait(p), err);
-        if (canceled(p)) rc = err_set(err, OMEN_ECANCELED, "", "the replica is being closed");
+        if (canceled(p)) rc = canceled_error(err);
     }
     while (p->out > 0) (void)range_wait(p);
     for (uint32_t i = 0; i < FETCH_WINDOW; i++) {
@@ -558,8 +596,9 @@ static enum omen_err pull_run(struct pull *p, struct buf *description, struct er
 
 static void pull_free(struct pull *p)
 {
-    net_client_close(p->client);
+    if (p->client != NULL) net_client_close(p->client);
     for (uint32_t i = 0; i < FETCH_WINDOW; i++) buf_fini(&p->ranges[i].reply);
+    buf_fini(&p->single.reply);
     buf_fini(&p->lease_bytes);
     arena_fini(&p->arena);
     mem_free(p->have);
@@ -577,7 +616,13 @@ enum omen_err fetch_pull(const struct fetch_pull *pull, struct buf *description_
     p->o = pull;
     p->client = client;
     pthread_mutex_init(&p->lock, NULL);
-    pthread_cond_init(&p->back, NULL);
+    pthread_condattr_t attr;
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(&p->back, &attr);
+    pthread_condattr_destroy(&attr);
+    p->single.p = p;
+    buf_init(&p->single.reply);
     arena_init(&p->arena, 4096, LEASE_ARENA_BYTES_MAX);
     buf_init(&p->lease_bytes);
     for (uint32_t i = 0; i < FETCH_WINDOW; i++) {
@@ -586,7 +631,7 @@ enum omen_err fetch_pull(const struct fetch_pull *pull, struct buf *description_
     }
     while (getrandom(&p->nonce, sizeof p->nonce, 0) != (ssize_t)sizeof p->nonce) continue;
     rc = pull_run(p, description_out, err);
-    if (p->leased) lease_release(p, p->lease.lease);
+    if (p->leased && p->client != NULL) lease_release(p, p->lease.lease);
     pull_free(p);
     return rc;
 }
