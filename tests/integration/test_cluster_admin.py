@@ -163,6 +163,29 @@ class ClusterAdmin(unittest.TestCase):
             time.sleep(0.2)
         self.assertNotIn("127.0.0.1:" + str(self.cluster.nodes[1].ports["node"]), self.omenctl("node", "list"))
 
+    def test_session_reads_go_on_while_a_shard_has_no_leader(self):
+        self.omenctl("collections", "create", "docs", "--dim", DIM, "--metric", "l2", "--replication", 3)
+        with omendb.connect(self.cluster.endpoints, timeout=60) as db, omendb.connect(self.cluster.endpoints, timeout=60) as other:
+            docs, shard = db.collection("docs"), self.cluster.shards_of("docs")[0]["shard_id"]
+            for turn in range(3):
+                sequence = docs.upsert([turn], row(turn)[None, :], [{"turn": turn}]).sequence
+                self.cluster.wait_replicas("docs")
+                leader = self.cluster.leader_of(shard, "docs")
+                leader.kill9()
+                write = threading.Thread(target=other.collection("docs").upsert,
+                                         args=([100 + turn], row(100 + turn)[None, :], [{"turn": turn}]))
+                write.start()  # ends when there is a leader again
+                reads = 0
+                while write.is_alive():  # what was written is seen, by whoever holds the token
+                    (point,) = docs.get([turn])
+                    self.assertEqual((point.payload, point.version), ({"turn": turn}, sequence))
+                    self.assertEqual(docs.search(row(turn), k=1)[0].id, turn)
+                    reads += 1
+                write.join()
+                self.assertGreater(reads, 0)
+                leader.start()
+                self.cluster.wait_whole()
+
     def test_a_plan_can_be_canceled(self):
         self.omenctl("collections", "create", "docs", "--dim", DIM, "--metric", "l2", "--shards", 4, "--replication", 3)
         with omendb.connect(self.cluster.endpoints, timeout=60) as db:

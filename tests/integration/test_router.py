@@ -295,7 +295,7 @@ class Deaths(Cluster):
     def test_clients_go_on_when_a_router_stops_without_a_word(self):
         db = self.connect()
         db.create_collection("docs", dim=DIM, shards=4)
-        writer = Writer(self.both, timeout=30)
+        writer = Writer(self.both, timeout=20)
         try:
             writer.wait_for(300)
             self.routers[0].pause()  # all that the writer has outstanding is there

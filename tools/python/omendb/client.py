@@ -253,17 +253,22 @@ class Client:
     def _result(self, connection: Connection, future, sent: float, deadline: float) -> bytes:
         """The reply's bytes. With several endpoints, one that says nothing at all for half of the time is given up: its
         machine may have stopped without a word. All that wait on that connection go elsewhere then."""
-        if len(self._endpoints) > 1:
+        patience = max(_ATTEMPT_SECONDS_MIN, (deadline - sent) / 2)
+        while len(self._endpoints) > 1:
+            heard, now = max(sent, connection.heard), time.monotonic()
+            if heard + patience >= deadline:
+                break
+            if heard + patience <= now:
+                self.leave(connection)
+                break
             try:
-                return future.result(max(_ATTEMPT_SECONDS_MIN, (deadline - sent) / 2))
+                return future.result(heard + patience - now)
             except FutureTimeout:
-                self.leave_if_silent(connection, sent)
+                continue
         return future.result(max(0.0, deadline - time.monotonic()))
 
-    def leave_if_silent(self, connection: Connection, since: float) -> None:
-        """Give a connection up on which nothing was heard since then; the next one is tried at another endpoint."""
-        if connection.heard >= since:
-            return
+    def leave(self, connection: Connection) -> None:
+        """Give a silent connection up; the next one is tried at another endpoint."""
         with self._lock:
             if self._connection is connection:
                 self._endpoint += 1

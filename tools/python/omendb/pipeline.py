@@ -158,14 +158,16 @@ class Pipeline:
             self._again.append(item)
             self._changed.notify_all()
 
-    def _silent(self) -> Optional[_Request]:
-        """With the lock held: a request that waits for half of its time on a connection that says nothing, while there are
-        other endpoints."""
+    def _silent(self):
+        """With the lock held: a connection on which a request waits and nothing was heard for half of a request's time, while
+        there are other endpoints."""
         if len(self._client._endpoints) < 2 or not self._outstanding:
             return None
-        item = min(self._outstanding, key=lambda i: i.sent)
-        waited = item.connection is not None and time.monotonic() - item.sent > max(1.0, self._client.timeout / 2)
-        return item if waited and not item.connection.closed and item.connection.heard < item.sent else None
+        oldest = min(self._outstanding, key=lambda item: item.sent)
+        if oldest.connection is None or oldest.connection.closed:
+            return None
+        quiet = time.monotonic() - max(oldest.sent, oldest.connection.heard)
+        return oldest.connection if quiet > max(1.0, self._client.timeout / 2) else None
 
     def _resend(self) -> None:
         """The retrying thread: everything that failed, after a pause, in the order it was first sent."""
@@ -179,7 +181,7 @@ class Pipeline:
                 items, self._again = self._again, []
                 silent = self._silent()
             if silent is not None:
-                self._client.leave_if_silent(silent.connection, silent.sent)
+                self._client.leave(silent)
             if not items:
                 continue
             items.sort(key=lambda item: item.request["op_id"][1])
