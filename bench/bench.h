@@ -9,11 +9,12 @@
 
 int bench_stream(int argc,
         char **argv); /* append stream: throughput to the last durable checkpoint, kill, reopen, check */
-int bench_scan(int argc, char **argv);   /* exact scan against streaming read bandwidth */
-int bench_index(int argc, char **argv);  /* vector indexes: build rate, recall, speed, beside hnswlib */
-int bench_disk(int argc, char **argv);   /* a disk graph, searched with little memory */
-int bench_sketch(int argc, char **argv); /* the tail sketch: insert rate, recall, beside an exact scan */
-int bench_wire(int argc, char **argv);   /* a server over the wire: upserts, group commit, small searches */
+int bench_scan(int argc, char **argv);     /* exact scan against streaming read bandwidth */
+int bench_index(int argc, char **argv);    /* vector indexes: build rate, recall, speed, beside hnswlib */
+int bench_disk(int argc, char **argv);     /* a disk graph, searched with little memory */
+int bench_sketch(int argc, char **argv);   /* the tail sketch: insert rate, recall, beside an exact scan */
+int bench_generate(int argc, char **argv); /* data sets with their truth, from a kind and a seed */
+int bench_wire(int argc, char **argv);     /* a server over the wire: upserts, group commit, small searches */
 int bench_cluster(int argc,
         char **argv); /* a cluster behind a router: replicated upserts, commit latency, searches, failover */
 

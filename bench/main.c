@@ -17,6 +17,8 @@ static const struct {
             "a vector index over a data set: build rate, memory, recall, speed, beside hnswlib" },
     { "disk", bench_disk, "a disk graph in a process that holds nothing else: rounds, blocks, latency" },
     { "sketch", bench_sketch, "the sketch of an unindexed tail: insert rate, recall, beside an exact scan" },
+    { "generate", bench_generate,
+            "makes a data set with its truth: clustered, ip, ood; the same from the same seed" },
     { "wire", bench_wire, "a running server: durable upserts, group commit of many clients, small searches" },
     { "cluster", bench_cluster,
             "a cluster behind a router: replicated upserts, commit latency, searches with recall, failover" },
