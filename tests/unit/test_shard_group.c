@@ -502,6 +502,26 @@ START_TEST(a_copy_goes_on_where_it_was_broken_off)
 }
 END_TEST
 
+/* What is written while the copy is made comes with later rounds, and the log reaches back to the last of them. */
+START_TEST(a_copy_of_a_shard_that_is_written_to_ends)
+{
+    uint64_t last = trimmed(2, 4000, 12000); /* 48 MB */
+    g.throttle = 24u << 20;
+    join_third();
+    struct shard_host_status s = { 0 };
+    uint32_t rounds = 0;
+    for (; rounds < 600 && !s.ready; rounds++) {
+        last = shard_nodes_fill(&g, 10000 + 20 * rounds, 20, 6000);
+        if (rounds % 8 == 0) shard_nodes_checkpoint(&g); /* trims the log behind the copy, as far as it may */
+        usleep(20000);
+        shard_host_status(g.nodes[2].shard, &s);
+    }
+    ck_assert_msg(s.ready, "not ready after %u writes: \"%s\"", rounds, s.trouble);
+    shard_node_wait_applied(&g.nodes[2], last);
+    ck_assert_uint_eq(shard_node_count(&g.nodes[2], CONSISTENCY_SESSION, last, NULL), 4000 + 20 * rounds);
+}
+END_TEST
+
 /* The joining node's disk fails from its n-th change on; then its process is begun again with a good one. */
 static _Atomic uint32_t changes_left;
 
@@ -579,6 +599,7 @@ int main(void)
     tcase_add_test(tc, a_replica_that_was_away_too_long_copies_a_checkpoint);
     tcase_add_test(tc, a_copy_of_a_damaged_source_is_refused_and_another_one_taken);
     tcase_add_test(tc, a_copy_goes_on_where_it_was_broken_off);
+    tcase_add_test(tc, a_copy_of_a_shard_that_is_written_to_ends);
     tcase_add_test(tc, a_crash_at_any_line_of_a_copy_is_healed);
     suite_add_tcase(s, tc);
     SRunner *runner = srunner_create(s);
