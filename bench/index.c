@@ -16,8 +16,9 @@
 #define ENGINES_MAX 8
 
 struct choice {
-    const char *dir, *index, *quant, *recall, *filter, *rivals, *rival_cache, *index_file;
-    uint64_t k, build_threads, threads, limit, queries, rounds, effort, rival_m, rival_efc, degree, efc;
+    const char *dir, *index, *layout, *quant, *recall, *filter, *rivals, *rival_cache, *index_file;
+    uint64_t k, build_threads, threads, limit, queries, rounds, effort, rival_m, rival_efc, degree, efc, bits,
+            bytes_max;
     bool with_rivals, faiss, sweep, plans;
 };
 
@@ -56,9 +57,19 @@ static void memory_ask(const struct run *run, struct engine *engine)
     engine->bytes_per_vector = (double)stats.memory_bytes / run->data.rows.count;
 }
 
+static enum index_layout layout_parse(const char *name)
+{
+    for (int layout = 0; layout < INDEX_LAYOUT_COUNT; layout++)
+        if (strcmp(name, index_layout_name((enum index_layout)layout)) == 0) return (enum index_layout)layout;
+    panic("--layout %s: auto, fast or compact", name);
+}
+
 static void build_ours(const struct run *run, const struct choice *choice, struct engine *engine)
 {
     struct index_params params = { .quant = quant_parse(choice->quant),
+        .layout = layout_parse(choice->layout),
+        .bits = (uint32_t)choice->bits,
+        .bytes_per_vector_max = (uint32_t)choice->bytes_max,
         .M = (uint32_t)choice->degree,
         .ef_construction = (uint32_t)choice->efc,
         .recall_target = engine->recall_target,
@@ -215,6 +226,7 @@ static bool choice_valid(const struct choice *c)
 int bench_index(int argc, char **argv)
 {
     struct choice c = { .index = "auto",
+        .layout = "auto",
         .quant = "auto",
         .recall = "0.95",
         .k = 10,
@@ -226,6 +238,9 @@ int bench_index(int argc, char **argv)
     const struct bench_option options[] = {
         { "--data", "data-set folder", NULL, &c.dir, NULL },
         { "--index", "auto, flat, hnsw, sealed, disk (auto)", NULL, &c.index, NULL },
+        { "--layout", "of a sealed graph: auto, fast, compact (auto)", NULL, &c.layout, NULL },
+        { "--bits", "of a component in the compact layout (calibrated)", &c.bits, NULL, NULL },
+        { "--bytes-max", "budget of a vector in memory (none)", &c.bytes_max, NULL, NULL },
         { "--quant", "auto, none, scalar, product, binary (auto)", NULL, &c.quant, NULL },
         { "--recall", "recall target (0.95)", NULL, &c.recall, NULL },
         { "--index-file", "open this file instead of building, or build and write it", NULL, &c.index_file,

@@ -310,7 +310,8 @@ static enum omen_err graph_build(struct build *b, const struct index_params *par
     struct sealed_layout layout;
     struct index *graph;
     sealed_params.quant = INDEX_QUANT_BINARY;
-    sealed_layout_init(&layout, b->d->padded);
+    sealed_params.layout = INDEX_LAYOUT_FAST;
+    sealed_layout_init(&layout, b->d->padded, false);
     uint64_t wanted = (uint64_t)b->d->count * layout.row_bytes;
     if (control.memory_bytes_max != 0) {
         if (wanted >= control.memory_bytes_max)

@@ -28,6 +28,12 @@ const char *index_plan_name(enum index_plan plan)
     return (unsigned)plan < INDEX_PLAN_COUNT ? names[plan] : "unknown";
 }
 
+const char *index_layout_name(enum index_layout layout)
+{
+    static const char *const names[INDEX_LAYOUT_COUNT] = { "auto", "fast", "compact" };
+    return (unsigned)layout < INDEX_LAYOUT_COUNT ? names[layout] : "unknown";
+}
+
 static index_build_fn *const builders[INDEX_KIND_COUNT] = {
     [INDEX_FLAT] = index_flat_build,
     [INDEX_SEALED] = index_sealed_build,
@@ -64,6 +70,8 @@ enum omen_err index_build(enum index_kind kind, const struct index_rows *rows,
         return err_set(err, OMEN_EINVAL, "index", "no index of kind %s in this build", index_kind_name(kind));
     if ((unsigned)params->quant >= INDEX_QUANT_COUNT)
         return err_set(err, OMEN_EINVAL, "quant", "unknown quantization %d", (int)params->quant);
+    if ((unsigned)params->layout >= INDEX_LAYOUT_COUNT)
+        return err_set(err, OMEN_EINVAL, "layout", "unknown layout %d", (int)params->layout);
     if (!(params->recall_target >= 0 && params->recall_target <= 1))
         return err_set(err, OMEN_EINVAL, "recall_target", "recall target is not within 0..1");
     if (control->threads > INDEX_THREADS_MAX)

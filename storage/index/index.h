@@ -60,9 +60,20 @@ struct index_rows {
     enum metric metric;
 };
 
+/* How a sealed graph lies in memory. Fast: a row holds the codes of its neighbours, about 980 bytes at 128-d.
+ * Compact: ids and one code per node, below 300 bytes; rescoring reads rows, which may lie on disk. */
+enum index_layout { INDEX_LAYOUT_AUTO, INDEX_LAYOUT_FAST, INDEX_LAYOUT_COMPACT, INDEX_LAYOUT_COUNT };
+const char *index_layout_name(enum index_layout layout); /* "auto", "fast", "compact" */
+
 /* How to build; zero means the index's default everywhere. */
 struct index_params {
     enum index_quant quant;
+    /* Auto: fast, unless quant or bytes_per_vector_max ask for what only compact has. */
+    enum index_layout layout;
+    uint32_t bits; /* of a component's code in the compact layout: 8, 6, 4, 2, 1; 0 = calibrated */
+    /* Budget of all that must be in RAM, rows that rescoring touches apart; 0 = none. OMEN_EINVAL when no code
+     * is short enough. */
+    uint32_t bytes_per_vector_max;
     uint32_t M; /* links per node as the index counts them: HNSW 2*M on layer 0; sealed graph: degree */
     uint32_t ef_construction; /* beam width while building */
     uint32_t capacity; /* rows that a mutable index must have room for; 0 = rows.count, grown when needed */

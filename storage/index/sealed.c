@@ -14,6 +14,7 @@
 
 #include "common/check.h"
 #include "common/mem.h"
+#include "storage/index/compact.h"
 #include "storage/index/sealed_filter.h"
 #include "storage/kernel/kernel.h"
 
@@ -26,6 +27,7 @@ static void sealed_scratch_free(struct index_scratch *scratch)
     mem_free(scratch->seen);
     mem_free(scratch->hits);
     mem_free(scratch->near);
+    compact_scratch_free(scratch->compact);
     mem_free(scratch);
 }
 
@@ -39,7 +41,9 @@ static struct index_scratch *sealed_scratch_new(const struct index *index)
     scratch->lut = mem_alloc_aligned(64, (size_t)s->padded * 4);
     scratch->seen = mem_alloc_aligned(64, SEALED_SEEN_MIN * sizeof(uint32_t));
     scratch->seen_cap = SEALED_SEEN_MIN;
-    if (scratch->query == NULL || scratch->rotated == NULL || scratch->lut == NULL || scratch->seen == NULL) {
+    if (s->compact != NULL) scratch->compact = compact_scratch_new(s->compact);
+    if (scratch->query == NULL || scratch->rotated == NULL || scratch->lut == NULL || scratch->seen == NULL ||
+            (s->compact != NULL && scratch->compact == NULL)) {
         sealed_scratch_free(scratch);
         return NULL;
     }
@@ -84,7 +88,7 @@ void sealed_finish(const struct sealed *s, const struct index_search *search, st
     bool exact = s->lossless && s->rows.metric == METRIC_L2;
     struct index_heap heap = { hits_out, search->k, 0 };
     for (uint32_t i = 0; i < count; i++) {
-        visited[i].slot = sealed_head(s, sealed_row(s, visited[i].slot))->slot;
+        visited[i].slot = sealed_slot(s, visited[i].slot);
         const char *full = (const char *)(s->rows.data + (size_t)visited[i].slot * s->rows.stride_floats);
         for (uint32_t at = 0; !exact && at < s->rows.dim * sizeof(float); at += 64)
             __builtin_prefetch(full + at, 0, 3);
@@ -152,8 +156,8 @@ static void sealed_stats(const struct index *index, bool deep, struct index_stat
     stats_out->memory_bytes = (uint64_t)s->count * s->layout.row_bytes +
             flat_groups * (s->flat.group_bytes + 8) + leader_groups * (s->flat.group_bytes + 8) +
             s->leaders.codes.count * 4 + sizeof *s + s->padded * 4 + (uint64_t)s->pca.kept * s->rows.dim * 4;
-    for (uint32_t node = 0; node < s->count; node++)
-        stats_out->links += sealed_head(s, sealed_row(s, node))->degree;
+    if (s->compact != NULL) stats_out->memory_bytes += compact_memory_bytes(s);
+    for (uint32_t node = 0; node < s->count; node++) stats_out->links += sealed_degree(s, node);
     stats_out->layer_count = 1;
     uint32_t effort = sealed_effort(s, 10, s->recall_target);
     stats_out->effort_default = effort == SEALED_EFFORT_SCAN ? 0 : (float)effort;

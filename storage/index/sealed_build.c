@@ -8,7 +8,7 @@
 
 #include "common/check.h"
 #include "common/mem.h"
-#include "storage/index/sealed_build.h"
+#include "storage/index/compact_build.h"
 #include "storage/kernel/kernel.h"
 
 #define SAMPLE_ROWS 4096 /* for mean and code step */
@@ -236,6 +236,10 @@ static void pack_node(const struct packing *p, struct packer *packer, uint32_t n
 {
     struct build *b = p->b;
     struct sealed *s = b->s;
+    if (s->compact != NULL) {
+        compact_pack(b, node);
+        return;
+    }
     const struct code_kernel *kernel = code_kernel_get();
     uint8_t *row = sealed_row(s, node);
     struct sealed_head *head = (struct sealed_head *)(void *)(row + s->layout.head);
@@ -341,6 +345,7 @@ static enum omen_err pack(struct build *b)
     s->graph = sealed_pages_new((size_t)b->total * s->layout.row_bytes, &s->graph_bytes);
     enum omen_err rc = p.rotated == NULL || s->graph == NULL ? OMEN_ENOMEM : OMEN_OK;
     if (rc == OMEN_OK) rc = parallel_for(b->control, "rotate", b->total, 1024, rotate_range, &p);
+    if (rc == OMEN_OK && s->compact != NULL) rc = compact_encode(b);
     if (rc == OMEN_OK) rc = parallel_for(b->control, "pack", b->n, 1024, pack_range, &p);
     if (rc == OMEN_OK) rc = build_leaders(&p);
     if (rc == OMEN_OK) rc = build_refine(b);
@@ -424,17 +429,37 @@ static uint64_t build_bytes(uint32_t count, uint32_t padded)
     return count * (rest + (lists > rotated ? lists : rotated));
 }
 
+/* The layout that the parameters ask for, once D is known. */
+static enum omen_err layout_choose(struct sealed *s, const struct index_params *params, struct err *err)
+{
+    if (!compact_wanted(params, s->padded)) {
+        if (params->quant != INDEX_QUANT_NONE && params->quant != INDEX_QUANT_PRODUCT) return OMEN_OK;
+        return err_set(err, OMEN_EINVAL, "quant", "the fast layout holds binary codes and 8-bit rows, not %s",
+                index_quant_name(params->quant));
+    }
+    enum omen_err rc = compact_check(params, s->padded, err);
+    if (rc != OMEN_OK) return rc;
+    s->compact = compact_new();
+    if (s->compact == NULL) return OMEN_ENOMEM;
+    sealed_dim_set(s, s->pca.kept);
+    return OMEN_OK;
+}
+
 enum omen_err index_sealed_build(const struct index_rows *rows, const struct index_params *params,
         const struct index_control *control, struct index **index_out, struct err *err)
 {
-    if (params->quant == INDEX_QUANT_NONE || params->quant == INDEX_QUANT_PRODUCT)
-        return err_set(err, OMEN_EINVAL, "quant", "the fast layout holds binary codes and 8-bit rows, not %s",
-                index_quant_name(params->quant));
     struct sealed *s = sealed_new(rows);
     if (s == NULL) return err_set(err, OMEN_ENOMEM, NULL, "no memory for an index");
     s->recall_target = params->recall_target > 0 ? params->recall_target : 0.95f;
     s->seed = params->seed;
     enum omen_err rc = space_reduce(s, control);
+    if (rc == OMEN_OK) {
+        rc = layout_choose(s, params, err);
+        if (rc == OMEN_EINVAL) {
+            sealed_free(&s->base);
+            return rc;
+        }
+    }
     uint64_t wanted = build_bytes(s->count, s->padded);
     if (rc == OMEN_OK && control->memory_bytes_max != 0 && wanted > control->memory_bytes_max) {
         sealed_free(&s->base);
@@ -446,6 +471,7 @@ enum omen_err index_sealed_build(const struct index_rows *rows, const struct ind
     if (rc == OMEN_OK && s->mean == NULL) rc = OMEN_ENOMEM;
     if (rc == OMEN_OK && s->count > 0) {
         space_measure(s);
+        if (s->compact != NULL) s->lossless = false;
         uint32_t held_out = held_out_count(params, s->count);
         struct build b = { .s = s,
             .params = params,
@@ -454,7 +480,10 @@ enum omen_err index_sealed_build(const struct index_rows *rows, const struct ind
             .total = s->count,
             .held_out = held_out,
             .padded = s->padded,
-            .threads = parallel_threads(control) };
+            .threads = parallel_threads(control),
+            /* A row of the fast layout estimates all places anyway. */
+            .fill_to = s->compact == NULL || s->dim <= COMPACT_FULL_DIM ? SEALED_DEGREE
+                                                                        : COMPACT_DEGREE_LEAST };
         rc = build_init(&b) ? build_run(&b) : OMEN_ENOMEM;
         build_fini(&b);
     }

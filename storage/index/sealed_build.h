@@ -26,8 +26,9 @@ struct build {
     uint32_t held_out; /* the last nodes: kept back for calibration, then inserted */
     uint32_t padded;
     uint32_t threads;
-    uint32_t *order; /* [total] node -> slot */
-    int8_t *codes;   /* [total][padded] rotated, centred, one step for all; by node */
+    uint32_t fill_to; /* links that a node gets at least, if it has candidates: rejected ones fill up */
+    uint32_t *order;  /* [total] node -> slot */
+    int8_t *codes;    /* [total][padded] rotated, centred, one step for all; by node */
     size_t codes_mapped;
     float code_step;          /* internal units per code unit */
     int32_t *norms;           /* [n] sum of squares of a code */

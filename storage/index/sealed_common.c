@@ -6,13 +6,17 @@
 
 #include "common/bytes.h"
 #include "common/mem.h"
-#include "storage/index/sealed_impl.h"
+#include "storage/index/compact.h"
 #include "storage/kernel/kernel.h"
 
 #define HUGE_PAGE (2u << 20)
 
-void sealed_layout_init(struct sealed_layout *layout, uint32_t padded)
+void sealed_layout_init(struct sealed_layout *layout, uint32_t padded, bool compact)
 {
+    if (compact) {
+        *layout = (struct sealed_layout){ .row_bytes = COMPACT_ROW_BYTES };
+        return;
+    }
     layout->ids = padded * 4;
     layout->f = layout->ids + SEALED_DEGREE * 4;
     layout->g = layout->f + SEALED_DEGREE * 2;
@@ -60,7 +64,7 @@ void sealed_dim_set(struct sealed *s, uint32_t kept)
 {
     s->dim = kept != 0 ? kept + 1 : s->rows.dim + (s->rows.metric == METRIC_IP);
     s->padded = (s->dim + CODE_DIM_ALIGN - 1) / CODE_DIM_ALIGN * CODE_DIM_ALIGN;
-    sealed_layout_init(&s->layout, s->padded);
+    sealed_layout_init(&s->layout, s->padded, s->compact != NULL);
 }
 
 struct sealed *sealed_new(const struct index_rows *rows)
@@ -74,6 +78,20 @@ struct sealed *sealed_new(const struct index_rows *rows)
     return s;
 }
 
+uint32_t sealed_slot(const struct sealed *s, uint32_t node)
+{
+    return s->compact != NULL ? s->compact->slots[node] : sealed_head(s, sealed_row(s, node))->slot;
+}
+
+uint32_t sealed_degree(const struct sealed *s, uint32_t node)
+{
+    if (s->compact == NULL) return sealed_head(s, sealed_row(s, node))->degree;
+    const uint32_t *ids = sealed_ids(s, sealed_row(s, node));
+    uint32_t degree = 0;
+    while (degree < SEALED_DEGREE && ids[degree] != node) degree++;
+    return degree;
+}
+
 void sealed_free(struct index *index)
 {
     struct sealed *s = (struct sealed *)index;
@@ -82,6 +100,7 @@ void sealed_free(struct index *index)
         vfs_close(s->file);
     } else
         sealed_pages_free(s->graph, s->graph_bytes);
+    compact_free(s->compact);
     sealed_leaders_free(&s->leaders);
     mem_free(s->flat.groups);
     mem_free(s->flat.scales);
@@ -182,5 +201,7 @@ uint32_t sealed_effort(const struct sealed *s, uint32_t k, float recall_target)
 uint32_t sealed_want(const struct sealed *s, uint32_t k, uint32_t effort)
 {
     if (s->lossless && s->rows.metric == METRIC_L2) return k;
+    if (s->compact != NULL && s->pca.kept == 0)
+        return k + k / 2 + 4 * RESCORE_SLACK; /* compact_cut says how many of them */
     return k + k / 4 + RESCORE_SLACK + (s->pca.kept != 0 ? effort / REDUCED_SHARE : 0);
 }

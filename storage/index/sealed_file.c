@@ -11,7 +11,7 @@
 #include "common/check.h"
 #include "common/crc32c.h"
 #include "common/mem.h"
-#include "storage/index/sealed_impl.h"
+#include "storage/index/compact.h"
 
 #define FILE_VERSION 1
 #define PAGE 4096
@@ -21,6 +21,7 @@
 #define PATH_MAX_BYTES 4096
 #define CURVE_BYTES (12 + SEALED_CURVE_POINTS * 4 * (2 + 3 * SEALED_CURVE_KS))
 #define FLAG_LOSSLESS 1u
+#define FLAG_COMPACT 2u
 
 enum section {
     SECTION_MEAN,
@@ -35,6 +36,9 @@ enum section {
     SECTION_FLAT,
     SECTION_FLAT_SCALES,
     SECTION_GRAPH,
+    SECTION_QUANTIZER, /* the last three are empty in the fast layout */
+    SECTION_SLOTS,
+    SECTION_CODES,
     SECTION_COUNT
 };
 
@@ -49,11 +53,13 @@ static uint64_t places(const struct sealed *s, struct section_place out[SECTION_
     uint64_t middle_groups = ((uint64_t)s->leaders.middles.count + CODE_GROUP - 1) / CODE_GROUP;
     uint64_t flat_groups = ((uint64_t)s->count + CODE_GROUP - 1) / CODE_GROUP;
     uint64_t group_bytes = rabitq_codes_bytes(s->padded) + CODE_GROUP * 4;
+    const struct compact *c = s->compact;
     const uint64_t bytes[SECTION_COUNT] = { (uint64_t)s->padded * 4,
         s->pca.kept != 0 ? (uint64_t)s->rows.dim * 4 : 0, (uint64_t)s->pca.kept * s->rows.dim * 4,
         CURVE_BYTES, (uint64_t)s->leaders.codes.count * 4, leader_groups * group_bytes, leader_groups * 8,
         middle_groups * group_bytes, middle_groups * 8, flat_groups * group_bytes, flat_groups * 8,
-        (uint64_t)s->count * s->layout.row_bytes };
+        (uint64_t)s->count * s->layout.row_bytes, c == NULL ? 0 : c->saved_bytes,
+        c == NULL ? 0 : (uint64_t)s->count * 4, c == NULL ? 0 : (uint64_t)s->count * c->stride };
     uint64_t at = PAGE;
     for (int i = 0; i < SECTION_COUNT; i++) {
         out[i] = (struct section_place){ at, bytes[i] };
@@ -127,7 +133,7 @@ static void header_fill(const struct sealed *s, const struct section_place *plac
     store_u32(header + 24, (uint32_t)s->rows.metric);
     store_u32(header + 28, s->padded);
     store_u32(header + 32, s->layout.row_bytes);
-    store_u16(header + 36, s->lossless ? FLAG_LOSSLESS : 0);
+    store_u16(header + 36, s->compact != NULL ? FLAG_COMPACT : s->lossless ? FLAG_LOSSLESS : 0);
     store_u16(header + 38, (uint16_t)s->pca.kept);
     memcpy(header + 40, &s->norm_max, 4);
     memcpy(header + 44, &s->recall_target, 4);
@@ -143,17 +149,19 @@ static void header_fill(const struct sealed *s, const struct section_place *plac
     store_u32(header + HEADER_CRC, crc32c(0, header, HEADER_CRC));
 }
 
-static enum omen_err write_file(const struct sealed *s, struct vfs_file *file, struct err *err)
+static enum omen_err write_sections(const struct sealed *s, const uint8_t *quantizer, struct vfs_file *file,
+        struct err *err)
 {
     struct section_place place[SECTION_COUNT];
     uint8_t header[PAGE], curve[CURVE_BYTES];
+    const struct compact *c = s->compact;
     uint64_t file_bytes = places(s, place);
     curve_store(&s->curve, curve);
     const uint8_t *data[SECTION_COUNT] = { (const uint8_t *)s->mean, (const uint8_t *)s->pca.mean,
         (const uint8_t *)s->pca.basis, curve, (const uint8_t *)s->leaders.nodes, s->leaders.codes.groups,
         (const uint8_t *)s->leaders.codes.scales, s->leaders.middles.groups,
-        (const uint8_t *)s->leaders.middles.scales, s->flat.groups, (const uint8_t *)s->flat.scales,
-        s->graph };
+        (const uint8_t *)s->leaders.middles.scales, s->flat.groups, (const uint8_t *)s->flat.scales, s->graph,
+        quantizer, c == NULL ? NULL : (const uint8_t *)c->slots, c == NULL ? NULL : c->codes };
     header_fill(s, place, file_bytes, data, header);
     enum omen_err rc = vfs_truncate(file, 0, err);
     if (rc == OMEN_OK) rc = vfs_truncate(file, file_bytes, err);
@@ -161,6 +169,18 @@ static enum omen_err write_file(const struct sealed *s, struct vfs_file *file, s
         if (place[i].bytes > 0) rc = vfs_pwrite(file, data[i], place[i].bytes, place[i].offset, err);
     if (rc == OMEN_OK) rc = vfs_pwrite(file, header, PAGE, 0, err);
     if (rc == OMEN_OK) rc = vfs_datasync(file, err);
+    return rc;
+}
+
+static enum omen_err write_file(const struct sealed *s, struct vfs_file *file, struct err *err)
+{
+    struct buf quantizer;
+    buf_init(&quantizer);
+    if (s->compact != NULL && s->compact->quant != NULL) quant_save(s->compact->quant, &quantizer);
+    if (s->compact != NULL) s->compact->saved_bytes = quantizer.len;
+    enum omen_err rc = quantizer.failed ? err_set(err, OMEN_ENOMEM, NULL, "no memory to save an index")
+                                        : write_sections(s, quantizer.data, file, err);
+    buf_fini(&quantizer);
     return rc;
 }
 
@@ -203,6 +223,23 @@ static enum omen_err header_wrong(struct reader *r, uint64_t offset, const char 
     return err_corrupt(r->err, r->path, offset, what);
 }
 
+/* Lengths of the compact layout's own sections, from their entries: checked against the quantizer later. */
+static enum omen_err compact_header(struct reader *r, struct sealed *s)
+{
+    const uint8_t *quantizer = r->header + SECTIONS_AT + SECTION_QUANTIZER * SECTION_BYTES,
+                  *codes = r->header + SECTIONS_AT + SECTION_CODES * SECTION_BYTES;
+    s->compact = compact_new();
+    if (s->compact == NULL) return err_set(r->err, OMEN_ENOMEM, NULL, "no memory for %s", r->path);
+    uint64_t bytes = load_u64(quantizer + 8);
+    if (bytes > r->file_bytes)
+        return header_wrong(r, (uint64_t)(quantizer - r->header), "impossible quantizer");
+    s->compact->saved_bytes = bytes;
+    s->compact->stride = s->count == 0 ? 0 : load_u64(codes + 8) / s->count;
+    if (s->compact->stride > sizeof(float) * CODE_DIM_MAX)
+        return header_wrong(r, (uint64_t)(codes - r->header), "impossible codes");
+    return OMEN_OK;
+}
+
 /* What can be checked before anything is allocated; fills the sizes in `s`. */
 static enum omen_err header_check(struct reader *r, struct sealed *s)
 {
@@ -219,17 +256,19 @@ static enum omen_err header_check(struct reader *r, struct sealed *s)
     if (load_u32(h + 20) != s->rows.dim) return header_wrong(r, 20, "dim is not that of the rows");
     if (load_u32(h + 24) != (uint32_t)s->rows.metric)
         return header_wrong(r, 24, "metric is not that of the rows");
-    uint32_t kept = load_u16(h + 38);
+    uint32_t kept = load_u16(h + 38), flags = load_u16(h + 36);
     if (kept > SEALED_REDUCED_MAX || kept >= s->rows.dim)
         return header_wrong(r, 38, "impossible number of components");
     s->pca.dim = s->rows.dim;
     s->pca.kept = kept;
+    enum omen_err rc = flags == FLAG_COMPACT ? compact_header(r, s) : OMEN_OK;
+    if (rc != OMEN_OK) return rc;
     sealed_dim_set(s, kept);
     if (load_u32(h + 28) != s->padded) return header_wrong(r, 28, "wrong padded dimension");
     if (load_u32(h + 32) != s->layout.row_bytes) return header_wrong(r, 32, "wrong row size");
-    if (load_u16(h + 36) > FLAG_LOSSLESS || (load_u16(h + 36) != 0 && kept != 0))
+    if (flags > FLAG_COMPACT || (flags == FLAG_LOSSLESS && kept != 0))
         return header_wrong(r, 36, "unknown flags");
-    s->lossless = load_u16(h + 36) != 0;
+    s->lossless = flags == FLAG_LOSSLESS;
     memcpy(&s->norm_max, h + 40, 4);
     memcpy(&s->recall_target, h + 44, 4);
     if (!isfinite(s->norm_max) || !(s->recall_target > 0 && s->recall_target <= 1))
@@ -268,6 +307,14 @@ static enum omen_err section_read(struct reader *r, enum section section, void *
     return rc == OMEN_OK ? section_verify(r, section, dst) : rc;
 }
 
+static bool head_check(const struct sealed *s, const uint8_t *row)
+{
+    if (s->compact != NULL) return true;
+    const struct sealed_head *head = sealed_head(s, row);
+    return head->degree <= SEALED_DEGREE && isfinite(head->own_lo) && isfinite(head->own_scale) &&
+            isfinite(head->f_scale) && isfinite(head->g_scale) && head->f_scale > 0;
+}
+
 static enum omen_err graph_check(struct reader *r, const struct sealed *s)
 {
     uint64_t *taken = mem_calloc(s->count / 64 + 1, sizeof *taken);
@@ -275,15 +322,12 @@ static enum omen_err graph_check(struct reader *r, const struct sealed *s)
     enum omen_err rc = OMEN_OK;
     for (uint32_t node = 0; rc == OMEN_OK && node < s->count; node++) {
         uint8_t *row = sealed_row(s, node);
-        const struct sealed_head *head = sealed_head(s, row);
-        const uint32_t *ids = sealed_ids(s, row);
-        bool fine = head->slot < s->count && head->degree <= SEALED_DEGREE && isfinite(head->own_lo) &&
-                isfinite(head->own_scale) && isfinite(head->f_scale) && isfinite(head->g_scale) &&
-                head->f_scale > 0;
+        const uint32_t *ids = sealed_ids(s, row), slot = sealed_slot(s, node);
+        bool fine = slot < s->count && head_check(s, row);
         for (uint32_t i = 0; fine && i < SEALED_DEGREE; i++) fine = ids[i] < s->count;
-        if (fine && index_bit(taken, head->slot)) fine = false;
+        if (fine && index_bit(taken, slot)) fine = false;
         if (fine)
-            taken[head->slot / 64] |= UINT64_C(1) << (head->slot % 64);
+            taken[slot / 64] |= UINT64_C(1) << (slot % 64);
         else
             rc = header_wrong(r, r->place[SECTION_GRAPH].offset + (uint64_t)node * s->layout.row_bytes,
                     "impossible row");
@@ -333,6 +377,36 @@ static enum omen_err graph_open(struct reader *r, struct sealed *s, bool pin)
     return section_verify(r, SECTION_GRAPH, s->graph);
 }
 
+/* Quantizer, slots and codes; the file is mapped by now unless it is read. */
+static enum omen_err compact_open(struct reader *r, struct sealed *s, bool pin)
+{
+    struct compact *c = s->compact;
+    const struct section_place *codes = &r->place[SECTION_CODES];
+    if (s->count == 0) return OMEN_OK;
+    uint8_t *quantizer = mem_alloc(c->saved_bytes + 1);
+    c->slots = mem_alloc((size_t)s->count * sizeof *c->slots);
+    enum omen_err rc = OMEN_OK;
+    if (quantizer == NULL || c->slots == NULL)
+        rc = err_set(r->err, OMEN_ENOMEM, NULL, "no memory for %s", r->path);
+    if (rc == OMEN_OK) rc = section_read(r, SECTION_QUANTIZER, quantizer);
+    if (rc == OMEN_OK && quant_load(quantizer, c->saved_bytes, &c->quant, NULL) != OMEN_OK)
+        rc = header_wrong(r, r->place[SECTION_QUANTIZER].offset, "impossible quantizer");
+    mem_free(quantizer);
+    if (rc == OMEN_OK &&
+            (quant_dim(c->quant) != s->padded || compact_stride(quant_code_bytes(c->quant)) != c->stride))
+        rc = header_wrong(r, r->place[SECTION_QUANTIZER].offset, "the quantizer is of other codes");
+    if (rc == OMEN_OK) rc = section_read(r, SECTION_SLOTS, c->slots);
+    if (rc != OMEN_OK) return rc;
+    if (!pin) {
+        c->codes = (uint8_t *)(uintptr_t)(s->file_map + codes->offset); /* read-only, as the graph */
+        return section_verify(r, SECTION_CODES, c->codes);
+    }
+    c->codes = sealed_pages_new(codes->bytes, &c->mapped);
+    if (c->codes != NULL) return section_read(r, SECTION_CODES, c->codes);
+    c->mapped = 0;
+    return err_set(r->err, OMEN_ENOMEM, NULL, "no memory for %s", r->path);
+}
+
 static enum omen_err sections_open(struct reader *r, struct sealed *s, bool pin)
 {
     uint8_t curve[CURVE_BYTES];
@@ -351,6 +425,7 @@ static enum omen_err sections_open(struct reader *r, struct sealed *s, bool pin)
     if (rc == OMEN_OK) rc = section_read(r, SECTION_FLAT, s->flat.groups);
     if (rc == OMEN_OK) rc = section_read(r, SECTION_FLAT_SCALES, s->flat.scales);
     if (rc == OMEN_OK) rc = graph_open(r, s, pin);
+    if (rc == OMEN_OK && s->compact != NULL) rc = compact_open(r, s, pin);
     if (rc == OMEN_OK) rc = graph_check(r, s);
     return rc;
 }

@@ -20,6 +20,7 @@
 #include <math.h>
 
 #include "common/mem.h"
+#include "storage/index/compact.h"
 #include "storage/index/sealed_walk.h"
 #include "storage/kernel/kernel.h"
 
@@ -228,10 +229,12 @@ struct filter_walk {
 
 /* Passing nodes whose distance bounds a walk, from the pool width that a search without filter needs: the same
  * recall was seen for a width of 19, 32, 51, 125 and 174 at 9, 12, 16, 32 and 43 of them when all pass, and at
- * fewer when less do, because the walk then crosses all of a wider neighbourhood. */
-static uint32_t walk_near(uint32_t k, uint32_t effort, double share)
+ * fewer when less do, because the walk then crosses all of a wider neighbourhood. In the compact layout the width
+ * itself counts nodes by their own codes. */
+static uint32_t walk_near(const struct sealed *s, uint32_t k, uint32_t effort, double share)
 {
-    double near = (5 + 0.25 * effort) * (0.4 + 0.6 * pow(share < 1 ? share : 1, 0.7));
+    double all = s->compact != NULL ? effort : 5 + 0.25 * effort;
+    double near = all * (0.4 + 0.6 * pow(share < 1 ? share : 1, 0.7));
     return (uint32_t)ceil(fmax(near, 0.75 * k));
 }
 
@@ -285,7 +288,7 @@ static bool walk_judge(struct filter_walk *w)
 {
     double hopeful = (w->passed + 1.0) / (w->hops + 1.0), ring = (w->passed + 2.0) / (0.8 * w->hops);
     if (w->passed >= w->k / 2 + 1) {
-        uint32_t near = walk_near(w->k, w->effort, ring);
+        uint32_t near = walk_near(w->s, w->k, w->effort, ring);
         for (; w->near.k > near; w->near.k--)
             if (w->near.count == w->near.k) index_heap_pop(&w->near);
     }
@@ -300,6 +303,27 @@ static bool walk_judge(struct filter_walk *w)
 static float walk_bound(const struct filter_walk *w)
 {
     return w->passed < w->k ? INFINITY : index_heap_bound(&w->near);
+}
+
+/* In the compact layout nodes pass when they are met: their codes are read then. */
+static enum omen_err walk_hop_compact(struct filter_walk *w, uint32_t node)
+{
+    uint32_t ids[SEALED_DEGREE + 1], count;
+    float estimates[SEALED_DEGREE + 1], bound = walk_bound(w);
+    enum omen_err rc = compact_neighbours(w->s, w->scratch, node, ids, estimates, &count);
+    if (rc != OMEN_OK) return rc;
+    const uint64_t *filter = w->search->filter;
+    w->passed += filter == NULL || index_bit(filter, sealed_slot(w->s, node));
+    for (uint32_t i = 0; i < count; i++) {
+        if (ids[i] != node && estimates[i] < bound) candidate_push(w, pool_key(estimates[i], ids[i]));
+        if (filter != NULL && !index_bit(filter, sealed_slot(w->s, ids[i]))) continue;
+        index_heap_push(&w->found, (struct index_hit){ estimates[i], ids[i] });
+        index_heap_push(&w->near, (struct index_hit){ estimates[i], ids[i] });
+    }
+    w->hops++;
+    for (uint32_t i = 0; i < w->count && i < WALK_AHEAD; i++)
+        row_prefetch(w->s, pool_node(w->scratch->pool[i]));
+    return OMEN_OK;
 }
 
 static void walk_hop(struct filter_walk *w, const struct code_kernel *kernel, uint32_t node)
@@ -336,6 +360,7 @@ static enum omen_err walk_run(struct filter_walk *w, bool *done_out)
     *done_out = false;
     sealed_query_prepare(w->s, w->search->query, scratch);
     seen_clear(scratch);
+    if (w->s->compact != NULL) compact_begin(w->s, scratch);
     w->entered = sealed_enter(w->s, scratch, &w->count, SEALED_ENTRIES); /* ascending, so a heap */
     while (w->count > 0) {
         if (candidates_reserve(w) != OMEN_OK) return OMEN_ENOMEM;
@@ -344,7 +369,10 @@ static enum omen_err walk_run(struct filter_walk *w, bool *done_out)
         bool fresh;
         if (seen_add(scratch, pool_node(key), &fresh) != OMEN_OK) return OMEN_ENOMEM;
         if (!fresh) continue;
-        walk_hop(w, kernel, pool_node(key));
+        if (w->s->compact == NULL)
+            walk_hop(w, kernel, pool_node(key));
+        else if (walk_hop_compact(w, pool_node(key)) != OMEN_OK)
+            return OMEN_ENOMEM;
         if (w->hops % INDEX_POLL_HOPS == 0 && stopped(w->search)) return OMEN_EDEADLINE;
         if (w->hops >= WALK_PROBE_HOPS && w->hops % WALK_CHECK_HOPS == 0 && !walk_judge(w)) return OMEN_OK;
     }
@@ -381,7 +409,7 @@ static enum index_plan plan_choose(const struct sealed *s, const struct index_se
     const struct filter_costs *costs = &plans->costs;
     double exact_ns = fmin(plans->gather_ns, plans->scan_ns);
     double walk_ns = costs->enter +
-            fmax(2.5 * walk_near(search->k, effort, 1), 4 * WALK_PROBE_HOPS) * costs->hop;
+            fmax(2.5 * walk_near(s, search->k, effort, 1), 4 * WALK_PROBE_HOPS) * costs->hop;
     return exact_ns <= walk_ns ? plans->exact : INDEX_PLAN_WALK;
 }
 
@@ -416,7 +444,7 @@ enum omen_err sealed_filtered(const struct sealed *s, const struct index_search 
         .enter_ns = plans.costs.enter,
         .instead_ns = fmin(plans.gather_ns, plans.scan_ns) };
     uint32_t want = sealed_want(s, search->k, effort);
-    uint32_t near = walk_near(w.k, effort, 1);
+    uint32_t near = walk_near(s, w.k, effort, 1);
     if (near > passing) near = (uint32_t)passing;
     enum omen_err rc = sealed_scratch_reserve(scratch, POOL_FIRST, want + near);
     if (rc != OMEN_OK) return rc;

@@ -7,6 +7,8 @@
 
 #define SEALED_SEEN_MIN 2048 /* places of the table of expanded nodes; grows at half */
 
+struct compact_scratch;
+
 struct index_scratch {
     float *query;   /* [padded] internal, unrotated */
     float *rotated; /* [padded] */
@@ -20,6 +22,7 @@ struct index_scratch {
     uint32_t hits_cap;
     struct index_hit *near; /* [near_cap] the distances that the stop rule looks at */
     uint32_t near_cap;
+    struct compact_scratch *compact; /* compact.h, owned; NULL in the fast layout */
 };
 
 /* Room for a pool and for hits; OMEN_ENOMEM leaves none of what had to grow. */

@@ -70,6 +70,8 @@ struct sealed_curve {
     uint32_t slack_points;
 };
 
+struct compact;
+
 struct sealed {
     struct index base;
     struct index_rows rows; /* borrowed */
@@ -77,7 +79,8 @@ struct sealed {
     uint32_t dim;    /* internal: rows.dim, one more under ip; reduced: pca.kept and one more */
     uint32_t padded; /* D */
     struct sealed_layout layout;
-    struct pca pca; /* kept 0 = not reduced */
+    struct pca pca;          /* kept 0 = not reduced */
+    struct compact *compact; /* compact.h, owned; NULL in the fast layout */
     struct rotation rotation;
     float *mean;        /* [padded] of the internal vectors, zero past dim */
     float norm_max;     /* ip: the largest |x|^2, which the augmented component fills up to */
@@ -108,9 +111,13 @@ static inline const struct sealed_head *sealed_head(const struct sealed *s, cons
     return (const struct sealed_head *)(const void *)(row + s->layout.head);
 }
 
+/* Slot and number of neighbours of a node, in either layout. */
+uint32_t sealed_slot(const struct sealed *s, uint32_t node);
+uint32_t sealed_degree(const struct sealed *s, uint32_t node);
+
 /* Set what follows from the number of kept components, 0 = not reduced. */
 void sealed_dim_set(struct sealed *s, uint32_t kept);
-void sealed_layout_init(struct sealed_layout *layout, uint32_t padded);
+void sealed_layout_init(struct sealed_layout *layout, uint32_t padded, bool compact);
 /* Internal vector of a row or query: copied or reduced, augmented under ip, zero-padded. out [padded]. `augment` =
  * a row, not a query. Reduced rows have the length of what is left out as their last component, queries 0 there:
  * what a row and a query leave out is taken for orthogonal, so distances come out right but for that angle. */
@@ -124,7 +131,7 @@ void sealed_pages_free(void *pages, size_t mapped);
 void sealed_leaders_free(struct sealed_leaders *leaders);
 extern const struct index_ops sealed_ops;
 void sealed_free(struct index *index);
-/* An empty graph for rows: sizes and layout set, no memory but its own; NULL: out of memory. */
+/* An empty graph for rows in the fast layout: sizes and layout set, no memory but its own; NULL: out of memory. */
 struct sealed *sealed_new(const struct index_rows *rows);
 enum omen_err sealed_save(const struct index *index, struct vfs *vfs, const char *path, struct err *err);
 

@@ -157,7 +157,7 @@ static bool last_range(void *arg, uint32_t thread, uint32_t first, uint32_t end)
                 i++)
             candidates_add(&c, list[i].node);
         candidates_measure(b, node, &c, packed);
-        prune(b, node, &c, ALPHA_LAST, SEALED_DEGREE, packed);
+        prune(b, node, &c, ALPHA_LAST, b->fill_to, packed);
     }
     mem_free(packed);
     return true;
@@ -259,7 +259,7 @@ void build_link(struct build *b, uint32_t node, const uint32_t *found, uint32_t 
     uint32_t *links = b->links + (size_t)node * SEALED_DEGREE;
     for (uint32_t i = 0; i < count; i++) candidates_add(&c, found[i]);
     candidates_measure(b, node, &c, packed);
-    prune(b, node, &c, ALPHA_LAST, SEALED_DEGREE, packed);
+    prune(b, node, &c, ALPHA_LAST, b->fill_to, packed);
     for (uint32_t i = 0; i < b->degrees[node]; i++) {
         uint32_t target = links[i], *back = b->links + (size_t)target * SEALED_DEGREE;
         touched_out[(*touched_count)++] = target;
@@ -271,6 +271,6 @@ void build_link(struct build *b, uint32_t node, const uint32_t *found, uint32_t 
         candidates_add(&c, node);
         for (uint32_t j = 0; j < SEALED_DEGREE; j++) candidates_add(&c, back[j]);
         candidates_measure(b, target, &c, packed);
-        prune(b, target, &c, ALPHA_LAST, SEALED_DEGREE, packed);
+        prune(b, target, &c, ALPHA_LAST, b->fill_to, packed);
     }
 }

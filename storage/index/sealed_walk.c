@@ -8,6 +8,7 @@
 #include "storage/index/sealed_walk.h"
 
 #include "common/mem.h"
+#include "storage/index/compact.h"
 #include "storage/kernel/kernel.h"
 
 #define PREFETCH_ROWS 3 /* of the pool's next, on their way at any time */
@@ -159,6 +160,7 @@ enum omen_err sealed_walk(const struct sealed *s, const struct index_search *sea
         uint32_t want, struct index_scratch *scratch, struct index_hit *hits_out, uint32_t *count_out,
         struct index_cost *cost)
 {
+    if (s->compact != NULL) return compact_walk(s, search, pace, want, scratch, hits_out, count_out, cost);
     uint32_t near = search->k < SEALED_RULE_NEAR ? SEALED_RULE_NEAR : search->k, effort = pace.effort;
     bool ruled = pace.slack != INFINITY;
     enum omen_err rc = sealed_scratch_reserve(scratch, effort, 0);
