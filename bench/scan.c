@@ -7,13 +7,14 @@
 #include <sys/mman.h>
 
 #include "bench/bench.h"
+#include "bench/scan_codes.h"
 #include "common/check.h"
 #include "common/mem.h"
 #include "common/vfs.h"
 #include "storage/shard_store.h"
 
 #define BATCH_POINTS 500
-#define ROUNDS_MAX 64
+#define ROUNDS_MAX SCAN_ROUNDS_MAX
 
 static struct shard_store *load(const char *dir, const struct collection_schema *schema, uint64_t count)
 {
@@ -104,12 +105,13 @@ static double search_once(struct shard_store *store, uint32_t dim, uint64_t seed
 
 int bench_scan(int argc, char **argv)
 {
-    uint64_t dim = 128, count = 2500000, rounds = 9;
+    uint64_t dim = 128, count = 2500000, codes = 8000000, rounds = 9;
     const char *dir = "/tmp/omen-bench-scan";
     const struct bench_option options[] = {
         { "--dim", "components per vector (128)", &dim, NULL, NULL },
         { "--count", "vectors (2500000: 1.28 GB at 128-d, past this machine class's caches)", &count, NULL,
                 NULL },
+        { "--codes", "1-bit codes (8000000: 144 MB at 128-d); 0 = only the rows", &codes, NULL, NULL },
         { "--rounds", "interleaved rounds (9)", &rounds, NULL, NULL },
         { "--dir", "scratch directory (/tmp/omen-bench-scan)", NULL, &dir, NULL },
     };
@@ -119,6 +121,7 @@ int bench_scan(int argc, char **argv)
                 BATCH_POINTS, ROUNDS_MAX);
         return 2;
     }
+    if (codes >= 32) scan_codes(codes, (uint32_t)dim, rounds, median);
     struct collection_schema schema = { .field_count = 1 };
     schema.fields[0].dim = (uint32_t)dim;
     schema.fields[0].metric = METRIC_L2;
