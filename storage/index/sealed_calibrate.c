@@ -17,7 +17,7 @@
 #define TRUTH_QUERIES 32 /* that share a tile */
 #define TIE 1e-5f
 #define CONFIDENCE 1.65
-#define RECALL_ENOUGH 0.9995 /* of the largest k: higher efforts are not tried */
+#define RECALL_ENOUGH 0.998 /* of the largest k: higher efforts are not tried */
 
 static const uint32_t curve_k[SEALED_CURVE_KS] = { 1, 10, 100 };
 static const uint32_t efforts[] = { 10, 16, 24, 32, 48, 64, 96, 144, 216, 320, 512, 1024, 2048 };
@@ -25,10 +25,11 @@ static const uint32_t efforts[] = { 10, 16, 24, 32, 48, 64, 96, 144, 216, 320, 5
 static_assert(EFFORTS <= SEALED_CURVE_POINTS, "a curve holds all efforts");
 /* Slacks of the stop rule less 1, times a scale: distances of some spaces (inner products) lie all close together,
  * and there the scale is smaller. */
-static const float slacks[SEALED_CURVE_POINTS] = { -.2f, -.14f, -.1f, -.06f, -.03f, 0, .02f, .04f, .06f, .08f,
-    .1f, .12f, .14f, .17f, .2f, .25f, .3f, .4f, .6f, 1 };
+static const float slacks[] = { -.2f, -.1f, -.05f, 0, .03f, .06f, .09f, .12f, .16f, .2f, .27f, .4f, .6f, 1 };
+#define SLACKS (sizeof slacks / sizeof slacks[0])
+static_assert(SLACKS <= SEALED_CURVE_POINTS, "a curve holds all slacks");
 #define SLACK_SCALES 5     /* 1, 1/4, 1/16 ... */
-#define SLACK_PROBE 8      /* a scale is small enough when this slack does not yet find nearly all */
+#define SLACK_PROBE 5      /* a scale is small enough when this slack does not yet find nearly all */
 #define SLACK_PROBED 0.99f /* recall for k = 10 */
 #define BELOW 0.8f
 
@@ -204,7 +205,7 @@ static enum omen_err calibrate_slacks(struct calibration *c)
     struct sealed_curve *curve = &c->b->s->curve;
     float scale;
     enum omen_err rc = slack_scale(c, &scale);
-    for (uint32_t i = 0; rc == OMEN_OK && i < SEALED_CURVE_POINTS; i++) {
+    for (uint32_t i = 0; rc == OMEN_OK && i < SLACKS; i++) {
         struct sealed_pace pace = { SEALED_RULE_EFFORT, 1 + slacks[i] * scale };
         rc = walks_run(c, pace, 0, 2);
         if (rc == OMEN_OK) rc = walks_run(c, pace, 2, SEALED_CURVE_KS);

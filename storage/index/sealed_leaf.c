@@ -3,20 +3,21 @@
  *
  * A partition is one pass of all nodes over a random sample of leaders; every node joins the leaves of its
  * nearest few, so that leaves overlap where clusters meet. Inside a leaf all pairs are multiplied in tiles
- * (i8 codes, VNNI) and the 16 nearest of each row are merged into its list. Repeated with other leaders until
+ * (i8 codes) and the 16 nearest of each row are merged into its list. Repeated with other leaders until
  * the lists are good. Threads: leaves and blocks of nodes in parallel; lists under a lock per node.
  * Determinism: lists are the best of a set, so they do not depend on the order of merges. */
+#include <stdlib.h>
 #include <string.h>
 
 #include "common/check.h"
 #include "common/mem.h"
 #include "storage/index/sealed_build.h"
 
-#define LEAF_ROWS 1000     /* aimed at */
+#define LEAF_ROWS 600      /* aimed at */
 #define LEAF_ROWS_MAX 2048 /* a larger leaf is cut again */
 #define LEAF_DEPTH_MAX 8
 #define LEADERS_MAX 65536
-#define PARTITIONS 4
+#define PARTITIONS 2
 #define OVERLAP 3 /* leaves that a node joins per partition */
 #define BLOCK 64  /* rows multiplied with one packed group while it is in L1 */
 
@@ -56,9 +57,9 @@ static void tiles_free(struct tiles *tiles)
 }
 
 /* The 16 nearest of the packed set for each of `count` <= BLOCK nodes. Values are distances less what depends
- * on the node. */
+ * on the node; none that is not below bounds[i] (NULL = all), then with an id of UINT32_MAX. */
 static void tiles_nearest(const struct build *b, const struct tiles *tiles, const uint32_t *nodes,
-        uint32_t count, struct code_top16 tops_out[BLOCK])
+        uint32_t count, const int32_t *bounds, struct code_top16 tops_out[BLOCK])
 {
     const struct code_kernel *kernel = code_kernel_get();
     const int8_t *rows[BLOCK];
@@ -67,6 +68,7 @@ static void tiles_nearest(const struct build *b, const struct tiles *tiles, cons
     for (uint32_t i = 0; i < count; i++) {
         rows[i] = build_code(b, nodes[i]);
         code_top16_init(&tops_out[i]);
+        for (uint32_t j = 0; bounds != NULL && j < 16; j++) tops_out[i].value[j] = bounds[i];
     }
     for (uint32_t g = 0; g < tiles->groups; g++) {
         kernel->dot_tile(rows, count, b->padded, tiles->packed + g * group_bytes, &dots[0][0],
@@ -82,17 +84,79 @@ struct partition {
     struct build *b;
     struct tiles leaders;
     uint32_t leader_count, overlap;
-    uint32_t *leader_of; /* [n][overlap] */
-    uint32_t *starts;    /* [leader_count + 1] */
-    uint32_t *members;   /* [n * overlap] */
+    uint32_t *leader_nodes; /* [leader_count] */
+    bool placed;            /* nodes are in order of place: near ones have near numbers */
+    uint32_t *leader_of;    /* [n][overlap] */
+    uint32_t *starts;       /* [leader_count + 1] */
+    uint32_t *members;      /* [n * overlap] */
 };
 
 static void partition_fini(struct partition *p)
 {
     tiles_free(&p->leaders);
+    mem_free(p->leader_nodes);
     mem_free(p->leader_of);
     mem_free(p->starts);
     mem_free(p->members);
+}
+
+#define NEAR_LEADERS 320 /* of a run of nodes: their leaders are among those nearest to its middle */
+
+static int compare_key(const void *a, const void *b)
+{
+    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+    return (x > y) - (x < y);
+}
+
+/* The NEAR_LEADERS leaders nearest to a node, by number. */
+static bool leaders_near(const struct partition *p, uint32_t node, uint32_t *chosen_out)
+{
+    const struct tiles *t = &p->leaders;
+    const int8_t *row = build_code(p->b, node);
+    size_t group_bytes = (size_t)p->b->padded * CODE_TILE_ROWS;
+    uint64_t *keys = mem_alloc((size_t)p->leader_count * sizeof *keys);
+    if (keys == NULL) return false;
+    int32_t dots[CODE_TILE_ROWS] __attribute__((aligned(64)));
+    for (uint32_t i = 0; i < p->leader_count; i++) {
+        if (i % CODE_TILE_ROWS == 0)
+            code_kernel_get()->dot_tile(&row, 1, p->b->padded, t->packed + i / CODE_TILE_ROWS * group_bytes,
+                    dots, CODE_TILE_ROWS);
+        int64_t value = (int64_t)t->bias[i] - 2 * (int64_t)dots[i % CODE_TILE_ROWS] - INT32_MIN * INT64_C(4);
+        keys[i] = (uint64_t)value << 16 | i;
+    }
+    qsort(keys, p->leader_count, sizeof *keys, compare_key);
+    for (uint32_t i = 0; i < NEAR_LEADERS; i++) chosen_out[i] = (uint32_t)(keys[i] & 0xffff);
+    mem_free(keys);
+    return true;
+}
+
+#define RUN 256 /* nodes that lie near each other once they are in order of place */
+
+/* Nodes [first, end), all near each other, by the leaders that are nearest to the middle one. */
+static bool assign_near(struct partition *p, uint32_t first, uint32_t end)
+{
+    struct tiles near;
+    struct code_top16 tops[BLOCK];
+    uint32_t *chosen = mem_alloc(NEAR_LEADERS * sizeof *chosen),
+             *nodes = mem_alloc(NEAR_LEADERS * sizeof *nodes);
+    bool fine = chosen != NULL && nodes != NULL && leaders_near(p, (first + end) / 2, chosen);
+    for (uint32_t i = 0; fine && i < NEAR_LEADERS; i++) nodes[i] = p->leader_nodes[chosen[i]];
+    if (fine && !tiles_pack(p->b, nodes, NEAR_LEADERS, &near)) {
+        tiles_free(&near);
+        fine = false;
+    }
+    for (uint32_t i = first; fine && i < end; i += BLOCK) {
+        uint32_t block[BLOCK], n = end - i < BLOCK ? end - i : BLOCK;
+        for (uint32_t j = 0; j < n; j++) block[j] = i + j;
+        tiles_nearest(p->b, &near, block, n, NULL, tops);
+        for (uint32_t j = 0; j < n; j++)
+            for (uint32_t o = 0; o < p->overlap; o++)
+                p->leader_of[(size_t)(i + j) * p->overlap + o] = chosen[tops[j].id[o]];
+    }
+    if (fine) tiles_free(&near);
+    mem_free(chosen);
+    mem_free(nodes);
+    return fine;
 }
 
 static bool assign_range(void *arg, uint32_t thread, uint32_t first, uint32_t end)
@@ -100,10 +164,15 @@ static bool assign_range(void *arg, uint32_t thread, uint32_t first, uint32_t en
     struct partition *p = arg;
     struct code_top16 tops[BLOCK];
     (void)thread;
+    if (p->placed && p->leader_count > 2 * NEAR_LEADERS) {
+        for (uint32_t i = first; i < end; i += RUN)
+            if (!assign_near(p, i, end - i < RUN ? end : i + RUN)) return false;
+        return true;
+    }
     for (uint32_t i = first; i < end; i += BLOCK) {
         uint32_t nodes[BLOCK], n = end - i < BLOCK ? end - i : BLOCK;
         for (uint32_t j = 0; j < n; j++) nodes[j] = i + j;
-        tiles_nearest(p->b, &p->leaders, nodes, n, tops);
+        tiles_nearest(p->b, &p->leaders, nodes, n, NULL, tops);
         for (uint32_t j = 0; j < n; j++)
             for (uint32_t o = 0; o < p->overlap; o++)
                 p->leader_of[(size_t)(i + j) * p->overlap + o] = tops[j].id[o];
@@ -138,9 +207,10 @@ static void sample(uint64_t seed, uint32_t n, uint32_t count, uint32_t *nodes_ou
 }
 
 static enum omen_err partition_init(struct partition *p, struct build *b, uint32_t leader_count,
-        uint32_t overlap, uint64_t seed)
+        uint32_t overlap, bool placed, uint64_t seed)
 {
     memset(p, 0, sizeof *p);
+    p->placed = placed;
     if (leader_count > LEADERS_MAX) leader_count = LEADERS_MAX;
     if (leader_count > b->n) leader_count = b->n;
     if (overlap > leader_count) overlap = leader_count;
@@ -151,14 +221,13 @@ static enum omen_err partition_init(struct partition *p, struct build *b, uint32
     p->leader_of = mem_alloc((size_t)b->n * overlap * sizeof *p->leader_of);
     p->starts = mem_alloc(((size_t)leader_count + 1) * sizeof *p->starts);
     p->members = mem_alloc((size_t)b->n * overlap * sizeof *p->members);
-    uint32_t *leaders = mem_alloc((size_t)leader_count * sizeof *leaders);
+    p->leader_nodes = mem_alloc((size_t)leader_count * sizeof *p->leader_nodes);
     enum omen_err rc = OMEN_ENOMEM;
-    if (p->leader_of != NULL && p->starts != NULL && p->members != NULL && leaders != NULL) {
-        sample(seed, b->n, leader_count, leaders);
-        if (tiles_pack(b, leaders, leader_count, &p->leaders))
+    if (p->leader_of != NULL && p->starts != NULL && p->members != NULL && p->leader_nodes != NULL) {
+        sample(seed, b->n, leader_count, p->leader_nodes);
+        if (tiles_pack(b, p->leader_nodes, leader_count, &p->leaders))
             rc = parallel_for(b->control, "partition", b->n, 1024, assign_range, p);
     }
-    mem_free(leaders);
     if (rc == OMEN_OK)
         partition_sort(p);
     else
@@ -192,14 +261,26 @@ static bool near_before(struct build_near a, struct build_near b)
     return a.distance < b.distance || (a.distance == b.distance && a.node < b.node);
 }
 
+/* What a candidate of a node must beat to enter its full list, as tiles_nearest gives values. */
+static int32_t list_bound(struct build *b, uint32_t node)
+{
+    atomic_flag *lock = &b->locks[node % BUILD_LOCKS];
+    while (atomic_flag_test_and_set_explicit(lock, memory_order_acquire)) {}
+    int32_t worst = b->lists[(size_t)node * BUILD_LIST + BUILD_LIST - 1].distance;
+    atomic_flag_clear_explicit(lock, memory_order_release);
+    return worst == INT32_MAX ? worst : worst - b->norms[node] - 2 * CODE_TILE_OFFSET * b->sums[node];
+}
+
 static bool leaf_multiply(struct build *b, const uint32_t *members, uint32_t count)
 {
     struct tiles tiles;
     struct code_top16 tops[BLOCK];
+    int32_t bounds[BLOCK];
     bool fine = tiles_pack(b, members, count, &tiles);
     for (uint32_t first = 0; fine && first < count; first += BLOCK) {
         uint32_t n = count - first < BLOCK ? count - first : BLOCK;
-        tiles_nearest(b, &tiles, members + first, n, tops);
+        for (uint32_t j = 0; j < n; j++) bounds[j] = list_bound(b, members[first + j]);
+        tiles_nearest(b, &tiles, members + first, n, bounds, tops);
         for (uint32_t j = 0; j < n; j++) {
             uint32_t node = members[first + j], found = 0;
             struct build_near nearest[16];
@@ -239,7 +320,7 @@ static bool leaf_run(struct build *b, const uint32_t *members, uint32_t count, u
     for (uint32_t first = 0; fine && first < count; first += BLOCK) {
         struct code_top16 tops[BLOCK];
         uint32_t n = count - first < BLOCK ? count - first : BLOCK;
-        if (depth < LEAF_DEPTH_MAX) tiles_nearest(b, &tiles, members + first, n, tops);
+        if (depth < LEAF_DEPTH_MAX) tiles_nearest(b, &tiles, members + first, n, NULL, tops);
         for (uint32_t j = 0; j < n; j++) {
             part_of[first + j] = depth < LEAF_DEPTH_MAX ? tops[j].id[0] : (first + j) / LEAF_ROWS % parts;
             starts[part_of[first + j] + 1]++;
@@ -280,7 +361,7 @@ enum omen_err build_multiply(struct build *b)
     for (uint32_t copy = 0; copy < (one_leaf ? 1 : PARTITIONS); copy++) {
         struct partition p;
         uint32_t leaders = one_leaf ? 1 : (uint32_t)((uint64_t)b->n * OVERLAP / LEAF_ROWS) + 1;
-        enum omen_err rc = partition_init(&p, b, leaders, one_leaf ? 1 : OVERLAP,
+        enum omen_err rc = partition_init(&p, b, leaders, one_leaf ? 1 : OVERLAP, true,
                 b->params->seed * 31 + copy);
         if (rc != OMEN_OK) return rc;
         rc = parallel_for(b->control, "multiply", p.leader_count, 1, leaf_range, &p);
@@ -298,11 +379,11 @@ enum omen_err build_order(struct build *b, uint32_t *order_out)
 {
     struct partition fine, coarse;
     uint32_t leaders = b->n / LEAF_ROWS + 1;
-    enum omen_err rc = partition_init(&fine, b, leaders, 1, b->params->seed * 31 + 101);
+    enum omen_err rc = partition_init(&fine, b, leaders, 1, false, b->params->seed * 31 + 101);
     if (rc != OMEN_OK) return rc;
     uint32_t super = 1;
     while (super * super < leaders) super++;
-    rc = partition_init(&coarse, b, super, 1, b->params->seed * 31 + 102);
+    rc = partition_init(&coarse, b, super, 1, false, b->params->seed * 31 + 102);
     if (rc != OMEN_OK) {
         partition_fini(&fine);
         return rc;

@@ -1,0 +1,83 @@
+/* A sealed graph of file version 1, written once and read for ever: tests/golden/sealed-v1.index. Its rows follow from
+ * row_fill. OMEN_GOLDEN_WRITE=1 writes it anew (for a new version, under a new name). */
+#include <check.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/mem.h"
+#include "storage/index/index.h"
+#include "storage/kernel/kernel.h"
+
+#define GOLDEN "tests/golden/sealed-v1.index"
+#define ROWS 40
+#define DIM 8
+
+static float data[ROWS][DIM];
+static struct err err;
+
+static struct index_rows rows(void)
+{
+    for (uint32_t i = 0; i < ROWS; i++)
+        for (uint32_t j = 0; j < DIM; j++) data[i][j] = (float)((i * 37 + j * 11 + i * j) % 101) / 4;
+    return (struct index_rows){ data[0], DIM, ROWS, DIM, METRIC_L2 };
+}
+
+START_TEST(version_1_is_read_and_written_alike)
+{
+    struct index_rows all = rows();
+    struct index_params params = { .seed = 12345 };
+    struct index *index;
+    struct index_scratch *scratch;
+    uint8_t *bytes, *again;
+    size_t len, again_len;
+    char dir[] = "/tmp/omen-XXXXXX", path[64];
+    if (getenv("OMEN_GOLDEN_WRITE") != NULL) {
+        ck_assert_int_eq(index_build(INDEX_SEALED, &all, &params, NULL, &index, &err), OMEN_OK);
+        ck_assert_int_eq(index_save(index, vfs_posix(), GOLDEN, &err), OMEN_OK);
+        index_free(index);
+    }
+    ck_assert_msg(index_map(vfs_posix(), GOLDEN, &all, false, &index, &err) == OMEN_OK, "%s", err.message);
+    scratch = index_scratch_new(index);
+    for (int plan = INDEX_PLAN_WALK; plan < INDEX_PLAN_COUNT; plan++) {
+        for (uint32_t i = 0; i < ROWS; i++) {
+            struct index_search search = { .query = data[i],
+                .k = 3,
+                .effort = ROWS,
+                .plan = (enum index_plan)plan };
+            struct index_hit hits[3];
+            uint32_t count;
+            ck_assert_int_eq(index_search(index, &search, scratch, hits, &count, NULL), OMEN_OK);
+            ck_assert_uint_eq(count, 3);
+            ck_assert(hits[0].distance == 0);
+            for (uint32_t j = 0; j < 3; j++)
+                ck_assert(hits[j].distance == kernel_get()->l2sq_f32(data[i], data[hits[j].slot], DIM));
+        }
+    }
+    ck_assert_ptr_nonnull(mkdtemp(dir));
+    snprintf(path, sizeof path, "%s/again.index", dir);
+    ck_assert_int_eq(index_save(index, vfs_posix(), path, &err), OMEN_OK);
+    ck_assert_int_eq(vfs_read_file(vfs_posix(), GOLDEN, 1 << 20, &bytes, &len, &err), OMEN_OK);
+    ck_assert_int_eq(vfs_read_file(vfs_posix(), path, 1 << 20, &again, &again_len, &err), OMEN_OK);
+    ck_assert_uint_eq(len, again_len);
+    ck_assert_mem_eq(bytes, again, len);
+    ck_assert_int_eq(vfs_remove_tree(vfs_posix(), dir, &err), OMEN_OK);
+    mem_free(bytes);
+    mem_free(again);
+    index_scratch_free(index, scratch);
+    index_free(index);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *suite = suite_create("sealed_index");
+    TCase *tc = tcase_create("sealed_index");
+    tcase_add_test(tc, version_1_is_read_and_written_alike);
+    suite_add_tcase(suite, tc);
+    SRunner *runner = srunner_create(suite);
+    srunner_run_all(runner, CK_ENV);
+    int failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return failed == 0 ? 0 : 1;
+}
