@@ -224,6 +224,7 @@ struct replica_status {
     enum replica_member_role role;
     bool is_member; /* of the configuration it knows */
     bool fetching;  /* a base */
+    bool switching; /* one is in the log, bases.switch_base has not returned yet */
     /* Entries that a leader is known to have committed and that are not applied here. */
     uint64_t lag_entries;
     uint64_t lag_unseen;    /* of those, the ones that are not even in the log here */

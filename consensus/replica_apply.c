@@ -214,6 +214,9 @@ static void replica_run(struct worker *w, struct replica *r)
             barrier_finish(r, work);
         } else if (work->kind == WORK_SWITCH) {
             if (!stopped) base_switch(r, work->index);
+            pthread_mutex_lock(&r->mutex);
+            r->switches--;
+            pthread_mutex_unlock(&r->mutex);
             mem_free(work);
         } else if (stopped) {
             entry_abandon(r, work, "replica stopped");

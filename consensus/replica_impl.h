@@ -87,6 +87,7 @@ struct replica {
     uint64_t appends;            /* in the log's hands */
     uint64_t inflight_bytes, inflight_count;
     uint32_t barriers;
+    uint32_t switches;         /* in the apply queue, of a Raft group */
     uint64_t backlog_bytes;    /* in the apply queue, of a Raft group */
     struct replica_raft *raft; /* NULL: a group of one member */
     uint64_t bytes_since_checkpoint, checkpoints;

@@ -165,6 +165,7 @@ static void io_installed(void *arg, uint64_t sequence)
     *work = (struct work){ .kind = WORK_SWITCH, .replica = r, .index = sequence };
     pthread_mutex_lock(&r->mutex);
     r->committed = sequence;
+    r->switches++;
     replica_enqueue(r, work);
     pthread_mutex_unlock(&r->mutex);
     m->durable = sequence;

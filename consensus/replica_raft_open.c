@@ -114,6 +114,7 @@ void replica_raft_status(struct replica *r, struct replica_status *out)
     out->role = s->role;
     out->is_member = s->is_member;
     out->fetching = s->fetching;
+    out->switching = r->switches > 0;
     out->lag_entries = s->lag_entries + (r->committed > r->applied ? r->committed - r->applied : 0);
     out->lag_unseen = s->lag_unseen;
     out->backlog_bytes = r->backlog_bytes;

@@ -31,6 +31,7 @@
 #define ADOPT_HEADER_BYTES 24u
 #define ADOPT_BYTES_MAX (ADOPT_HEADER_BYTES + FILE_DESCRIPTION_BYTES_MAX + FILE_MANIFEST_BYTES_MAX + 4)
 #define SWITCH_POLL_US 500u
+#define SWITCH_WAIT_US 10000u
 #define LEASE_LOG_BYTES (96u << 20) /* of log kept for a replica that copies from here */
 
 typedef char path_buf[SHARD_DIR_BYTES + 64];
@@ -214,9 +215,24 @@ static uint64_t fetch_throttle(void *arg)
     return g->peers != NULL && g->peers->throttle != NULL ? g->peers->throttle(g->peers->arg) : 0;
 }
 
+/* Raft may ask for another base before the apply worker has gone over to the last one, which is the next generation until
+ * then: that is not ours to look at meanwhile. Nothing is gone over to again before we say that something is ready. */
+static bool switch_wait(struct shard_host *shard)
+{
+    for (;;) {
+        struct replica_status status = { .switching = true };
+        if (atomic_load(&shard->group->open))
+            replica_status(shard->replica, &status); /* it may be opening yet */
+        if (!status.switching) return true;
+        if (atomic_load(&shard->group->fetch.cancel)) return false;
+        usleep(SWITCH_WAIT_US);
+    }
+}
+
 static enum omen_err fetch_here(void *arg, uint64_t sequence, struct buf *description_out)
 {
     struct shard_host *shard = arg;
+    if (!switch_wait(shard)) return OMEN_ECANCELED;
     struct shard_store *store = next_load(shard, sequence, description_out);
     if (store == NULL) return OMEN_ENOTFOUND;
     pthread_mutex_lock(&shard->group->base_lock);

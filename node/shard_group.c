@@ -234,7 +234,7 @@ void shard_host_status(struct shard_host *shard, struct shard_host_status *statu
     status_out->bytes = store.stream_bytes + store.meta_bytes;
     status_out->points = store.points;
     status_out->damaged = store.damaged;
-    status_out->fetching = status_out->replica.fetching;
+    status_out->fetching = status_out->replica.fetching || status_out->replica.switching;
     if (g != NULL) {
         status_out->fetch_done = atomic_load(&g->fetch.done_bytes);
         status_out->fetch_total = atomic_load(&g->fetch.total_bytes);

@@ -7,6 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "node/shard_host_impl.h"
 #include "tests/support/shard_nodes.h"
 #include "tests/support/vfs_hook.h"
 
@@ -412,6 +413,17 @@ static void join_third_as(uint64_t replica_id)
     ck_assert_int_eq(shard_node_change(&g.nodes[leader], '=', replica_id, REPLICA_STANDBY), OMEN_OK);
 }
 
+/* The directory of the store in use is there, and that of no other: raft may have asked for a base twice in a row. */
+static void store_is_on_disk(uint32_t i)
+{
+    char path[500];
+    bool there = false;
+    snprintf(path, sizeof path, "%s/%u-%u/g%u/CHECKPOINT", g.nodes[i].dir, SHARD_NODES_GROUP,
+            (unsigned)g.nodes[i].replica_id, g.nodes[i].shard->group->generation);
+    ck_assert_int_eq(vfs_exists(vfs_posix(), path, &there, NULL), OMEN_OK);
+    ck_assert_msg(there, "%s is gone", path);
+}
+
 static void join_third(void) { join_third_as(3); }
 
 static void drop_third(void)
@@ -519,6 +531,7 @@ START_TEST(a_copy_of_a_shard_that_is_written_to_ends)
     ck_assert_msg(s.ready, "not ready after %u writes: \"%s\"", rounds, s.trouble);
     shard_node_wait_applied(&g.nodes[2], last);
     ck_assert_uint_eq(shard_node_count(&g.nodes[2], CONSISTENCY_SESSION, last, NULL), 4000 + 20 * rounds);
+    store_is_on_disk(2);
 }
 END_TEST
 
