@@ -258,26 +258,43 @@ static enum omen_err leaders_encode(struct build *b)
 
 /* ---- calibration ---- */
 
-/* The rows that the sealed builder linked last, as if they were not there. */
+#define PASSES_MAX 8
+#define QUERIES_WANTED 1000
+
+/* Pass 0 has the rows that the sealed builder linked last, the others as many each, evenly from all. */
+static bool pass_fill(const struct build *b, uint32_t number, uint32_t passes, struct disk_pass *pass)
+{
+    uint32_t total = b->d->count, n = pass->count;
+    pass->absent = mem_calloc(total / 64 + 1, sizeof *pass->absent);
+    pass->queries = mem_alloc(n * sizeof *pass->queries);
+    if (pass->absent == NULL || pass->queries == NULL) return false;
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t node = number == 0
+                ? b->place[total - n + i]
+                : (uint32_t)(((uint64_t)i * passes + number) * total / ((uint64_t)n * passes));
+        pass->queries[i] = node;
+        pass->absent[node / 64] |= UINT64_C(1) << (node % 64);
+    }
+    return true;
+}
+
 static enum omen_err held_out_calibrate(struct build *b)
 {
-    struct disk *d = b->d;
-    uint32_t count = b->s->curve.queries;
-    if (count == 0) return OMEN_OK;
-    uint64_t *absent = mem_calloc(d->count / 64 + 1, sizeof *absent);
-    uint32_t *queries = mem_alloc(count * sizeof *queries);
-    enum omen_err rc = absent == NULL || queries == NULL ? OMEN_ENOMEM : OMEN_OK;
-    for (uint32_t i = 0; rc == OMEN_OK && i < count; i++) {
-        queries[i] = b->place[d->count - count + i];
-        absent[queries[i] / 64] |= UINT64_C(1) << (queries[i] % 64);
+    uint32_t held_out = b->s->curve.queries;
+    struct disk_pass passes[PASSES_MAX] = { { NULL, NULL, 0 } };
+    if (held_out == 0) return OMEN_OK;
+    uint32_t count = (QUERIES_WANTED + held_out - 1) / held_out;
+    if (count > PASSES_MAX) count = PASSES_MAX;
+    enum omen_err rc = OMEN_OK;
+    for (uint32_t p = 0; rc == OMEN_OK && p < count; p++) {
+        passes[p].count = held_out;
+        if (!pass_fill(b, p, count, &passes[p])) rc = OMEN_ENOMEM;
     }
-    if (rc == OMEN_OK) {
-        d->absent = absent;
-        rc = disk_calibrate(d, b->rows, queries, count, b->control);
-        d->absent = NULL;
+    if (rc == OMEN_OK) rc = disk_calibrate(b->d, b->rows, passes, count, b->control);
+    for (uint32_t p = 0; p < count; p++) {
+        mem_free(passes[p].absent);
+        mem_free(passes[p].queries);
     }
-    mem_free(absent);
-    mem_free(queries);
     return rc;
 }
 

@@ -2,9 +2,10 @@
  *
  * The sealed builder links about 1,000 rows last; here they count as absent (no walk enters, estimates or returns
  * them) and serve as queries. Without them others lack at most a 40th of their links, so recall is rather a little
- * too low than too high. As in sealed_calibrate.c a hit counts when its distance is at most the k-th true one times
- * (1 + 1e-5), and the curve keeps recall less 1.65 standard errors. Units are still in memory. Threads:
- * control->threads. */
+ * too low than too high. Small segments would have too few of them (125 of 5,000 rows: 1.65 standard errors are 0.02
+ * and more, and that much too much would be delivered), so other rows take turns at being absent. As in
+ * sealed_calibrate.c a hit counts when its distance is at most the k-th true one times (1 + 1e-5), and the curve keeps
+ * recall less 1.65 standard errors. Units are still in memory. Threads: control->threads. */
 #include <math.h>
 #include <string.h>
 
@@ -21,16 +22,16 @@
 #define RECALL_ENOUGH 0.9995
 
 static const uint32_t curve_k[DISK_CURVE_KS] = { 1, 10, 100 };
-static const uint32_t slacks[DISK_CURVE_POINTS] = { 850, 900, 940, 970, 1000, 1020, 1040, 1060, 1080, 1100,
-    1130, 1160, 1200, 1250, 1300, 1400, 1500, 1700, 2000, 2500 };
+static const uint32_t slacks[DISK_CURVE_POINTS] = { 500, 700, 800, 850, 900, 940, 970, 1000, 1025, 1050, 1075,
+    1100, 1130, 1160, 1200, 1250, 1300, 1400, 1600, 2000 };
 
 struct calibration {
     struct disk *d;
     const struct index_rows *rows;
-    const uint32_t *queries; /* [count] nodes */
-    uint32_t count, slack_milli;
-    float *bounds; /* [count][DISK_CURVE_KS] */
-    float *recall; /* [count][DISK_CURVE_KS] of the slack at hand */
+    const uint32_t *queries; /* of the pass at hand, as are bounds and recall: nodes */
+    uint32_t slack_milli;
+    float *bounds; /* [queries][DISK_CURVE_KS] */
+    float *recall; /* [queries][DISK_CURVE_KS] of the slack at hand */
 };
 
 static const float *node_row(const struct calibration *c, uint32_t node)
@@ -120,11 +121,11 @@ static bool recall_range(void *arg, uint32_t thread, uint32_t first, uint32_t en
     return fine;
 }
 
-static float careful_mean(const struct calibration *c, uint32_t j)
+static float careful_mean(const float *recall, uint32_t count, uint32_t j)
 {
-    double sum = 0, squares = 0, n = c->count;
-    for (uint32_t q = 0; q < c->count; q++) {
-        double r = c->recall[(size_t)q * DISK_CURVE_KS + j];
+    double sum = 0, squares = 0, n = count;
+    for (uint32_t q = 0; q < count; q++) {
+        double r = recall[(size_t)q * DISK_CURVE_KS + j];
         sum += r;
         squares += r * r;
     }
@@ -132,31 +133,49 @@ static float careful_mean(const struct calibration *c, uint32_t j)
     return (float)(mean - CONFIDENCE * sqrt((variance > 0 ? variance : 0) / n));
 }
 
-enum omen_err disk_calibrate(struct disk *d, const struct index_rows *rows, const uint32_t *queries,
-        uint32_t query_count, const struct index_control *control)
+/* fn over the queries of every pass, with its rows absent. */
+static enum omen_err passes_run(struct calibration *c, const struct disk_pass *passes, uint32_t pass_count,
+        float *bounds, float *recall, const char *phase, parallel_fn *fn, const struct index_control *control)
 {
-    size_t cells = (size_t)query_count * DISK_CURVE_KS;
+    enum omen_err rc = OMEN_OK;
+    for (uint32_t p = 0, done = 0; rc == OMEN_OK && p < pass_count; done += passes[p++].count) {
+        c->queries = passes[p].queries;
+        c->bounds = bounds + (size_t)done * DISK_CURVE_KS;
+        c->recall = recall + (size_t)done * DISK_CURVE_KS;
+        c->d->absent = passes[p].absent;
+        rc = parallel_for(control, phase, passes[p].count, TRUTH_QUERIES, fn, c);
+        c->d->absent = NULL;
+    }
+    return rc;
+}
+
+enum omen_err disk_calibrate(struct disk *d, const struct index_rows *rows, const struct disk_pass *passes,
+        uint32_t pass_count, const struct index_control *control)
+{
     struct disk_curve *curve = &d->curve;
-    struct calibration c = { d, rows, queries, query_count, 0, mem_alloc(cells * sizeof(float)),
-        mem_alloc(cells * sizeof(float)) };
-    enum omen_err rc = c.bounds == NULL || c.recall == NULL ? OMEN_ENOMEM : OMEN_OK;
-    if (rc == OMEN_OK) rc = parallel_for(control, "truth", query_count, TRUTH_QUERIES, truth_range, &c);
-    for (uint32_t i = 0; rc == OMEN_OK && i < DISK_CURVE_POINTS; i++) {
+    uint32_t queries = 0;
+    for (uint32_t p = 0; p < pass_count; p++) queries += passes[p].count;
+    size_t cells = (size_t)queries * DISK_CURVE_KS;
+    struct calibration c = { .d = d, .rows = rows };
+    float *bounds = mem_alloc(cells * sizeof(float)), *recall = mem_alloc(cells * sizeof(float));
+    enum omen_err rc = bounds == NULL || recall == NULL ? OMEN_ENOMEM : OMEN_OK;
+    if (rc == OMEN_OK) rc = passes_run(&c, passes, pass_count, bounds, recall, "truth", truth_range, control);
+    bool enough = false;
+    for (uint32_t i = 0; rc == OMEN_OK && !enough && i < DISK_CURVE_POINTS; i++) {
         c.slack_milli = slacks[i];
-        rc = parallel_for(control, "calibrate", query_count, 64, recall_range, &c);
+        rc = passes_run(&c, passes, pass_count, bounds, recall, "calibrate", recall_range, control);
         if (rc != OMEN_OK) break;
         curve->slack_milli[i] = slacks[i];
+        enough = true;
         for (uint32_t j = 0; j < DISK_CURVE_KS; j++) {
-            curve->recall[j][i] = careful_mean(&c, j);
+            curve->recall[j][i] = careful_mean(recall, queries, j);
             if (i > 0) curve->recall[j][i] = fmaxf(curve->recall[j][i], curve->recall[j][i - 1]);
+            enough = enough && curve->recall[j][i] >= RECALL_ENOUGH;
         }
         curve->points = i + 1;
-        bool enough = true;
-        for (uint32_t j = 0; j < DISK_CURVE_KS; j++) enough = enough && curve->recall[j][i] >= RECALL_ENOUGH;
-        if (enough) break;
     }
-    curve->queries = query_count;
-    mem_free(c.bounds);
-    mem_free(c.recall);
+    curve->queries = queries;
+    mem_free(bounds);
+    mem_free(recall);
     return rc;
 }

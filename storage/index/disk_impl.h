@@ -142,9 +142,15 @@ OMEN_CHECKED enum omen_err disk_walk(const struct disk *d, const struct index_se
 
 /* ---- disk_calibrate.c ---- */
 
-/* d->curve from the rows of `nodes` that d->absent holds back. */
+/* Rows that are absent together and the queries of that time. */
+struct disk_pass {
+    uint64_t *absent;  /* [ceil(count/64)] by node */
+    uint32_t *queries; /* [count] nodes */
+    uint32_t count;
+};
+/* d->curve from what the passes' queries find among the rows present. */
 OMEN_CHECKED enum omen_err disk_calibrate(struct disk *d, const struct index_rows *rows,
-        const uint32_t *queries, uint32_t query_count, const struct index_control *control);
+        const struct disk_pass *passes, uint32_t pass_count, const struct index_control *control);
 
 /* ---- disk_file.c ---- */
 
