@@ -213,7 +213,7 @@ $(FUZZ_BINS): $(B)/%: $(B)/obj/%.o $(FUZZ_DRIVER) $(ALL_LIBS)
 # Sub-makes run with as many jobs as there are processors unless the caller chose (make -j sets a job server).
 SUBMAKE = +@$(MAKE) $(if $(findstring jobserver,$(MAKEFLAGS)),,-j$(JOBS)) BUILD=$(BUILD)
 
-.PHONY: FORCE all build build-tests build-fuzz deps help test test-run asan tsan fuzz fault bench check demo up down fmt install \
+.PHONY: FORCE all build build-tests build-fuzz deps help test test-run asan tsan neon fuzz fault bench check demo up down fmt install \
         clean
 FORCE:
 
@@ -269,6 +269,17 @@ fault: ## failing allocations, writes, fsyncs and killed processes, OMEN_FAULT_R
 	$(SUBMAKE) FLAVOUR=$(FLAVOUR) build-tests
 	$(SUBMAKE) FLAVOUR=mutant build
 	@OMEN_FAULT_REPEATS=$(OMEN_FAULT_REPEATS) $(RUN_TESTS) --kinds fault --timeout 3600
+
+# The kernels of an ARM machine on this one: static, against a small stand-in for Check, run by qemu-user.
+NEON_TESTS := kernel code_kernel packed_kernel
+neon: ## NEON kernels against the scalar ones under qemu-user (needs gcc-aarch64-linux-gnu, qemu-user)
+	@command -v aarch64-linux-gnu-gcc qemu-aarch64 >/dev/null || { echo 'missing: sh deploy/install-deps.sh dev'; exit 1; }
+	@mkdir -p $(BUILD)/neon
+	@for name in $(NEON_TESTS); do \
+	  aarch64-linux-gnu-gcc -std=gnu11 -O2 -g -ffp-contract=off -pthread $(WARNINGS) -Itests/cross $(CPPFLAGS_ALL) -static \
+	    -o $(BUILD)/neon/test_$$name tests/unit/test_$$name.c $(wildcard storage/kernel/*.c) common/mem.c common/check.c -lm && \
+	  qemu-aarch64 $(BUILD)/neon/test_$$name || exit 1; \
+	done
 
 fuzz: ## libFuzzer on each decoder for FUZZ_SECONDS=60, from its corpus (needs clang)
 	@command -v clang >/dev/null || { echo 'clang is missing: sh deploy/install-deps.sh dev'; exit 1; }

@@ -20,7 +20,7 @@ packages='make gcc libc6-dev libnng-dev libmbedtls-dev liblmdb-dev libmsgpack-de
     liburing-dev libxxhash-dev check python3 python3-numpy python3-msgpack python3-yaml'
 case ${1-} in
     '') ;;
-    dev) packages="$packages clang libclang-rt-14-dev clang-format" ;;
+    dev) packages="$packages clang libclang-rt-14-dev clang-format gcc-aarch64-linux-gnu qemu-user" ;;
     bench) packages="$packages g++ libhnswlib-dev libfaiss-dev" ;;
     *) echo "usage: install-deps.sh [dev|bench]" >&2; exit 2 ;;
 esac

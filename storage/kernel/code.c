@@ -12,6 +12,9 @@ const struct code_kernel *code_kernel_for(enum kernel_isa isa)
     case KERNEL_AVX2: return __builtin_cpu_supports("f16c") ? &code_kernel_avx2 : &code_kernel_scalar;
     case KERNEL_AVX512: return __builtin_cpu_supports("avx512vnni") ? &code_kernel_avx512 : &code_kernel_avx2;
 #endif
+#ifdef __aarch64__
+    case KERNEL_NEON: return &code_kernel_neon;
+#endif
     default: return NULL;
     }
 }

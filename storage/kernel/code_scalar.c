@@ -66,7 +66,7 @@ static float l2sq_f32_u8_scalar(const float *query, const uint8_t *code, float l
     return lanes[0];
 }
 
-static void pack_tile_scalar(const int8_t *const *rows, uint32_t count, uint32_t dim, uint8_t *packed_out)
+void pack_tile_scalar(const int8_t *const *rows, uint32_t count, uint32_t dim, uint8_t *packed_out)
 {
     for (uint32_t group = 0; group < dim / 4; group++) {
         for (uint32_t r = 0; r < CODE_TILE_ROWS; r++) {
@@ -91,8 +91,7 @@ static void dot_tile_scalar(const int8_t *const *rows, uint32_t count, uint32_t 
     }
 }
 
-static void select_32_scalar(const int32_t *dots, const int32_t *bias, uint32_t first_id,
-        struct code_top16 *top)
+void select_32_scalar(const int32_t *dots, const int32_t *bias, uint32_t first_id, struct code_top16 *top)
 {
     for (uint32_t i = 0; i < 32; i++) {
         int32_t value = bias[i] - 2 * dots[i];
@@ -107,7 +106,7 @@ static void select_32_scalar(const int32_t *dots, const int32_t *bias, uint32_t 
     }
 }
 
-static uint64_t occlude_64_scalar(const int32_t *dots, const int32_t *norms, int32_t norm, const float *reach,
+uint64_t occlude_64_scalar(const int32_t *dots, const int32_t *norms, int32_t norm, const float *reach,
         float alpha)
 {
     uint64_t mask = 0;
@@ -116,7 +115,7 @@ static uint64_t occlude_64_scalar(const int32_t *dots, const int32_t *norms, int
     return mask;
 }
 
-static void sign_code_scalar(const float *z, const float *centre, uint32_t dim, uint8_t *signs_out,
+void sign_code_scalar(const float *z, const float *centre, uint32_t dim, uint8_t *signs_out,
         float sums_out[3])
 {
     sums_out[0] = sums_out[1] = sums_out[2] = 0;
@@ -135,7 +134,7 @@ static void widen_f16_scalar(const uint16_t *f16, uint32_t dim, float *out)
     for (uint32_t i = 0; i < dim; i++) out[i] = code_f32_of_f16(f16[i]);
 }
 
-static uint32_t pool_insert_scalar(uint64_t *keys, uint32_t *count, uint32_t cap, uint64_t key)
+uint32_t pool_insert_scalar(uint64_t *keys, uint32_t *count, uint32_t cap, uint64_t key)
 {
     uint32_t low = 0, n = *count;
     while (n > 0) {
@@ -151,7 +150,7 @@ static uint32_t pool_insert_scalar(uint64_t *keys, uint32_t *count, uint32_t cap
     return low;
 }
 
-static uint32_t pool_merge_scalar(const uint64_t *keys, uint32_t count, uint32_t cap, const uint64_t *fresh,
+uint32_t pool_merge_scalar(const uint64_t *keys, uint32_t count, uint32_t cap, const uint64_t *fresh,
         uint32_t n, uint64_t *out)
 {
     uint32_t total = count, lowest = count;
@@ -165,7 +164,7 @@ static uint32_t pool_merge_scalar(const uint64_t *keys, uint32_t count, uint32_t
     return lowest;
 }
 
-static void lut_build_scalar(const float *z, uint32_t dim, float inverse, uint8_t *lut_out)
+void lut_build_scalar(const float *z, uint32_t dim, float inverse, uint8_t *lut_out)
 {
     for (uint32_t i = 0; i < dim; i += 4) {
         float low = 0;

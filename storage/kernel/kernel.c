@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const char *const isa_names[KERNEL_ISA_COUNT] = { "scalar", "avx2", "avx512" };
+static const char *const isa_names[KERNEL_ISA_COUNT] = { "scalar", "avx2", "avx512", "neon" };
 
 const char *kernel_isa_name(enum kernel_isa isa)
 {
@@ -35,6 +35,9 @@ const struct kernel *kernel_for(enum kernel_isa isa)
 #ifdef __x86_64__
     case KERNEL_AVX2: return cpu_has_avx2() ? &kernel_avx2 : NULL;
     case KERNEL_AVX512: return cpu_has_avx512() ? &kernel_avx512 : NULL;
+#endif
+#ifdef __aarch64__
+    case KERNEL_NEON: return &kernel_neon; /* part of every aarch64 CPU */
 #endif
     default: return NULL;
     }

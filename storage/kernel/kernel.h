@@ -1,4 +1,5 @@
-/* SIMD distances over f32: the definition is scalar.c; avx2.c and avx512.c are optimisations chosen once.
+/* SIMD distances over f32: the definition is scalar.c; avx2.c, avx512.c and neon.c are optimisations chosen
+ * once.
  *
  * All give bit-equal results: 16 lanes of f32 accumulators filled with fused multiply-add in order of i, the
  * tail padded with zeros, then one fixed tree: lane[i] += lane[i+8], += lane[i+4], += lane[i+2], +=
@@ -12,7 +13,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum kernel_isa { KERNEL_SCALAR, KERNEL_AVX2, KERNEL_AVX512, KERNEL_ISA_COUNT };
+enum kernel_isa { KERNEL_SCALAR, KERNEL_AVX2, KERNEL_AVX512, KERNEL_NEON, KERNEL_ISA_COUNT };
 
 struct kernel {
     enum kernel_isa isa;
@@ -32,7 +33,7 @@ struct kernel {
             const float *rows, size_t stride_floats, uint32_t count, uint32_t dim, float *distances_out);
 };
 
-/* Best for this CPU, or what OMENDB_ISA=scalar|avx2|avx512 says when the CPU can. Chosen at the first
+/* Best for this CPU, or what OMENDB_ISA=scalar|avx2|avx512|neon says when the CPU can. Chosen at the first
  * call. */
 const struct kernel *kernel_get(void);
 /* NULL when the CPU (or the build) cannot; for tests and benches. */

@@ -15,5 +15,8 @@ extern const struct kernel kernel_scalar;
 extern const struct kernel kernel_avx2;
 extern const struct kernel kernel_avx512;
 #endif
+#ifdef __aarch64__
+extern const struct kernel kernel_neon;
+#endif
 
 #endif

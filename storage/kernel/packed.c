@@ -16,6 +16,9 @@ const struct packed_kernel *packed_kernel_for(enum kernel_isa isa)
     case KERNEL_AVX2:
     case KERNEL_AVX512: return &packed_kernel_avx2;
 #endif
+#ifdef __aarch64__
+    case KERNEL_NEON: return &packed_kernel_neon;
+#endif
     default: return NULL;
     }
 }

@@ -8,5 +8,8 @@ extern const struct packed_kernel packed_kernel_scalar;
 #ifdef __x86_64__
 extern const struct packed_kernel packed_kernel_avx2;
 #endif
+#ifdef __aarch64__
+extern const struct packed_kernel packed_kernel_neon;
+#endif
 
 #endif
