@@ -1,5 +1,6 @@
-/* A sealed graph of file version 1, written once and read for ever: tests/golden/sealed-v1.index. Its rows follow from
- * row_fill. OMEN_GOLDEN_WRITE=1 writes it anew (for a new version, under a new name). */
+/* Sealed graphs of file version 1, fast and compact layout, written once and read for ever: sealed-v1.index and
+ * compact-v1.index in tests/golden. Their rows follow from rows(). OMEN_GOLDEN_WRITE=1 writes them anew (for a new
+ * version, under new names). */
 #include <check.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,9 +10,14 @@
 #include "storage/index/index.h"
 #include "storage/kernel/kernel.h"
 
-#define GOLDEN "tests/golden/sealed-v1.index"
 #define ROWS 40
 #define DIM 8
+
+static const struct {
+    const char *path;
+    enum index_layout layout;
+} files[] = { { "tests/golden/sealed-v1.index", INDEX_LAYOUT_FAST },
+    { "tests/golden/compact-v1.index", INDEX_LAYOUT_COMPACT } };
 
 static float data[ROWS][DIM];
 static struct err err;
@@ -26,7 +32,8 @@ static struct index_rows rows(void)
 START_TEST(version_1_is_read_and_written_alike)
 {
     struct index_rows all = rows();
-    struct index_params params = { .seed = 12345 };
+    const char *golden = files[_i].path;
+    struct index_params params = { .layout = files[_i].layout, .seed = 12345 };
     struct index *index;
     struct index_scratch *scratch;
     uint8_t *bytes, *again;
@@ -34,10 +41,10 @@ START_TEST(version_1_is_read_and_written_alike)
     char dir[] = "/tmp/omen-XXXXXX", path[64];
     if (getenv("OMEN_GOLDEN_WRITE") != NULL) {
         ck_assert_int_eq(index_build(INDEX_SEALED, &all, &params, NULL, &index, &err), OMEN_OK);
-        ck_assert_int_eq(index_save(index, vfs_posix(), GOLDEN, &err), OMEN_OK);
+        ck_assert_int_eq(index_save(index, vfs_posix(), golden, &err), OMEN_OK);
         index_free(index);
     }
-    ck_assert_msg(index_map(vfs_posix(), GOLDEN, &all, false, &index, &err) == OMEN_OK, "%s", err.message);
+    ck_assert_msg(index_map(vfs_posix(), golden, &all, false, &index, &err) == OMEN_OK, "%s", err.message);
     scratch = index_scratch_new(index);
     for (int plan = INDEX_PLAN_WALK; plan < INDEX_PLAN_COUNT; plan++) {
         for (uint32_t i = 0; i < ROWS; i++) {
@@ -57,7 +64,7 @@ START_TEST(version_1_is_read_and_written_alike)
     ck_assert_ptr_nonnull(mkdtemp(dir));
     snprintf(path, sizeof path, "%s/again.index", dir);
     ck_assert_int_eq(index_save(index, vfs_posix(), path, &err), OMEN_OK);
-    ck_assert_int_eq(vfs_read_file(vfs_posix(), GOLDEN, 1 << 20, &bytes, &len, &err), OMEN_OK);
+    ck_assert_int_eq(vfs_read_file(vfs_posix(), golden, 1 << 20, &bytes, &len, &err), OMEN_OK);
     ck_assert_int_eq(vfs_read_file(vfs_posix(), path, 1 << 20, &again, &again_len, &err), OMEN_OK);
     ck_assert_uint_eq(len, again_len);
     ck_assert_mem_eq(bytes, again, len);
@@ -73,7 +80,7 @@ int main(void)
 {
     Suite *suite = suite_create("sealed_index");
     TCase *tc = tcase_create("sealed_index");
-    tcase_add_test(tc, version_1_is_read_and_written_alike);
+    tcase_add_loop_test(tc, version_1_is_read_and_written_alike, 0, 2);
     suite_add_tcase(suite, tc);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_ENV);
