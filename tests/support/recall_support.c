@@ -174,6 +174,8 @@ struct recall_result recall_measure(const struct recall_set *set, const struct i
     mem_free(heap);
     mem_free(hits);
     result.mean = sum / set->query_count;
+    result.queries = set->query_count;
+    result.found_max = (double)set->query_count * search->k;
     result.standard_error = sqrt(
             fmax(squares / set->query_count - result.mean * result.mean, 0) / set->query_count);
     return result;
@@ -181,11 +183,14 @@ struct recall_result recall_measure(const struct recall_set *set, const struct i
 
 void recall_check(const char *what, const struct recall_result *result, double target, bool exact)
 {
-    double error = 2 * result->standard_error;
+    /* What the answers' own spread says, but no less than a coin's; and a curve of some 125 rows held out is careful by
+     * 1.65 of its own, larger, standard errors. */
+    double coin = sqrt(target * (1 - target) / result->found_max), error = 2 * result->standard_error;
+    double careful = 1.65 * sqrt(result->queries / 125.0) * fmax(result->standard_error, coin);
     printf("%s: %.4f +- %.4f for %.3f, %.1f %% of queries below 0.8\n", what, result->mean,
             result->standard_error, target, 100 * result->below_80);
     ck_assert_msg(result->mean >= target - error - 1e-9, "%s: %.4f delivered for %.3f", what, result->mean,
             target);
-    ck_assert_msg(exact || result->mean <= target + 0.02 + error,
+    ck_assert_msg(exact || result->mean <= target + 0.02 + fmax(error, 2 * coin) + careful,
             "%s: %.4f delivered for %.3f, more than paid", what, result->mean, target);
 }

@@ -31,6 +31,7 @@ struct index *recall_build(const struct recall_set *set, enum index_kind kind, e
 struct recall_result {
     double mean, standard_error; /* over the queries */
     double below_80;             /* share of the queries */
+    double queries, found_max;   /* how many, and how many neighbours they asked for */
     struct index_cost cost;
 };
 
@@ -39,8 +40,8 @@ struct recall_result {
 struct recall_result recall_measure(const struct recall_set *set, const struct index *index,
         const struct index_search *search, const uint64_t *const *filters);
 
-/* Delivered recall must lie in ENGINE.md's interval, target - 2 se .. target + 0.02 + 2 se; `exact`: the upper end is
- * free. */
+/* Delivered recall must lie in ENGINE.md's interval, target - 2 se .. target + 0.02 + 2 se, the upper end wider by what
+ * a small set's calibration is careful by; `exact`: it is free. */
 void recall_check(const char *what, const struct recall_result *result, double target, bool exact);
 
 #endif
