@@ -89,7 +89,8 @@ static void *index_main(void *arg)
     (void)pthread_setschedparam(pthread_self(), SCHED_BATCH, &batch);
     while (!atomic_load(&node->index_stop)) {
         bool failed = false;
-        if (rest == 0 && index_round(node, &failed) && !failed) continue;
+        bool room = !atomic_load(&node->env.disk_full); /* what is left of the disk is for writes */
+        if (rest == 0 && room && index_round(node, &failed) && !failed) continue;
         rest = failed ? INDEX_FAILED_TURNS : rest > 0 ? rest - 1 : 0;
         struct timespec until = { 0, INDEX_TURN_MS * 1000000L };
         (void)nanosleep(&until, NULL);

@@ -90,8 +90,6 @@ void segment_rows(const struct segment *s, struct index_rows *rows_out)
 
 void segment_info(const struct segment *s, struct segment_info *info_out)
 {
-    struct index_stats stats;
-    index_stats(s->index, false, &stats);
     *info_out = (struct segment_info){
         .number = s->number,
         .field = s->field,
@@ -99,7 +97,7 @@ void segment_info(const struct segment *s, struct segment_info *info_out)
         .end_block = s->end_block,
         .rows = s->count,
         .as_of = s->as_of,
-        .memory_bytes = stats.memory_bytes + (uint64_t)s->count * sizeof *s->slots,
+        .memory_bytes = s->memory_bytes,
         .disk_bytes = s->disk_bytes,
         .recall_target = s->recall_target,
     };

@@ -46,8 +46,11 @@ static enum omen_err graph_build(struct segment *s, const struct segment_spec *s
     return index_map(s->vfs, path, &rows, false, &s->index, err);
 }
 
-static void disk_bytes_sum(struct segment *s)
+static void sizes_take(struct segment *s)
 {
+    struct index_stats stats;
+    index_stats(s->index, false, &stats);
+    s->memory_bytes = stats.memory_bytes + (uint64_t)s->count * sizeof *s->slots;
     for (int f = 0; f < SEGMENT_FILES; f++) {
         char path[SEGMENT_PATH_BYTES];
         struct vfs_file *file;
@@ -76,7 +79,7 @@ enum omen_err segment_build(const struct segment_spec *spec, const struct index_
         segment_unref(s);
         return rc;
     }
-    disk_bytes_sum(s);
+    sizes_take(s);
     *segment_out = s;
     return OMEN_OK;
 }
@@ -99,7 +102,7 @@ enum omen_err segment_open(const struct segment_spec *spec, struct segment **seg
         segment_unref(s);
         return rc;
     }
-    disk_bytes_sum(s);
+    sizes_take(s);
     *segment_out = s;
     return OMEN_OK;
 }

@@ -33,7 +33,7 @@ struct segment {
     uint64_t rows_bytes;
     size_t stride_floats;
     struct index *index;
-    uint64_t disk_bytes;
+    uint64_t disk_bytes, memory_bytes; /* looked up once: an index counts its links to tell */
     _Atomic uint32_t refs;
     pthread_mutex_t mutex; /* guards what follows */
     struct segment_scratch *idle;
