@@ -291,6 +291,21 @@ static int message_step(struct raft_group *g, struct raft_message *message, cons
     return group_step(g, &event, entries, slots);
 }
 
+/* How far the log here is known to be that of the leader of `a`: same index and term, same log before (5.3 of the
+ * paper). Before a step, for what the core answers at once, and after it, for what it answers when the new entries
+ * are stored. */
+static void append_verify(struct raft_group *g, const struct raft_append_entries *a,
+        const struct log_slot *slots, uint32_t n)
+{
+    uint64_t at = a->prev_log_index;
+    if (a->term < g->verified_term || a->term < g->raft.current_term) return;
+    if (at > 0 && group_term_at(g, at) != a->prev_log_term) return;
+    for (uint32_t i = 0; i < n && group_term_at(g, at + 1) == slots[i].term; i++) at++;
+    if (a->term > g->verified_term) g->verified_index = 0;
+    g->verified_term = a->term;
+    if (at > g->verified_index) g->verified_index = at;
+}
+
 /* One piece of an append: entries [from, from + n) of the frame. */
 static int append_piece(struct raft_group *g, struct frame *f, struct raft_entry *entries, uint32_t from,
         uint32_t n)
@@ -301,6 +316,8 @@ static int append_piece(struct raft_group *g, struct frame *f, struct raft_entry
     a->n_entries = n;
     a->prev_log_index += from;
     if (from > 0) a->prev_log_term = f->slots[from - 1].term;
+    const struct raft_append_entries asked = *a;
+    append_verify(g, &asked, f->slots + from, n);
     if (n == 0) return message_step(g, &message, NULL, NULL);
     /* The core frees the batch when it does not want the entries; else it is ours again. */
     void *token = raft_malloc(8);
@@ -308,6 +325,7 @@ static int append_piece(struct raft_group *g, struct frame *f, struct raft_entry
     for (uint32_t i = from; i < from + n; i++) entries[i].batch = token;
     int rv = message_step(g, &message, entries + from, f->slots + from);
     if (rv == 0 && g->entries_taken) raft_free(token);
+    if (rv == 0) append_verify(g, &asked, f->slots + from, n);
     return rv;
 }
 

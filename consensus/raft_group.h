@@ -17,6 +17,9 @@
  *   - A message with a configuration that is not its first entry is taken in two steps: the core notes the
  *     index of the message's first new entry as the configuration's.
  *   - An append that reaches below what is committed here is moved up to there before the core sees it.
+ *   - A follower acknowledges no more than it has compared with this leader's log: the core acknowledges all that it
+ *     has stored, also what an earlier leader left behind the entries compared so far, and the leader would commit
+ *     it.
  *   - A refused pre-vote carries the refuser's term, or a candidate with an old term never stands for good.
  *   - A replica that is no voter in the configuration it knows votes all the same when it is asked.
  *   - A snapshot offered by the leader is given to the core only when its base is durable here (C4): until

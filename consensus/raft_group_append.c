@@ -254,7 +254,9 @@ static uint64_t append_current(const struct raft_group *g, const struct group_ap
 static void entries_durable(struct raft_group *g, const struct group_append *a)
 {
     uint64_t last = append_current(g, a);
-    if (g->installing || last <= g->raft.last_stored) return;
+    /* None of it may be in the log any more: truncated while it was on its way. Then it says nothing, least of all
+     * about the entries before it, which may be others by now and not durable. */
+    if (last < a->first || g->installing || last <= g->raft.last_stored) return;
     struct raft_event event = { .type = RAFT_PERSISTED_ENTRIES };
     event.persisted_entries.index = last;
     int rv = group_step(g, &event, NULL, NULL);

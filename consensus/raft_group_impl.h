@@ -39,7 +39,9 @@ struct raft_group {
     bool started, stopped;
     const struct raft_request_vote *vote_asked; /* by the message being taken; NULL = none */
     bool entries_taken;                         /* by the last step */
-    enum omen_err failed; /* the core refused to go on: a conflict below the commit index */
+    uint64_t verified_term,
+            verified_index; /* up to here the log is that of the leader of this term: compared */
+    enum omen_err failed;   /* the core refused to go on: a conflict below the commit index */
 
     uint64_t append_id; /* of the last append */
     uint32_t appends_out;

@@ -107,11 +107,16 @@ static const struct raft_message *vote_result(struct raft_group *g, struct raft_
     return message;
 }
 
-/* Some refusals of the core carry no last index, but what was on its stack. */
+/* Some refusals of the core carry no last index, but what was on its stack. An acknowledgement says no more than what was
+ * compared with this leader's log, or is committed and so in every leader's, and is stored. */
 static const struct raft_message *append_result(const struct raft_group *g, struct raft_message *message)
 {
     struct raft_append_entries_result *r = &message->append_entries_result;
+    uint64_t sure = raft_commit_index(&g->raft);
     if (r->rejected > 0) r->last_log_index = g->raft.last_stored;
+    if (g->verified_term == raft_current_term(&g->raft) && g->verified_index > sure) sure = g->verified_index;
+    if (sure > g->raft.last_stored) sure = g->raft.last_stored;
+    if (r->rejected == 0 && r->last_log_index > sure) r->last_log_index = sure;
     return message;
 }
 

@@ -106,6 +106,20 @@ START_TEST(replicas_agree_whatever_happens)
 }
 END_TEST
 
+/* Seeds that once found something: a leader behind a dropped prefix, a stalled follower, an acknowledgement of what was
+ * truncated on its way to the disk. */
+START_TEST(seeds_that_found_something_pass)
+{
+    static const uint64_t seeds[] = { 390, 649, 11352, 15320 };
+    struct world_counts totals = { 0 };
+    log_configure(LOG_LEVEL_ERROR + 1, LOG_FORMAT_TEXT, 2);
+    for (size_t i = 0; i < sizeof seeds / sizeof *seeds; i++) {
+        printf("seed %" PRIu64 "\n", seeds[i]);
+        run(seeds[i], &totals);
+    }
+}
+END_TEST
+
 START_TEST(a_seed_gives_the_same_run)
 {
     uint64_t hash[2];
@@ -126,6 +140,7 @@ int main(void)
     TCase *tc = tcase_create("simulation");
     tcase_set_timeout(tc, 1200);
     tcase_add_test(tc, replicas_agree_whatever_happens);
+    tcase_add_test(tc, seeds_that_found_something_pass);
     tcase_add_test(tc, a_seed_gives_the_same_run);
     suite_add_tcase(s, tc);
     SRunner *runner = srunner_create(s);
