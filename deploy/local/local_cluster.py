@@ -20,6 +20,7 @@ from pathlib import Path
 
 START_SECONDS = 60
 STOP_SECONDS = 60
+PORT_SECONDS = 10
 
 
 class ClusterError(Exception):
@@ -74,8 +75,12 @@ class Process:
         """Start the process when it does not live; says nothing of whether it serves."""
         if self.alive():
             return
-        taken = [p for p in self.ports.values() if not port_is_free(self.cluster.host, p)]
-        if taken:
+        # One that was killed may hold its ports for a moment after it has ended: its other threads end later.
+        deadline = time.monotonic() + PORT_SECONDS
+        while taken := [p for p in self.ports.values() if not port_is_free(self.cluster.host, p)]:
+            if self._child is not None and time.monotonic() < deadline:
+                time.sleep(0.02)
+                continue
             raise ClusterError(f"{self.name} cannot start: port {taken[0]} of {self.cluster.host} is taken by another "
                                "process (another base port: PORT=N)")
         self.dir.mkdir(parents=True, exist_ok=True)
