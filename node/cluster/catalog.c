@@ -15,6 +15,8 @@
 struct catalog {
     struct vfs *vfs;
     char path[4096];
+    pthread_mutex_t
+            file_mutex; /* one writer of the file: a checkpoint may run beside an import, which is newer */
     pthread_mutex_t mutex;
     struct cluster_state *state; /* guarded by mutex; immutable */
     _Atomic uint64_t applied, durable;
@@ -87,12 +89,14 @@ static enum omen_err state_write(struct catalog *catalog, const struct cluster_s
 static enum omen_err fsm_checkpoint(void *self, struct err *err)
 {
     struct catalog *catalog = self;
-    struct cluster_state *state = cluster_state_acquire(catalog);
     enum omen_err rc = OMEN_OK;
+    pthread_mutex_lock(&catalog->file_mutex);
+    struct cluster_state *state = cluster_state_acquire(catalog);
     if (state->sequence > atomic_load(&catalog->durable)) {
         rc = state_write(catalog, state, err);
         if (rc == OMEN_OK) atomic_store(&catalog->durable, state->sequence);
     }
+    pthread_mutex_unlock(&catalog->file_mutex);
     cluster_state_unref(state);
     return rc;
 }
@@ -134,15 +138,17 @@ enum omen_err catalog_import(struct catalog *catalog, struct bytes bytes, struct
     bool newer;
     enum omen_err rc = import_decode(catalog, bytes, &state, &newer, err);
     if (rc != OMEN_OK) return rc;
+    pthread_mutex_lock(&catalog->file_mutex);
     if (newer) rc = state_write(catalog, state, err);
-    if (rc != OMEN_OK || !newer) {
-        cluster_state_unref(state);
-        return rc;
+    if (rc == OMEN_OK && newer) {
+        atomic_store(&catalog->durable, state->sequence);
+        atomic_store(&catalog->applied, state->sequence);
+        state_swap(catalog, state);
+        state = NULL;
     }
-    atomic_store(&catalog->durable, state->sequence);
-    atomic_store(&catalog->applied, state->sequence);
-    state_swap(catalog, state);
-    return OMEN_OK;
+    pthread_mutex_unlock(&catalog->file_mutex);
+    cluster_state_unref(state);
+    return rc;
 }
 
 void catalog_fsm(struct catalog *catalog, struct replica_fsm *fsm_out)
@@ -193,6 +199,7 @@ enum omen_err catalog_open(struct vfs *vfs, const char *dir, uint64_t incarnatio
         return rc;
     }
     pthread_mutex_init(&catalog->mutex, NULL);
+    pthread_mutex_init(&catalog->file_mutex, NULL);
     atomic_init(&catalog->applied, catalog->state->sequence);
     atomic_init(&catalog->durable, catalog->state->sequence);
     *catalog_out = catalog;
@@ -202,6 +209,7 @@ enum omen_err catalog_open(struct vfs *vfs, const char *dir, uint64_t incarnatio
 void catalog_close(struct catalog *catalog)
 {
     cluster_state_unref(catalog->state);
+    pthread_mutex_destroy(&catalog->file_mutex);
     pthread_mutex_destroy(&catalog->mutex);
     mem_free(catalog);
 }
