@@ -41,6 +41,11 @@ static enum omen_err fsm_apply(void *self, uint64_t sequence, const void *entry,
     struct cluster_entry decoded;
     enum omen_err rc = cluster_entry_decode(entry, len, &decoded, err);
     if (rc != OMEN_OK) return rc;
+    if (!cluster_entry_known(decoded.kind)) { /* a rejection here would be an application elsewhere */
+        cluster_entry_fini(&decoded);
+        return err_set(err, OMEN_EVERSION, "",
+                "an entry of the cluster group of a kind that this version does not know");
+    }
     struct catalog_outcome nobody, *outcome = proposal_arg != NULL ? proposal_arg : &nobody;
     memset(outcome, 0, sizeof *outcome);
 

@@ -241,6 +241,13 @@ static enum omen_err apply_ops_start(struct cluster_state *state, const struct c
     return OMEN_OK;
 }
 
+/* What the operation takes for granted of the shard: its source is there, or there is room for one more. */
+static bool switch_fits(const struct map_shard *shard, const struct cluster_op *op)
+{
+    if (op->from_replica != 0) return replica_slot(shard, op->from_replica) < shard->replica_count;
+    return shard->replica_count < OMEN_REPLICAS_MAX;
+}
+
 /* The map names the target instead of the source. */
 static void op_switch(struct map_shard *shard, const struct cluster_op *op)
 {
@@ -274,10 +281,10 @@ static bool step_allowed(const struct cluster_op *op, enum cluster_op_step to)
     return false;
 }
 
-static enum omen_err op_end(struct cluster_state *state, uint32_t at)
+static enum omen_err op_end(struct cluster_state *state, uint32_t at, bool gone)
 {
     struct cluster_op ended = state->ops[at];
-    ended.canceled = ended.step == OP_CANCELING;
+    ended.canceled = gone || ended.step == OP_CANCELING;
     ended.step = OP_END;
     cluster_remove(state->ops, &state->op_count, at, sizeof *state->ops);
     if (state->history_count == CLUSTER_HISTORY_MAX)
@@ -306,9 +313,12 @@ static enum omen_err apply_op_step(struct cluster_state *state, const struct clu
                 (unsigned long long)op->op_id, cluster_op_step_name(op->step),
                 cluster_op_step_name(change->step_to));
     op->changed_ms = entry->log_time_ms;
-    if (change->step_to == OP_END) return op_end(state, at);
+    if (change->step_to == OP_END) return op_end(state, at, gone);
     if (change->step_to == OP_SWITCH) {
         if (shard == NULL) return REJECT(OMEN_ENOTFOUND, "shard_id", "its collection was dropped");
+        if (!switch_fits(shard, op))
+            return REJECT(OMEN_EINVAL, "step",
+                    "the shard's replicas are not those that the operation was begun with");
         op_switch(shard, op);
         *map_changed = true;
     }

@@ -179,3 +179,9 @@ void cluster_entry_fini(struct cluster_entry *entry)
     entry->cluster.moves = NULL;
     entry->cluster.move_count = 0;
 }
+
+bool cluster_entry_known(uint16_t kind)
+{
+    return (kind >= CATALOG_CREATE && kind <= CATALOG_ALIAS_DROP) ||
+            (kind >= CLUSTER_CHANGE_INIT && kind <= CLUSTER_CHANGE_THROTTLE);
+}

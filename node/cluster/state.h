@@ -21,6 +21,7 @@ struct cluster_entry {
 };
 OMEN_CHECKED enum omen_err cluster_entry_decode(const void *bytes, size_t len,
         struct cluster_entry *entry_out, struct err *err);
+bool cluster_entry_known(uint16_t kind);
 void cluster_entry_fini(struct cluster_entry *entry);
 
 /* ---- state.c ---- */
