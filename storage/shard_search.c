@@ -107,7 +107,9 @@ static enum omen_err range_scan(const struct store_view *view, struct flat_query
     struct flat_scan scan;
     enum omen_err rc = flat_scan_init(&scan, f->metric, f->dim, view->sequence, query, 1,
             limit != NULL ? limit->stop : NULL, limit != NULL ? limit->arg : NULL, arena);
-    if (rc == OMEN_OK) rc = blocks_scan(view, &scan, field, from, end);
+    if (rc != OMEN_OK) return rc;
+    scan.now_ms = view->now_ms;
+    rc = blocks_scan(view, &scan, field, from, end);
     scan_count(stats, &scan);
     return rc;
 }
@@ -120,6 +122,7 @@ static enum omen_err query_segments(const struct store_view *view, const struct 
         .query = query->query,
         .k = query->topk->k,
         .view_sequence = view->sequence,
+        .now_ms = view->now_ms,
         .filter = query->filter,
         .stop = limit != NULL && limit->stop != NULL ? pass_stop : NULL,
         .stop_arg = (void *)(uintptr_t)limit,
@@ -171,6 +174,7 @@ static enum omen_err pass_run(const struct store_view *view, struct field_pass *
         rc = flat_scan_init(&scan, f->metric, f->dim, view->sequence, pass->queries, pass->count,
                 limit != NULL ? limit->stop : NULL, limit != NULL ? limit->arg : NULL, arena);
     if (rc != OMEN_OK) return rc;
+    scan.now_ms = view->now_ms;
     rc = blocks_scan(view, &scan, field, covered, end);
     scan_count(stats, &scan);
     return rc;

@@ -142,6 +142,7 @@ static enum omen_err store_init(struct shard_store *s, const struct shard_store_
     s->blocks = blocks_new();
     s->active = delta_new();
     s->plan = plan_new(&s->schema);
+    s->expires_next_ms = UINT64_MAX;
     if (s->schema.shard_key[0] == '\0') return OMEN_OK;
     return doc_path_parse(s->schema.shard_key, strlen(s->schema.shard_key), &s->schema_arena,
             &s->shard_key_path, err);
@@ -160,6 +161,7 @@ static void store_free(struct shard_store *s)
     if (s->frozen_ops.chunks != NULL) op_table_unpin(s->ops, &s->frozen_ops);
     op_table_free(s->ops);
     plan_free(s->plan);
+    expiry_fini(&s->expiry);
     delta_unref(s->active);
     delta_unref(s->frozen);
     blocks_free(s->blocks);
@@ -235,6 +237,7 @@ void shard_store_stats(struct shard_store *store, struct shard_store_stats *stat
     pthread_mutex_lock(&store->version_mutex);
     stats.applied = store->applied;
     stats.points = store->points;
+    stats.expires_next_ms = store->expires_next_ms;
     stats.delta_bytes = delta_bytes(store->active) + (store->frozen != NULL ? delta_bytes(store->frozen) : 0);
     stats.rows_dead = atomic_load(&store->blocks->row_count) - store->points;
     pthread_mutex_unlock(&store->version_mutex);

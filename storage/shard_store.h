@@ -106,6 +106,7 @@ OMEN_CHECKED enum omen_err shard_store_make_room(struct shard_store *store, cons
 struct store_view {
     struct shard_store *store;
     uint64_t sequence;
+    uint64_t now_ms;      /* points that expire then or earlier are absent; log time of `sequence` at least */
     struct view_pin *pin; /* the room's own */
 };
 void store_view_acquire(struct shard_store *store, struct store_view *view_out);
@@ -114,6 +115,11 @@ void store_view_acquire(struct shard_store *store, struct store_view *view_out);
 OMEN_CHECKED enum omen_err store_view_try_acquire(struct shard_store *store, struct store_view *view_out,
         struct err *err);
 void store_view_release(struct store_view *view);
+/* Read as of the time that a query carries: never before log time, so a point that has gone does not come back. */
+static inline void store_view_at(struct store_view *view, uint64_t now_ms)
+{
+    if (now_ms > view->now_ms) view->now_ms = now_ms;
+}
 
 /* Polled about every 64 KiB of scanned data: true = give up with OMEN_EDEADLINE. NULL = never. */
 struct read_limit {
@@ -154,7 +160,8 @@ OMEN_CHECKED enum omen_err shard_store_scroll(const struct store_view *view, con
         const struct read_limit *read_limit, struct arena *arena, struct point_view **points_out,
         uint32_t *count_out, bool *more_out, struct err *err);
 
-/* Exact number of live points, or of those that match. Without filter: no scan. */
+/* Exact number of live points, or of those that match. Without filter: no scan, unless points expired since the last
+ * write; then those that expire are looked at. */
 OMEN_CHECKED enum omen_err shard_store_count(const struct store_view *view, const struct filter *filter,
         const struct read_limit *limit, uint64_t *count_out, struct err *err);
 
@@ -162,8 +169,10 @@ struct shard_store_stats {
     uint64_t applied, durable, points, rows_dead;
     uint64_t stream_bytes, stream_chunks, delta_bytes, meta_bytes, applied_ops;
     uint64_t op_table_full; /* 1 when admission must answer BUSY */
-    enum omen_err stopped;  /* OMEN_OK, or why apply stopped */
-    bool damaged;           /* by what the scrubber found; nothing is served */
+    uint64_t
+            expires_next_ms; /* the soonest that a point counted in `points` expires; UINT64_MAX = none does */
+    enum omen_err stopped;   /* OMEN_OK, or why apply stopped */
+    bool damaged;            /* by what the scrubber found; nothing is served */
 };
 void shard_store_stats(struct shard_store *store, struct shard_store_stats *stats_out);
 

@@ -30,6 +30,8 @@ static void publish(struct shard_store *s, uint64_t sequence, uint64_t points, u
     pthread_mutex_lock(&s->version_mutex);
     blocks_publish(s->blocks, staged);
     s->points = points;
+    s->view_log_time_ms = s->log_time_ms;
+    s->expires_next_ms = expiry_next_ms(&s->expiry);
     atomic_store_explicit(&s->applied, sequence, memory_order_release);
     pthread_mutex_unlock(&s->version_mutex);
     atomic_store_explicit(&s->op_count, op_table_count(s->ops), memory_order_relaxed);
@@ -49,6 +51,7 @@ enum omen_err apply_staged(struct shard_store *s, uint64_t sequence, const struc
         op_table_expire(s->ops, s->log_time_ms, s->op_retention_ms);
         publish(s, sequence, points, units->staged);
     } else {
+        plan_abandon(s->plan, s);
         op_table_undo(s->ops, ops_before);
         s->log_time_ms = log_time_before;
         blocks_unstage(s->blocks, units->staged);

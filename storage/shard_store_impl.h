@@ -6,6 +6,7 @@
  *   shard_store_plan*.c       what the ops of an entry lead to, before anything is changed
  *   shard_store_room.c        what a write needs of the stream, known before it is proposed
  *   shard_store_checkpoint.c  checkpoints and merges
+ *   expiry.c                  living rows by the time they expire
  *   shard_store_view.c        views, lookups and walks over deltas and LMDB
  *   shard_lease.c, shard_manifest.c   checkpoints for other replicas
  *   shard_index.c             which segments there are, and which to build next
@@ -19,6 +20,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
+#include "storage/expiry.h"
 #include "storage/meta/delta.h"
 #include "storage/meta/meta.h"
 #include "storage/meta/op_table.h"
@@ -37,7 +39,9 @@ struct view_pin {
     struct meta_txn *txn;          /* begun while the pin is in use */
     enum omen_err meta_rc;         /* not OK: LMDB could not be read; lookups answer this */
     struct delta *active, *frozen; /* referenced; frozen may be NULL */
-    uint64_t points;               /* live at the view's sequence */
+    uint64_t points;               /* live at the view's sequence, expired ones included */
+    uint64_t log_time_ms;          /* of the view's sequence */
+    uint64_t expires_next_ms;      /* none of `points` expires before */
     struct view_pin *next;         /* in the free list */
 };
 
@@ -71,6 +75,7 @@ struct shard_store {
     struct op_table *ops;
     uint64_t log_time_ms; /* of the last entry; monotone */
     struct plan *plan;    /* buffers kept from entry to entry */
+    struct expiry expiry; /* rows that live and expire */
     struct view_pin apply_pin;
     enum omen_err stopped; /* why apply stopped, or OMEN_OK; OMEN_EFULL and ENOMEM are retried */
     struct err stopped_err;
@@ -79,6 +84,7 @@ struct shard_store {
     pthread_cond_t view_released;
     _Atomic uint64_t applied; /* written under version_mutex, read anywhere */
     uint64_t points;
+    uint64_t view_log_time_ms, expires_next_ms; /* what view_pin has of `applied` */
     struct delta *active, *frozen;
     struct view_pin *free_pins;
     uint32_t pin_count, view_count;
@@ -139,6 +145,12 @@ void view_iter_close(struct view_iter *it);
 OMEN_CHECKED enum omen_err row_of_location(const struct shard_store *s, const struct point_key *key,
         const struct meta_location *location, struct row_ref *row_out, struct err *err);
 
+/* Has a row's time come? */
+static inline bool row_expired(const struct shard_store *s, struct row_ref row, uint64_t now_ms)
+{
+    return block_row_expired(blocks_at(s->blocks, row.block), row.op, now_ms);
+}
+
 static inline void row_op(const struct shard_store *s, struct row_ref row, struct entry_op *op_out)
 {
     entry_op_at(&blocks_at(s->blocks, row.block)->entry, row.op, op_out);
@@ -169,6 +181,8 @@ OMEN_CHECKED enum omen_err plan_entry(struct plan *plan, struct shard_store *s, 
         const struct entry *entry, struct plan_units *units, struct apply_outcome *outcomes, struct err *err);
 /* Make it so: rows live and die, the delta learns. Cannot fail. Returns the number of live points after it. */
 uint64_t plan_commit(struct plan *plan, struct shard_store *s, uint64_t points);
+/* Or do not: rows that were about to die of age go on waiting. */
+void plan_abandon(struct plan *plan, struct shard_store *s);
 
 /* ---- shard_store_apply.c ---- */
 

@@ -38,6 +38,7 @@ void plan_free(struct plan *plan)
     mem_free(plan->id_table);
     mem_free(plan->undo);
     mem_free(plan->derived);
+    mem_free(plan->aged);
     mem_free(plan);
 }
 
@@ -49,6 +50,8 @@ static enum omen_err op_on_slot(struct plan *p, const struct entry_op *op, uint3
 {
     if (op->kind != POINT_UPSERT && !plan_slot_alive(&p->slots[slot])) return OMEN_OK;
     outcome->affected++;
+    if (op->kind == POINT_UPSERT && op->expires_ms != 0 && op->expires_ms <= p->store->log_time_ms)
+        return plan_slot_set(p, slot, SLOT_ABSENT, 0, err); /* expired before it came */
     if (op->kind == POINT_UPSERT) return plan_slot_set(p, slot, SLOT_ENTRY_ROW, at, err);
     if (op->kind == POINT_DELETE) return plan_slot_set(p, slot, SLOT_ABSENT, 0, err);
     return plan_payload_op(p, op, paths, path_count, slot, err);
@@ -147,6 +150,36 @@ static enum omen_err plan_request(struct plan *p, uint32_t i, struct apply_outco
     return rc == OMEN_OK ? OMEN_OK : err_set(err, rc, NULL, "table of applied ops");
 }
 
+/* ---- age ---- */
+
+/* Points whose time has come die: their slots are absent before the first request. No more than a bound, so that an entry
+ * stays cheap; the others are absent all the same and die of a later one. */
+static enum omen_err plan_age(struct plan *p, struct err *err)
+{
+    struct shard_store *s = p->store;
+    uint64_t most = PLAN_AGED_MIN + 2ull * p->entry->op_count;
+    p->aged_count = 0;
+    while (p->aged_count < most && expiry_next_ms(&s->expiry) <= s->log_time_ms) {
+        enum omen_err rc = PLAN_RESERVE_ONE(p->aged, p->aged_count, p->aged_cap, err);
+        if (rc != OMEN_OK) return rc;
+        struct expiry_item item = expiry_take(&s->expiry);
+        p->aged[p->aged_count++] = item;
+        const struct block *b = blocks_at(s->blocks, item.row.block);
+        if (atomic_load_explicit(&b->died[item.row.op], memory_order_relaxed) != 0) continue;
+        struct entry_op op;
+        uint32_t slot;
+        row_op(s, item.row, &op);
+        rc = plan_slot_get(p, &op.key, &slot, err);
+        if (rc != OMEN_OK) return rc;
+    }
+    return OMEN_OK;
+}
+
+void plan_abandon(struct plan *plan, struct shard_store *s)
+{
+    while (plan->aged_count > 0) expiry_put_back(&s->expiry, plan->aged[--plan->aged_count]);
+}
+
 /* Buffers that one huge entry has grown are not kept for ever. */
 static void buffers_trim(struct plan *p)
 {
@@ -172,11 +205,29 @@ enum omen_err plan_entry(struct plan *plan, struct shard_store *s, uint64_t sequ
     plan->replay_unit = plan->replay_op = 0;
     buffers_trim(plan);
     entry_builder_reset(plan->builder);
+    plan->aged_count = 0;
     enum omen_err rc = plan_slots_reset(plan, entry->op_count, err);
+    if (rc == OMEN_OK) rc = plan_age(plan, err);
     struct apply_outcome unused;
     for (uint32_t i = 0; i < entry->request_count && rc == OMEN_OK; i++)
         rc = plan_request(plan, i, outcomes != NULL ? &outcomes[i] : &unused, err);
-    return rc == OMEN_OK ? plan_derived_end(plan, err) : rc;
+    if (rc == OMEN_OK) rc = plan_derived_end(plan, err);
+    return rc == OMEN_OK ? expiry_reserve(&s->expiry, plan->slot_count, err) : rc;
+}
+
+static void row_dies(struct shard_store *s, struct row_ref row, uint64_t sequence)
+{
+    struct block *b = blocks_at(s->blocks, row.block);
+    atomic_store_explicit(&b->died[row.op], sequence, memory_order_relaxed);
+    if (entry_expires_ms(&b->entry, row.op) != 0) expiry_died(&s->expiry, s->blocks);
+}
+
+static void row_lives(struct shard_store *s, struct row_ref row)
+{
+    struct block *b = blocks_at(s->blocks, row.block);
+    atomic_store_explicit(&b->died[row.op], 0, memory_order_relaxed);
+    uint64_t expires_ms = entry_expires_ms(&b->entry, row.op);
+    if (expires_ms != 0) expiry_add(&s->expiry, expires_ms, row);
 }
 
 uint64_t plan_commit(struct plan *plan, struct shard_store *s, uint64_t points)
@@ -188,12 +239,8 @@ uint64_t plan_commit(struct plan *plan, struct shard_store *s, uint64_t points)
         if (slot->state == SLOT_UNCHANGED || (slot->state == SLOT_ABSENT && !was)) continue;
         if (slot->state == SLOT_ENTRY_ROW) row = (struct row_ref){ plan->first_block, slot->value };
         if (slot->state == SLOT_DERIVED) row = plan->derived[slot->value].row;
-        if (was) {
-            struct block *b = blocks_at(s->blocks, slot->before.block);
-            atomic_store_explicit(&b->died[slot->before.op], plan->sequence, memory_order_relaxed);
-        }
-        if (!row_is_none(row))
-            atomic_store_explicit(&blocks_at(s->blocks, row.block)->died[row.op], 0, memory_order_relaxed);
+        if (was) row_dies(s, slot->before, plan->sequence);
+        if (!row_is_none(row)) row_lives(s, row);
         delta_put(s->active, &slot->key, plan->sequence, row, &slot->spot);
         points = points - was + !row_is_none(row);
     }

@@ -12,6 +12,7 @@
 #define PLAN_DERIVED_BYTES_MAX                                                                               \
     (256u << 20) /* docs and vectors that one entry may derive; a request beyond: ETOOBIG */
 #define PLAN_NONE UINT32_MAX
+#define PLAN_AGED_MIN 1024u         /* rows that one entry lets die of age, and twice its operations */
 #define PLAN_KEEP_BYTES (16u << 20) /* larger buffers are given back after the entry */
 
 enum slot_state { SLOT_UNCHANGED, SLOT_ENTRY_ROW, SLOT_DERIVED, SLOT_ABSENT };
@@ -34,6 +35,7 @@ struct plan_undo {
 /* A whole point made by a payload operation. */
 struct plan_derived {
     uint32_t slot;
+    uint64_t expires_ms;
     struct bytes shard_key;                       /* in the stream or the entry */
     const float *vectors[OMEN_VECTOR_FIELDS_MAX]; /* likewise */
     uint32_t doc_off, doc_len;                    /* in `docs`; len 0 = absent */
@@ -51,6 +53,8 @@ struct plan {
     uint32_t undo_count, undo_cap;
     struct plan_derived *derived;
     uint32_t derived_count, derived_cap;
+    struct expiry_item *aged; /* taken out of the store's expiry; back they go if the entry fails */
+    uint32_t aged_count, aged_cap;
     struct buf docs, scratch;
     struct arena arena; /* of one operation: parsed paths */
     struct entry_builder *builder;

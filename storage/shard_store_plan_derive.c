@@ -31,7 +31,7 @@ static void slot_point(const struct plan *p, const struct plan_slot *slot, struc
     }
     struct entry_op op;
     entry_op_at(e, at, &op);
-    *point_out = (struct plan_derived){ .shard_key = op.shard_key };
+    *point_out = (struct plan_derived){ .shard_key = op.shard_key, .expires_ms = op.expires_ms };
     for (uint32_t f = 0; f < schema->field_count; f++)
         if (op.rows[f] != ENTRY_NO_ROW)
             point_out->vectors[f] = entry_row(e, f, op.rows[f], schema->fields[f].dim);
@@ -184,6 +184,7 @@ static enum omen_err derived_replay(struct plan *p, struct plan_derived *d, stru
         entry_op_at(&b->entry, p->replay_op, &op);
         struct doc doc = derived_doc(p, d);
         if (!plan_key_equal(&op.key, &p->slots[d->slot].key) || op.payload.len != doc.len ||
+                op.expires_ms != d->expires_ms ||
                 (doc.len > 0 && memcmp(op.payload.data, doc.data, doc.len) != 0))
             return stream_corrupt(p->store->stream, unit->position,
                     "derived point differs from what its entry gives", err);
@@ -199,7 +200,8 @@ enum omen_err plan_derived_emit(struct plan *p, struct plan_derived *d, struct e
     struct point_op op = { .kind = POINT_UPSERT,
         .id = slot->key.id,
         .key = { d->shard_key },
-        .payload = derived_doc(p, d) };
+        .payload = derived_doc(p, d),
+        .expires_ms = d->expires_ms };
     memcpy(op.vectors, d->vectors, sizeof op.vectors);
     d->row = (struct row_ref){ p->first_block + p->units->staged, entry_builder_op_count(p->builder) };
     enum omen_err rc = entry_builder_add(p->builder, &op);

@@ -92,6 +92,8 @@ enum omen_err plan_slot_get(struct plan *p, const struct point_key *key, uint32_
     if (rc == OMEN_OK && 2 * (p->slot_count + 1) > p->table_size)
         rc = tables_build(p, 2 * p->table_size, err);
     if (rc != OMEN_OK) return rc;
+    /* Absent from its time on; touched, it dies of it. */
+    if (!row_is_none(slot.before) && row_expired(s, slot.before, s->log_time_ms)) slot.state = SLOT_ABSENT;
     *slot_out = p->slot_count++;
     p->slots[*slot_out] = slot;
     table_insert(p, *slot_out);

@@ -39,7 +39,10 @@ enum omen_err row_point_view(const struct shard_store *s, struct row_ref row,
     const struct block *b = blocks_at(s->blocks, row.block);
     struct entry_op op;
     entry_op_at(&b->entry, row.op, &op);
-    *point_out = (struct point_view){ .id = op.key.id, .key = { op.shard_key }, .version = b->sequence };
+    *point_out = (struct point_view){ .id = op.key.id,
+        .key = { op.shard_key },
+        .version = b->sequence,
+        .expires_ms = op.expires_ms };
     if (selection == NULL) return OMEN_OK;
     for (uint32_t f = 0; f < s->schema.field_count; f++)
         if ((selection->vector_mask >> f & 1) != 0 && op.rows[f] != ENTRY_NO_ROW)
@@ -85,6 +88,7 @@ static enum omen_err get_any_key(const struct store_view *view, point_id id,
         bool found = false;
         rc = view_iter_next(&it, &key, &row, &found, err);
         if (rc != OMEN_OK || !found || !point_id_equal(key.id, id)) break;
+        if (row_expired(view->store, row, view->now_ms)) continue;
         rc = gather(g, view->store, row, selection, err);
         if (rc != OMEN_OK) break;
     }
@@ -106,7 +110,8 @@ enum omen_err shard_store_get(const struct store_view *view, const struct get_re
         struct point_key key = point_key_make(requests[i].id, requests[i].key);
         struct row_ref row;
         rc = view_find(view->store, view->pin, view->sequence, &key, &row, err);
-        if (rc == OMEN_OK && !row_is_none(row)) rc = gather(&g, view->store, row, selection, err);
+        if (rc != OMEN_OK || row_is_none(row) || row_expired(view->store, row, view->now_ms)) continue;
+        rc = gather(&g, view->store, row, selection, err);
     }
     if (rc != OMEN_OK) return rc;
     *points_out = g.points;
@@ -143,6 +148,7 @@ static enum omen_err scroll_page(const struct store_view *view, struct view_iter
         row_op(view->store, row, &op);
         if (stop_polled(read_limit, &bytes, op.payload.len))
             return err_set(err, OMEN_EDEADLINE, NULL, "scroll");
+        if (row_expired(view->store, row, view->now_ms)) continue;
         if (filter != NULL && !filter_match(filter, op.key.id, op.payload)) continue;
         if (g->count == limit) {
             *more_out = true;
@@ -175,14 +181,35 @@ enum omen_err shard_store_scroll(const struct store_view *view, const struct poi
     return OMEN_OK;
 }
 
+/* Points of the view's number that have expired since the last write. */
+static enum omen_err count_expired(const struct store_view *view, const struct read_limit *limit,
+        uint64_t *count_out, struct err *err)
+{
+    const struct blocks *blocks = view->store->blocks;
+    uint64_t count = 0, bytes = 0;
+    for (uint32_t i = 0, n = blocks_count(blocks); i < n; i++) {
+        const struct block *b = blocks_at(blocks, i);
+        if (b->sequence > view->sequence) break;
+        if (view->now_ms < b->expires_min_ms) continue;
+        for (uint32_t at = 0; at < b->entry.op_count; at++)
+            count += block_row_expired(b, at, view->now_ms) && block_row_visible(b, at, view->sequence, 0);
+        if (stop_polled(limit, &bytes, 8 * b->entry.op_count))
+            return err_set(err, OMEN_EDEADLINE, NULL, "count");
+    }
+    *count_out = count;
+    return OMEN_OK;
+}
+
 enum omen_err shard_store_count(const struct store_view *view, const struct filter *filter,
         const struct read_limit *limit, uint64_t *count_out, struct err *err)
 {
     enum omen_err rc = store_serves(view->store, err);
     if (rc != OMEN_OK) return rc;
     if (filter == NULL) {
-        *count_out = view->pin->points;
-        return OMEN_OK;
+        uint64_t expired = 0;
+        if (view->now_ms >= view->pin->expires_next_ms) rc = count_expired(view, limit, &expired, err);
+        if (rc == OMEN_OK) *count_out = view->pin->points - expired;
+        return rc;
     }
     const struct blocks *blocks = view->store->blocks;
     uint64_t count = 0, bytes = 0;
@@ -190,7 +217,7 @@ enum omen_err shard_store_count(const struct store_view *view, const struct filt
         const struct block *b = blocks_at(blocks, i);
         if (b->sequence > view->sequence) break;
         for (uint32_t at = 0; at < b->entry.op_count; at++) {
-            if (!block_row_visible(b, at, view->sequence)) continue;
+            if (!block_row_visible(b, at, view->sequence, view->now_ms)) continue;
             struct entry_op op;
             entry_op_at(&b->entry, at, &op);
             if (stop_polled(limit, &bytes, op.payload.len))

@@ -97,8 +97,14 @@ static enum omen_err walk_meta(struct shard_store *s, struct meta_txn *txn, cons
         if (rc != OMEN_OK || !found) break;
         rc = row_of_location(s, &key, &location, &row, err);
         if (rc != OMEN_OK) break;
-        atomic_store_explicit(&blocks_at(s->blocks, row.block)->died[row.op], 0, memory_order_relaxed);
+        struct block *b = blocks_at(s->blocks, row.block);
+        atomic_store_explicit(&b->died[row.op], 0, memory_order_relaxed);
         points++;
+        uint64_t expires_ms = entry_expires_ms(&b->entry, row.op);
+        if (expires_ms == 0) continue;
+        rc = expiry_reserve(&s->expiry, 1, err);
+        if (rc != OMEN_OK) break;
+        expiry_add(&s->expiry, expires_ms, row);
     }
     meta_cursor_close(cursor);
     if (rc == OMEN_OK && points != state->points)
@@ -126,7 +132,8 @@ static enum omen_err load_meta(struct shard_store *s, const struct meta_state *s
     if (rc == OMEN_OK) rc = meta_ops(txn, state, op_load, s, err);
     meta_txn_end(txn);
     meta_txn_free(txn);
-    s->log_time_ms = state->log_time_ms;
+    s->log_time_ms = s->view_log_time_ms = state->log_time_ms;
+    s->expires_next_ms = expiry_next_ms(&s->expiry);
     return rc;
 }
 

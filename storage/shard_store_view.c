@@ -25,6 +25,8 @@ void view_pin_take(struct shard_store *s, struct view_pin *pin)
     pin->active = delta_ref(s->active);
     pin->frozen = delta_ref(s->frozen);
     pin->points = s->points;
+    pin->log_time_ms = s->view_log_time_ms;
+    pin->expires_next_ms = s->expires_next_ms;
 }
 
 void view_pin_drop(struct view_pin *pin)
@@ -51,7 +53,7 @@ static void view_take(struct shard_store *store, struct store_view *view_out)
     }
     view_pin_take(store, pin);
     *view_out = (struct store_view){ store, atomic_load_explicit(&store->applied, memory_order_relaxed),
-        pin };
+        pin->log_time_ms, pin };
 }
 
 void store_view_acquire(struct shard_store *store, struct store_view *view_out)

@@ -105,6 +105,8 @@ struct point_op {
     struct shard_key key; /* empty without shard key, and for "any key" by-id requests */
     bool any_key;         /* id alone given although the collection has a shard key: acts on every match */
     struct doc payload;   /* absent = {} for upserts */
+    uint64_t
+            expires_ms; /* upserts: Unix time from which on the point is absent; 0 = never (CORRECTNESS A3) */
     /* [dim] f32 by schema field, maybe unaligned; NULL = not given */
     const float *vectors[OMEN_VECTOR_FIELDS_MAX];
 };
@@ -153,6 +155,7 @@ struct point_view {
     point_id id;
     struct shard_key key;                         /* canonical; empty when the collection has none */
     uint64_t version;                             /* sequence of the entry that wrote it */
+    uint64_t expires_ms;                          /* 0 = never */
     struct doc payload;                           /* absent unless selected */
     const float *vectors[OMEN_VECTOR_FIELDS_MAX]; /* NULL unless selected and present */
 };

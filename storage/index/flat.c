@@ -37,6 +37,7 @@ static void entry_point_at(const void *points, uint32_t op, struct flat_point *p
     entry_op_at(points, op, &entry_op);
     point_out->key = entry_op.key;
     point_out->payload = entry_op.payload;
+    point_out->expires_ms = entry_op.expires_ms;
 }
 
 void flat_block_of_entry(const struct entry *entry, uint32_t field, uint32_t dim,
@@ -108,8 +109,9 @@ static void consider(struct flat_scan *scan, const struct flat_block *block, str
     if (!op_is_live(block, op, scan->view_sequence)) return;
     struct topk_candidate candidate = { .distance = isnan(distance) ? INFINITY : distance, .row = row };
     if (candidate.distance > query->distance_max) return;
-    struct flat_point point;
+    struct flat_point point = { .expires_ms = 0 };
     block->point_at(block->points, op, &point);
+    if (point.expires_ms != 0 && point.expires_ms <= scan->now_ms) return;
     candidate.key = point.key;
     candidate.location[0] = block->location;
     candidate.location[1] = op;

@@ -26,7 +26,8 @@
 /* Who a row is, asked only of rows that are near enough. */
 struct flat_point {
     struct point_key key;
-    struct doc payload; /* absent = {} */
+    struct doc payload;  /* absent = {} */
+    uint64_t expires_ms; /* 0 = never */
 };
 
 struct flat_block {
@@ -72,6 +73,8 @@ struct flat_scan {
     enum metric metric;
     uint32_t dim;
     uint64_t view_sequence;
+    uint64_t
+            now_ms; /* points that expire then or earlier are passed over; the caller's after init, 0 = none */
     struct flat_query *queries; /* [query_count], borrowed */
     uint32_t query_count;
     float *packed; /* [query_count][packed_stride] queries, padded, 64-byte aligned; arena */

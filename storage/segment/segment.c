@@ -107,6 +107,6 @@ uint32_t segment_dead(const struct segment *s)
 {
     uint32_t dead = 0;
     for (uint32_t i = 0; i < s->count; i++)
-        dead += !block_row_visible(blocks_at(s->blocks, s->slots[i].block), s->slots[i].op, UINT64_MAX);
+        dead += !block_row_visible(blocks_at(s->blocks, s->slots[i].block), s->slots[i].op, UINT64_MAX, 0);
     return dead;
 }

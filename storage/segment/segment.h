@@ -67,10 +67,10 @@ uint32_t segment_dead(const struct segment *segment);
 struct segment_query {
     const float *query; /* [dim], as the metric wants it */
     uint32_t k;
-    uint64_t view_sequence;
-    const struct filter *filter; /* NULL = all */
-    float distance_max;          /* INFINITY = none */
-    float recall_target;         /* 0 = the segment's own */
+    uint64_t view_sequence, now_ms; /* of the view */
+    const struct filter *filter;    /* NULL = all */
+    float distance_max;             /* INFINITY = none */
+    float recall_target;            /* 0 = the segment's own */
     bool (*stop)(void *arg);
     void *stop_arg;
 };

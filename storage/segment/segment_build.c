@@ -19,7 +19,7 @@ static enum omen_err slots_collect(struct segment *s, struct err *err)
         const struct block *block = blocks_at(s->blocks, b);
         for (uint32_t op = 0; op < block->entry.op_count; op++) {
             struct entry_op parsed;
-            if (!block_row_visible(block, op, s->as_of)) continue;
+            if (!block_row_visible(block, op, s->as_of, 0)) continue;
             entry_op_at(&block->entry, op, &parsed);
             if (parsed.rows[s->field] == ENTRY_NO_ROW) continue;
             CHECK(s->count < most);

@@ -51,7 +51,7 @@ static bool row_passes(const struct segment *s, const struct segment_query *q, s
         struct topk_candidate *out)
 {
     const struct block *block = blocks_at(s->blocks, ref.block);
-    if (!block_row_visible(block, ref.op, q->view_sequence)) return false;
+    if (!block_row_visible(block, ref.op, q->view_sequence, q->now_ms)) return false;
     struct entry_op op;
     entry_op_at(&block->entry, ref.op, &op);
     if (q->filter != NULL && !filter_match(q->filter, op.key.id, op.payload)) return false;

@@ -4,7 +4,7 @@
  * pages are small and double, or every small collection would take the memory of a full one.
  * A row is visible at sequence s when its block's sequence <= s and (died == 0 or died > s). Rows that never were a
  * point's state (deletes, payload operations, superseded inside their own entry, duplicates) are born dead: died is
- * their own sequence. */
+ * their own sequence. A row that expires is absent from then on whether or not it has died yet (CORRECTNESS A3). */
 #ifndef OMEN_STORAGE_BLOCKS_H
 #define OMEN_STORAGE_BLOCKS_H
 
@@ -24,7 +24,8 @@ struct block {
     uint64_t sequence;
     struct entry entry; /* attached to the mapped bytes */
     struct stream_unit unit;
-    _Atomic uint64_t *died; /* [entry.op_count], owned */
+    _Atomic uint64_t *died;  /* [entry.op_count], owned */
+    uint64_t expires_min_ms; /* the first of its rows to expire; UINT64_MAX = none does */
 };
 
 /* A row: block (position in the table) and op. */
@@ -88,10 +89,19 @@ static inline uint32_t blocks_count(const struct blocks *blocks)
     return atomic_load_explicit(&blocks->count, memory_order_acquire);
 }
 
-static inline bool block_row_visible(const struct block *b, uint32_t op, uint64_t sequence)
+/* Has the row's time come? */
+static inline bool block_row_expired(const struct block *b, uint32_t op, uint64_t now_ms)
+{
+    if (now_ms < b->expires_min_ms) return false;
+    uint64_t expires_ms = entry_expires_ms(&b->entry, op);
+    return expires_ms != 0 && expires_ms <= now_ms;
+}
+
+/* Does a view at `sequence` see the row at `now_ms`? With now 0 nothing has expired. */
+static inline bool block_row_visible(const struct block *b, uint32_t op, uint64_t sequence, uint64_t now_ms)
 {
     uint64_t died = atomic_load_explicit(&b->died[op], memory_order_relaxed);
-    return b->sequence <= sequence && (died == 0 || died > sequence);
+    return b->sequence <= sequence && (died == 0 || died > sequence) && !block_row_expired(b, op, now_ms);
 }
 
 /* The published block whose unit stands at `position`; UINT32_MAX when there is none. O(log blocks). */

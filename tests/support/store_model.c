@@ -116,7 +116,7 @@ static void random_vectors(struct store_model *m, struct point_op *op, struct ar
     }
 }
 
-static struct point_op random_op(struct store_model *m, struct arena *arena)
+static struct point_op random_op(struct store_model *m, uint64_t now_ms, struct arena *arena)
 {
     uint64_t dice = store_model_random(m, 20);
     uint32_t which = (uint32_t)store_model_random(m, 3);
@@ -134,6 +134,7 @@ static struct point_op random_op(struct store_model *m, struct arena *arena)
     case POINT_UPSERT:
         op.payload = random_payload(m, which, arena);
         random_vectors(m, &op, arena);
+        if (store_model_random(m, 3) == 0) op.expires_ms = now_ms - 5 + store_model_random(m, 100);
         break;
     case POINT_DELETE: break;
     case POINT_SET_PAYLOAD: /* now and then it touches the shard key */
@@ -183,10 +184,22 @@ static void do_upsert(struct model_state *s, const struct point_op *op)
     p->shard_key_len = (uint32_t)op->key.canonical.len;
     memcpy(p->shard_key, op->key.canonical.data, p->shard_key_len);
     p->version = s->sequence;
+    p->expires_ms = op->expires_ms;
     set_doc(p, op->payload.data, op->payload.len);
     for (uint32_t f = 0; f < 2; f++) {
         p->has[f] = op->vectors[f] != NULL;
         if (p->has[f]) memcpy(p->vectors[f], op->vectors[f], FIELD_DIM(f) * sizeof(float));
+    }
+}
+
+/* Points whose time has come are gone. */
+static void age(struct model_state *s, uint64_t now_ms)
+{
+    for (uint32_t i = 0; i < s->point_count;) {
+        if (s->points[i].expires_ms != 0 && s->points[i].expires_ms <= now_ms)
+            s->points[i] = s->points[--s->point_count];
+        else
+            i++;
     }
 }
 
@@ -230,6 +243,7 @@ static enum omen_err do_op(struct model_state *s, const struct point_op *op, uin
 {
     if (op->kind == POINT_UPSERT) {
         do_upsert(s, op);
+        age(s, s->log_time_ms);
         ++*affected;
         return OMEN_OK;
     }
@@ -313,6 +327,7 @@ void store_model_step(struct store_model *m)
     *s = *m->states[m->sequence - 1];
     s->sequence = m->sequence;
     s->log_time_ms += store_model_random(m, 15);
+    age(s, s->log_time_ms);
     entry_builder_reset(m->builder);
     e->request_count = 1 + (uint32_t)store_model_random(m, MODEL_REQUESTS_MAX - 2);
     for (uint32_t r = 0; r < e->request_count; r++) {
@@ -321,7 +336,7 @@ void store_model_step(struct store_model *m)
         uint32_t count = (uint32_t)store_model_random(m, 9);
         entry_builder_begin_request(m->builder, id);
         for (uint32_t i = 0; i < count; i++) {
-            ops[i] = random_op(m, &arena);
+            ops[i] = random_op(m, s->log_time_ms, &arena);
             ck_assert_int_eq(entry_builder_add(m->builder, &ops[i]), OMEN_OK);
         }
         e->outcomes[r] = do_request(s, id, ops, count);
@@ -361,6 +376,7 @@ static void same_point(const struct model_point *want, const struct point_view *
     struct point_key a = key_of(want), b = point_key_make(got->id, got->key);
     ck_assert_msg(point_key_compare(&a, &b) == 0, "another point");
     ck_assert_uint_eq(got->version, want->version);
+    ck_assert_uint_eq(got->expires_ms, want->expires_ms);
     ck_assert_uint_eq(got->payload.len, want->doc_len);
     ck_assert_mem_eq(got->payload.data, want->doc, want->doc_len);
     for (uint32_t f = 0; f < 2; f++) {
@@ -516,9 +532,12 @@ static void check_search(struct store_model *m, const struct store_view *view, c
     }
 }
 
-void store_model_check(struct store_model *m, const struct store_view *view)
+static void check_at(struct store_model *m, const struct store_view *view)
 {
-    struct model_state *s = m->states[view->sequence];
+    struct model_state *s = mem_must_alloc(sizeof *s);
+    *s = *m->states[view->sequence];
+    ck_assert_uint_ge(view->now_ms, view->sequence == 0 ? 0 : s->log_time_ms);
+    age(s, view->now_ms);
     struct model_point *sorted[MODEL_POINTS_MAX], *matching[MODEL_POINTS_MAX];
     struct arena arena;
     uint32_t matching_count = 0;
@@ -539,6 +558,15 @@ void store_model_check(struct store_model *m, const struct store_view *view)
     check_get(m, view, s, &arena);
     check_search(m, view, s, &arena);
     arena_fini(&arena);
+    mem_free(s);
+}
+
+void store_model_check(struct store_model *m, const struct store_view *view)
+{
+    struct store_view later = *view;
+    check_at(m, view);
+    store_view_at(&later, view->now_ms + store_model_random(m, 60));
+    check_at(m, &later);
 }
 
 void store_model_check_now(struct store_model *m, struct shard_store *store)

@@ -21,7 +21,7 @@ struct model_point {
     point_id id;
     uint8_t shard_key[16];
     uint32_t shard_key_len;
-    uint64_t version;
+    uint64_t version, expires_ms;
     uint8_t doc[MODEL_DOC_BYTES];
     uint32_t doc_len;
     bool has[2];
@@ -69,7 +69,7 @@ void store_model_step(struct store_model *m);
 /* Apply entry `sequence` to the store and compare the outcomes. Returns apply's code; compares only when it is OK. */
 enum omen_err store_model_apply(struct store_model *m, struct shard_store *store, uint64_t sequence,
         struct err *err);
-/* Count, get, scroll and search of a view against the state at its sequence. */
+/* Count, get, scroll and search of a view against the state at its sequence, at the view's time and at a later one. */
 void store_model_check(struct store_model *m, const struct store_view *view);
 void store_model_check_now(struct store_model *m, struct shard_store *store);
 

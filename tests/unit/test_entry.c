@@ -11,7 +11,9 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-#define GOLDEN "tests/golden/entry-v1.hex"
+#define GOLDEN_V1 "tests/golden/entry-v1.hex"
+#define GOLDEN_V2 "tests/golden/entry-v2.hex"
+#define EXPIRES_MS 1800000000123ull
 
 /* {"a": i64 7} and ["a"] as docs; canonical keys. */
 static const uint8_t object_doc[] = { 7, 12, 0, 0, 0, 1, 0, 0, 0, 1, 0, 'a', 3, 7, 0, 0, 0, 0, 0, 0, 0 };
@@ -34,18 +36,22 @@ static void add(struct entry_builder *b, const struct point_op *op)
 static float four[4] = { 1, 2, 3, 4 }, text[17] = { 0.5f, [16] = -0.5f },
              image[33] = { [0] = 9, [32] = 1e-40f };
 
+static uint64_t sample_expires_ms; /* of its first point */
+
 /* One of everything: all kinds, both kinds of id, all kinds of key, missing vectors, an empty request. */
 static uint8_t *build_sample(struct entry_builder *b, uint32_t *len_out)
 {
     struct point_op op = { .kind = POINT_UPSERT, .id = { 0, 42, POINT_ID_U64 } };
     op.key = key_of(string_key, sizeof string_key);
     op.payload = object();
+    op.expires_ms = sample_expires_ms;
     op.vectors[0] = four;
     op.vectors[1] = text;
     entry_builder_reset(b);
     entry_builder_begin_request(b, (struct op_id){ 11, 1, 1000 });
     add(b, &op);
     op.id = (point_id){ 0x0123456789abcdefull, 0xfedcba9876543210ull, POINT_ID_UUID };
+    op.expires_ms = 0;
     op.key = key_of(bool_key, sizeof bool_key);
     op.payload = (struct doc){ NULL, 0 };
     op.vectors[0] = NULL;
@@ -85,12 +91,16 @@ static struct entry_builder *builder;
 static uint8_t *sample;
 static uint32_t sample_len;
 
-static void setup(void)
+static void setup_of(uint64_t expires_ms)
 {
+    sample_expires_ms = expires_ms;
     schema = test_schema_three(true);
     builder = entry_builder_new(&schema);
     sample = build_sample(builder, &sample_len);
 }
+
+static void setup(void) { setup_of(0); }
+static void setup_expiring(void) { setup_of(EXPIRES_MS); }
 
 static void teardown(void)
 {
@@ -132,6 +142,10 @@ START_TEST(parsed_entry_holds_what_was_built)
     entry_op_at(&e, 0, &op);
     ck_assert_int_eq(op.kind, POINT_UPSERT);
     ck_assert_uint_eq(op.key.id.lo, 42);
+    ck_assert_uint_eq(op.expires_ms, sample_expires_ms);
+    ck_assert_uint_eq(entry_expires_ms(&e, 0), sample_expires_ms);
+    ck_assert_uint_eq(entry_expires_ms(&e, 1), 0);
+    ck_assert_uint_eq(load_u16(sample + 4), sample_expires_ms != 0 ? 2 : 1);
     struct point_key hashed = point_key_make(op.key.id, key_of(string_key, sizeof string_key));
     ck_assert_int_eq(point_key_compare(&hashed, &op.key), 0);
     ck_assert_mem_eq(op.shard_key.data, string_key, sizeof string_key);
@@ -374,18 +388,37 @@ START_TEST(request_count_is_limited)
 }
 END_TEST
 
+/* Version 1 has no expiries and version 2 has one, or content would have two encodings; only points expire. */
+START_TEST(version_and_expiries_agree)
+{
+    struct entry e;
+    uint8_t *op = sample + load_u32(sample + 48);
+    store_u16(sample + 4, 1);
+    fix_checksum(sample, sample_len);
+    ck_assert_int_eq(entry_parse(sample, sample_len, &schema, true, &e, NULL), OMEN_ECORRUPT);
+    store_u16(sample + 4, 2);
+    store_u64(op + ENTRY_OP_EXPIRES_OFF, 0);
+    fix_checksum(sample, sample_len);
+    ck_assert_int_eq(entry_parse(sample, sample_len, &schema, true, &e, NULL), OMEN_ECORRUPT);
+    store_u64(op + 6 * load_u16(sample + 42) + ENTRY_OP_EXPIRES_OFF, 1); /* of the deletion */
+    fix_checksum(sample, sample_len);
+    ck_assert_int_eq(entry_parse(sample, sample_len, &schema, true, &e, NULL), OMEN_ECORRUPT);
+}
+END_TEST
+
 /* The file is the format: 32 bytes of the sample a line. OMEN_GOLDEN_WRITE=1 writes it, for a new version
  * only. */
-START_TEST(format_v1_has_not_changed)
+START_TEST(format_has_not_changed)
 {
+    const char *path = sample_expires_ms != 0 ? GOLDEN_V2 : GOLDEN_V1;
     if (getenv("OMEN_GOLDEN_WRITE") != NULL) {
-        FILE *out = fopen(GOLDEN, "w");
+        FILE *out = fopen(path, "w");
         ck_assert_ptr_nonnull(out);
         for (uint32_t i = 0; i < sample_len; i++) fprintf(out, "%02x%s", sample[i], i % 32 == 31 ? "\n" : "");
         fclose(out);
     }
-    FILE *in = fopen(GOLDEN, "r");
-    ck_assert_msg(in != NULL, "%s is missing (tests run in the top folder)", GOLDEN);
+    FILE *in = fopen(path, "r");
+    ck_assert_msg(in != NULL, "%s is missing (tests run in the top folder)", path);
     uint8_t *golden = mem_alloc_aligned(ENTRY_ALIGN, sample_len);
     uint32_t len = 0;
     unsigned byte;
@@ -421,7 +454,17 @@ int main(void)
     tcase_add_test(tc, unaligned_vectors_are_copied);
     tcase_add_test(tc, builder_refuses_past_the_size_limit_and_goes_on);
     tcase_add_test(tc, request_count_is_limited);
-    tcase_add_test(tc, format_v1_has_not_changed);
+    tcase_add_test(tc, format_has_not_changed);
+    suite_add_tcase(suite, tc);
+    tc = tcase_create("expiring");
+    tcase_set_timeout(tc, 120);
+    tcase_add_checked_fixture(tc, setup_expiring, teardown);
+    tcase_add_test(tc, parsed_entry_holds_what_was_built);
+    tcase_add_test(tc, rebuilding_gives_the_same_bytes);
+    tcase_add_test(tc, every_flipped_bit_is_found);
+    tcase_add_test(tc, change_with_right_checksum_is_found_or_honest);
+    tcase_add_test(tc, version_and_expiries_agree);
+    tcase_add_test(tc, format_has_not_changed);
     suite_add_tcase(suite, tc);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_ENV);

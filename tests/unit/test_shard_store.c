@@ -596,6 +596,84 @@ START_TEST(room_made_for_a_large_entry_is_found_behind_a_small_chunk)
 }
 END_TEST
 
+/* Points [first, first + count) that expire at `expires_ms`, and `log_time_ms` of their entry. */
+static void upsert_expiring(uint64_t first, uint32_t count, uint64_t expires_ms, uint64_t log_time_ms)
+{
+    static const float v[DIM] = { 1, 2, 3, 4 };
+    struct err err;
+    uint8_t *bytes;
+    uint32_t len;
+    begin((struct op_id){ 0 });
+    for (uint32_t i = 0; i < count; i++) {
+        struct point_op op = { .kind = POINT_UPSERT,
+            .id = { 0, first + i, POINT_ID_U64 },
+            .expires_ms = expires_ms,
+            .vectors = { v } };
+        ck_assert_int_eq(entry_builder_add(builder, &op), OMEN_OK);
+    }
+    ck_assert_int_eq(entry_builder_finish(builder, log_time_ms, 1, false, &bytes, &len), OMEN_OK);
+    enum omen_err rc = shard_store_apply(store, ++sequence, bytes, len, NULL, &err);
+    ck_assert_msg(rc == OMEN_OK, "apply: %s", err.message);
+    mem_free(bytes);
+}
+
+static uint64_t count_at(uint64_t now_ms)
+{
+    struct store_view view;
+    uint64_t count = 0;
+    store_view_acquire(store, &view);
+    store_view_at(&view, now_ms);
+    ck_assert_int_eq(shard_store_count(&view, NULL, NULL, &count, NULL), OMEN_OK);
+    store_view_release(&view);
+    return count;
+}
+
+/* More at once than one entry lets die: they are absent all the same, and die of the entries after it, before or after a
+ * restart alike. A view from before sees them until its own time passes theirs. */
+START_TEST(thousands_expire_at_one_instant)
+{
+    struct shard_store_stats stats;
+    struct store_view before;
+    uint64_t count = 0;
+    options.delta_bytes_max = _i == 0 ? 1 : 64u << 20; /* the restart finds them in LMDB, or in the stream */
+    reopen();
+    for (uint64_t i = 0; i < 10; i++) upsert_expiring(i * 500, 500, 2000, 1000);
+    upsert_expiring(9000, 3, 0, 1000);
+    upsert_expiring(9010, 2, 4000, 1000);
+    checkpoint();
+    ck_assert_uint_eq(count_at(0), 5005);
+    ck_assert_uint_eq(count_at(1999), 5005);
+    ck_assert_uint_eq(count_at(2000), 5);
+    ck_assert_uint_eq(count_at(4000), 3);
+    store_view_acquire(store, &before);
+    upsert_expiring(9020, 1, 0, 2500);
+    ck_assert_int_eq(shard_store_count(&before, NULL, NULL, &count, NULL), OMEN_OK);
+    ck_assert_uint_eq(count, 5005);
+    store_view_at(&before, 2000);
+    ck_assert_int_eq(shard_store_count(&before, NULL, NULL, &count, NULL), OMEN_OK);
+    ck_assert_uint_eq(count, 5);
+    store_view_release(&before);
+    for (int i = 0; i < 8; i++) {
+        shard_store_stats(store, &stats);
+        ck_assert_uint_eq(count_at(0), 6);
+        ck_assert_uint_le(stats.points, i == 0 ? 5006 - 1024 : 5006);
+        if (i == 3) {
+            checkpoint();
+            reopen();
+        }
+        upsert_expiring(9020, 1, 0, 2500);
+    }
+    shard_store_stats(store, &stats);
+    ck_assert_uint_eq(stats.points, 6);
+    ck_assert_uint_eq(stats.expires_next_ms, 4000);
+    ck_assert_str_eq(payload_now(9010, NULL), "{}");
+    upsert_expiring(9010, 1, 0, 2500);    /* written anew without a time */
+    upsert_expiring(9030, 4, 2500, 2500); /* its time has come before it does */
+    ck_assert_uint_eq(count_at(UINT64_MAX), 5);
+    ck_assert_uint_eq(count_at(0), 6);
+}
+END_TEST
+
 int main(void)
 {
     log_configure(LOG_LEVEL_ERROR + 1, LOG_FORMAT_TEXT, 2);
@@ -618,6 +696,7 @@ int main(void)
     tcase_add_test(tc, a_full_op_table_is_reported_and_never_evicts);
     tcase_add_test(tc, the_scrubber_finds_a_flipped_bit);
     tcase_add_test(tc, chunks_begin_small_and_double);
+    tcase_add_loop_test(tc, thousands_expire_at_one_instant, 0, 2);
     tcase_add_test(tc, room_made_for_a_large_entry_is_found_behind_a_small_chunk);
     suite_add_tcase(suite, tc);
     SRunner *runner = srunner_create(suite);
