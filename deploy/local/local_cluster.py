@@ -59,8 +59,12 @@ class Process:
         self.pid = self.started = self._child = None
 
     @property
+    def host(self):
+        return self.cluster.host
+
+    @property
     def http(self):
-        return f"http://{self.cluster.host}:{self.ports['http']}"
+        return f"http://{self.host}:{self.ports['http']}"
 
     @property
     def log_path(self):
@@ -71,17 +75,20 @@ class Process:
             self._child.poll()  # buries it
         return self.pid is not None and start_time(self.pid) == self.started
 
+    def taken_ports(self):
+        return [p for p in self.ports.values() if not port_is_free(self.host, p)]
+
     def start(self):
         """Start the process when it does not live; says nothing of whether it serves."""
         if self.alive():
             return
         # One that was killed may hold its ports for a moment after it has ended: its other threads end later.
         deadline = time.monotonic() + PORT_SECONDS
-        while taken := [p for p in self.ports.values() if not port_is_free(self.cluster.host, p)]:
+        while taken := self.taken_ports():
             if self._child is not None and time.monotonic() < deadline:
                 time.sleep(0.02)
                 continue
-            raise ClusterError(f"{self.name} cannot start: port {taken[0]} of {self.cluster.host} is taken by another "
+            raise ClusterError(f"{self.name} cannot start: port {taken[0]} of {self.host} is taken by another "
                                "process (another base port: PORT=N)")
         self.dir.mkdir(parents=True, exist_ok=True)
         with open(self.log_path, "ab") as log:
@@ -146,12 +153,12 @@ class Node(Process):
 
     @property
     def address(self):
-        return f"tcp://{self.cluster.host}:{self.ports['node']}"
+        return f"tcp://{self.host}:{self.ports['node']}"
 
     def command(self):
         others = ",".join(n.address for n in self.cluster.nodes if n is not self) if self.joins else ""
-        return [self.cluster.build / "omen-node", "--node-listen", self.address, "--cluster-listen",
-                f"{self.cluster.host}:{self.ports['raft']}", "--data", self.dir / "data", "--http", self.http, "--set",
+        return [self.cluster.build / "omen-node", "--node-listen", f"tcp://{self.host}:{self.ports['node']}",
+                "--cluster-listen", f"{self.host}:{self.ports['raft']}", "--data", self.dir / "data", "--http", self.http, "--set",
                 f"cluster.join={others}", "--set", f"cluster.secret_file={self.cluster.secret_file}", *self.cluster.node_args]
 
 
@@ -160,7 +167,7 @@ class Router(Process):
 
     @property
     def listen(self):
-        return f"tcp://{self.cluster.host}:{self.ports['listen']}"
+        return f"tcp://{self.host}:{self.ports['listen']}"
 
     def command(self):
         return [self.cluster.build / "omen-router", "--nodes", ",".join(n.address for n in self.cluster.nodes),
@@ -188,6 +195,8 @@ class LocalCluster:
         node_args, router_args: further command line arguments.
     """
 
+    node_class, router_class = Node, Router  # a test's nodes may be known by other addresses
+
     def __init__(self, build, work, nodes=3, routers=2, host="127.0.0.1", base_port=None, node_args=(), router_args=()):
         if not (1 <= nodes <= 10 and 1 <= routers <= 10):
             raise ClusterError("1 to 10 nodes and routers")
@@ -197,9 +206,10 @@ class LocalCluster:
         base = free_base_port(host, max(nodes, routers)) if base_port is None else base_port
         self.nodes, self.routers = [], []
         for i in range(nodes):
-            self.nodes.append(Node(self, f"node-{i + 1}", {"node": base + 10 + i, "raft": base + 20 + i, "http": base + 30 + i}))
+            ports = {"node": base + 10 + i, "raft": base + 20 + i, "http": base + 30 + i}
+            self.nodes.append(self.node_class(self, f"node-{i + 1}", ports))
         for i in range(routers):
-            self.routers.append(Router(self, f"router-{i + 1}", {"listen": base + i, "http": base + 40 + i}))
+            self.routers.append(self.router_class(self, f"router-{i + 1}", {"listen": base + i, "http": base + 40 + i}))
         self.load()
 
     def __enter__(self):
@@ -246,7 +256,7 @@ class LocalCluster:
     def new_node(self):
         """One more node on free ports, of which the others know nothing; not started. `stop` ends it too."""
         base = free_base_port(self.host, 1)
-        node = Node(self, f"node-{len(self.nodes) + 1}", {"node": base + 10, "raft": base + 20, "http": base + 30})
+        node = self.node_class(self, f"node-{len(self.nodes) + 1}", {"node": base + 10, "raft": base + 20, "http": base + 30})
         node.joins = False
         self.nodes.append(node)
         return node
