@@ -299,6 +299,7 @@ void router_handle(struct router *router, struct bytes message, router_respond r
     r->respond = respond;
     r->respond_arg = arg;
     r->started_ns = clock_monotonic_ns(router->options.clock);
+    r->now_ms = clock_wall_ms(router->options.clock);
     r->message_bytes = message.len;
     atomic_fetch_add(&router->bytes_in_service, message.len);
 

@@ -71,6 +71,7 @@ struct request {
     router_respond respond;
     void *respond_arg;
     uint64_t started_ns, deadline_ns;
+    uint64_t now_ms; /* Unix time of its reads: what expires is gone from all shards at one instant */
     uint64_t message_bytes;
     bool admitted;
     bool stale;     /* what failed may be there in a newer map */

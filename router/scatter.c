@@ -48,6 +48,7 @@ void scatter_call_init(struct request *r, uint32_t i, enum shard_call_kind kind,
     call->collection_id = r->collection->id;
     call->shard_id = r->collection->shards[shard_position].shard_id;
     call->token_sequence = token_sequence_of(r, call->shard_id);
+    if (kind != CALL_WRITE && kind != CALL_STATS) call->now_ms = r->now_ms;
 }
 
 /* Calls that were routed by an old map did nothing; the request begins anew unless that would do again, and not just once,

@@ -123,6 +123,7 @@ static enum omen_err key_of_payload(struct request *r, struct doc payload, uint3
 static enum omen_err validate_upsert_row(struct request *r, uint32_t i, struct point_op *op, struct err *err)
 {
     if (r->wire.write.payloads != NULL) op->payload = r->wire.write.payloads[i];
+    if (r->wire.write.expires_ms != NULL) op->expires_ms = r->wire.write.expires_ms[i];
     if (r->shard_key_path == NULL) return OMEN_OK;
     return key_of_payload(r, op->payload, i, &op->key, err);
 }

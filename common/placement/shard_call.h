@@ -60,6 +60,8 @@ struct shard_call {
     uint64_t deadline_ns; /* monotonic; 0 = none */
     enum consistency consistency;
     uint64_t token_sequence; /* session reads: at least this */
+    uint64_t
+            now_ms; /* reads: points that expire then or earlier are absent, Unix time; 0 = by the node's clock */
 
     union { /* inputs, borrowed */
         struct {

@@ -18,6 +18,7 @@
 #define OMEN_NAME_BYTES_MAX 128
 #define OMEN_SHARD_KEY_BYTES_MAX 512
 #define OMEN_SCROLL_LIMIT_MAX 10000
+#define OMEN_EXPIRES_MS_MAX INT64_MAX /* Unix time in ms */
 
 enum point_id_kind { POINT_ID_U64 = 0, POINT_ID_UUID = 1 };
 

@@ -115,7 +115,9 @@ struct wire_request {
             const struct doc *payloads; /* [count] or NULL; upsert, set, overwrite. Checked to be objects */
             const struct doc *keys;     /* [count] shard key values, or NULL; delete and payload ops */
             const struct wire_vector_column *columns;
-            uint32_t column_count;    /* upsert */
+            uint32_t column_count; /* upsert */
+            const uint64_t *
+                    expires_ms; /* [count] Unix ms from which on a point is absent, 0 = never, or NULL; upsert */
             struct doc payload_paths; /* delete_payload: array of path strings, each checked to parse */
             bool wait_accepted;       /* wait level: reply when durable is the default */
         } write;

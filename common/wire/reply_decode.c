@@ -252,6 +252,11 @@ static enum omen_err decode_rows(struct reply_reader *q, const msgpack_object *m
         sink_row(rows, i)->id = ids[i];
         sink_row(rows, i)->version = load_u64(versions + 8ull * i);
     }
+    const uint8_t *expires = NULL;
+    if (rc == OMEN_OK && get(map, "expires_ms") != NULL)
+        rc = get_column(q, map, "expires_ms", 8ull * rows->count, &expires);
+    for (uint32_t i = 0; rc == OMEN_OK && expires != NULL && i < rows->count; i++)
+        sink_row(rows, i)->expires_ms = load_u64(expires + 8ull * i);
     if (rc == OMEN_OK) rc = decode_row_keys(q, map, rows);
     if (rc == OMEN_OK) rc = decode_row_payloads(q, map, rows);
     if (rc == OMEN_OK) rc = decode_vectors(q, map, rows);

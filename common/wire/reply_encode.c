@@ -22,7 +22,7 @@ static const struct point_view *row(const struct rows *rows, uint32_t i)
 /* Which columns the rows need. */
 struct columns {
     bool numbers; /* every id is a number */
-    bool keys, payloads;
+    bool keys, payloads, expires;
     uint32_t vectors; /* bit per schema field that some row has */
     uint32_t gaps;    /* of those: bit per field that some row lacks */
 };
@@ -36,6 +36,7 @@ static struct columns columns_of(const struct rows *rows, uint32_t field_count)
         c.numbers = c.numbers && p->id.kind == POINT_ID_U64;
         c.keys = c.keys || p->key.canonical.len > 0;
         c.payloads = c.payloads || p->payload.data != NULL;
+        c.expires = c.expires || p->expires_ms != 0;
         for (uint32_t f = 0; f < field_count; f++) {
             if (p->vectors[f] != NULL)
                 c.vectors |= 1u << f;
@@ -50,7 +51,8 @@ static struct columns columns_of(const struct rows *rows, uint32_t field_count)
 /* ids and versions, always there: the number of map members is 2 plus this. */
 static uint32_t optional_columns(const struct columns *c)
 {
-    return (uint32_t)c->keys + (uint32_t)c->payloads + (c->vectors != 0) + (c->gaps != 0);
+    return (uint32_t)c->keys + (uint32_t)c->payloads + (uint32_t)c->expires + (c->vectors != 0) +
+            (c->gaps != 0);
 }
 
 static void pack_vectors(msgpack_packer *pk, struct buf *out, const struct rows *rows,
@@ -110,6 +112,11 @@ static void pack_rows(msgpack_packer *pk, struct buf *out, const struct rows *ro
         pack_str(pk, "payloads");
         msgpack_pack_array(pk, rows->count);
         for (uint32_t i = 0; i < rows->count; i++) pack_doc(pk, row(rows, i)->payload);
+    }
+    if (c->expires) {
+        pack_str(pk, "expires_ms");
+        msgpack_pack_bin(pk, 8ull * rows->count);
+        for (uint32_t i = 0; i < rows->count; i++) buf_append(out, &row(rows, i)->expires_ms, 8);
     }
     if (c->vectors != 0) pack_vectors(pk, out, rows, c, schema);
 }

@@ -26,6 +26,7 @@ enum member {
     M_KEYS,
     M_PATHS,
     M_OP_ID,
+    M_EXPIRES_MS,
     M_WAIT, /* writes, get */
     M_CURSOR,
     M_LIMIT,

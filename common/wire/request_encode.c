@@ -185,6 +185,11 @@ static void put_write(struct writer *w, const struct wire_request *q)
     put_ids(w, q->write.ids, count);
     put_docs(w, M_PAYLOADS, q->write.payloads, count);
     put_docs(w, M_KEYS, q->write.keys, count);
+    if (q->write.expires_ms != NULL) {
+        put_name(w, MEMBER_NAMES[M_EXPIRES_MS]);
+        msgpack_pack_bin(&w->pk, 8ull * count);
+        for (uint32_t i = 0; i < count; i++) buf_append(w->out, &q->write.expires_ms[i], 8);
+    }
     if (q->write.payload_paths.data != NULL) {
         put_name(w, MEMBER_NAMES[M_PATHS]);
         pack_doc(&w->pk, q->write.payload_paths);

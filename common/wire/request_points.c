@@ -108,6 +108,51 @@ static enum omen_err decode_paths(struct request_reader *q)
     return in_member(q, M_PATHS, rc);
 }
 
+static enum omen_err check_expiry(struct request_reader *q, uint64_t expires_ms, uint32_t i)
+{
+    if (expires_ms <= OMEN_EXPIRES_MS_MAX) return OMEN_OK;
+    enum omen_err rc = err_set(q->r.err, OMEN_ETOOBIG, NULL, "no Unix time in ms");
+    prefix_slot(q->r.err, "", i);
+    return rc;
+}
+
+/* One time for all points, or a column: bin of u64, or array of integers and nil. */
+static enum omen_err decode_expires(struct request_reader *q)
+{
+    const msgpack_object *v = q->members[M_EXPIRES_MS];
+    uint32_t count = q->out->write.count;
+    uint64_t *times = NULL;
+    if (v == NULL) return OMEN_OK;
+    enum omen_err rc = read_alloc(&q->r, count, sizeof *times, &times);
+    if (rc != OMEN_OK) return rc;
+    q->out->write.expires_ms = times;
+    if (v->type == MSGPACK_OBJECT_BIN) {
+        struct bytes data;
+        rc = read_bin(&q->r, v, 8ull * count, &data);
+        if (rc != OMEN_OK) return rc;
+        if (data.len != 8ull * count)
+            return err_set(q->r.err, OMEN_EINVAL, NULL, "%zu bytes are not %u u64", data.len, count);
+        memcpy(times, data.data, data.len);
+        for (uint32_t i = 0; rc == OMEN_OK && i < count; i++) rc = check_expiry(q, times[i], i);
+        return rc;
+    }
+    if (v->type == MSGPACK_OBJECT_ARRAY) {
+        msgpack_object_array array;
+        rc = read_array(&q->r, v, count, count, &array);
+        for (uint32_t i = 0; rc == OMEN_OK && i < count; i++) {
+            times[i] = 0;
+            if (array.ptr[i].type == MSGPACK_OBJECT_NIL) continue;
+            rc = read_u64(&q->r, &array.ptr[i], 0, OMEN_EXPIRES_MS_MAX, &times[i]);
+            if (rc != OMEN_OK) prefix_slot(q->r.err, "", i);
+        }
+        return rc;
+    }
+    uint64_t one = 0;
+    rc = read_u64(&q->r, v, 0, OMEN_EXPIRES_MS_MAX, &one);
+    for (uint32_t i = 0; rc == OMEN_OK && i < count; i++) times[i] = one;
+    return rc;
+}
+
 static enum omen_err decode_op_id(struct request_reader *q)
 {
     if (q->members[M_OP_ID] == NULL) return OMEN_OK;
@@ -158,6 +203,7 @@ enum omen_err decode_write(struct request_reader *q)
     if (rc == OMEN_OK) rc = decode_payloads(q, op == WIRE_SET_PAYLOAD || op == WIRE_OVERWRITE_PAYLOAD);
     if (rc == OMEN_OK) rc = decode_keys(q, q->out->write.count, &q->out->write.keys);
     if (rc == OMEN_OK && op == WIRE_DELETE_PAYLOAD) rc = decode_paths(q);
+    if (rc == OMEN_OK) rc = in_member(q, M_EXPIRES_MS, decode_expires(q));
     if (rc == OMEN_OK) rc = in_member(q, M_OP_ID, decode_op_id(q));
     if (rc == OMEN_OK) rc = in_member(q, M_WAIT, decode_wait(q));
     return rc == OMEN_OK ? check_batch_bytes(q) : rc;

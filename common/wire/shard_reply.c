@@ -8,7 +8,7 @@
 #define VIEW_BYTES_MIN 21 /* flags, mask, id of a number, version, no key */
 #define HIT_BYTES_MIN (8 + VIEW_BYTES_MIN)
 
-enum view_flag { VIEW_PAYLOAD = 1 };
+enum view_flag { VIEW_PAYLOAD = 1, VIEW_EXPIRES = 2 };
 
 static_assert(sizeof(struct shard_stats) == 7 * sizeof(uint64_t),
         "shard_stats travels member by member: a new one is a new version of the protocol");
@@ -25,12 +25,15 @@ static void put_view(struct buf *out, const struct point_view *view, const struc
 {
     uint8_t mask = 0;
     for (uint32_t f = 0; f < schema->field_count; f++) mask |= (uint8_t)((view->vectors[f] != NULL) << f);
-    put_u8(out, view->payload.data != NULL ? VIEW_PAYLOAD : 0);
+    put_u8(out,
+            (uint8_t)((view->payload.data != NULL ? VIEW_PAYLOAD : 0) |
+                    (view->expires_ms != 0 ? VIEW_EXPIRES : 0)));
     put_u8(out, mask);
     put_id(out, view->id);
     put_u64(out, view->version);
     put_bytes16(out, view->key.canonical);
     if (view->payload.data != NULL) put_doc(out, view->payload);
+    if (view->expires_ms != 0) put_u64(out, view->expires_ms);
     if (mask == 0) return;
     put_align4(out);
     for (uint32_t f = 0; f < schema->field_count; f++) {
@@ -129,7 +132,7 @@ static void in_dims(struct wire_in *in, const struct collection_schema *schema)
 
 static void in_view(struct wire_in *in, const struct collection_schema *schema, struct point_view *view)
 {
-    uint8_t flags = in_flags(in, VIEW_PAYLOAD, "point");
+    uint8_t flags = in_flags(in, VIEW_PAYLOAD | VIEW_EXPIRES, "point");
     uint8_t mask = in_u8(in, "point");
     if (mask >> schema->field_count != 0) in_fail(in, OMEN_EPROTO, "point", "has a vector of no field");
     view->id = in_id(in, "id");
@@ -139,6 +142,10 @@ static void in_view(struct wire_in *in, const struct collection_schema *schema, 
         view->payload = in_doc(in, DOC_BYTES_MAX, "payload");
         if (in_ok(in) && (view->payload.data == NULL || doc_type(view->payload) != DOC_OBJECT))
             in_fail(in, OMEN_EPROTO, "payload", "is no object");
+    }
+    if (flags & VIEW_EXPIRES) {
+        view->expires_ms = in_u64(in, "expires_ms");
+        if (in_ok(in) && view->expires_ms == 0) in_fail(in, OMEN_EPROTO, "expires_ms", "is not as announced");
     }
     if (mask == 0) return;
     in_align4(in);

@@ -3,11 +3,12 @@
 
 #include "common/check.h"
 
+#define HEAD_NOW 1          /* flag of a request: a time comes with it */
 #define OP_BYTES_MIN 18     /* kind, flags, mask, id of a number, no key, no payload */
 #define ITEM_BYTES_MIN 12   /* flags, id, no key */
 #define SEARCH_BYTES_MIN 22 /* field, flags, k, threshold, selection, no filter, one component */
 
-enum op_flag { OP_ANY_KEY = 1, OP_PAYLOAD = 2 };
+enum op_flag { OP_ANY_KEY = 1, OP_PAYLOAD = 2, OP_EXPIRES = 4 };
 enum search_flag { SEARCH_THRESHOLD = 1, SEARCH_EXACT = 2 };
 enum selection_flag { SELECTION_PAYLOAD = 1, SELECTION_INCLUDE = 2 };
 
@@ -35,11 +36,14 @@ static void put_op(struct buf *out, const struct point_op *op, uint32_t field_co
     uint8_t mask = 0;
     for (uint32_t f = 0; f < field_count; f++) mask |= (uint8_t)((op->vectors[f] != NULL) << f);
     put_u8(out, (uint8_t)op->kind);
-    put_u8(out, (uint8_t)((op->any_key ? OP_ANY_KEY : 0) | (op->payload.data != NULL ? OP_PAYLOAD : 0)));
+    put_u8(out,
+            (uint8_t)((op->any_key ? OP_ANY_KEY : 0) | (op->payload.data != NULL ? OP_PAYLOAD : 0) |
+                    (op->expires_ms != 0 ? OP_EXPIRES : 0)));
     put_u8(out, mask);
     put_id(out, op->id);
     put_bytes16(out, op->key.canonical);
     put_doc(out, op->payload);
+    if (op->expires_ms != 0) put_u64(out, op->expires_ms);
 }
 
 /* Vectors after all ops, one field after the other, each row that has one. */
@@ -122,7 +126,7 @@ void shard_request_encode(const struct shard_call *call, const struct collection
 {
     CHECK(schema != NULL || call->kind >= CALL_STATS);
     put_u8(out, (uint8_t)call->consistency);
-    put_u8(out, 0);
+    put_u8(out, call->now_ms != 0 ? HEAD_NOW : 0);
     put_u16(out, 0);
     put_u32(out, deadline_ms); /* SHARD_REQUEST_DEADLINE_OFFSET */
     put_u64(out, call->shard_id);
@@ -130,6 +134,7 @@ void shard_request_encode(const struct shard_call *call, const struct collection
     put_u64(out, call->epoch);
     put_u64(out, call->incarnation);
     put_u64(out, call->token_sequence);
+    if (call->now_ms != 0) put_u64(out, call->now_ms);
     switch (call->kind) {
     case CALL_WRITE: put_write(out, call, schema); return;
     case CALL_SEARCH:
@@ -231,13 +236,22 @@ static void check_payload(struct wire_in *in, const struct point_op *op)
     }
 }
 
+static void in_expiry(struct wire_in *in, struct point_op *op)
+{
+    op->expires_ms = in_u64(in, "expires_ms");
+    if (!in_ok(in)) return;
+    if (op->expires_ms == 0) in_fail(in, OMEN_EPROTO, "expires_ms", "is not as announced");
+    if (op->expires_ms > OMEN_EXPIRES_MS_MAX) in_fail(in, OMEN_EINVAL, "expires_ms", "is out of range");
+    if (op->kind != POINT_UPSERT) in_fail(in, OMEN_EINVAL, "expires_ms", "does not go with this operation");
+}
+
 /* `mask_out`: which vectors follow after the last op. */
 static void in_op(struct wire_in *in, uint32_t field_count, struct point_op *op, uint8_t *mask_out)
 {
     op->kind = (enum point_op_kind)in_u8(in, "op");
     if (in_ok(in) && (op->kind < POINT_UPSERT || op->kind > POINT_DELETE_PAYLOAD))
         in_fail(in, OMEN_EPROTO, "op", "is of no known kind");
-    uint8_t flags = in_flags(in, OP_ANY_KEY | OP_PAYLOAD, "op");
+    uint8_t flags = in_flags(in, OP_ANY_KEY | OP_PAYLOAD | OP_EXPIRES, "op");
     uint8_t mask = in_u8(in, "op");
     if (mask >> field_count != 0 || (mask != 0 && op->kind != POINT_UPSERT))
         in_fail(in, OMEN_EINVAL, "op", "has a vector that it cannot have");
@@ -250,6 +264,7 @@ static void in_op(struct wire_in *in, uint32_t field_count, struct point_op *op,
     if (in_ok(in) && (op->payload.data != NULL) != ((flags & OP_PAYLOAD) != 0))
         in_fail(in, OMEN_EPROTO, "payload", "is not as announced");
     if (in_ok(in)) check_payload(in, op);
+    if (flags & OP_EXPIRES) in_expiry(in, op);
     *mask_out = mask;
 }
 
@@ -427,7 +442,7 @@ enum omen_err shard_request_decode(uint8_t kind, struct bytes body, struct arena
     call_out->consistency = (enum consistency)in_u8(&in, "consistency");
     if (call_out->consistency > CONSISTENCY_LINEARIZABLE)
         in_fail(&in, OMEN_EPROTO, "consistency", "is of no known kind");
-    in_flags(&in, 0, "reserved");
+    uint8_t flags = in_flags(&in, HEAD_NOW, "flags");
     if (in_u16(&in, "reserved") != 0) in_fail(&in, OMEN_EPROTO, "reserved", "is not zero");
     info_out->deadline_ms = in_u32(&in, "deadline_ms");
     if (info_out->deadline_ms > SHARD_DEADLINE_MS_MAX)
@@ -437,6 +452,9 @@ enum omen_err shard_request_decode(uint8_t kind, struct bytes body, struct arena
     call_out->epoch = in_u64(&in, "epoch");
     call_out->incarnation = in_u64(&in, "incarnation");
     call_out->token_sequence = in_u64(&in, "token_sequence");
+    if (flags & HEAD_NOW) call_out->now_ms = in_u64(&in, "now_ms");
+    if (in_ok(&in) && (flags & HEAD_NOW) && call_out->now_ms == 0)
+        in_fail(&in, OMEN_EPROTO, "now_ms", "is not as announced");
     if (in_ok(&in)) {
         switch (kind) {
         case CALL_WRITE: in_write(&in, call_out, info_out); break;

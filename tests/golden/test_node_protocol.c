@@ -139,6 +139,24 @@ START_TEST(write_request)
 }
 END_TEST
 
+START_TEST(expiring_requests)
+{
+    const struct point_op op = { .kind = POINT_UPSERT,
+        .id = { 0, 7, POINT_ID_U64 },
+        .key = { { key_a, 2 } },
+        .payload = call_json(&arena, "{\"tenant\": \"a\"}"),
+        .expires_ms = 1790000060000,
+        .vectors = { vector2 } };
+    struct shard_call call = call_of(CALL_WRITE);
+    call.in.write.ops = &op;
+    call.in.write.count = 1;
+    expect_request("write_expiring_request", &call);
+    call = call_of(CALL_COUNT);
+    call.now_ms = 1790000000000;
+    expect_request("count_now_request", &call);
+}
+END_TEST
+
 static const struct doc_path *path_of(const char *text)
 {
     const struct doc_path *path;
@@ -254,6 +272,11 @@ START_TEST(replies)
     expect_reply("search_reply", &call, NULL);
 
     struct point_view points[2] = { hits[0].point, hits[1].point };
+    struct point_view expiring = { .id = { 0, 7, POINT_ID_U64 }, .version = 3, .expires_ms = 1790000060000 };
+    call = call_of(CALL_GET);
+    call.out.points.points = &expiring;
+    call.out.points.count = 1;
+    expect_reply("get_expiring_reply", &call, NULL);
     call = call_of(CALL_SCROLL);
     call.in.scroll.limit = 2;
     call.out.points.points = points;
@@ -447,6 +470,7 @@ int main(void)
     TCase *tcase = tcase_create("node_protocol");
     tcase_add_checked_fixture(tcase, setup, teardown);
     tcase_add_test(tcase, write_request);
+    tcase_add_test(tcase, expiring_requests);
     tcase_add_test(tcase, read_requests);
     tcase_add_test(tcase, catalog_request);
     tcase_add_test(tcase, cluster_request);

@@ -173,6 +173,22 @@ START_TEST(upsert_is_as_released)
 }
 END_TEST
 
+START_TEST(expiring_upsert_is_as_released)
+{
+    static const float row[2] = { 1, 0 };
+    static const uint64_t times[1] = { 1790000060000 };
+    point_id ids[1] = { { .lo = 1 } };
+    struct wire_vector_column column = { STR(""), (const uint8_t *)row, sizeof row };
+    struct wire_request q = { .op = WIRE_UPSERT, .collection = STR("docs") };
+    q.write.count = 1;
+    q.write.ids = ids;
+    q.write.columns = &column;
+    q.write.column_count = 1;
+    q.write.expires_ms = times;
+    expect_request("upsert_expiring_request", &q);
+}
+END_TEST
+
 START_TEST(cluster_is_as_released)
 {
     struct wire_request q = { .op = WIRE_CLUSTER };
@@ -386,6 +402,7 @@ int main(void)
     tcase_add_test(vectors, hello_is_as_released);
     tcase_add_test(vectors, create_is_as_released);
     tcase_add_test(vectors, upsert_is_as_released);
+    tcase_add_test(vectors, expiring_upsert_is_as_released);
     tcase_add_test(vectors, cluster_is_as_released);
     tcase_add_test(vectors, cluster_reply_is_as_released);
     tcase_add_test(vectors, search_is_as_released);

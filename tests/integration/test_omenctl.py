@@ -6,6 +6,7 @@ import shutil
 import struct
 import subprocess
 import tempfile
+import time
 import unittest
 from pathlib import Path
 
@@ -149,6 +150,22 @@ class Points(OmenctlTest):
         self.run_("points", "upsert", self.name, stdin='{"id": 1, "vector": [1, 2, 3]}\n', code=1)
         self.assertIn("line 1: ", self.stderr)
         self.assertEqual(self.run_("points", "count", self.name), "0\n")
+
+    def test_points_that_end(self):
+        self.run_("collections", "create", self.name, "--dim", 2)
+        later = int(time.time() * 1000) + 3_600_000
+        self.run_("points", "upsert", self.name, "--ttl", 7200, stdin="".join(json.dumps(p) + "\n" for p in [
+            {"id": 1, "vector": [1, 2]}, {"id": 2, "vector": [1, 2], "expires_ms": later},
+            {"id": 3, "vector": [1, 2], "ttl": 0.001}, {"id": 4, "vector": [1, 2], "expires_ms": 0}]))
+        time.sleep(0.05)
+        got = self.lines("points", "scroll", self.name)
+        self.assertEqual([p["id"] for p in got], [1, 2, 4])
+        self.assertGreater(got[0]["expires_ms"], later)
+        self.assertEqual(got[1]["expires_ms"], later)
+        self.assertNotIn("expires_ms", got[2])
+        self.assertEqual(self.run_("points", "count", self.name), "3\n")
+        self.run_("points", "upsert", self.name, stdin='{"id": 9, "vector": [1, 2], "ttl": "1h"}\n', code=1)
+        self.assertIn('"ttl"', self.stderr)
 
     def test_points_under_a_shard_key(self):
         self.run_("collections", "create", self.name, "--dim", 2, "--shard-key", "tenant", "--shards", 3)

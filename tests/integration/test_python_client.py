@@ -1,4 +1,5 @@
 """The Python package against a real server: every operation, numpy in and out, typed errors."""
+import time
 import unittest
 import uuid
 
@@ -59,6 +60,33 @@ class PythonClient(unittest.TestCase):
         self.assertEqual(got, payload)
         self.assertIsInstance(got["one"], float)
         self.assertIsInstance(got["int"], int)
+
+    def test_points_end_at_their_time(self):
+        docs = self.fresh()
+        soon = int(time.time() * 1000) + 1500
+        docs.upsert(range(4), self.rows(4), expires_ms=[soon, None, soon + 3_600_000, 1])
+        docs.upsert([10, 11], self.rows(2), ttl=3600)
+        docs.upsert([12], self.rows(1), expires_ms=soon)
+        docs.set_payload([0], {"kept": True})  # the time stays
+        docs.upsert([12], self.rows(1))        # and here it goes
+        before = docs.get(range(13))
+        if time.time() * 1000 < soon:
+            self.assertEqual([p.id for p in before], [0, 1, 2, 10, 11, 12])
+        while time.time() * 1000 <= soon:
+            time.sleep(0.05)
+        got = docs.get(range(13))
+        self.assertEqual([p.id for p in got], [1, 2, 10, 11, 12])
+        self.assertEqual([p.expires_ms is not None for p in got], [False, True, True, True, False])
+        self.assertEqual(got[1].expires_ms, soon + 3_600_000)
+        self.assertEqual(docs.count(), 5)
+        self.assertEqual(sorted(docs.search(self.rows(1)[0], k=10).ids.tolist()), [1, 2, 10, 11, 12])
+        self.assertEqual([p.id for p in docs.scroll()], [1, 2, 10, 11, 12])
+        self.assertEqual(docs.delete([0]).affected, 0)
+        with self.assertRaises(ValueError):
+            docs.upsert([1], self.rows(1), ttl=-1)
+        with self.assertRaises(omendb.OmenError) as e:
+            docs.upsert([1], self.rows(1), expires_ms=2**63)
+        self.assertIn("expires_ms", str(e.exception))
 
     def test_uuid_and_number_ids_live_together(self):
         docs = self.fresh()

@@ -123,6 +123,7 @@ static void draw_op(struct call_source *s, struct point_op *op)
     if (!op->any_key) op->key = draw_key(s);
     if (op->kind == POINT_UPSERT) {
         if (call_draw(s, 4)) op->payload = draw_payload(s);
+        if (call_draw(s, 4) == 0) op->expires_ms = 1 + draw64(s) % OMEN_EXPIRES_MS_MAX;
         for (uint32_t f = 0; f < s->schema.field_count; f++)
             if (call_draw(s, 4)) op->vectors[f] = draw_vector(s, s->schema.fields[f].dim);
     } else if (op->kind == POINT_DELETE_PAYLOAD) {
@@ -214,6 +215,7 @@ void call_draw_inputs(struct call_source *s, enum shard_call_kind kind, struct s
     call_out->incarnation = draw64(s);
     call_out->consistency = (enum consistency)call_draw(s, 3);
     call_out->token_sequence = call_draw(s, 2) ? 0 : draw64(s);
+    call_out->now_ms = call_draw(s, 2) ? 0 : draw64(s);
     switch (kind) {
     case CALL_WRITE: draw_write(s, call_out); return;
     case CALL_SEARCH: draw_searches(s, call_out); return;
@@ -233,6 +235,7 @@ static void draw_view(struct call_source *s, struct point_view *view)
     view->id = draw_id(s);
     view->key = draw_key(s);
     view->version = draw64(s);
+    if (call_draw(s, 4) == 0) view->expires_ms = 1 + draw64(s) / 2;
     if (call_draw(s, 2)) view->payload = draw_payload(s);
     for (uint32_t f = 0; f < s->schema.field_count; f++)
         if (call_draw(s, 2)) view->vectors[f] = draw_vector(s, s->schema.fields[f].dim);

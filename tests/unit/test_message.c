@@ -290,10 +290,17 @@ START_TEST(writes_survive)
     ck_assert(point_id_equal(out.write.ids[0], ids[0]));
     ck_assert_uint_eq(out.write.op_id.issue_ms, 13);
     ck_assert(out.write.wait_accepted);
+    ck_assert_ptr_null(out.write.expires_ms);
     ck_assert_uint_eq(out.write.columns[0].bytes, sizeof rows);
     ck_assert_mem_eq(out.write.columns[0].data, rows, sizeof rows);
     ck_assert(doc_equal(out.write.payloads[0], payloads[0]));
     ck_assert_ptr_null(out.write.payloads[1].data);
+
+    const uint64_t times[2] = { 0, INT64_MAX };
+    q.write.expires_ms = times;
+    out = round_trip(&q);
+    ck_assert_mem_eq(out.write.expires_ms, times, sizeof times);
+    q.write.expires_ms = NULL;
 
     ids[1] = (point_id){ .hi = 1, .lo = 2, .kind = POINT_ID_UUID };
     struct wire_request del = { .op = WIRE_DELETE, .collection = STR("docs") };
@@ -317,6 +324,74 @@ START_TEST(writes_survive)
     cut.write.payload_paths = json("[\"a.b\",\"tags\"]");
     out = round_trip(&cut);
     ck_assert_uint_eq(doc_count(out.write.payload_paths), 2);
+}
+END_TEST
+
+/* An upsert of two points with `put_times` as its expires_ms. */
+static void upsert_with(void (*put_times)(void))
+{
+    static const float row[2] = { 1, 2 };
+    buf_clear(&message);
+    msgpack_packer_init(&pk, &message, append);
+    msgpack_pack_map(&pk, 6);
+    put_int("v", 1);
+    put("op");
+    put("points.upsert");
+    put("collection");
+    put("docs");
+    put("ids");
+    msgpack_pack_array(&pk, 2);
+    msgpack_pack_uint8(&pk, 1);
+    msgpack_pack_uint8(&pk, 2);
+    put("vectors");
+    msgpack_pack_bin(&pk, sizeof row);
+    msgpack_pack_bin_body(&pk, row, sizeof row);
+    put("expires_ms");
+    put_times();
+}
+
+static void times_one(void) { msgpack_pack_uint64(&pk, 1790000000000); }
+static void times_column(void)
+{
+    msgpack_pack_array(&pk, 2);
+    msgpack_pack_nil(&pk);
+    msgpack_pack_uint64(&pk, 5);
+}
+static void times_short(void)
+{
+    msgpack_pack_bin(&pk, 8);
+    msgpack_pack_bin_body(&pk, "12345678", 8);
+}
+static void times_too_late(void)
+{
+    msgpack_pack_array(&pk, 2);
+    msgpack_pack_nil(&pk);
+    msgpack_pack_uint64(&pk, 1ull << 63);
+}
+static void times_text(void) { put("tomorrow"); }
+static void times_negative(void) { msgpack_pack_int64(&pk, -1); }
+
+START_TEST(a_time_stands_for_all_points_or_each_has_its_own)
+{
+    struct wire_request out;
+    upsert_with(times_one);
+    ck_assert_int_eq(message_decode_request((struct bytes){ message.data, message.len }, &arena, &out, &err),
+            OMEN_OK);
+    ck_assert_uint_eq(out.write.expires_ms[0], 1790000000000);
+    ck_assert_uint_eq(out.write.expires_ms[1], 1790000000000);
+    upsert_with(times_column);
+    ck_assert_int_eq(message_decode_request((struct bytes){ message.data, message.len }, &arena, &out, &err),
+            OMEN_OK);
+    ck_assert_uint_eq(out.write.expires_ms[0], 0);
+    ck_assert_uint_eq(out.write.expires_ms[1], 5);
+    upsert_with(times_short);
+    expect_error(OMEN_EINVAL, "expires_ms");
+    upsert_with(times_too_late);
+    expect_error(OMEN_ETOOBIG, "expires_ms[1]");
+    upsert_with(times_text);
+    expect_error(OMEN_EINVAL, "expires_ms");
+    upsert_with(times_negative);
+    expect_error(OMEN_EINVAL, "expires_ms");
 }
 END_TEST
 
@@ -873,6 +948,7 @@ int main(void)
     tcase_add_test(requests, who_looks_at_the_cluster_need_not_be_admin_and_who_changes_it_must);
     tcase_add_test(requests, a_cluster_request_says_what_is_to_be_done);
     tcase_add_test(requests, writes_survive);
+    tcase_add_test(requests, a_time_stands_for_all_points_or_each_has_its_own);
     tcase_add_test(requests, reads_survive);
     tcase_add_test(requests, reads_may_allow_partial_answers_and_writes_may_not);
     tcase_add_test(requests, defaults_are_those_of_the_page);

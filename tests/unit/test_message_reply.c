@@ -60,6 +60,7 @@ START_TEST(hits_survive_with_every_column)
                 .point = { .id = { .lo = 5 },
                         .key = { { key_text, 2 } },
                         .version = 77,
+                        .expires_ms = 1790000000000,
                         .payload = json("{\"a\":1}"),
                         .vectors = { a, b } } },
         { .score = 0.8f,
@@ -91,6 +92,7 @@ START_TEST(hits_survive_with_every_column)
         ck_assert(got[i].score == hits[i].score);
         ck_assert(point_id_equal(got[i].point.id, hits[i].point.id));
         ck_assert_uint_eq(got[i].point.version, hits[i].point.version);
+        ck_assert_uint_eq(got[i].point.expires_ms, hits[i].point.expires_ms);
         ck_assert_uint_eq(got[i].point.key.canonical.len, hits[i].point.key.canonical.len);
         ck_assert_mem_eq(got[i].point.key.canonical.data, hits[i].point.key.canonical.data,
                 got[i].point.key.canonical.len);

@@ -67,6 +67,7 @@ START_TEST(requests_come_back_as_they_were)
             ck_assert_uint_eq(back.shard_id, call.shard_id);
             ck_assert_uint_eq(back.epoch, call.epoch);
             ck_assert_uint_eq(back.token_sequence, call.token_sequence);
+            ck_assert_uint_eq(back.now_ms, call.now_ms);
             ck_assert_int_eq(back.consistency, call.consistency);
             for (uint32_t f = 0; f < info.field_count; f++)
                 ck_assert_uint_eq(info.dims[f], source.schema.fields[f].dim);

@@ -174,6 +174,24 @@ static enum omen_err build_columns(const struct write_args *args, struct scratch
     return OMEN_OK;
 }
 
+/* The time is made absolute here, once: a retry must carry the same. */
+static enum omen_err build_expires(const struct write_args *args, struct scratch *s,
+        struct wire_request *request, struct err *err)
+{
+    request->write.expires_ms = args->expires_ms;
+    if (args->ttl_ms == 0) return OMEN_OK;
+    if (args->expires_ms != NULL)
+        return err_set(err, OMEN_EINVAL, "ttl_ms", "expires_ms and ttl_ms exclude each other");
+    uint64_t now_ms = clock_wall_ms(clock_system());
+    if (args->ttl_ms > OMEN_EXPIRES_MS_MAX - now_ms)
+        return err_set(err, OMEN_ETOOBIG, "ttl_ms", "is further away than time is counted");
+    uint64_t *times = arena_alloc(&s->arena, args->count * sizeof *times);
+    if (times == NULL) return no_memory(err);
+    for (size_t i = 0; i < args->count; i++) times[i] = now_ms + args->ttl_ms;
+    request->write.expires_ms = times;
+    return OMEN_OK;
+}
+
 /* The array of path strings that delete_payload carries. */
 static enum omen_err build_path_list(const struct write_args *args, struct scratch *s,
         struct wire_request *request, struct err *err)
@@ -220,6 +238,7 @@ enum omen_err build_write(struct omen_client *client, const struct write_args *a
     if (rc == OMEN_OK)
         rc = build_docs(args->keys_json, args->count, "shard_keys", none, s, &request->write.keys, err);
     if (rc == OMEN_OK && args->op == WIRE_UPSERT) rc = build_columns(args, s, request, err);
+    if (rc == OMEN_OK && args->op == WIRE_UPSERT) rc = build_expires(args, s, request, err);
     if (rc == OMEN_OK && args->op == WIRE_DELETE_PAYLOAD) rc = build_path_list(args, s, request, err);
     if (rc != OMEN_OK) return rc;
     request->write.op_id = (struct op_id){ client->id, atomic_fetch_add(&client->seq, 1) + 1,

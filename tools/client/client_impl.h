@@ -151,6 +151,8 @@ struct write_args {
     const char *const *payloads_json; /* [count] or NULL; upsert, set, overwrite */
     const omen_vectors *columns;
     uint32_t column_count;
+    const uint64_t *expires_ms; /* [count] or NULL; upsert, as ttl_ms, which counts from now on */
+    uint64_t ttl_ms;
     const char *const *paths; /* delete_payload */
     uint32_t path_count;
     size_t count;

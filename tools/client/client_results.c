@@ -99,6 +99,7 @@ static enum omen_err set_point(omen_point *point, const struct point_view *view,
 {
     set_id(view->id, &point->id);
     point->version = view->version;
+    point->expires_ms = view->expires_ms;
     if (view->key.canonical.len > 0) {
         enum omen_err rc = key_text(view->key.canonical, s, arena, &point->shard_key_json, err);
         if (rc != OMEN_OK) return rc;

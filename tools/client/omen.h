@@ -97,11 +97,20 @@ typedef struct {
     uint32_t dim;
 } omen_vectors;
 
+typedef struct {
+    const uint64_t *
+            expires_ms; /* [count] Unix time in ms from which on a point is absent, 0 = never; NULL: by `ttl_ms` */
+    uint64_t ttl_ms; /* all points are absent so long after this call; 0 = never */
+} omen_upsert_options;
+
 omen_code omen_upsert(omen_client *client, const char *collection, const omen_id *ids, const float *vectors,
         uint32_t dim, const char *const *payloads_json, size_t count, omen_write_result *result_out);
 omen_code omen_upsert_fields(omen_client *client, const char *collection, const omen_id *ids,
         const omen_vectors *columns, uint32_t column_count, const char *const *payloads_json, size_t count,
         omen_write_result *result_out);
+omen_code omen_upsert_with(omen_client *client, const char *collection, const omen_id *ids,
+        const omen_vectors *columns, uint32_t column_count, const char *const *payloads_json, size_t count,
+        const omen_upsert_options *options, omen_write_result *result_out);
 /* `shard_keys_json`: [count] JSON values of the shard key, or NULL. */
 omen_code omen_delete(omen_client *client, const char *collection, const omen_id *ids,
         const char *const *shard_keys_json, size_t count, omen_write_result *result_out);
@@ -132,6 +141,7 @@ typedef struct {
     omen_id id;
     float score; /* searches only */
     uint64_t version;
+    uint64_t expires_ms;         /* Unix time from which on it is absent, 0 = never */
     const char *shard_key_json;  /* NULL = none */
     const char *payload_json;    /* NULL = not selected */
     const omen_vectors *vectors; /* [vector_count] */

@@ -29,12 +29,22 @@ omen_code omen_upsert_fields(omen_client *client, const char *collection, const 
         const omen_vectors *columns, uint32_t column_count, const char *const *payloads_json, size_t count,
         omen_write_result *result_out)
 {
+    return omen_upsert_with(client, collection, ids, columns, column_count, payloads_json, count, NULL,
+            result_out);
+}
+
+omen_code omen_upsert_with(omen_client *client, const char *collection, const omen_id *ids,
+        const omen_vectors *columns, uint32_t column_count, const char *const *payloads_json, size_t count,
+        const omen_upsert_options *options, omen_write_result *result_out)
+{
     struct write_args args = { .op = WIRE_UPSERT,
         .collection = collection,
         .ids = ids,
         .payloads_json = payloads_json,
         .columns = columns,
         .column_count = column_count,
+        .expires_ms = options == NULL ? NULL : options->expires_ms,
+        .ttl_ms = options == NULL ? 0 : options->ttl_ms,
         .count = count };
     return write_points(client, &args, result_out);
 }

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "common/check.h"
+#include "common/clock.h"
 #include "common/mem.h"
 #include "tools/omenctl/cmd_points.h"
 #include "tools/omenctl/output.h"
@@ -15,10 +16,11 @@
 #define BATCH_VECTOR_BYTES_MAX (16u << 20) /* flushed before it grows past this */
 #define NO_PAYLOAD SIZE_MAX
 
-static uint64_t batch_max = 500;
+static uint64_t batch_max = 500, ttl_s;
 
 const struct option UPSERT_OPTIONS[] = {
     { "--batch", OPTION_U64, &batch_max, "N", "points per request, 1 to 10000 (500)" },
+    { "--ttl", OPTION_U64, &ttl_s, "SECONDS", "points are gone so long after they were written" },
     { NULL, OPTION_FLAG, NULL, NULL, NULL },
 };
 
@@ -26,6 +28,8 @@ const char UPSERT_HELP[] =
         "One point a line, from FILE or standard input:\n"
         "  {\"id\": 1, \"vector\": [0.1, 0.2], \"payload\": {\"title\": \"Dune\"}}\n"
         "  {\"id\": \"6f1c2a1e-8a52-4f0e-9b1a-0c6f5b7d9e11\", \"vectors\": {\"text\": [0.1]}}\n"
+        "A point may say when it ends: \"ttl\": 3600 in seconds from now on, or \"expires_ms\": Unix\n"
+        "time in ms; else --ttl does, or nothing.\n"
         "Members \"version\", \"score\" and \"shard_key\" are passed over, so that what points scroll\n"
         "--json --with-vectors prints can be read again. Writing a point again replaces it.\n"
         "Examples:\n"
@@ -42,6 +46,7 @@ struct batch {
     uint32_t capacity, count, column_count;
     omen_id *ids;            /* [capacity] */
     uint64_t *lines;         /* [capacity] 1-based line numbers */
+    uint64_t *expires_ms;    /* [capacity] 0 = never */
     size_t *payload_offsets; /* [capacity] in `payloads`, or NO_PAYLOAD */
     struct buf payloads;     /* NUL-terminated JSON, one after the other */
     struct column columns[OMEN_VECTOR_FIELDS_MAX];
@@ -62,6 +67,7 @@ static void batch_init(struct batch *batch, uint32_t capacity)
     *batch = (struct batch){ .capacity = capacity };
     batch->ids = mem_must_alloc(capacity * sizeof *batch->ids);
     batch->lines = mem_must_alloc(capacity * sizeof *batch->lines);
+    batch->expires_ms = mem_must_alloc(capacity * sizeof *batch->expires_ms);
     batch->payload_offsets = mem_must_alloc(capacity * sizeof *batch->payload_offsets);
     buf_init(&batch->payloads);
     for (int i = 0; i < OMEN_VECTOR_FIELDS_MAX; i++) buf_init(&batch->columns[i].data);
@@ -71,6 +77,7 @@ static void batch_fini(struct batch *batch)
 {
     mem_free(batch->ids);
     mem_free(batch->lines);
+    mem_free(batch->expires_ms);
     mem_free(batch->payload_offsets);
     buf_fini(&batch->payloads);
     for (int i = 0; i < OMEN_VECTOR_FIELDS_MAX; i++) buf_fini(&batch->columns[i].data);
@@ -113,8 +120,11 @@ static int batch_flush(struct upsert *u)
         payloads[i] = batch->payload_offsets[i] == NO_PAYLOAD
                 ? NULL
                 : (const char *)batch->payloads.data + batch->payload_offsets[i];
-    omen_code rc = omen_upsert_fields(u->cli->db, u->cli->arguments[0], batch->ids, columns,
-            batch->column_count, payloads, batch->count, NULL);
+    bool expires = false;
+    for (uint32_t i = 0; i < batch->count; i++) expires |= batch->expires_ms[i] != 0;
+    const omen_upsert_options options = { .expires_ms = expires ? batch->expires_ms : NULL };
+    omen_code rc = omen_upsert_with(u->cli->db, u->cli->arguments[0], batch->ids, columns,
+            batch->column_count, payloads, batch->count, &options, NULL);
     mem_free(payloads);
     if (rc != OMEN_OK) return fail_batch(u, rc);
     u->written += batch->count;
@@ -212,7 +222,7 @@ static const char *parse_id(struct doc line, omen_id *id_out)
 static const char *check_members(struct doc line)
 {
     static const char *const KNOWN[] = { "id", "vector", "vectors", "payload", "version", "score",
-        "shard_key" };
+        "shard_key", "expires_ms", "ttl" };
     struct doc_iter it = doc_iter(line);
     struct bytes key;
     struct doc value;
@@ -221,6 +231,25 @@ static const char *check_members(struct doc line)
         for (size_t i = 0; i < sizeof KNOWN / sizeof KNOWN[0]; i++)
             known |= strlen(KNOWN[i]) == key.len && memcmp(KNOWN[i], key.data, key.len) == 0;
         if (!known) return "unknown member: a point has \"id\", \"vector\" or \"vectors\", \"payload\"";
+    }
+    return NULL;
+}
+
+static const char *parse_expiry(struct doc line, uint64_t *expires_ms_out)
+{
+    struct doc ttl = doc_get(line, "ttl"), expires = doc_get(line, "expires_ms");
+    uint64_t now_ms = clock_wall_ms(clock_system());
+    *expires_ms_out = ttl_s == 0 ? 0 : now_ms + 1000 * ttl_s;
+    if (ttl.data != NULL && expires.data != NULL) return "\"ttl\" and \"expires_ms\" exclude each other";
+    if (expires.data != NULL) {
+        if (doc_type(expires) != DOC_I64 || doc_i64(expires) < 0)
+            return "\"expires_ms\" is no Unix time in ms";
+        *expires_ms_out = (uint64_t)doc_i64(expires);
+    }
+    if (ttl.data != NULL) {
+        double seconds = doc_is_number(ttl) ? doc_f64(ttl) : -1;
+        if (!(seconds > 0 && seconds < 1e12)) return "\"ttl\" is no number of seconds";
+        *expires_ms_out = now_ms + (uint64_t)(1000 * seconds);
     }
     return NULL;
 }
@@ -259,6 +288,7 @@ static int take_line(struct upsert *u, const char *text, size_t len)
     for (uint32_t i = 0; wrong == NULL && i < vectors.count; i++)
         wrong = append_vector(&batch->columns[i], vectors.arrays[i]);
     if (wrong == NULL) wrong = append_payload(batch, line);
+    if (wrong == NULL) wrong = parse_expiry(line, &batch->expires_ms[batch->count]);
     if (wrong != NULL) return fail_line(u, wrong);
     for (uint32_t i = 0; i < vectors.count; i++)
         if (batch->columns[i].data.failed || batch->payloads.failed) panic("no memory for a batch");
@@ -288,6 +318,7 @@ static int take_file(struct upsert *u, FILE *file)
 int run_upsert(struct cli *cli)
 {
     uint32_t capacity = args_u32(cli, "--batch", batch_max, 1, OMEN_BATCH_POINTS_MAX);
+    (void)args_u32(cli, "--ttl", ttl_s, 0, UINT32_MAX);
     const char *path = cli->argument_count < 2 ? "-" : cli->arguments[1];
     FILE *file = strcmp(path, "-") == 0 ? stdin : fopen(path, "re");
     if (file == NULL) return fail_local("cannot open %s: %s", path, strerror(errno));

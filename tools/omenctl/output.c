@@ -139,6 +139,8 @@ void put_point(struct buf *out, const omen_point *point, bool with_score)
         put_float(out, point->score);
     }
     buf_printf(out, ",\"version\":%llu", (unsigned long long)point->version);
+    if (point->expires_ms != 0)
+        buf_printf(out, ",\"expires_ms\":%llu", (unsigned long long)point->expires_ms);
     if (point->shard_key_json != NULL) buf_printf(out, ",\"shard_key\":%s", point->shard_key_json);
     if (point->payload_json != NULL) {
         buf_printf(out, ",\"payload\":");

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from dataclasses import dataclass
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
@@ -43,6 +44,7 @@ class Point:
     vectors: Optional[Dict[str, np.ndarray]] = None
     shard_key: Any = None
     score: Optional[float] = None
+    expires_ms: Optional[int] = None  # Unix time from which on it is absent
 
     @property
     def vector(self) -> Optional[np.ndarray]:
@@ -190,6 +192,9 @@ def decode_points(group: dict) -> List[Point]:
     if "versions" in group:
         for p, v in zip(points, np.frombuffer(group["versions"], dtype="<u8").tolist()):
             p.version = v
+    if "expires_ms" in group:
+        for p, t in zip(points, np.frombuffer(group["expires_ms"], dtype="<u8").tolist()):
+            p.expires_ms = t or None
     if "scores" in group:
         for p, s in zip(points, np.frombuffer(group["scores"], dtype="<f4").tolist()):
             p.score = s
@@ -225,6 +230,7 @@ class Collection:
     # ---- writes: durable and visible when they return; each batch whole or not at all ----
 
     def upsert(self, ids: Sequence[PointId], vectors: Vectors, payloads: Optional[Sequence[Optional[dict]]] = None, *,
+               ttl: Optional[float] = None, expires_ms: Union[None, int, Sequence[Optional[int]]] = None,
                batch_points: int = BATCH_POINTS) -> WriteResult:
         """Insert or replace points.
 
@@ -232,6 +238,8 @@ class Collection:
             ids: [n] numbers (0..2**64-1) or UUIDs.
             vectors: [n][dim] array for the unnamed field, or ``{field: [n][dim] array}``.
             payloads: [n] dicts (or None each), JSON-shaped.
+            ttl: seconds from now on after which the points are absent; written again without one, a point stays.
+            expires_ms: the same as a Unix time in milliseconds, one for all or one (or None) each.
             batch_points: larger calls are cut into requests of at most this many points (and about 4 MiB); each request is
                 atomic per shard, the call as a whole is not.
 
@@ -239,7 +247,7 @@ class Collection:
             the sum over the requests.
         """
         total = WriteResult()
-        for request, _ in upsert_requests(self.name, ids, vectors, payloads, batch_points):
+        for request, _ in upsert_requests(self.name, ids, vectors, payloads, batch_points, expiry(ttl, expires_ms)):
             self._add(total, self._write(request))
         return total
 
@@ -437,7 +445,19 @@ def as_column(values, count: int, what: str) -> list:
     return values
 
 
-def upsert_requests(name: str, ids, vectors, payloads, batch_points: int) -> Iterator[Tuple[dict, int]]:
+def expiry(ttl: Optional[float], expires_ms):
+    """When points end, as the wire has it: made absolute once, so that a retry says the same."""
+    if ttl is None:
+        return expires_ms
+    if expires_ms is not None:
+        raise ValueError("ttl and expires_ms exclude each other")
+    if not 0 < ttl < 1e12:
+        raise ValueError(f"ttl: want a number of seconds above 0, got {ttl!r}")
+    return int((time.time() + ttl) * 1000)
+
+
+def upsert_requests(name: str, ids, vectors, payloads, batch_points: int,
+                    expires_ms=None) -> Iterator[Tuple[dict, int]]:
     """Cut an upsert into requests of bounded size, each with its number of points; op ids are added by the sender."""
     ids = as_id_list(ids)
     columns = vectors if isinstance(vectors, dict) else {"": vectors}
@@ -445,6 +465,8 @@ def upsert_requests(name: str, ids, vectors, payloads, batch_points: int) -> Ite
                for field, rows in columns.items()}
     if payloads is not None:
         payloads = as_column(payloads, len(ids), "payloads")
+    if expires_ms is not None and not isinstance(expires_ms, (int, np.integer)):
+        expires_ms = [t if t is None else int(t) for t in as_column(expires_ms, len(ids), "expires_ms")]
     row_bytes = sum(rows.shape[1] * 4 for rows in columns.values()) or 1
     step = max(1, min(batch_points, BATCH_BYTES // row_bytes))
     first = 0
@@ -457,6 +479,8 @@ def upsert_requests(name: str, ids, vectors, payloads, batch_points: int) -> Ite
                    "vectors": {field: rows[part].tobytes() for field, rows in columns.items()}}
         if payloads is not None:
             request["payloads"] = payloads[part]
+        if expires_ms is not None:
+            request["expires_ms"] = expires_ms[part] if isinstance(expires_ms, list) else int(expires_ms)
         yield request, count
         first += count
 

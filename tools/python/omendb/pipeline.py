@@ -6,7 +6,7 @@ import threading
 import time
 from typing import Callable, List, Optional, Set
 
-from .collection import BATCH_POINTS, Collection, WriteResult, as_id_list, decode_write, upsert_requests
+from .collection import BATCH_POINTS, Collection, WriteResult, as_id_list, decode_write, expiry, upsert_requests
 from .errors import OmenError, OutcomeUnknown, outcome_of, should_retry
 
 _LOOK_SECONDS = 0.5  # how often it is looked for a connection that has fallen silent
@@ -62,11 +62,12 @@ class Pipeline:
         """Points acknowledged so far."""
         return self._acknowledged
 
-    def upsert(self, ids, vectors, payloads=None, *, batch_points: int = BATCH_POINTS) -> None:
+    def upsert(self, ids, vectors, payloads=None, *, ttl=None, expires_ms=None, batch_points: int = BATCH_POINTS) -> None:
         """Queue an upsert; arguments as :meth:`Collection.upsert`."""
         ids = as_id_list(ids)
         first = 0
-        for request, count in upsert_requests(self._collection.name, ids, vectors, payloads, batch_points):
+        for request, count in upsert_requests(self._collection.name, ids, vectors, payloads, batch_points,
+                                              expiry(ttl, expires_ms)):
             request["op_id"] = self._client.new_op_id()
             item = _Request(request, ids[first:first + count], 0.0)
             with self._changed:
