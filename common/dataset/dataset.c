@@ -34,6 +34,9 @@ static enum omen_err map_payload(struct dataset *ds, struct doc meta, struct err
     struct bytes text = doc_string(name);
     char path[4096];
     snprintf(path, sizeof path, "%s/%.*s", ds->dir, (int)text.len, (const char *)text.data);
+    if (text.len > 4 && text.len - 4 < sizeof ds->payload_member &&
+            memcmp(text.data + text.len - 4, ".txt", 4) == 0)
+        memcpy(ds->payload_member, text.data, text.len - 4); /* zeroed: the NUL is there */
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     struct stat st;
     if (fd < 0) return err_os(err, errno, "cannot open", path);

@@ -2,7 +2,8 @@
  *
  * Vectors: .fbin .f16bin .u8bin (u32 rows, u32 dims, rows), truth .ibin in the same shape; the older .fvecs .bvecs .ivecs
  * (each row led by its u32 dim); .npy (version 1-3, C order, <f4 <f2 |u1 <u4 <i4 <i8, two dimensions). All little-endian.
- * Payload: JSON lines, line i = row i. Files are mapped read-only; sizes are checked against what the headers announce.
+ * Payload: JSON lines, line i = row i; of a file NAME.txt the lines are texts, the values of one member NAME. Files are
+ * mapped read-only; sizes are checked against what the headers announce.
  * Truth is read as u32 row numbers. Threads: readers of one data set may read vectors concurrently; payload reading is
  * sequential and belongs to one thread. */
 #ifndef OMEN_COMMON_DATASET_DATASET_H
@@ -38,9 +39,10 @@ struct dataset {
     char name[OMEN_NAME_BYTES_MAX + 1];
     char *dir; /* owned */
     enum metric metric;
-    struct matrix base, query, truth;     /* query, truth: count 0 when the folder has none */
-    const uint8_t *payload;               /* mapped JSON lines; NULL without payload */
-    uint64_t payload_bytes, payload_next; /* offset of the next line */
+    struct matrix base, query, truth;             /* query, truth: count 0 when the folder has none */
+    const uint8_t *payload;                       /* mapped JSON lines; NULL without payload */
+    uint64_t payload_bytes, payload_next;         /* offset of the next line */
+    char payload_member[OMEN_NAME_BYTES_MAX + 1]; /* lines are this member's texts; "" = JSON */
 };
 
 OMEN_CHECKED enum omen_err dataset_open(const char *dir, struct dataset *dataset_out, struct err *err);

@@ -273,6 +273,20 @@ class Import(OmenctlTest):
         self.assertEqual((measured["queries"], measured["recall"]), (200, 1.0))
         self.assertIn("recall", self.run_("search", self.name, "--query-file", self.data / "query.fbin", "--all"))
 
+    def test_a_text_a_line_is_a_payload_of_one_member(self):
+        folder = self.tmp / "set"
+        folder.mkdir()
+        (folder / "meta.json").write_text(json.dumps({"name": "t", "metric": "l2", "base": "base.fbin",
+                                                      "payload": "category.txt"}))
+        (folder / "base.fbin").write_bytes(struct.pack("<II6f", 3, 2, 1, 2, 3, 4, 5, 6))
+        (folder / "category.txt").write_bytes('hedgehog\nsay "hé"\n\n'.encode())
+        self.run_("import", folder, "--collection", self.name, "--create")
+        self.assertEqual([p["payload"] for p in self.lines("points", "scroll", self.name)],
+                         [{"category": "hedgehog"}, {"category": 'say "hé"'}, {"category": ""}])
+        (folder / "category.txt").write_bytes(b"a\nb\n\xff\n")
+        self.run_("import", folder, "--collection", self.name, code=1)
+        self.assertIn("row 2", self.stderr)
+
     def test_limit_and_ids_from_the_payload(self):
         out = self.run_("import", self.data, "--collection", self.name, "--create", "--limit", 1234, "--batch", 100,
                         "--id-field", "deb_bytes")

@@ -6,8 +6,10 @@
 
 #include "common/check.h"
 #include "common/dataset/dataset.h"
+#include "common/json.h"
 #include "common/mem.h"
 #include "common/placement/map.h"
+#include "common/utf8.h"
 #include "tools/omenctl/args.h"
 #include "tools/omenctl/output.h"
 #include "tools/omenctl/progress.h"
@@ -76,6 +78,26 @@ static const char *id_of_payload(struct import *im, struct bytes line, omen_id *
     return "has no id (a number of 0 or more, or a UUID) at --id-field";
 }
 
+/* The line as a payload's JSON text, with its NUL, at the end of `text`. */
+static struct bytes append_payload(struct import *im, struct bytes line)
+{
+    const char *member = im->dataset.payload_member;
+    size_t start = im->text.len;
+    if (member[0] == '\0') {
+        buf_append(&im->text, line.data, line.len);
+    } else {
+        buf_append(&im->text, "{", 1);
+        put_string(&im->text, member);
+        buf_append(&im->text, ":", 1);
+        json_write_string(line, &im->text);
+        buf_append(&im->text, "}", 1);
+    }
+    size_t len = im->text.len - start;
+    buf_append_zero(&im->text, 1);
+    if (im->text.failed) panic("no memory for a batch");
+    return (struct bytes){ im->text.data + start, len };
+}
+
 static int fill_row(struct import *im, uint64_t row, uint32_t i)
 {
     const struct dataset *ds = &im->dataset;
@@ -86,9 +108,9 @@ static int fill_row(struct import *im, uint64_t row, uint32_t i)
     if (line.data == NULL)
         return fail_local("%s: the payload ends before row %llu", ds->dir, (unsigned long long)row);
     im->offsets[i] = im->text.len;
-    buf_append(&im->text, line.data, line.len);
-    buf_append_zero(&im->text, 1);
-    if (im->text.failed) panic("no memory for a batch");
+    if (im->dataset.payload_member[0] != '\0' && !utf8_valid(line.data, line.len))
+        return fail_local("%s: payload of row %llu is no UTF-8 text", ds->dir, (unsigned long long)row);
+    line = append_payload(im, line);
     const char *wrong = im->id_path == NULL ? NULL : id_of_payload(im, line, &im->ids[i]);
     return wrong == NULL ? EXIT_OK
                          : fail_local("%s: payload of row %llu %s", ds->dir, (unsigned long long)row, wrong);
@@ -203,7 +225,8 @@ const struct command IMPORT_COMMANDS[] = {
             .run = run_import,
             .help = "DIR holds meta.json {name, count, dim, metric, base, query, truth, "
                     "payload}. Vectors: .fbin .f16bin .u8bin\n"
-                    "(u32 rows, u32 dims, rows), .fvecs .bvecs .npy; payload: JSON lines, line i for row i.\n"
+                    "(u32 rows, u32 dims, rows), .fvecs .bvecs .npy; payload: JSON lines, line i for row i,\n"
+                    "or NAME.txt: a text a line, the payload's one member NAME.\n"
                     "An import that was broken off is simply run again: points are replaced by themselves.\n"
                     "Examples:\n  omenctl import build/demo/data --collection packages --create\n"
                     "  omenctl --json import sift --create --limit 100000 --depth 16\n" },
