@@ -278,7 +278,9 @@ static bool job_find(struct shard_store *s, const struct segment_set *set, const
     uint32_t end_block = durable_end(s);
     for (uint32_t f = 0; f < s->schema.field_count; f++)
         if (tail_job(s, set, policy, f, end_block, job_out)) return true;
-    uint64_t dead = atomic_load(&s->blocks->row_count) - s->points; /* a hint: read without the lock */
+    pthread_mutex_lock(&s->version_mutex);
+    uint64_t dead = atomic_load(&s->blocks->row_count) - s->points;
+    pthread_mutex_unlock(&s->version_mutex);
     if (dead == s->index.dead_seen || ++s->index.dead_steps < DEAD_EVERY) return false;
     s->index.dead_steps = 0;
     s->index.dead_seen = dead;

@@ -1,7 +1,8 @@
-/* The shard store against a model over random histories, with checkpoints, merges, crashes and held views at every
- * step. OMEN_SEED=n runs one seed, OMEN_HISTORIES=n that many. */
+/* The shard store against a model over random histories, with checkpoints, merges, segments sealed and merged, crashes
+ * and held views at every step. OMEN_SEED=n runs one seed, OMEN_HISTORIES=n that many. */
 #include "common/err.h"
 #include "common/log.h"
+#include "storage/shard_index.h"
 #include "tests/support/store_model.h"
 #include "tests/support/vfs_hook.h"
 #include "tests/support/vfs_sim.h"
@@ -159,6 +160,21 @@ static void crash(struct history *h)
     store_model_check_now(&h->model, h->store);
 }
 
+/* Load, seal or merge segments of very few rows. */
+static void index_step(struct history *h)
+{
+    struct index_control control = { .threads = 1 };
+    struct index_policy policy;
+    struct err err;
+    bool worked;
+    index_policy_default(&policy);
+    policy.rows_min = 1 + (uint32_t)store_model_random(&h->model, 6);
+    policy.pin = store_model_random(&h->model, 2) == 0;
+    enum omen_err rc = shard_index_step(h->store, &policy, &control, &worked, &err);
+    ck_assert_msg(rc == OMEN_OK, "index: %s", err.message);
+    store_model_check_now(&h->model, h->store);
+}
+
 static void history_step(struct history *h)
 {
     struct store_model *m = &h->model;
@@ -170,6 +186,7 @@ static void history_step(struct history *h)
     if (dice < 3) checkpoint(h);
     if (dice < 3) store_model_check_now(m, h->store);
     if (dice == 3 || dice == 4) crash(h);
+    for (uint64_t n = store_model_random(m, 3); n > 0; n--) index_step(h);
     if (store_model_random(m, 6) == 0)
         ck_assert_int_eq(shard_store_scrub(h->store, 5000, NULL, NULL), OMEN_OK);
     for (int i = 0; i < VIEWS; i++)

@@ -1,9 +1,10 @@
-/* Readers beside apply and merges: every view shows every point exactly once and does not change while it is held. Meant
- * for `make tsan`; the invariant (the number of points never changes) is checked in every flavour. */
+/* Readers beside apply, merges and an indexer that seals and merges segments: every view shows every point exactly
+ * once and does not change while it is held. Meant for `make tsan`; the invariant (the number of points never changes)
+ * is checked in every flavour. */
 #include "common/err.h"
 #include "common/log.h"
 #include "common/mem.h"
-#include "storage/shard_store.h"
+#include "storage/shard_index.h"
 #include "tests/support/entry_support.h"
 
 #include <check.h>
@@ -15,16 +16,18 @@
 #define POINTS 300 /* alive at every sequence after the first */
 #define IDS 400    /* they take turns */
 #define DIM 8
-#define ENTRIES 500 /* at least; and until there were MERGES */
+#define ENTRIES 500 /* at least; and until there were MERGES and SEGMENTS */
 #define ENTRIES_MAX 50000
 #define MERGES 40
+#define SEGMENTS 20 /* built */
+#define ROWS_MIN 40
 #define READERS 2
 
 struct shared {
     struct shard_store *store;
     struct collection_schema schema;
     _Atomic bool done;
-    _Atomic uint64_t views, merges;
+    _Atomic uint64_t views, merges, segments, walks;
 };
 
 static uint64_t mix(uint64_t v)
@@ -53,6 +56,11 @@ static void apply(struct shared *s, struct entry_builder *b, uint64_t sequence)
     mem_free(bytes);
 }
 
+static bool enough(struct shared *s)
+{
+    return atomic_load(&s->merges) >= MERGES && atomic_load(&s->segments) >= SEGMENTS;
+}
+
 /* Each entry writes some points anew and replaces some by others: deletes as many as it adds. */
 static void *run_writer(void *arg)
 {
@@ -62,8 +70,7 @@ static void *run_writer(void *arg)
     entry_builder_begin_request(b, (struct op_id){ 0 });
     for (uint64_t id = 0; id < POINTS; id++, alive[id - 1] = true) add_upsert(b, id, 1);
     apply(s, b, 1);
-    for (uint64_t seq = 2; seq <= ENTRIES || (atomic_load(&s->merges) < MERGES && seq <= ENTRIES_MAX);
-            seq++) {
+    for (uint64_t seq = 2; seq <= ENTRIES || (!enough(s) && seq <= ENTRIES_MAX); seq++) {
         entry_builder_reset(b);
         entry_builder_begin_request(b, (struct op_id){ .client = 1, .seq = seq, .issue_ms = seq });
         for (uint64_t i = 0; i < 12; i++) {
@@ -98,6 +105,27 @@ static void *run_checkpoints(void *arg)
     return NULL;
 }
 
+/* Seals what is durable and merges what is dead or small, as fast as it can. */
+static void *run_indexer(void *arg)
+{
+    struct shared *s = arg;
+    struct index_control control = { .threads = 1 };
+    struct index_policy policy;
+    index_policy_default(&policy);
+    policy.rows_min = ROWS_MIN;
+    while (!atomic_load(&s->done)) {
+        struct shard_index_stats stats;
+        struct err err;
+        bool worked;
+        policy.pin = !policy.pin;
+        enum omen_err rc = shard_index_step(s->store, &policy, &control, &worked, &err);
+        ck_assert_msg(rc == OMEN_OK, "index: %s", err.message);
+        shard_index_stats(s->store, &stats);
+        if (worked && stats.segments > 0) atomic_fetch_add(&s->segments, 1);
+    }
+    return NULL;
+}
+
 /* Everything by scroll; an order-free digest of id, version and vector. */
 static uint64_t scroll_all(const struct store_view *view, struct arena *arena, uint32_t *count_out)
 {
@@ -125,14 +153,17 @@ static uint64_t scroll_all(const struct store_view *view, struct arena *arena, u
     return digest;
 }
 
-static uint64_t search_all(const struct store_view *view, struct arena *arena, uint32_t *count_out)
+static uint64_t search_all(struct shared *s, const struct store_view *view, struct arena *arena,
+        uint32_t *count_out)
 {
     static const float query[DIM] = { 500, 500, 500, 500, 500, 500, 500, 500 };
     struct search_params params = { .query = query, .k = IDS, .selection = { .vector_mask = 1 } };
+    struct search_stats stats;
     struct hit *hits;
     uint64_t digest = 0;
-    ck_assert_int_eq(shard_store_search(view, &params, 1, NULL, arena, &hits, count_out, NULL, NULL),
+    ck_assert_int_eq(shard_store_search(view, &params, 1, NULL, arena, &hits, count_out, &stats, NULL),
             OMEN_OK);
+    atomic_fetch_add(&s->walks, stats.segments_walked);
     for (uint32_t i = 0; i < *count_out; i++)
         digest += mix(
                 hits[i].point.id.lo + mix(hits[i].point.version) + (uint64_t)hits[i].point.vectors[0][3]);
@@ -150,7 +181,7 @@ static void *run_reader(void *arg)
         uint64_t count = 0;
         store_view_acquire(s->store, &view);
         if (view.sequence > 0) {
-            uint64_t a = scroll_all(&view, &arena, &scrolled), b = search_all(&view, &arena, &found);
+            uint64_t a = scroll_all(&view, &arena, &scrolled), b = search_all(s, &view, &arena, &found);
             ck_assert_int_eq(shard_store_count(&view, NULL, NULL, &count, NULL), OMEN_OK);
             ck_assert_uint_eq(count, POINTS);
             ck_assert_uint_eq(scrolled, POINTS);
@@ -183,12 +214,14 @@ START_TEST(readers_see_every_point_exactly_once)
     options.delta_bytes_max = 1;
     enum omen_err rc = shard_store_open(&options, &s.store, &err);
     ck_assert_msg(rc == OMEN_OK, "open: %s", err.message);
-    pthread_t writer, checkpointer, readers[READERS];
+    pthread_t writer, checkpointer, indexer, readers[READERS];
     pthread_create(&writer, NULL, run_writer, &s);
     pthread_create(&checkpointer, NULL, run_checkpoints, &s);
+    pthread_create(&indexer, NULL, run_indexer, &s);
     for (int i = 0; i < READERS; i++) pthread_create(&readers[i], NULL, run_reader, &s);
     pthread_join(writer, NULL);
     pthread_join(checkpointer, NULL);
+    pthread_join(indexer, NULL);
     for (int i = 0; i < READERS; i++) pthread_join(readers[i], NULL);
     struct store_view view;
     struct arena arena;
@@ -200,7 +233,10 @@ START_TEST(readers_see_every_point_exactly_once)
     store_view_release(&view);
     arena_fini(&arena);
     shard_store_close(s.store);
-    printf("%llu views, %llu merges\n", (unsigned long long)s.views, (unsigned long long)s.merges);
+    printf("%llu views, %llu merges, %llu segments, %llu walks\n", (unsigned long long)s.views,
+            (unsigned long long)s.merges, (unsigned long long)s.segments, (unsigned long long)s.walks);
+    ck_assert_uint_ge(s.segments, SEGMENTS);
+    ck_assert_uint_gt(s.walks, 0);
     ck_assert_int_eq(vfs_remove_tree(vfs_posix(), dir, NULL), OMEN_OK);
 }
 END_TEST
