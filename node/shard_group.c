@@ -20,6 +20,8 @@
 #include "common/log.h"
 #include "node/shard_host_impl.h"
 
+#define GIVE_WAY_PAUSE_NS (3 * 1000000000ull) /* between two attempts of a leader to hand over */
+
 /* ---- damage ---- */
 
 static void path_in(const struct shard_group *g, const char *name, char out[SHARD_DIR_BYTES + 64])
@@ -248,13 +250,18 @@ void shard_host_status(struct shard_host *shard, struct shard_host_status *statu
 
 /* ---- admission: on the worst replica that is there (CORRECTNESS A1) ---- */
 
+static bool node_is_full(const struct shard_group *g, uint32_t node)
+{
+    return g->peers != NULL && g->peers->disk_full != NULL && g->peers->disk_full(g->peers->arg, node);
+}
+
 /* Whether one more voter is in the way of writes; notes which. */
 static bool in_the_way(struct shard_host *shard, const struct replica_follower *f, enum shard_admission *now)
 {
     struct shard_group *g = shard->group;
     uint32_t node = (uint32_t)f->member.node_id;
     bool was = g->behind_ns != 0;
-    bool full = g->peers != NULL && g->peers->disk_full != NULL && g->peers->disk_full(g->peers->arg, node);
+    bool full = node_is_full(g, node);
     if (!full && f->lag_bytes <= shard->env->behind_bytes / (was ? 2 : 1)) return false;
     pthread_mutex_lock(&g->trouble_lock);
     if (full)
@@ -312,6 +319,37 @@ bool shard_group_admits(struct shard_host *shard, struct shard_call *call, bool 
     return false;
 }
 
+static void gave_way(void *arg, enum omen_err result, uint64_t sequence, const struct err *err)
+{
+    (void)arg, (void)result, (void)sequence, (void)err; /* who leads is told elsewhere */
+}
+
+/* A leader whose disk is full refuses what a majority without it would take: it hands over to the voter that has most of the
+ * log and room, if there is one. The next leader waits for this replica as for any other, and no longer. */
+static void give_way_when_full(struct shard_host *shard, const struct shard_host_status *s)
+{
+    struct shard_group *g = shard->group;
+    struct replica_follower followers[GROUP_MEMBERS_MAX];
+    const struct replica_follower *heir = NULL;
+    uint32_t count;
+    uint64_t now_ns = clock_monotonic_ns(shard->env->clock);
+    bool full = s->replica.disk_full || atomic_load(&shard->env->disk_full);
+    if (!full || atomic_load(&g->lead_term) == 0 || now_ns < g->give_way_ns + GIVE_WAY_PAUSE_NS) return;
+    replica_followers(shard->replica, followers, &count);
+    for (uint32_t i = 0; i < count; i++) {
+        const struct replica_follower *f = &followers[i];
+        if (f->member.role != REPLICA_VOTER || f->silent_ms > silence_max_ms(shard) ||
+                f->lag_bytes > SHARD_READY_LAG_BYTES || node_is_full(g, (uint32_t)f->member.node_id))
+            continue;
+        if (heir == NULL || f->lag_bytes < heir->lag_bytes) heir = f;
+    }
+    if (heir == NULL) return;
+    g->give_way_ns = now_ns;
+    LOG_INFO("shard.gives_way", "shard=%" PRIu64 " to_node=%" PRIu64 " reason=\"the disk is full\"",
+            shard->shard_id, heir->member.node_id);
+    replica_transfer(shard->replica, heir->member.replica_id, gave_way, NULL);
+}
+
 /* About ten times a second: what has no event of its own. */
 void shard_group_sweep(struct shard_host *shard)
 {
@@ -321,6 +359,7 @@ void shard_group_sweep(struct shard_host *shard)
     shard_group_prepare(shard);
     if (shard->replica != NULL) admission_look(shard);
     shard_host_status(shard, &s);
+    if (shard->replica != NULL) give_way_when_full(shard, &s);
     if (atomic_exchange(&g->was_ready, s.ready) != s.ready) changed(g);
 }
 

@@ -65,6 +65,7 @@ struct shard_group {
     _Atomic int admission; /* enum shard_admission: what the other replicas allow; the sweep's */
     uint64_t behind_ns;    /* since when one is behind or full; 0 = none; the sweep's */
     char behind[100];      /* which; guarded by trouble_lock */
+    uint64_t give_way_ns;  /* of the last attempt to; the sweep's */
     _Atomic bool open;     /* shard->replica is set */
     _Atomic uint64_t applied, needed_from; /* of the store, for while there is none to ask */
     /* DAMAGE_SEEN: serves nothing. DAMAGE_KEPT: and never will again, that is on the disk too. */

@@ -152,13 +152,17 @@ class Node(Process):
     joins = True  # by itself; else it waits for `omenctl node add`
 
     @property
+    def data(self):
+        return self.dir / "data"
+
+    @property
     def address(self):
         return f"tcp://{self.host}:{self.ports['node']}"
 
     def command(self):
         others = ",".join(n.address for n in self.cluster.nodes if n is not self) if self.joins else ""
         return [self.cluster.build / "omen-node", "--node-listen", f"tcp://{self.host}:{self.ports['node']}",
-                "--cluster-listen", f"{self.host}:{self.ports['raft']}", "--data", self.dir / "data", "--http", self.http, "--set",
+                "--cluster-listen", f"{self.host}:{self.ports['raft']}", "--data", self.data, "--http", self.http, "--set",
                 f"cluster.join={others}", "--set", f"cluster.secret_file={self.cluster.secret_file}", *self.cluster.node_args]
 
 

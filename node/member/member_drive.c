@@ -226,9 +226,14 @@ static void leaders_spread(struct member *m, const struct map_index *index, cons
     uint32_t node_id = 0;
     if (state->op_count > 0 || now - atomic_load(&m->led_since_ns) < LEADERS_SETTLE_NS || now < m->spread_ns)
         return;
-    for (uint32_t i = 0; i < state->node_count && count < MEMBER_NODES_MAX; i++)
-        if (state->nodes[i].state == CLUSTER_NODE_ACTIVE)
+    pthread_mutex_lock(&m->lock);
+    for (uint32_t i = 0; i < state->node_count && count < MEMBER_NODES_MAX; i++) {
+        const struct node_report *report = member_report_of(m, state->nodes[i].node_id);
+        bool full = report != NULL && report->disk_full; /* it leads nothing while others have room */
+        if (state->nodes[i].state == CLUSTER_NODE_ACTIVE && !full)
             counts[count++] = (struct lead_count){ state->nodes[i].node_id, 0 };
+    }
+    pthread_mutex_unlock(&m->lock);
     for (uint32_t i = 0; i < index->count; i++) {
         struct shard_report report;
         member_shard_report(m, index->places[i].shard, &report);

@@ -15,6 +15,7 @@ struct seat {
     const struct cluster_node *node;
     bool is_member, voter, up, good; /* good: may vote */
     bool lost;                       /* down for long */
+    bool full;                       /* its disk is */
 };
 
 struct seats {
@@ -53,7 +54,9 @@ static void seats_fill(struct member *m, const struct cluster_state *state,
         for (uint32_t k = 0; k < MEMBER_NODES_MAX; k++)
             if (m->reports[k].node_id == n->node_id) heard_ns = m->reports[k].heard_ns;
         uint64_t led_ns = atomic_load(&m->led_since_ns), silent_since = heard_ns > led_ns ? heard_ns : led_ns;
-        s->up = member_report_of(m, n->node_id) != NULL;
+        const struct node_report *report = member_report_of(m, n->node_id);
+        s->up = report != NULL;
+        s->full = s->up && report->disk_full;
         s->lost = now - silent_since > GROUP_REPLACE_NS;
         s->good = n->state == CLUSTER_NODE_ACTIVE && s->up && s->is_member;
         out->voters += s->voter;
@@ -131,6 +134,21 @@ static bool members_settle(struct member *m, const struct cluster_state *state, 
     return false;
 }
 
+/* A leader without room for what it should record hands over to a voter that has some. */
+static bool give_way_when_full(struct member *m, const struct seats *s)
+{
+    struct replica_status status;
+    replica_status(m->node->catalog_replica, &status);
+    if (!status.disk_full && !atomic_load(&m->node->env.disk_full)) return false;
+    for (uint32_t i = 0; i < s->count; i++) {
+        const struct seat *seat = &s->items[i];
+        if (!seat->voter || !seat->good || seat->full || seat->node->node_id == member_id(m)) continue;
+        act(m, COMMAND_TRANSFER, seat->node->catalog_replica_id, seat->node->node_id);
+        return true;
+    }
+    return false;
+}
+
 void member_group_turn(struct member *m, const struct cluster_state *state)
 {
     struct replica_member members[GROUP_MEMBERS_MAX];
@@ -138,6 +156,7 @@ void member_group_turn(struct member *m, const struct cluster_state *state)
     struct seats s;
     replica_members(m->node->catalog_replica, members, &member_count);
     seats_fill(m, state, members, member_count, &s);
+    if (give_way_when_full(m, &s)) return;
     if (members_settle(m, state, &s, members, member_count)) return;
     if (member_now_ns(m) - atomic_load(&m->led_since_ns) < MEMBER_SETTLE_NS && s.good < s.count) return;
     uint32_t wanted = voters_wanted(&s);

@@ -97,7 +97,7 @@ static void report_build(struct member *m, struct doc_builder *b)
     put_u64(b, "cluster_id", node->dir.identity.cluster_id);
     put_u64(b, "disk_free", atomic_load(&node->disk_free));
     put_u64(b, "disk_total", atomic_load(&node->disk_total));
-    put_bool(b, "disk_full", atomic_load(&node->env.disk_full));
+    put_bool(b, "disk_full", atomic_load(&node->env.disk_full) || atomic_load(&node->shard_waits));
     put_text(b, "why", why == NULL ? "" : why);
     begin_array(b, "rows");
     struct report_row group = row_of_group(m);
