@@ -350,6 +350,11 @@ void node_log_release(struct node_log *log, uint64_t group, uint64_t replica, ui
     pthread_mutex_unlock(&log->mutex);
 }
 
+bool node_log_far_over(const struct node_log *log)
+{
+    return atomic_load_explicit(&log->far_over, memory_order_relaxed);
+}
+
 void node_log_stats(struct node_log *log, struct node_log_stats *stats_out)
 {
     pthread_mutex_lock(&log->mutex);

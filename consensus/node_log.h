@@ -91,5 +91,8 @@ struct node_log_stats {
     bool over_limit;       /* bytes > bytes_max */
 };
 void node_log_stats(struct node_log *log, struct node_log_stats *stats_out);
+/* bytes > 1.5 * bytes_max: nothing more should be proposed until a checkpoint let go of some. True from the segment on that
+ * crosses the bound, however long a checkpoint takes. Any thread, no lock. */
+bool node_log_far_over(const struct node_log *log);
 
 #endif

@@ -140,6 +140,12 @@ uint64_t log_bytes_needed(const struct node_log *log)
     return bytes;
 }
 
+void log_bytes_changed(struct node_log *log)
+{
+    uint64_t hard = log->options.bytes_max + log->options.bytes_max / 2;
+    atomic_store_explicit(&log->far_over, log_bytes_needed(log) > hard, memory_order_relaxed);
+}
+
 uint64_t log_oldest_group(const struct node_log *log)
 {
     for (uint32_t s = 0; s < log->segment_count; s++) {

@@ -12,6 +12,7 @@
 #define OMEN_CONSENSUS_NODE_LOG_IMPL_H
 
 #include <pthread.h>
+#include <stdatomic.h>
 
 #include "common/err.h"
 #include "consensus/node_log_format.h"
@@ -77,7 +78,9 @@ struct node_log {
     bool spare_wanted;   /* (m) the log thread waits */
     bool spare_failed;   /* (m) the last attempt met a full disk */
     bool recycling;      /* (m) the helper renames or removes an old segment */
-    uint32_t readers;    /* (m) node_log_read_group calls: nothing is recycled meanwhile */
+    _Atomic bool
+            far_over; /* the segments there are take half as much again as they may; written under the mutex */
+    uint32_t readers; /* (m) node_log_read_group calls: nothing is recycled meanwhile */
 
     struct log_segment *current; /* (l) NULL until the first append of this life */
     struct vfs_file *file;       /* (l) of current */
@@ -101,6 +104,7 @@ struct log_group *log_group_get(struct node_log *log, uint64_t group,
 void log_account(struct node_log *log, struct log_segment *segment, const struct node_log_record *record);
 bool log_segment_recyclable(const struct node_log *log); /* the oldest one */
 uint64_t log_bytes_needed(const struct node_log *log);
+void log_bytes_changed(struct node_log *log); /* a segment came or went */
 uint64_t log_oldest_group(const struct node_log *log);
 /* Must this append be refused because an earlier entry of its group was? */
 bool log_append_refused(struct node_log *log, const struct node_log_append *append);

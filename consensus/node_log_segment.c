@@ -81,6 +81,7 @@ struct log_segment *log_segment_add(struct node_log *log, const struct node_log_
         log->segments = mem_must_realloc(log->segments, log->segment_cap * sizeof *log->segments);
     }
     log->segments[log->segment_count++] = segment;
+    log_bytes_changed(log);
     return segment;
 }
 
@@ -157,6 +158,7 @@ static void helper_recycle(struct node_log *log)
     struct log_segment *segment = log->segments[0];
     log->segment_count--;
     memmove(log->segments, log->segments + 1, log->segment_count * sizeof *log->segments);
+    log_bytes_changed(log);
     bool keep = segment->bytes == log->options.segment_bytes && log->spare_count < LOG_SPARES_MAX;
     uint64_t name = log->spare_next++;
     log->recycling = true;

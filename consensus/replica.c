@@ -93,7 +93,7 @@ static enum omen_err admit(struct replica *r, uint32_t len, struct err *err)
         return replica_busy(err, "too many bytes in flight for this shard", o->group_inflight_bytes_max);
     if (r->inflight_count >= PROPOSALS_MAX)
         return replica_busy(err, "too many writes in flight", PROPOSALS_MAX);
-    if (atomic_load_explicit(&r->host->log_over, memory_order_relaxed))
+    if (node_log_far_over(r->host->log))
         return replica_busy(err, "the log waits for a checkpoint", o->log.bytes_max);
     uint64_t others = atomic_fetch_add_explicit(&r->host->inflight_bytes, len, memory_order_relaxed);
     if (others > 0 && others + len > o->host_inflight_bytes_max) {

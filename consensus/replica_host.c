@@ -260,8 +260,6 @@ static void checkpoint_turn(struct replica_host *host)
 {
     struct node_log_stats stats;
     node_log_stats(host->log, &stats);
-    uint64_t hard = host->options.log.bytes_max + host->options.log.bytes_max / 2;
-    atomic_store_explicit(&host->log_over, stats.bytes > hard, memory_order_relaxed);
     if (host->metrics.log_bytes != NULL) metric_set(host->metrics.log_bytes, (int64_t)stats.bytes);
     bool log_short = atomic_exchange(&host->log_short, false);
     for (;;) {

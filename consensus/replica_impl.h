@@ -139,7 +139,6 @@ struct replica_host {
     uint32_t worker_count;
     struct host_metrics metrics; /* handles, all NULL without a registry */
     _Atomic uint64_t inflight_bytes;
-    _Atomic bool log_over;  /* far over the log's limit: proposals are refused */
     _Atomic bool log_short; /* the disk is full: whoever holds the oldest segment is to let go of it */
 
     pthread_mutex_t mutex;

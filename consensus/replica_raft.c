@@ -350,7 +350,7 @@ void replica_raft_frame(struct replica_raft *m, struct frame *frame, uint64_t no
     pthread_mutex_lock(&r->mutex);
     bool strip = r->backlog_bytes > host->options.apply_backlog_bytes_max;
     pthread_mutex_unlock(&r->mutex);
-    strip = strip || atomic_load_explicit(&host->log_over, memory_order_relaxed);
+    strip = strip || node_log_far_over(host->log);
     raft_group_frame(m->group, frame, node_id, strip, now_ms);
     atomic_store(&m->heard_ms, raft_group_heard_ms(m->group));
     if (m->askers != NULL) barriers_run(m, now_ms);

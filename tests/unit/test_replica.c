@@ -38,6 +38,7 @@ struct machine {
     _Atomic int fail; /* error for apply, OMEN_OK = none */
     _Atomic int checkpoint_fail;
     _Atomic bool block; /* apply waits */
+    _Atomic bool checkpoint_block, checkpointing;
     _Atomic uint64_t checkpoints;
     uint64_t base;
     bool one_back; /* the log is needed from the checkpoint before the last one, as storage does it */
@@ -71,6 +72,9 @@ static enum omen_err machine_checkpoint(void *self, struct err *err)
     struct machine *m = self;
     if (m->checkpoint_fail != OMEN_OK)
         return err_set(err, (enum omen_err)m->checkpoint_fail, NULL, "told to fail");
+    m->checkpointing = true;
+    while (m->checkpoint_block) usleep(500);
+    m->checkpointing = false;
     __atomic_store_n(&m->before_last, m->durable, __ATOMIC_SEQ_CST);
     __atomic_store_n(&m->durable, m->applied, __ATOMIC_SEQ_CST);
     m->checkpoints++;
@@ -513,6 +517,41 @@ START_TEST(idle_group_is_checkpointed_when_it_pins_the_log)
 }
 END_TEST
 
+START_TEST(the_log_is_bounded_while_a_checkpoint_takes_long)
+{
+    struct replica_host_options o = host_options();
+    o.checkpoint_log_bytes = SEGMENT;
+    struct replica_host *host;
+    ck_assert_int_eq(replica_host_open(&o, &host, NULL), OMEN_OK);
+    struct machine m = { .checkpoint_block = true };
+    struct results s;
+    results_init(&s);
+    struct replica *r = open_replica(host, 1, &m);
+    struct node_log_stats stats;
+    uint32_t tries = 0;
+    for (; tries < 40 * SEGMENT / 4096 && s.by_code[OMEN_EBUSY] == 0; tries++) {
+        propose(r, &s, tries + 1, 4096);
+        wait_all(&s);
+        if (tries == 2 * SEGMENT / 4096) { /* the disk becomes slow when there is much room left */
+            for (int i = 0; i < 10000 && !m.checkpointing; i++) usleep(1000);
+            ck_assert(m.checkpointing);
+        }
+    }
+    ck_assert_uint_eq(s.by_code[OMEN_EBUSY], 1);
+    replica_host_log_stats(host, &stats);
+    ck_assert_uint_le(stats.bytes, o.log.bytes_max + o.log.bytes_max / 2 + SEGMENT);
+    m.checkpoint_block = false; /* and goes on when it is done */
+    for (int i = 0; i < 10000 && s.by_code[OMEN_OK] < tries; i++) {
+        propose(r, &s, tries + 1, 4096);
+        wait_all(&s);
+        usleep(1000);
+    }
+    ck_assert_uint_ge(s.by_code[OMEN_OK], tries);
+    replica_close(r, true);
+    replica_host_close(host);
+}
+END_TEST
+
 START_TEST(a_failed_checkpoint_stops_but_a_full_disk_does_not)
 {
     struct replica_host *host = open_host();
@@ -663,6 +702,7 @@ int main(void)
     tcase_add_test(tc, an_apply_error_stops_the_replica);
     tcase_add_test(tc, barrier_waits_for_what_was_committed);
     tcase_add_loop_test(tc, idle_group_is_checkpointed_when_it_pins_the_log, 0, 2);
+    tcase_add_test(tc, the_log_is_bounded_while_a_checkpoint_takes_long);
     tcase_add_test(tc, a_failed_checkpoint_stops_but_a_full_disk_does_not);
     tcase_add_test(tc, a_full_log_refuses_resumes_and_keeps_its_promise);
     tcase_add_test(tc, many_threads_and_groups);
