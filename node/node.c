@@ -69,6 +69,7 @@ enum omen_err node_shard_open(struct node *node, const struct map_collection *co
         .schema = &collection->schema,
         .collection_name = collection->name,
         .recall_target = collection->recall_target,
+        .options = collection->options,
         .raft = raft != NULL,
     };
     if (raft != NULL) {
@@ -120,11 +121,25 @@ struct shard_host *node_shard_hold(struct node *node, uint64_t shard_id)
     return shard;
 }
 
+/* To the shards that are open here. Needs the table lock. */
+static void options_spread(struct node *node, const struct map *map)
+{
+    for (uint32_t i = 0; i < map->collection_count; i++) {
+        const struct map_collection *c = &map->collections[i];
+        for (uint32_t s = 0; s < c->shard_count; s++) {
+            uint32_t at = table_position(node, c->shards[s].shard_id);
+            if (at < node->slot_count && node->slots[at].shard_id == c->shards[s].shard_id)
+                shard_host_set_options(node->slots[at].shard, c->recall_target, &c->options);
+        }
+    }
+}
+
 void node_map_publish(struct node *node, struct map *map)
 {
     pthread_rwlock_wrlock(&node->table_lock);
     struct map *old = node->map;
     node->map = map;
+    options_spread(node, map);
     pthread_rwlock_unlock(&node->table_lock);
     if (old != NULL) map_unref(old);
 }

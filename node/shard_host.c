@@ -12,7 +12,9 @@
 #include "common/log.h"
 #include "node/shard_host_impl.h"
 
-#define ELECTION_MS 800   /* as replica_host_options_default has it */
+#define ELECTION_MS 800                   /* as replica_host_options_default has it */
+#define IMMEDIATE_ROWS_MIN 1000u          /* fewer are scanned as fast as they are walked */
+#define INDEX_CHECKPOINT_NS 1000000000ull /* between two checkpoints for the index's sake */
 #define RETIRE_POLL_MS 50 /* how often deadlines are looked at while a retired shard waits for its calls */
 
 void shard_env_init(struct shard_env *env)
@@ -145,6 +147,56 @@ static bool index_stopped(void *arg)
     return atomic_load(s->stop) || atomic_load(&s->shard->stopping) || atomic_load(&s->shard->store) == NULL;
 }
 
+void shard_host_set_options(struct shard_host *shard, float recall_target,
+        const struct collection_options *options)
+{
+    atomic_store(&shard->recall_target, recall_target);
+    pthread_mutex_lock(&shard->options_lock);
+    shard->options = *options;
+    pthread_mutex_unlock(&shard->options_lock);
+}
+
+/* When and how the collection wants its points indexed. */
+static void policy_of_options(struct shard_host *shard, struct index_policy *policy)
+{
+    static const enum quant_profile QUANTIZATIONS[] = { [QUANTIZE_ADAPTIVE] = QUANT_BALANCED,
+        [QUANTIZE_CONSERVATIVE] = QUANT_CONSERVATIVE,
+        [QUANTIZE_AGGRESSIVE] = QUANT_AGGRESSIVE };
+    pthread_mutex_lock(&shard->options_lock);
+    struct collection_options o = shard->options;
+    pthread_mutex_unlock(&shard->options_lock);
+    float recall_target = atomic_load(&shard->recall_target);
+    if (recall_target > 0) policy->recall_target = recall_target;
+    policy->quantization = QUANTIZATIONS[o.quantization];
+    policy->by_shard_key = o.segments == SEGMENTS_PAYLOAD_AWARE;
+    if (o.segments == SEGMENTS_TIME_BASED) policy->bucket_ms = options_time_bucket_ms(&o);
+    if (o.write_mode == WRITE_IMMEDIATE_INDEX) {
+        policy->eager = true;
+        if (policy->rows_min > IMMEDIATE_ROWS_MIN) policy->rows_min = IMMEDIATE_ROWS_MIN;
+    }
+    if (o.write_mode == WRITE_STREAM_ONLY) {
+        uint64_t now_ms = clock_wall_ms(shard->env->clock), delay_ms = options_index_delay_ms(&o);
+        policy->ripe_ms = now_ms > delay_ms ? now_ms - delay_ms : 0;
+    }
+}
+
+/* Only what is in a durable checkpoint is indexed. Who wants it at once does not wait for the next one's time. */
+static void checkpoint_for_index(struct shard_host *shard, const struct index_policy *policy)
+{
+    struct shard_index_stats stats;
+    uint64_t now_ns = clock_monotonic_ns(shard->env->clock);
+    if (!policy->eager || shard->replica == NULL || now_ns < shard->index_checkpoint_ns) return;
+    struct shard_store *store = shard_host_store_hold(shard);
+    if (store == NULL) return;
+    shard_index_stats(store, &stats);
+    bool due = stats.tail_rows >= policy->rows_min && shard_store_durable(store) < shard_store_applied(store);
+    shard_host_store_unhold(shard);
+    if (!due) return;
+    struct err err; /* what fails is told where it is tried next; the index does without */
+    (void)!replica_checkpoint(shard->replica, &err);
+    shard->index_checkpoint_ns = clock_monotonic_ns(shard->env->clock) + INDEX_CHECKPOINT_NS;
+}
+
 enum omen_err shard_host_index(struct shard_host *shard, const struct index_policy *policy, uint32_t threads,
         _Atomic bool *stop, bool *worked_out, struct err *err)
 {
@@ -152,7 +204,8 @@ enum omen_err shard_host_index(struct shard_host *shard, const struct index_poli
     struct index_control control = { .threads = threads, .stop = index_stopped, .arg = &s };
     struct index_policy own = *policy;
     *worked_out = false;
-    if (shard->recall_target > 0) own.recall_target = shard->recall_target;
+    policy_of_options(shard, &own);
+    checkpoint_for_index(shard, &own);
     struct shard_store *store = shard_host_store_hold(shard);
     if (store == NULL) return OMEN_OK;
     enum omen_err rc = shard_index_step(store, &own, &control, worked_out, err);
@@ -262,6 +315,7 @@ static void shard_free(struct shard_host *shard)
 {
     entry_builder_free(shard->builder);
     mem_free(shard->row);
+    pthread_mutex_destroy(&shard->options_lock);
     pthread_mutex_destroy(&shard->read_lock);
     pthread_mutex_destroy(&shard->write_lock);
     pthread_cond_destroy(&shard->calls_idle);
@@ -278,7 +332,9 @@ static struct shard_host *shard_new(const struct shard_host_options *o)
     shard->replica_id = o->replica_id;
     shard->collection_id = o->collection_id;
     shard->schema = *o->schema;
-    shard->recall_target = o->recall_target;
+    atomic_init(&shard->recall_target, o->recall_target);
+    shard->options = o->options;
+    pthread_mutex_init(&shard->options_lock, NULL);
     snprintf(shard->collection_name, sizeof shard->collection_name, "%s", o->collection_name);
     shard->builder = entry_builder_new(&shard->schema);
     size_t components = 0;

@@ -92,6 +92,7 @@ struct shard_host_options {
     const struct collection_schema *schema; /* copied */
     const char *collection_name;            /* copied; for logs and metrics */
     float recall_target;                    /* of searches through graphs; 0 = storage's own */
+    struct collection_options options;
 
     bool raft; /* a replica of a Raft group: shard_id is the group; false: the members below count for nothing */
     uint32_t node_id;
@@ -126,13 +127,17 @@ void shard_host_release(struct shard_call *call);
 bool shard_host_make_room(struct shard_host *shard);
 /* Have the store check about `bytes` of its stream; see shard_store_scrub. True: this shard's round is over. One thread. */
 bool shard_host_scrub(struct shard_host *shard, uint64_t bytes, struct scrub_result *result_out);
-/* Have the store do the next piece of indexing; see shard_index_step. `policy` but for the recall target. Given up with
- * OMEN_ECANCELED when *stop, when the shard is retired, or when its store is replaced. One thread. */
+/* Have the store do the next piece of indexing; see shard_index_step. `policy` but for what the collection says. Given
+ * up with OMEN_ECANCELED when *stop, when the shard is retired, or when its store is replaced. One thread. */
 OMEN_CHECKED enum omen_err shard_host_index(struct shard_host *shard, const struct index_policy *policy,
         uint32_t threads, _Atomic bool *stop, bool *worked_out, struct err *err);
 void shard_host_index_stats(struct shard_host *shard, struct shard_index_stats *stats_out);
 /* End calls whose deadline has passed. */
 void shard_host_sweep(struct shard_host *shard);
+
+/* They were changed. Any thread. */
+void shard_host_set_options(struct shard_host *shard, float recall_target,
+        const struct collection_options *options);
 
 /* What is reported of a replica. */
 struct shard_host_status {

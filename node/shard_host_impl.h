@@ -97,7 +97,10 @@ struct shard_host {
     struct shard_env *env;
     uint64_t shard_id, replica_id, collection_id;
     struct collection_schema schema;
-    float recall_target;
+    _Atomic float recall_target; /* with the options, as the newest map has them */
+    pthread_mutex_t options_lock;
+    struct collection_options options; /* guarded by options_lock */
+    uint64_t index_checkpoint_ns;      /* none before, for the index's sake; the index thread's */
     char collection_name[OMEN_NAME_BYTES_MAX + 1];
     /* Used between shard_host_store_hold and _unhold; NULL while there is none: between two generations of
      * it, or for ever when it could not be opened. */

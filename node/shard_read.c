@@ -209,6 +209,7 @@ static void read_run(struct shard_read *read)
         return;
     }
     read->view_held = true;
+    read->view.recall_target = atomic_load_explicit(&shard->recall_target, memory_order_relaxed);
     store_view_at(&read->view, call->now_ms != 0 ? call->now_ms : clock_wall_ms(shard->env->clock));
     call->sequence = read->view.sequence;
     uint64_t began_ns = clock_monotonic_ns(shard->env->clock);

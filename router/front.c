@@ -243,6 +243,7 @@ static void dispatch(struct request *r)
     case WIRE_HELLO: op_hello(r); return;
     case WIRE_COLLECTION_CREATE:
     case WIRE_COLLECTION_DROP:
+    case WIRE_COLLECTION_SET:
     case WIRE_ALIAS_SET:
     case WIRE_ALIAS_DROP: op_catalog(r); return;
     case WIRE_COLLECTION_LIST: op_list(r); return;

@@ -21,7 +21,7 @@
 
 void index_policy_default(struct index_policy *policy)
 {
-    *policy = (struct index_policy){ .rows_min = ROWS_MIN, .recall_target = 0.95f };
+    *policy = (struct index_policy){ .rows_min = ROWS_MIN, .recall_target = 0.95f, .ripe_ms = UINT64_MAX };
 }
 
 /* ---- the set ---- */
@@ -88,6 +88,8 @@ static struct segment_spec spec_of(struct shard_store *s, const struct index_pol
         .recall_target = policy->recall_target > 0 && policy->recall_target <= 1 ? policy->recall_target
                                                                                  : 0.95f,
         .pin = policy->pin,
+        .quantization = policy->quantization,
+        .by_shard_key = policy->by_shard_key,
     };
 }
 
@@ -211,11 +213,51 @@ static uint32_t durable_end(const struct shard_store *s)
     return low;
 }
 
+/* Of blocks [from, end), in order of log time: the first that was written after `ms`. */
+static uint32_t written_after(const struct shard_store *s, uint32_t from, uint32_t end, uint64_t ms)
+{
+    while (from < end) {
+        uint32_t mid = from + (end - from) / 2;
+        if (blocks_at(s->blocks, mid)->entry.log_time_ms <= ms)
+            from = mid + 1;
+        else
+            end = mid;
+    }
+    return from;
+}
+
 static uint64_t rows_between(const struct shard_store *s, uint32_t field, uint32_t from, uint32_t end)
 {
     uint64_t rows = 0;
     for (uint32_t b = from; b < end; b++) rows += blocks_at(s->blocks, b)->entry.row_count[field];
     return rows;
+}
+
+/* ---- time buckets ---- */
+
+static uint64_t bucket_of(const struct shard_store *s, const struct index_policy *policy, uint32_t block)
+{
+    return blocks_at(s->blocks, block)->entry.log_time_ms / policy->bucket_ms;
+}
+
+static bool same_bucket(const struct shard_store *s, const struct index_policy *policy, uint32_t a,
+        uint32_t b)
+{
+    return policy->bucket_ms == 0 || bucket_of(s, policy, a) == bucket_of(s, policy, b);
+}
+
+/* Of blocks [from, end): the end of the first bucket by which there are rows worth a graph. */
+static uint32_t bucket_end(const struct shard_store *s, const struct index_policy *policy, uint32_t field,
+        uint32_t from, uint32_t end)
+{
+    uint64_t rows = 0;
+    if (policy->bucket_ms == 0) return end;
+    for (uint32_t b = from; b < end; b++) {
+        rows += blocks_at(s->blocks, b)->entry.row_count[field];
+        if (rows < policy->rows_min) continue;
+        return written_after(s, b, end, (bucket_of(s, policy, b) + 1) * policy->bucket_ms - 1);
+    }
+    return end;
 }
 
 /* The segments of a field lie together in the set, in order of blocks. */
@@ -235,6 +277,9 @@ static bool tail_job(const struct shard_store *s, const struct segment_set *set,
 {
     uint32_t first, end, covered = set->covered[field];
     if (end_block <= covered) return false;
+    uint32_t whole = bucket_end(s, policy, field, covered, end_block);
+    bool ended = whole < end_block; /* nothing more will be written there */
+    end_block = whole;
     uint64_t tail = rows_between(s, field, covered, end_block), in_segments = 0;
     field_range(set, field, &first, &end);
     for (uint32_t i = first; i < end; i++) {
@@ -242,7 +287,8 @@ static bool tail_job(const struct shard_store *s, const struct segment_set *set,
         segment_info(set->items[i], &info);
         in_segments += info.rows;
     }
-    if (tail < policy->rows_min || tail < in_segments / TAIL_SHARE) return false;
+    bool soon = ended || policy->eager;
+    if (tail < policy->rows_min || (!soon && tail < in_segments / TAIL_SHARE)) return false;
     *job_out = (struct job){ .field = field,
         .first_block = covered,
         .end_block = end_block,
@@ -251,7 +297,7 @@ static bool tail_job(const struct shard_store *s, const struct segment_set *set,
     while (job_out->first > first) { /* the last segments that are no larger than what comes after them */
         struct segment_info info;
         segment_info(set->items[job_out->first - 1], &info);
-        if (info.rows > job_out->rows) break;
+        if (info.rows > job_out->rows || !same_bucket(s, policy, info.first_block, covered)) break;
         job_out->rows += info.rows;
         job_out->first_block = info.first_block;
         job_out->first--;
@@ -275,7 +321,7 @@ static bool dead_job(const struct segment_set *set, struct job *job_out)
 static bool job_find(struct shard_store *s, const struct segment_set *set, const struct index_policy *policy,
         struct job *job_out)
 {
-    uint32_t end_block = durable_end(s);
+    uint32_t end_block = written_after(s, 0, durable_end(s), policy->ripe_ms);
     for (uint32_t f = 0; f < s->schema.field_count; f++)
         if (tail_job(s, set, policy, f, end_block, job_out)) return true;
     pthread_mutex_lock(&s->version_mutex);

@@ -11,12 +11,19 @@
 #define OMEN_STORAGE_SHARD_INDEX_H
 
 #include "storage/index/index.h"
+#include "storage/quant/quant.h"
 #include "storage/shard_store.h"
 
 struct index_policy {
     uint32_t rows_min;   /* a tail of fewer rows is not worth a graph; default 10,000 */
     float recall_target; /* of the collection; default 0.95 */
     bool pin;            /* graphs in memory of their own rather than mapped */
+    bool eager;          /* a tail of rows_min is taken at once, however large the segments are */
+    uint64_t ripe_ms;    /* only what was written (log time) up to then; default UINT64_MAX = all */
+    uint64_t
+            bucket_ms; /* segments end with such spans of log time, those of few rows together; 0 = anywhere */
+    enum quant_profile quantization;
+    bool by_shard_key; /* rows of one shard key lie together in a segment */
 };
 void index_policy_default(struct index_policy *policy);
 

@@ -123,6 +123,7 @@ static enum omen_err query_segments(const struct store_view *view, const struct 
         .k = query->topk->k,
         .view_sequence = view->sequence,
         .now_ms = view->now_ms,
+        .recall_target = view->recall_target,
         .filter = query->filter,
         .stop = limit != NULL && limit->stop != NULL ? pass_stop : NULL,
         .stop_arg = (void *)(uintptr_t)limit,

@@ -108,6 +108,7 @@ struct store_view {
     uint64_t sequence;
     uint64_t now_ms;      /* points that expire then or earlier are absent; log time of `sequence` at least */
     struct view_pin *pin; /* the room's own */
+    float recall_target; /* of searches through graphs, the caller's after acquire; 0 = what they were built for */
 };
 void store_view_acquire(struct shard_store *store, struct store_view *view_out);
 /* The same, but OMEN_EBUSY instead of waiting when too many views live: for threads that others' releases depend on.

@@ -53,7 +53,7 @@ static void view_take(struct shard_store *store, struct store_view *view_out)
     }
     view_pin_take(store, pin);
     *view_out = (struct store_view){ store, atomic_load_explicit(&store->applied, memory_order_relaxed),
-        pin->log_time_ms, pin };
+        pin->log_time_ms, pin, 0 };
 }
 
 void store_view_acquire(struct shard_store *store, struct store_view *view_out)

@@ -7,6 +7,7 @@
 
 #include <stdatomic.h>
 
+#include "common/placement/options.h"
 #include "common/query/point.h"
 
 #define OMEN_COLLECTIONS_MAX 10000
@@ -30,6 +31,7 @@ struct map_collection {
     char name[OMEN_NAME_BYTES_MAX + 1];
     struct collection_schema schema;
     float recall_target; /* 0 < r <= 1; exact search reaches any */
+    struct collection_options options;
     uint32_t replication;
     uint64_t created_ms;
     struct map_shard *shards; /* [shard_count], in order of slot_first, owned by the map */

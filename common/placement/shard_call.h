@@ -17,7 +17,7 @@ enum shard_call_kind {
     CALL_SCROLL,
     CALL_COUNT,
     CALL_STATS,   /* one shard */
-    CALL_CATALOG, /* create, drop, alias */
+    CALL_CATALOG, /* create, drop, set, alias */
     CALL_CLUSTER, /* of the whole cluster: status, members, moves; to any node, NOT_LEADER says who answers */
 };
 #define SHARD_CALL_KINDS (CALL_CLUSTER + 1)
@@ -29,7 +29,8 @@ enum catalog_change_kind {
     CATALOG_CREATE = 1,
     CATALOG_DROP = 2,
     CATALOG_ALIAS_SET = 3,
-    CATALOG_ALIAS_DROP = 4
+    CATALOG_ALIAS_DROP = 4,
+    CATALOG_SET = 5, /* options of a collection */
 };
 
 struct catalog_change {
@@ -39,6 +40,7 @@ struct catalog_change {
     struct collection_schema schema;      /* CREATE */
     uint32_t shard_count, replication;    /* CREATE */
     float recall_target;                  /* CREATE */
+    struct doc options; /* CREATE, SET: an object for collection_options_change, borrowed; absent = none */
 };
 
 struct shard_stats { /* of one shard, for describe */

@@ -47,8 +47,9 @@ enum wire_op {
     WIRE_SCROLL,
     WIRE_COUNT,
     WIRE_SEARCH,
-    WIRE_STATUS,  /* server status for omenctl */
-    WIRE_CLUSTER, /* members, moves and state of the cluster: an object to it, an object back */
+    WIRE_STATUS,         /* server status for omenctl */
+    WIRE_CLUSTER,        /* members, moves and state of the cluster: an object to it, an object back */
+    WIRE_COLLECTION_SET, /* options of a collection */
     WIRE_OP_COUNT
 };
 const char *wire_op_name(enum wire_op op); /* "points.upsert", as on the wire */
@@ -107,7 +108,7 @@ struct wire_request {
             uint32_t version_min, version_max;
             struct bytes client_name;
         } hello;
-        struct catalog_change catalog; /* create, drop, alias.*: names already checked */
+        struct catalog_change catalog; /* create, set, drop, alias.*: names and options already checked */
         struct {                       /* all writes of points */
             struct op_id op_id;
             uint32_t count;

@@ -16,6 +16,7 @@ const char *const MEMBER_NAMES[M_COUNT] = {
     [M_SHARDS] = "shards",
     [M_REPLICATION] = "replication",
     [M_RECALL_TARGET] = "recall_target",
+    [M_OPTIONS] = "options",
     [M_ALIAS] = "alias",
     [M_IDS] = "ids",
     [M_PAYLOADS] = "payloads",
@@ -67,7 +68,9 @@ struct op_info {
 static const struct op_info OPS[WIRE_OP_COUNT] = {
     [WIRE_HELLO] = { "hello", WIRE_ROLE_NONE, false, BIT(M_VERSIONS) | BIT(M_CLIENT) },
     [WIRE_COLLECTION_CREATE] = { "collection.create", WIRE_ROLE_ADMIN, true,
-            BIT(M_VECTORS) | BIT(M_SHARD_KEY) | BIT(M_SHARDS) | BIT(M_REPLICATION) | BIT(M_RECALL_TARGET) },
+            BIT(M_VECTORS) | BIT(M_SHARD_KEY) | BIT(M_SHARDS) | BIT(M_REPLICATION) | BIT(M_RECALL_TARGET) |
+                    BIT(M_OPTIONS) },
+    [WIRE_COLLECTION_SET] = { "collection.set", WIRE_ROLE_ADMIN, true, BIT(M_OPTIONS) },
     [WIRE_COLLECTION_LIST] = { "collection.list", WIRE_ROLE_READ, false, 0 },
     [WIRE_COLLECTION_DESCRIBE] = { "collection.describe", WIRE_ROLE_READ, true, 0 },
     [WIRE_COLLECTION_DROP] = { "collection.drop", WIRE_ROLE_ADMIN, true, 0 },

@@ -393,6 +393,28 @@ static enum omen_err decode_shards(struct reply_reader *q, const msgpack_object 
     return rc;
 }
 
+/* Options that a newer server knows are passed over: what this client prints is what it understands. */
+static enum omen_err decode_options(struct reply_reader *q, const msgpack_object *v, struct map_collection *c)
+{
+    if (v == NULL) return OMEN_OK;
+    if (v->type != MSGPACK_OBJECT_MAP) return read_expected(&q->r, v, "map");
+    for (uint32_t i = 0; i < v->via.map.size; i++) {
+        msgpack_object one = { .type = MSGPACK_OBJECT_MAP, .via.map = { 1, &v->via.map.ptr[i] } };
+        struct collection_options options = c->options;
+        struct doc doc;
+        float apart = 0;
+        enum omen_err rc = read_doc(&q->r, &one, OPTIONS_DOC_BYTES_MAX, &doc);
+        if (rc != OMEN_OK) return rc;
+        if (get(&one, "profile") != NULL) { /* its name alone: the values stand beside it */
+            if (collection_options_change(&options, &apart, doc, NULL) == OMEN_OK)
+                c->options.profile = options.profile;
+        } else if (collection_options_change(&options, &apart, doc, NULL) == OMEN_OK) {
+            c->options = options;
+        }
+    }
+    return OMEN_OK;
+}
+
 static enum omen_err decode_collection(struct reply_reader *q, const msgpack_object *map,
         struct map_collection *c, struct wire_collection_info *info)
 {
@@ -408,6 +430,7 @@ static enum omen_err decode_collection(struct reply_reader *q, const msgpack_obj
     if (rc == OMEN_OK) rc = get_u64(q, map, "stream_bytes", UINT64_MAX, &info->stream_bytes);
     if (rc == OMEN_OK) rc = get_u64(q, map, "meta_bytes", UINT64_MAX, &info->meta_bytes);
     if (rc == OMEN_OK) rc = get_u64(q, map, "applied_ops", UINT64_MAX, &info->applied_ops);
+    if (rc == OMEN_OK) rc = named(q, "options", decode_options(q, get(map, "options"), c));
     const msgpack_object *recall = get(map, "recall_target");
     if (rc == OMEN_OK && recall != NULL) {
         double target = 0;

@@ -204,10 +204,25 @@ static void pack_shard(msgpack_packer *pk, const struct map_shard *shard, const 
     pack_number(pk, "applied_ops", stats->applied_ops);
 }
 
+static void pack_options(msgpack_packer *pk, const struct collection_options *options)
+{
+    struct doc_builder *docs = doc_builder_new(OPTIONS_DOC_BYTES_MAX);
+    struct doc doc = { NULL, 0 };
+    if (docs != NULL) {
+        doc_begin_object(docs);
+        collection_options_put(options, docs);
+        doc_end(docs);
+        if (doc_builder_finish(docs, &doc, NULL) != OMEN_OK) doc.data = NULL;
+    }
+    pack_str(pk, "options");
+    pack_doc(pk, doc); /* nil when there is no memory for it */
+    if (docs != NULL) doc_builder_free(docs);
+}
+
 static void pack_collection(msgpack_packer *pk, const struct wire_collection_info *info)
 {
     const struct map_collection *c = info->collection;
-    msgpack_pack_map(pk, info->shards == NULL ? 13 : 14);
+    msgpack_pack_map(pk, info->shards == NULL ? 14 : 15);
     pack_str(pk, "name");
     pack_str(pk, c->name);
     pack_number(pk, "id", c->id);
@@ -230,6 +245,7 @@ static void pack_collection(msgpack_packer *pk, const struct wire_collection_inf
     pack_number(pk, "replication", c->replication);
     pack_str(pk, "recall_target");
     msgpack_pack_float(pk, c->recall_target);
+    pack_options(pk, &c->options);
     pack_number(pk, "created_ms", c->created_ms);
     pack_number(pk, "points", info->points);
     pack_number(pk, "unindexed", info->unindexed);

@@ -19,7 +19,8 @@ enum member {
     M_SHARD_KEY,
     M_SHARDS,
     M_REPLICATION,
-    M_RECALL_TARGET, /* create; vectors also upsert */
+    M_RECALL_TARGET,
+    M_OPTIONS, /* create, set; vectors also upsert */
     M_ALIAS,
     M_IDS,
     M_PAYLOADS,

@@ -210,7 +210,6 @@ static enum omen_err decode_schema_fields(struct request_reader *q, struct colle
 
 static enum omen_err decode_recall_target(struct request_reader *q, float *out)
 {
-    *out = WIRE_RECALL_TARGET_DEFAULT;
     if (q->members[M_RECALL_TARGET] == NULL) return OMEN_OK;
     double target = 0;
     enum omen_err rc = read_f64(&q->r, q->members[M_RECALL_TARGET], &target);
@@ -219,6 +218,17 @@ static enum omen_err decode_recall_target(struct request_reader *q, float *out)
         return err_set(q->r.err, OMEN_EINVAL, NULL, "must be above 0 and at most 1");
     *out = (float)target;
     return OMEN_OK;
+}
+
+/* What the collection's options will be is checked where they are kept; whether these can be any, here. They may say the
+ * recall target too. */
+static enum omen_err decode_options(struct request_reader *q, struct catalog_change *change)
+{
+    struct collection_options options = { .profile = PROFILE_NONE };
+    if (q->members[M_OPTIONS] == NULL) return OMEN_OK;
+    enum omen_err rc = read_doc(&q->r, q->members[M_OPTIONS], OPTIONS_DOC_BYTES_MAX, &change->options);
+    if (rc != OMEN_OK) return rc;
+    return collection_options_change(&options, &change->recall_target, change->options, q->r.err);
 }
 
 static enum omen_err decode_create(struct request_reader *q)
@@ -245,6 +255,8 @@ static enum omen_err decode_create(struct request_reader *q)
         rc = in_member(q, M_REPLICATION,
                 read_u32(r, q->members[M_REPLICATION], 1, WIRE_REPLICATION_MAX, &change->replication));
     }
+    change->recall_target = WIRE_RECALL_TARGET_DEFAULT;
+    if (rc == OMEN_OK) rc = in_member(q, M_OPTIONS, decode_options(q, change));
     if (rc == OMEN_OK) rc = in_member(q, M_RECALL_TARGET, decode_recall_target(q, &change->recall_target));
     if (rc == OMEN_OK) rc = map_check_schema(&change->schema, r->err);
     return rc;
@@ -261,6 +273,11 @@ static enum omen_err decode_catalog(struct request_reader *q)
         rc = decode_create(q);
         break;
     case WIRE_COLLECTION_DROP: out->catalog.kind = CATALOG_DROP; break;
+    case WIRE_COLLECTION_SET:
+        out->catalog.kind = CATALOG_SET;
+        rc = need_member(q, M_OPTIONS);
+        if (rc == OMEN_OK) rc = in_member(q, M_OPTIONS, decode_options(q, &out->catalog));
+        break;
     case WIRE_ALIAS_SET:
         out->catalog.kind = CATALOG_ALIAS_SET;
         memcpy(out->catalog.target, out->collection.data, out->collection.len);
@@ -300,6 +317,7 @@ static enum omen_err decode_operation(struct request_reader *q)
     case WIRE_HELLO: return decode_hello(q);
     case WIRE_COLLECTION_CREATE:
     case WIRE_COLLECTION_DROP:
+    case WIRE_COLLECTION_SET:
     case WIRE_ALIAS_SET:
     case WIRE_ALIAS_DROP: return decode_catalog(q);
     case WIRE_UPSERT:

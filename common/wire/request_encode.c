@@ -114,7 +114,8 @@ static void put_envelope(struct writer *w, const struct wire_request *q)
     put_str(w, M_OP, (struct bytes){ (const uint8_t *)wire_op_name(q->op), strlen(wire_op_name(q->op)) });
     if (op_takes_collection(q->op)) {
         struct bytes name = q->collection;
-        bool catalog = q->op == WIRE_COLLECTION_CREATE || q->op == WIRE_COLLECTION_DROP;
+        bool catalog = q->op == WIRE_COLLECTION_CREATE || q->op == WIRE_COLLECTION_DROP ||
+                q->op == WIRE_COLLECTION_SET;
         const char *from = catalog ? q->catalog.name : q->catalog.target;
         if (catalog || q->op == WIRE_ALIAS_SET) name = (struct bytes){ (const uint8_t *)from, strlen(from) };
         put_str(w, M_COLLECTION, name);
@@ -165,10 +166,18 @@ static void put_create(struct writer *w, const struct catalog_change *change)
     }
     if (change->shard_count > 1) put_u64(w, M_SHARDS, change->shard_count);
     if (change->replication > 1) put_u64(w, M_REPLICATION, change->replication);
-    if (change->recall_target > 0 && change->recall_target != WIRE_RECALL_TARGET_DEFAULT) {
+    bool usual = change->options.data == NULL && change->recall_target == WIRE_RECALL_TARGET_DEFAULT;
+    if (change->recall_target > 0 && !usual) { /* beside options it may not be left to them */
         put_name(w, MEMBER_NAMES[M_RECALL_TARGET]);
         msgpack_pack_float(&w->pk, change->recall_target);
     }
+}
+
+static void put_options(struct writer *w, const struct catalog_change *change)
+{
+    if (change->options.data == NULL) return;
+    put_name(w, MEMBER_NAMES[M_OPTIONS]);
+    pack_doc(&w->pk, change->options);
 }
 
 static void put_write(struct writer *w, const struct wire_request *q)
@@ -276,7 +285,11 @@ static void put_operation(struct writer *w, const struct wire_request *q)
 {
     switch (q->op) {
     case WIRE_HELLO: put_hello(w, q); return;
-    case WIRE_COLLECTION_CREATE: put_create(w, &q->catalog); return;
+    case WIRE_COLLECTION_CREATE:
+        put_create(w, &q->catalog);
+        put_options(w, &q->catalog);
+        return;
+    case WIRE_COLLECTION_SET: put_options(w, &q->catalog); return;
     case WIRE_ALIAS_SET:
     case WIRE_ALIAS_DROP:
         put_name(w, MEMBER_NAMES[M_ALIAS]);

@@ -8,6 +8,8 @@
 #define REPLICA_BYTES 12
 #define ALIAS_BYTES_MIN 10
 #define NODE_BYTES_MIN 6
+#define OPTIONS_BYTES_MIN 17
+#define ALIASES_THEN_OPTIONS (1u << 31) /* beside the number of aliases */
 #define SCHEMA_NAMES_MIN 3
 
 /* ---- encoding ---- */
@@ -46,17 +48,53 @@ static void put_collection(struct buf *out, const struct map_collection *c)
     }
 }
 
+/* At the end, and only when there is something to say: a map without options keeps its bytes. */
+static void put_options(struct buf *out, const struct map *map, uint32_t count)
+{
+    const struct collection_options plain = { .profile = PROFILE_NONE };
+    struct doc_builder *docs = doc_builder_new(OPTIONS_DOC_BYTES_MAX);
+    if (docs == NULL) {
+        out->failed = true;
+        return;
+    }
+    put_u32(out, count);
+    for (uint32_t i = 0; i < map->collection_count; i++) {
+        const struct map_collection *c = &map->collections[i];
+        struct doc doc = { NULL, 0 };
+        if (collection_options_equal(&c->options, &plain)) continue;
+        doc_builder_reset(docs, OPTIONS_DOC_BYTES_MAX);
+        doc_begin_object(docs);
+        collection_options_put(&c->options, docs);
+        doc_end(docs);
+        if (doc_builder_finish(docs, &doc, NULL) != OMEN_OK) out->failed = true; /* no memory */
+        put_u32(out, i);
+        put_doc(out, doc);
+    }
+    doc_builder_free(docs);
+}
+
+static uint32_t options_count(const struct map *map)
+{
+    const struct collection_options plain = { .profile = PROFILE_NONE };
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < map->collection_count; i++)
+        count += !collection_options_equal(&map->collections[i].options, &plain);
+    return count;
+}
+
 void shard_map_encode(const struct map *map, struct buf *out)
 {
     put_u64(out, map->epoch);
     put_u64(out, map->incarnation);
     put_u32(out, map->collection_count);
     for (uint32_t i = 0; i < map->collection_count; i++) put_collection(out, &map->collections[i]);
-    put_u32(out, map->alias_count);
+    uint32_t options = options_count(map);
+    put_u32(out, map->alias_count | (options > 0 ? ALIASES_THEN_OPTIONS : 0));
     for (uint32_t i = 0; i < map->alias_count; i++) {
         put_text(out, map->aliases[i].name, OMEN_NAME_BYTES_MAX);
         put_u64(out, map->aliases[i].collection_id);
     }
+    if (options > 0) put_options(out, map, options);
 }
 
 void put_map(struct buf *out, const struct map *map)
@@ -159,20 +197,48 @@ static void in_collections(struct wire_in *in, struct map *map)
         in_collection(in, &map->collections[i], i == 0 ? NULL : map->collections[i - 1].name);
 }
 
-static void in_aliases(struct wire_in *in, struct map *map)
+/* Whether options follow. */
+static bool in_aliases(struct wire_in *in, struct map *map)
 {
-    uint32_t count = in_count(in, OMEN_ALIASES_MAX, ALIAS_BYTES_MIN, "aliases");
-    if (!in_ok(in) || count == 0) return;
+    uint32_t count = in_u32(in, "aliases");
+    bool options = (count & ALIASES_THEN_OPTIONS) != 0;
+    count &= ~ALIASES_THEN_OPTIONS;
+    if (in_ok(in) && (count > OMEN_ALIASES_MAX || (uint64_t)count * ALIAS_BYTES_MIN > in_left(in)))
+        in_fail(in, OMEN_ETOOBIG, "aliases", "are too many");
+    if (!in_ok(in) || count == 0) return options;
     map->aliases = mem_calloc(count, sizeof *map->aliases);
     if (map->aliases == NULL) {
         in_fail(in, OMEN_ENOMEM, "aliases", "cannot be held");
-        return;
+        return false;
     }
     map->alias_count = count;
     for (uint32_t i = 0; in_ok(in) && i < count; i++) {
         in_text(in, map->aliases[i].name, OMEN_NAME_BYTES_MAX, "alias");
         check_name(in, map->aliases[i].name, i == 0 ? NULL : map->aliases[i - 1].name, "alias");
         map->aliases[i].collection_id = in_u64(in, "alias");
+    }
+    return options;
+}
+
+static void in_options(struct wire_in *in, struct map *map)
+{
+    const struct collection_options plain = { .profile = PROFILE_NONE };
+    uint32_t count = in_count(in, OMEN_COLLECTIONS_MAX, OPTIONS_BYTES_MIN, "options"), next = 0;
+    if (in_ok(in) && count == 0) in_fail(in, OMEN_EPROTO, "options", "are of no collection");
+    for (uint32_t i = 0; in_ok(in) && i < count; i++) {
+        uint32_t at = in_u32(in, "options");
+        struct doc doc = in_doc(in, OPTIONS_DOC_BYTES_MAX, "options");
+        float recall_target = 0; /* has a place of its own */
+        if (!in_ok(in)) return;
+        if (at < next || at >= map->collection_count) {
+            in_fail(in, OMEN_EPROTO, "options", "are of no collection, or out of order");
+            return;
+        }
+        struct collection_options *options = &map->collections[at].options;
+        if (collection_options_change(options, &recall_target, doc, NULL) != OMEN_OK ||
+                collection_options_equal(options, &plain))
+            in_fail(in, OMEN_EINVAL, "options", "cannot be those of a collection");
+        next = at + 1;
     }
 }
 
@@ -187,7 +253,7 @@ enum omen_err shard_map_decode(struct bytes bytes, struct map **map_out, struct 
     map->epoch = in_u64(&in, "epoch");
     map->incarnation = in_u64(&in, "incarnation");
     in_collections(&in, map);
-    in_aliases(&in, map);
+    if (in_aliases(&in, map)) in_options(&in, map);
     enum omen_err rc = in_end(&in);
     if (rc == OMEN_OK) {
         *map_out = map;

@@ -3,6 +3,7 @@
 
 #include "common/check.h"
 
+#define CHANGE_OPTIONS 128  /* beside the kind of a change: options follow it */
 #define HEAD_NOW 1          /* flag of a request: a time comes with it */
 #define OP_BYTES_MIN 18     /* kind, flags, mask, id of a number, no key, no payload */
 #define ITEM_BYTES_MIN 12   /* flags, id, no key */
@@ -106,13 +107,15 @@ static void put_scroll(struct buf *out, const struct shard_call *call)
 
 static void put_catalog(struct buf *out, const struct catalog_change *change)
 {
-    put_u8(out, (uint8_t)change->kind);
+    bool options = change->options.data != NULL;
+    put_u8(out, (uint8_t)(change->kind | (options ? CHANGE_OPTIONS : 0)));
     put_text(out, change->name, OMEN_NAME_BYTES_MAX);
     put_text(out, change->target, OMEN_NAME_BYTES_MAX);
     put_u32(out, change->shard_count);
     put_u32(out, change->replication);
     put_f32(out, change->recall_target);
     put_schema(out, &change->schema);
+    if (options) put_doc(out, change->options);
 }
 
 static void put_cluster(struct buf *out, struct doc request)
@@ -400,10 +403,23 @@ static void in_name(struct wire_in *in, char *out, bool needed, const char *fiel
     if (map_check_name(out, strlen(out), field, &why) != OMEN_OK) in_fail(in, why.code, field, why.message);
 }
 
+static void check_options(struct wire_in *in, const struct catalog_change *change)
+{
+    struct collection_options options = { .profile = PROFILE_NONE };
+    float recall_target = 0;
+    struct err why;
+    err_clear(&why);
+    if (change->kind == CATALOG_SET && change->options.data == NULL)
+        in_fail(in, OMEN_EINVAL, "options", "are needed");
+    else if (collection_options_change(&options, &recall_target, change->options, &why) != OMEN_OK)
+        in_fail(in, why.code, why.field, why.message);
+}
+
 static void in_catalog(struct wire_in *in, struct catalog_change *change)
 {
-    change->kind = (enum catalog_change_kind)in_u8(in, "change");
-    if (in_ok(in) && (change->kind < CATALOG_CREATE || change->kind > CATALOG_ALIAS_DROP))
+    uint8_t kind = in_u8(in, "change");
+    change->kind = (enum catalog_change_kind)(kind & ~CHANGE_OPTIONS);
+    if (in_ok(in) && (change->kind < CATALOG_CREATE || change->kind > CATALOG_SET))
         in_fail(in, OMEN_EPROTO, "change", "is of no known kind");
     in_name(in, change->name, true, "name");
     in_name(in, change->target, change->kind == CATALOG_ALIAS_SET, "target");
@@ -411,6 +427,10 @@ static void in_catalog(struct wire_in *in, struct catalog_change *change)
     change->replication = in_u32(in, "replication");
     change->recall_target = in_f32(in, "recall_target");
     in_schema(in, &change->schema);
+    if (kind & CHANGE_OPTIONS) change->options = in_doc(in, OPTIONS_DOC_BYTES_MAX, "options");
+    if (in_ok(in) && (kind & CHANGE_OPTIONS) && change->options.data == NULL)
+        in_fail(in, OMEN_EPROTO, "options", "are not as announced");
+    if (in_ok(in)) check_options(in, change);
     if (!in_ok(in) || change->kind != CATALOG_CREATE) return;
     if (change->shard_count == 0 || change->shard_count > OMEN_SHARDS_MAX)
         in_fail(in, OMEN_EINVAL, "shards", "is out of range");

@@ -3,7 +3,9 @@
 
 _omenctl_options() {
     case $1 in
-    'collections create') echo --dim --metric --field --shard-key --shards --replication --recall-target ;;
+    'collections create') echo --dim --metric --field --shard-key --shards --replication --recall-target \
+        --profile --option ;;
+    'collections set') echo --profile ;;
     'collections drop') echo --yes ;;
     'cluster init') echo --name ;;
     'node add') echo --labels ;;
@@ -12,7 +14,7 @@ _omenctl_options() {
     'operations cancel') echo --plan --all ;;
     'operations '*) echo --watch ;;
     'rebalance '*) echo --apply --throttle --wait ;;
-    'points upsert') echo --batch ;;
+    'points upsert') echo --batch --ttl ;;
     'points get') echo --shard-key --with-vectors ;;
     'points delete') echo --from --shard-key ;;
     'points scroll') echo --limit --all --filter --with-vectors --no-payload ;;
@@ -42,6 +44,7 @@ _omenctl() {
     done
     case $previous in
     --metric) candidates='cosine l2 ip' ;;
+    --profile) candidates='speed balanced quality' ;;
     --consistency) candidates='session eventual linearizable' ;;
     --api-key-file | --vector-file | --query-file | --truth | --from)
         mapfile -t COMPREPLY < <(compgen -f -- "$current")
@@ -57,10 +60,10 @@ _omenctl() {
         '1 replica') candidates='move' ;;
         '1 leader') candidates='transfer' ;;
         '1 operations') candidates='cancel' ;;
-        '1 collections') candidates='create list describe drop alias' ;;
+        '1 collections') candidates='create list describe set drop alias' ;;
         '2 collections alias' | '1 alias') candidates='set drop' ;;
         '1 points') candidates='upsert get delete scroll count set-payload overwrite-payload delete-payload' ;;
-        '1 search' | '2 points '* | '2 collections describe' | '2 collections drop') candidates=$(_omenctl_collections) ;;
+        '1 search' | '2 points '* | '2 collections describe' | '2 collections set' | '2 collections drop') candidates=$(_omenctl_collections) ;;
         '1 import')
             mapfile -t COMPREPLY < <(compgen -d -- "$current")
             return ;;

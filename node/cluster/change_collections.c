@@ -64,6 +64,10 @@ static enum omen_err check_create(const struct cluster_state *state, const struc
     if (!(change->recall_target > 0 && change->recall_target <= 1)) {
         return err_set(err, OMEN_EINVAL, "recall_target", "must be above 0 and at most 1");
     }
+    struct collection_options options = { .profile = PROFILE_NONE };
+    float recall_target = change->recall_target;
+    rc = collection_options_change(&options, &recall_target, change->options, err);
+    if (rc != OMEN_OK) return rc;
     if (map->collection_count >= OMEN_COLLECTIONS_MAX) {
         return err_set(err, OMEN_ETOOBIG, "collection", "there are %d collections, the limit",
                 OMEN_COLLECTIONS_MAX);
@@ -221,6 +225,9 @@ static enum omen_err apply_create(struct cluster_state *state, const struct clus
     c->id = state->next_collection++;
     memcpy(c->name, change->name, sizeof c->name);
     c->schema = change->schema;
+    float named = 0; /* the change has the recall target apart, resolved */
+    CHECK(collection_options_change(&c->options, &named, change->options, NULL) ==
+            OMEN_OK); /* check_create */
     c->recall_target = change->recall_target;
     c->replication = change->replication;
     c->created_ms = entry->log_time_ms;
@@ -260,6 +267,25 @@ static void apply_drop(struct cluster_state *state, const struct catalog_change 
     uint32_t at = (uint32_t)(c - map->collections);
     memmove(c, c + 1, (map->collection_count - at - 1) * sizeof *c);
     map->collection_count--;
+}
+
+static void apply_set(struct cluster_state *state, const struct catalog_change *change,
+        struct catalog_outcome *outcome)
+{
+    struct map_collection *c = collection_by_name(state->map, change->name);
+    bool is_alias;
+    uint32_t at = alias_position(state->map, change->name, &is_alias);
+    for (uint32_t i = 0; is_alias && i < state->map->collection_count; i++) {
+        struct map_collection *named = &state->map->collections[i];
+        if (named->id == state->map->aliases[at].collection_id) c = named;
+    }
+    if (c == NULL) {
+        outcome->code = err_set(&outcome->err, OMEN_ENOTFOUND, "collection", "no collection \"%s\"",
+                change->name);
+        return;
+    }
+    outcome->collection_id = c->id;
+    outcome->code = collection_options_change(&c->options, &c->recall_target, change->options, &outcome->err);
 }
 
 static enum omen_err apply_alias_set(struct cluster_state *state, const struct catalog_change *change,
@@ -323,6 +349,7 @@ enum omen_err cluster_apply_collections(struct cluster_state *state, const struc
     switch (entry->catalog.kind) {
     case CATALOG_CREATE: return apply_create(state, entry, outcome);
     case CATALOG_DROP: apply_drop(state, &entry->catalog, outcome); return OMEN_OK;
+    case CATALOG_SET: apply_set(state, &entry->catalog, outcome); return OMEN_OK;
     case CATALOG_ALIAS_SET: return apply_alias_set(state, &entry->catalog, outcome);
     case CATALOG_ALIAS_DROP: apply_alias_drop(state, &entry->catalog, outcome); return OMEN_OK;
     }

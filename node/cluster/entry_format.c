@@ -1,11 +1,11 @@
 /* Entries of the cluster group, little-endian.
  *
- * Entry v1: 0 magic "OMCC" | 4 u16 version | 6 u16 kind | 8 u32 total_bytes | 12 u32 crc32c of the rest | 16 u64
- * log_time_ms | 24 body,
- *   zeros to a multiple of 8
+ * Entry v2 (v1 without options): 0 magic "OMCC" | 4 u16 version | 6 u16 kind | 8 u32 total_bytes | 12 u32 crc32c of the
+ *   rest | 16 u64 log_time_ms | 24 body, zeros to a multiple of 8
  * Body of kinds 1-4 (collections, aliases): u32 shard_count, u32 replication, f32 recall_target, u32 node_count,
  * node_count x u32 node
- *   id, name, name (target), schema
+ *   id, name, name (target), schema; v2: u32 length and bytes of the options, a doc
+ * Kind 5 (options of a collection): as kinds 1-4, always v2
  * Body of kinds 16-23 (cluster): u64 cluster_id, u64 incarnation, u64 birth, u64 op_id, u64 plan_id, u64 throttle,
  * u32 node_id, u8 node
  *   state, u8 why, u8 step_from, u8 step_to, name, address, raft address, labels, u32 move_count, count x {u64
@@ -21,14 +21,15 @@
 
 #define ENTRY_MAGIC 0x43434d4fu /* "OMCC" */
 #define ENTRY_HEADER 24u
-#define ENTRY_VERSION 1
+#define ENTRY_VERSION 2
+#define ENTRY_VERSION_PLAIN 1 /* of entries without options: every release reads them */
 #define MOVE_BYTES 20u
 
-static void header_put(struct buf *b, uint16_t kind, uint64_t log_time_ms)
+static void header_put(struct buf *b, uint16_t version, uint16_t kind, uint64_t log_time_ms)
 {
     buf_init(b);
     put_u32(b, ENTRY_MAGIC);
-    put_u16(b, ENTRY_VERSION);
+    put_u16(b, version);
     put_u16(b, kind);
     put_u64(b, 0); /* total and crc, below */
     put_u64(b, log_time_ms);
@@ -54,7 +55,8 @@ enum omen_err catalog_entry_encode(const struct catalog_change *change, uint64_t
 {
     CHECK(node_count <= CLUSTER_NODES_MAX);
     struct buf b;
-    header_put(&b, (uint16_t)change->kind, log_time_ms);
+    bool options = change->options.data != NULL;
+    header_put(&b, options ? ENTRY_VERSION : ENTRY_VERSION_PLAIN, (uint16_t)change->kind, log_time_ms);
     put_u32(&b, change->shard_count);
     put_u32(&b, change->replication);
     put_f32(&b, change->recall_target);
@@ -63,6 +65,7 @@ enum omen_err catalog_entry_encode(const struct catalog_change *change, uint64_t
     put_text(&b, change->name);
     put_text(&b, change->target);
     put_schema(&b, &change->schema);
+    if (options) put_doc(&b, change->options);
     return entry_finish(&b, entry_out, len_out);
 }
 
@@ -71,7 +74,7 @@ enum omen_err cluster_entry_encode(const struct cluster_change *change, uint64_t
 {
     CHECK(change->move_count <= CLUSTER_MOVES_MAX);
     struct buf b;
-    header_put(&b, (uint16_t)change->kind, log_time_ms);
+    header_put(&b, ENTRY_VERSION_PLAIN, (uint16_t)change->kind, log_time_ms);
     put_u64(&b, change->cluster_id);
     put_u64(&b, change->incarnation);
     put_u64(&b, change->birth);
@@ -95,7 +98,7 @@ enum omen_err cluster_entry_encode(const struct cluster_change *change, uint64_t
     return entry_finish(&b, entry_out, len_out);
 }
 
-static void take_catalog(struct reader *in, struct cluster_entry *entry)
+static void take_catalog(struct reader *in, uint16_t version, struct cluster_entry *entry)
 {
     struct catalog_change *change = &entry->catalog;
     change->kind = (enum catalog_change_kind)entry->kind;
@@ -108,6 +111,9 @@ static void take_catalog(struct reader *in, struct cluster_entry *entry)
     take_text(in, change->name, OMEN_NAME_BYTES_MAX);
     take_text(in, change->target, OMEN_NAME_BYTES_MAX);
     take_schema(in, &change->schema);
+    if (version == ENTRY_VERSION_PLAIN) return;
+    change->options = take_doc(in, OPTIONS_DOC_BYTES_MAX);
+    if (change->options.data == NULL) in->failed = true; /* that would be version 1 */
 }
 
 static enum omen_err take_cluster(struct reader *in, struct cluster_entry *entry)
@@ -153,7 +159,7 @@ enum omen_err cluster_entry_decode(const void *bytes, size_t len, struct cluster
     const uint8_t *data = bytes;
     memset(entry_out, 0, sizeof *entry_out);
     if (len < ENTRY_HEADER || len > CATALOG_ENTRY_BYTES_MAX || load_u32(data) != ENTRY_MAGIC ||
-            load_u16(data + 4) != ENTRY_VERSION || load_u32(data + 8) != len) {
+            load_u16(data + 4) == 0 || load_u16(data + 4) > ENTRY_VERSION || load_u32(data + 8) != len) {
         return err_set(err, OMEN_ECORRUPT, "", "catalog entry: wrong magic, version or length");
     }
     if (load_u32(data + 12) != crc_around(data, len, 12)) {
@@ -164,7 +170,7 @@ enum omen_err cluster_entry_decode(const void *bytes, size_t len, struct cluster
     entry_out->log_time_ms = take_u64(&in);
     enum omen_err rc = OMEN_OK;
     if (entry_out->kind < CLUSTER_CHANGE_INIT)
-        take_catalog(&in, entry_out);
+        take_catalog(&in, load_u16(data + 4), entry_out);
     else
         rc = take_cluster(&in, entry_out);
     if (rc != OMEN_OK) return err_set(err, rc, "", "no memory for an entry of the catalog");
@@ -182,6 +188,6 @@ void cluster_entry_fini(struct cluster_entry *entry)
 
 bool cluster_entry_known(uint16_t kind)
 {
-    return (kind >= CATALOG_CREATE && kind <= CATALOG_ALIAS_DROP) ||
+    return (kind >= CATALOG_CREATE && kind <= CATALOG_SET) ||
             (kind >= CLUSTER_CHANGE_INIT && kind <= CLUSTER_CHANGE_THROTTLE);
 }

@@ -56,6 +56,32 @@ static inline float take_f32(struct reader *in)
     return v;
 }
 
+/* u32 length, bytes; absent = 0. */
+static inline void put_doc(struct buf *b, struct doc doc)
+{
+    put_u32(b, doc.data == NULL ? 0 : doc.len);
+    if (doc.data != NULL) buf_append(b, doc.data, doc.len);
+}
+
+/* Validated; borrows. */
+static inline struct doc take_doc(struct reader *in, uint32_t bytes_max)
+{
+    struct doc doc = { NULL, 0 };
+    uint32_t len = take_u32(in);
+    if (len == 0 || in->failed) return doc;
+    if (len > bytes_max || !range_fits(in->at, len, in->len)) {
+        in->failed = true;
+        return doc;
+    }
+    struct bytes bytes = { in->data + in->at, len };
+    in->at += len;
+    if (doc_validate(bytes, bytes_max, &doc, NULL) != OMEN_OK) {
+        in->failed = true;
+        return (struct doc){ NULL, 0 };
+    }
+    return doc;
+}
+
 /* `out` [bytes_max + 1], NUL-terminated. */
 static inline void take_text(struct reader *in, char *out, size_t bytes_max)
 {

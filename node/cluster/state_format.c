@@ -1,11 +1,12 @@
 /* The CATALOG file: the whole state of the cluster group, little-endian, read by one bounds-checked cursor.
  *
- * v2:  0 magic "OMCT" | 4 u16 version | 6 u16 zero | 8 u64 total_bytes | 16 u32 crc32c of the rest | 20 u32 zero |
+ * v3:  0 magic "OMCT" | 4 u16 version | 6 u16 zero | 8 u64 total_bytes | 16 u32 crc32c of the rest | 20 u32 zero |
  *   24 u64 sequence | 32 u64 epoch | 40 u64 incarnation | 48 u64 next_collection | 56 u64 next_group |
  *   64 u64 next_replica | 72 u32 collection_count | 76 u32 alias_count | 80 collections, aliases, then what v1 does
  *   not have: u64 next_node, u64 next_op, u64 cluster_id, u64 throttle, name, u32 count + nodes, u32 count + shards,
  *   u32 count + operations, u32 count + ended operations
- *   collection: u64 id, u64 created_ms, f32 recall_target, u32 replication, name, schema, u32 shard_count, shards
+ *   collection: u64 id, u64 created_ms, f32 recall_target, u32 replication, name, schema, u32 shard_count, shards,
+ *     u32 length and bytes of the options, a doc (length 0: all of them default), which v1 and v2 do not have
  *   shard: u64 id, u64 base_sequence, u32 slot_first, u32 slot_count, u32 replica_count, count x {u64 replica, u32
  *   node} alias: name, u64 collection id
  *   node: u32 id, u32 state, u64 replica of the cluster group, u64 birth, u64 added_ms, address, raft address, labels
@@ -26,14 +27,29 @@
 
 #define FILE_MAGIC 0x54434d4fu /* "OMCT" */
 #define FILE_HEADER 80u
-#define FILE_VERSION 2
+#define FILE_VERSION 3
 #define NODE_BYTES_MIN 38u
 #define BEGIN_BYTES_MIN 12u
 #define OP_BYTES 76u
 
 /* ---- writing ---- */
 
-static void put_collection(struct buf *b, const struct map_collection *c)
+/* Values that differ from the default in anything. */
+static void put_options(struct buf *b, const struct collection_options *options, struct doc_builder *docs)
+{
+    const struct collection_options plain = { .profile = PROFILE_NONE };
+    struct doc doc = { NULL, 0 };
+    if (!collection_options_equal(options, &plain)) {
+        doc_builder_reset(docs, OPTIONS_DOC_BYTES_MAX);
+        doc_begin_object(docs);
+        collection_options_put(options, docs);
+        doc_end(docs);
+        if (doc_builder_finish(docs, &doc, NULL) != OMEN_OK) b->failed = true; /* no memory */
+    }
+    put_doc(b, doc);
+}
+
+static void put_collection(struct buf *b, const struct map_collection *c, struct doc_builder *docs)
 {
     put_u64(b, c->id);
     put_u64(b, c->created_ms);
@@ -54,6 +70,7 @@ static void put_collection(struct buf *b, const struct map_collection *c)
             put_u32(b, s->node_ids[r]);
         }
     }
+    put_options(b, &c->options, docs);
 }
 
 static void put_node(struct buf *b, const struct cluster_node *n)
@@ -122,7 +139,13 @@ void cluster_state_encode(const struct cluster_state *state, struct buf *out)
     put_u64(out, state->next_replica);
     put_u32(out, map->collection_count);
     put_u32(out, map->alias_count);
-    for (uint32_t i = 0; i < map->collection_count; i++) put_collection(out, &map->collections[i]);
+    struct doc_builder *docs = doc_builder_new(OPTIONS_DOC_BYTES_MAX);
+    if (docs == NULL) {
+        out->failed = true;
+        return;
+    }
+    for (uint32_t i = 0; i < map->collection_count; i++) put_collection(out, &map->collections[i], docs);
+    doc_builder_free(docs);
     for (uint32_t i = 0; i < map->alias_count; i++) {
         put_text(out, map->aliases[i].name);
         put_u64(out, map->aliases[i].collection_id);
@@ -150,7 +173,17 @@ static void take_shard(struct reader *in, struct map_shard *s)
     }
 }
 
-static enum omen_err take_collection(struct reader *in, struct map_collection *c)
+/* The recall target has a place of its own. */
+static void take_options(struct reader *in, struct collection_options *options)
+{
+    float unchanged = 0;
+    struct doc doc = take_doc(in, OPTIONS_DOC_BYTES_MAX);
+    bool good = doc.data == NULL || collection_options_change(options, &unchanged, doc, NULL) == OMEN_OK;
+    const struct collection_options plain = { .profile = PROFILE_NONE };
+    if (!good || (doc.data != NULL && collection_options_equal(options, &plain))) in->failed = true;
+}
+
+static enum omen_err take_collection(struct reader *in, uint16_t version, struct map_collection *c)
 {
     c->id = take_u64(in);
     c->created_ms = take_u64(in);
@@ -171,10 +204,11 @@ static enum omen_err take_collection(struct reader *in, struct map_collection *c
         slot += c->shards[i].slot_count;
     }
     if (slot != OMEN_SLOT_COUNT) in->failed = true;
+    if (version >= 3) take_options(in, &c->options);
     return OMEN_OK;
 }
 
-static enum omen_err take_map(struct reader *in, struct map *map)
+static enum omen_err take_map(struct reader *in, uint16_t version, struct map *map)
 {
     uint32_t collections = take_u32(in), aliases = take_u32(in);
     if (collections > OMEN_COLLECTIONS_MAX || aliases > OMEN_ALIASES_MAX) {
@@ -186,7 +220,7 @@ static enum omen_err take_map(struct reader *in, struct map *map)
     if (map->collections == NULL || map->aliases == NULL) return OMEN_ENOMEM;
     for (uint32_t i = 0; !in->failed && i < collections; i++) {
         map->collection_count = i + 1;
-        if (take_collection(in, &map->collections[i]) != OMEN_OK) return OMEN_ENOMEM;
+        if (take_collection(in, version, &map->collections[i]) != OMEN_OK) return OMEN_ENOMEM;
         if (i > 0 && strcmp(map->collections[i - 1].name, map->collections[i].name) >= 0) in->failed = true;
     }
     for (uint32_t i = 0; !in->failed && i < aliases; i++) {
@@ -301,7 +335,7 @@ enum omen_err cluster_state_decode(const uint8_t *bytes, size_t len, const char 
     state->next_collection = take_u64(&in);
     state->next_group = take_u64(&in);
     state->next_replica = take_u64(&in);
-    enum omen_err rc = take_map(&in, state->map);
+    enum omen_err rc = take_map(&in, version, state->map);
     if (rc == OMEN_OK && version > 1 && !in.failed) rc = take_cluster(&in, state);
     if (rc == OMEN_OK && (in.failed || in.at != len))
         rc = err_corrupt(err, path, in.at, "fields do not fit together");

@@ -17,6 +17,7 @@
 #include "common/query/filter.h"
 #include "storage/index/index.h"
 #include "storage/index/topk.h"
+#include "storage/quant/quant.h"
 #include "storage/stream/blocks.h"
 
 #define SEGMENT_PATH_BYTES 4096
@@ -33,6 +34,8 @@ struct segment_spec {
     uint64_t as_of;                  /* sequence applied before the build: rows visible then are in it */
     float recall_target;             /* 0 < r <= 1 */
     bool pin;                        /* graph in memory of its own rather than mapped */
+    enum quant_profile quantization;
+    bool by_shard_key; /* rows of one shard key lie together */
 };
 
 struct segment;

@@ -1,4 +1,5 @@
 /* Building and opening segments; see segment.h for the order of writes. */
+#include <stdlib.h>
 #include <string.h>
 
 #include "common/check.h"
@@ -29,12 +30,46 @@ static enum omen_err slots_collect(struct segment *s, struct err *err)
     return s->count > 0 ? OMEN_OK : err_set(err, OMEN_ENOTFOUND, "", "no row lives there");
 }
 
+struct keyed_row {
+    uint64_t key_hi, key_lo;
+    struct row_ref row;
+};
+
+static int keyed_compare(const void *a, const void *b)
+{
+    const struct keyed_row *x = a, *y = b;
+    if (x->key_hi != y->key_hi) return x->key_hi < y->key_hi ? -1 : 1;
+    if (x->key_lo != y->key_lo) return x->key_lo < y->key_lo ? -1 : 1;
+    if (x->row.block != y->row.block) return x->row.block < y->row.block ? -1 : 1;
+    return (x->row.op > y->row.op) - (x->row.op < y->row.op);
+}
+
+/* By hash of the shard key, then as they were written. */
+static enum omen_err slots_group(struct segment *s, struct err *err)
+{
+    struct keyed_row *rows = mem_alloc(((size_t)s->count + 1) * sizeof *rows);
+    if (rows == NULL) return err_set(err, OMEN_ENOMEM, "", "no memory to order a segment's rows");
+    for (uint32_t i = 0; i < s->count; i++) {
+        struct entry_op op;
+        entry_op_at(&blocks_at(s->blocks, s->slots[i].block)->entry, s->slots[i].op, &op);
+        rows[i] = (struct keyed_row){ op.key.key_hi, op.key.key_lo, s->slots[i] };
+    }
+    qsort(rows, s->count, sizeof *rows, keyed_compare);
+    for (uint32_t i = 0; i < s->count; i++) s->slots[i] = rows[i].row;
+    mem_free(rows);
+    return OMEN_OK;
+}
+
 static enum omen_err graph_build(struct segment *s, const struct segment_spec *spec,
         const struct index_control *control, struct err *err)
 {
     char path[SEGMENT_PATH_BYTES];
     struct index_rows rows;
     struct index_params params = { .recall_target = spec->recall_target, .seed = spec->number };
+    /* Of what the layouts can hold: one step down means short codes beside the ids, rows on disk for rescoring. */
+    if (spec->quantization == QUANT_AGGRESSIVE &&
+            quant_choose(spec->recall_target, QUANT_AGGRESSIVE) > QUANT_SCALAR)
+        params.layout = INDEX_LAYOUT_COMPACT;
     segment_rows(s, &rows);
     enum omen_err rc = index_build(INDEX_SEALED, &rows, &params, control, &s->index, err);
     if (rc != OMEN_OK) return rc;
@@ -71,6 +106,7 @@ enum omen_err segment_build(const struct segment_spec *spec, const struct index_
     struct segment *s = segment_new(spec);
     if (s == NULL) return err_set(err, OMEN_ENOMEM, "", "no memory for a segment");
     enum omen_err rc = slots_collect(s, err);
+    if (rc == OMEN_OK && spec->by_shard_key && spec->schema->shard_key[0] != '\0') rc = slots_group(s, err);
     if (rc == OMEN_OK) rc = segment_rows_write(s, control, err);
     if (rc == OMEN_OK) rc = graph_build(s, spec, control, err);
     if (rc == OMEN_OK) rc = segment_slots_write(s, err);

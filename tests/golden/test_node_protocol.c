@@ -224,6 +224,12 @@ START_TEST(catalog_request)
         .replication = 3,
         .recall_target = 0.95f };
     expect_request("catalog_request", &call);
+    call.in.catalog.options = call_json(&arena, "{\"profile\": \"speed\", \"index_delay_ms\": 10000}");
+    expect_request("catalog_options_request", &call);
+    call.in.catalog = (struct catalog_change){ .kind = CATALOG_SET,
+        .name = "docs",
+        .options = call_json(&arena, "{\"recall_target\": 0.5}") };
+    expect_request("catalog_set_request", &call);
 }
 END_TEST
 
@@ -366,6 +372,17 @@ START_TEST(polls)
     ck_assert_int_eq(shard_poll_reply_decode((struct bytes){ out.data, out.len }, &arena, &back, &err),
             OMEN_OK);
     ck_assert_uint_eq(back.map->collections[0].shards[1].node_ids[1], 3);
+    map_unref(back.map);
+    map->collections[0].options = (struct collection_options){ .profile = PROFILE_SPEED,
+        .write_mode = WRITE_STREAM_ONLY,
+        .quantization = QUANTIZE_AGGRESSIVE,
+        .index_delay_ms = 10000 };
+    buf_clear(&out);
+    shard_poll_reply_encode(&reply, &out);
+    expect_file("poll_options_reply");
+    ck_assert_int_eq(shard_poll_reply_decode((struct bytes){ out.data, out.len }, &arena, &back, &err),
+            OMEN_OK);
+    ck_assert(collection_options_equal(&back.map->collections[0].options, &map->collections[0].options));
     map_unref(back.map);
     map_unref(map);
 }

@@ -155,6 +155,15 @@ START_TEST(create_is_as_released)
 }
 END_TEST
 
+START_TEST(options_are_as_released)
+{
+    struct wire_request q = { .op = WIRE_COLLECTION_SET };
+    strcpy(q.catalog.name, "docs");
+    q.catalog.options = json("{\"profile\":\"speed\",\"index_delay_ms\":10000}");
+    expect_request("set_request", &q);
+}
+END_TEST
+
 START_TEST(upsert_is_as_released)
 {
     static const float rows[2][2] = { { 1, 0 }, { 0.5f, -0.5f } };
@@ -401,6 +410,7 @@ int main(void)
     suite_add_tcase(suite, vectors);
     tcase_add_test(vectors, hello_is_as_released);
     tcase_add_test(vectors, create_is_as_released);
+    tcase_add_test(vectors, options_are_as_released);
     tcase_add_test(vectors, upsert_is_as_released);
     tcase_add_test(vectors, expiring_upsert_is_as_released);
     tcase_add_test(vectors, cluster_is_as_released);

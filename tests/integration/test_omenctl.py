@@ -73,6 +73,36 @@ class Collections(OmenctlTest):
         self.run_("collections", "describe", self.name, code=4)
         self.run_("collections", "drop", self.name, "--yes", code=4)
 
+    def test_profiles_and_options(self):
+        created = {}
+        for profile in ["speed", "quality", "balanced"]:
+            for how in [profile, TOP / "deploy" / "profiles" / f"{profile}.yaml"]:
+                name = f"{self.name}{profile}{how == profile}"
+                self.run_("collections", "create", name, "--dim", 2, "--profile", how)
+                described = self.json_("collections", "describe", name)
+                options = described["options"]
+                self.assertEqual(options.pop("profile", None), profile if how == profile else None)
+                created.setdefault(profile, []).append((options, described["recall_target"]))
+            self.assertEqual(*created[profile])  # the file says what the name means
+        self.assertEqual(created["speed"][0], ({"write_mode": "stream_only", "index_delay_ms": 60000, "segments": "mixed",
+                                                "quantization": "aggressive", "time_bucket_ms": 86400000}, 0.85))
+        self.run_("collections", "create", self.name, "--dim", 2, "--profile", "speed", "--option", "index_delay=5s",
+                  "--option", "segments=time_based", "--recall-target", "0.9")
+        self.run_("collections", "set", self.name, "time_bucket=2h", "recall_target=0.99")
+        described = self.json_("collections", "describe", self.name)
+        self.assertEqual((described["options"], described["recall_target"]),
+                         ({"profile": "speed", "write_mode": "stream_only", "index_delay_ms": 5000,
+                           "segments": "time_based", "quantization": "aggressive", "time_bucket_ms": 7200000}, 0.99))
+        self.assertIn("stream_only", self.run_("collections", "describe", self.name))
+        for wrong, code, complaint in [("write_mode=never", 1, "options.write_mode"), ("colour=red", 1, "options.colour"),
+                                       ("index_delay=5", 2, "duration"), ("profile", 2, "KEY=VALUE")]:
+            self.run_("collections", "set", self.name, wrong, code=code)
+            self.assertIn(complaint, self.stderr)
+        bad = self.tmp / "bad.yaml"
+        bad.write_text("write_mode: stream_only\nqantization: adaptive\n")
+        self.run_("collections", "create", self.name + "2", "--dim", 2, "--profile", bad, code=1)
+        self.assertIn("qantization", self.stderr)
+
     def test_alias(self):
         self.books()
         self.run_("collections", "alias", "set", "alias1", self.name)

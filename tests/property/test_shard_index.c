@@ -21,6 +21,7 @@
 #define ROUNDS 40
 #define ROWS_MIN 300u
 #define ENTRIES_MAX 4096
+#define ENTRY_MS 10u /* of log time between two */
 
 struct state {
     bool live[IDS];
@@ -95,7 +96,9 @@ static void write_entry(struct world *w)
     uint64_t first = below(w, IDS);
     for (uint32_t i = 0; i < count; i++) {
         uint64_t id = deletes ? below(w, IDS) : (first + i) % IDS;
+        static const uint8_t keys[3][2] = { { 1, 'a' }, { 1, 'b' }, { 1, 'c' } };
         struct point_op op = { .kind = deletes ? POINT_DELETE : POINT_UPSERT, .id = { 0, id, POINT_ID_U64 } };
+        if (w->schema.shard_key[0] != '\0') op.key.canonical = (struct bytes){ keys[id % 3], 2 };
         if (!deletes) {
             vector_make(w, w->now.vectors[id]);
             op.vectors[0] = w->now.vectors[id];
@@ -106,8 +109,8 @@ static void write_entry(struct world *w)
     }
     struct err err;
     w->sequence++;
-    ck_assert_int_eq(entry_builder_finish(w->builder, 1000, 1, false, &w->entries[w->sequence].bytes,
-                             &w->entries[w->sequence].len),
+    ck_assert_int_eq(entry_builder_finish(w->builder, 1000 + ENTRY_MS * w->sequence, 1, false,
+                             &w->entries[w->sequence].bytes, &w->entries[w->sequence].len),
             OMEN_OK);
     enum omen_err rc = shard_store_apply(w->store, w->sequence, w->entries[w->sequence].bytes,
             w->entries[w->sequence].len, NULL, &err);
@@ -123,6 +126,12 @@ static void index_step(struct world *w)
     bool worked;
     index_policy_default(&policy);
     policy.rows_min = ROWS_MIN;
+    policy.eager = below(w, 3) == 0;
+    policy.by_shard_key = true;
+    policy.bucket_ms = below(w, 3) == 0 ? 20 * ENTRY_MS : 0;
+    if (below(w, 4) == 0) policy.ripe_ms = 1000 + ENTRY_MS * (w->sequence - below(w, w->sequence + 1));
+    if (below(w, 3) == 0) policy.quantization = QUANT_AGGRESSIVE;
+    if (policy.quantization == QUANT_AGGRESSIVE) policy.recall_target = 0.9f;
     policy.pin = below(w, 2) == 0;
     ck_assert_int_eq(shard_store_checkpoint(w->store, NULL, &err), OMEN_OK);
     enum omen_err rc = shard_index_step(w->store, &policy, &control, &worked, &err);
@@ -239,7 +248,7 @@ START_TEST(answers_stay_right_while_segments_come_and_go)
     printf("seed %llu\n", (unsigned long long)w->rng);
     snprintf(w->dir, sizeof w->dir, "%.150s/omen-XXXXXX", tmp != NULL ? tmp : "/tmp");
     ck_assert_ptr_nonnull(mkdtemp(w->dir));
-    w->schema = test_schema_simple(DIM, "");
+    w->schema = test_schema_simple(DIM, w->rng % 2 == 0 ? "tenant" : "");
     w->schema.fields[0].metric = METRIC_L2;
     arena_init(&w->arena, 1 << 14, 0);
     w->builder = entry_builder_new(&w->schema);

@@ -188,9 +188,13 @@ static void draw_scroll(struct call_source *s, struct shard_call *call)
 
 static void draw_change(struct call_source *s, struct catalog_change *change)
 {
-    change->kind = (enum catalog_change_kind)(CATALOG_CREATE + call_draw(s, 4));
+    static const char *const options[] = { "{}", "{\"profile\": \"speed\"}",
+        "{\"write_mode\": \"immediate_index\", \"recall_target\": 0.5, \"time_bucket_ms\": 3600000}" };
+    change->kind = (enum catalog_change_kind)(CATALOG_CREATE + call_draw(s, 5));
     memcpy(change->name, "name", 5);
     if (change->kind == CATALOG_ALIAS_SET) memcpy(change->target, "target", 7);
+    if (change->kind == CATALOG_SET || (change->kind == CATALOG_CREATE && call_draw(s, 2)))
+        change->options = call_json(&s->arena, options[call_draw(s, 3)]);
     if (change->kind != CATALOG_CREATE) return;
     change->schema = s->schema;
     change->shard_count = 1 + call_draw(s, OMEN_SHARDS_MAX);
@@ -317,6 +321,11 @@ struct map *call_draw_map(struct call_source *s)
         call_draw_schema(s);
         c->schema = s->schema;
         c->recall_target = 0.9f;
+        if (call_draw(s, 2)) {
+            c->options.write_mode = (enum write_mode)call_draw(s, 3);
+            c->options.profile = (enum options_profile)call_draw(s, 4);
+            c->options.index_delay_ms = call_draw(s, 1000);
+        }
         c->replication = 1 + call_draw(s, 3);
         c->created_ms = draw64(s);
         c->shard_count = 1 + call_draw(s, 5);

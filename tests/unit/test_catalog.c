@@ -9,6 +9,7 @@
 #include "common/mem.h"
 #include "node/cluster/cluster.h"
 #include "node/data_dir.h"
+#include "tests/support/doc_text.h"
 #include "tests/support/entry_support.h"
 
 #define INCARNATION 4711u
@@ -171,6 +172,54 @@ START_TEST(ids_are_never_given_out_twice)
             open_catalog();
         }
     }
+}
+END_TEST
+
+START_TEST(options_are_set_at_creation_and_later_and_outlive_a_restart)
+{
+    struct arena arena;
+    arena_init(&arena, 1024, 0);
+    struct catalog_change c = create("docs", 1);
+    c.options = doc_of(&arena, "{'profile': 'speed', 'segments': 'time_based'}");
+    c.recall_target = 0.7f;
+    ck_assert_int_eq(apply(&c).code, OMEN_OK);
+    ck_assert_int_eq(apply_create("plain", 1), OMEN_OK);
+    ck_assert_int_eq(apply_other(CATALOG_ALIAS_SET, "latest", "docs"), OMEN_OK);
+    struct catalog_change set = { .kind = CATALOG_SET, .name = "latest" };
+    set.options = doc_of(&arena, "{'index_delay_ms': 9, 'recall_target': 0.8}");
+    struct catalog_outcome outcome = apply(&set);
+    ck_assert_int_eq(outcome.code, OMEN_OK);
+    struct map *before = catalog_map(catalog);
+    static const char *const wrong[] = { "{'index_delay_ms': 1, 'write_mode': 'x'}", "{'colour': 'red'}",
+        "[]" };
+    for (int i = 0; i < 3; i++) {
+        set.options = doc_of(&arena, wrong[i]);
+        ck_assert_int_eq(apply(&set).code, OMEN_EINVAL);
+        memcpy(c.name, "other", 6);
+        c.options = set.options;
+        ck_assert_int_eq(apply(&c).code, OMEN_EINVAL);
+    }
+    memcpy(set.name, "nope", 5);
+    set.options = doc_of(&arena, "{'index_delay_ms': 1}");
+    ck_assert_int_eq(apply(&set).code, OMEN_ENOTFOUND);
+    for (int i = 0; i < 2; i++) {
+        struct map *map = catalog_map(catalog);
+        const struct map_collection *docs = map_find(map, "docs", 4), *plain = map_find(map, "plain", 5);
+        ck_assert_uint_eq(map->epoch, before->epoch);
+        ck_assert_uint_eq(docs->id, outcome.collection_id);
+        ck_assert_int_eq(docs->options.profile, PROFILE_SPEED);
+        ck_assert_int_eq(docs->options.write_mode, WRITE_STREAM_ONLY);
+        ck_assert_int_eq(docs->options.segments, SEGMENTS_TIME_BASED);
+        ck_assert_uint_eq(options_index_delay_ms(&docs->options), 9);
+        ck_assert(docs->recall_target == 0.8f);
+        ck_assert(collection_options_equal(&plain->options, &(struct collection_options){ 0 }));
+        map_unref(map);
+        ck_assert_int_eq(fsm.checkpoint(fsm.self, NULL), OMEN_OK);
+        catalog_close(catalog);
+        open_catalog();
+    }
+    map_unref(before);
+    arena_fini(&arena);
 }
 END_TEST
 
@@ -384,6 +433,7 @@ int main(void)
     tcase_add_test(tcase, created_collection_has_slots_ids_and_its_schema);
     tcase_add_test(tcase, rejections_are_typed_and_change_nothing);
     tcase_add_test(tcase, ids_are_never_given_out_twice);
+    tcase_add_test(tcase, options_are_set_at_creation_and_later_and_outlive_a_restart);
     tcase_add_test(tcase, dropping_a_collection_drops_its_aliases_and_moving_one_is_at_once);
     tcase_add_test(tcase, old_snapshots_stay_as_they_were);
     tcase_add_test(tcase, checkpoint_and_log_give_the_same_state);

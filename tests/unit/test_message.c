@@ -193,6 +193,23 @@ START_TEST(catalog_ops_survive)
     ck_assert_mem_eq(&out.catalog.schema, &q.catalog.schema, sizeof q.catalog.schema);
     ck_assert(out.catalog.recall_target == 0.99f);
 
+    q.catalog.options = json("{\"profile\": \"speed\", \"index_delay_ms\": 5}");
+    out = round_trip(&q);
+    ck_assert(doc_equal(out.catalog.options, q.catalog.options));
+    ck_assert(out.catalog.recall_target == 0.99f); /* given apart, it counts over the profile's */
+    q.catalog.recall_target = 0;
+    buf_clear(&message);
+    ck_assert_int_eq(message_encode_request(&q, &message, &err), OMEN_OK);
+    ck_assert_int_eq(decode(&out), OMEN_OK);
+    ck_assert(out.catalog.recall_target == 0.85f);
+    struct wire_request options = { .op = WIRE_COLLECTION_SET };
+    strcpy(options.catalog.name, "docs");
+    options.catalog.options = json("{\"recall_target\": 0.7}");
+    out = round_trip(&options);
+    ck_assert_int_eq(out.catalog.kind, CATALOG_SET);
+    ck_assert_str_eq(out.catalog.name, "docs");
+    ck_assert(doc_equal(out.catalog.options, options.catalog.options));
+
     struct wire_request set = { .op = WIRE_ALIAS_SET };
     strcpy(set.catalog.name, "current");
     strcpy(set.catalog.target, "docs");
@@ -209,6 +226,24 @@ START_TEST(catalog_ops_survive)
     round_trip(&(struct wire_request){ .op = WIRE_COLLECTION_LIST });
     round_trip(&(struct wire_request){ .op = WIRE_COLLECTION_DESCRIBE, .collection = STR("docs") });
     round_trip(&(struct wire_request){ .op = WIRE_STATUS });
+}
+END_TEST
+
+START_TEST(options_that_are_none_are_refused_by_key)
+{
+    struct wire_request set = { .op = WIRE_COLLECTION_SET };
+    strcpy(set.catalog.name, "docs");
+    buf_clear(&message);
+    ck_assert_int_eq(message_encode_request(&set, &message, &err), OMEN_OK);
+    expect_error(OMEN_EINVAL, "options");
+    static const char *const wrong[][2] = { { "{\"write_mode\": 1}", "options.write_mode" },
+        { "{\"colour\": \"red\"}", "options.colour" }, { "[1]", "options" } };
+    for (int i = 0; i < 3; i++) {
+        set.catalog.options = json(wrong[i][0]);
+        buf_clear(&message);
+        ck_assert_int_eq(message_encode_request(&set, &message, &err), OMEN_OK);
+        expect_error(OMEN_EINVAL, wrong[i][1]);
+    }
 }
 END_TEST
 
@@ -324,74 +359,6 @@ START_TEST(writes_survive)
     cut.write.payload_paths = json("[\"a.b\",\"tags\"]");
     out = round_trip(&cut);
     ck_assert_uint_eq(doc_count(out.write.payload_paths), 2);
-}
-END_TEST
-
-/* An upsert of two points with `put_times` as its expires_ms. */
-static void upsert_with(void (*put_times)(void))
-{
-    static const float row[2] = { 1, 2 };
-    buf_clear(&message);
-    msgpack_packer_init(&pk, &message, append);
-    msgpack_pack_map(&pk, 6);
-    put_int("v", 1);
-    put("op");
-    put("points.upsert");
-    put("collection");
-    put("docs");
-    put("ids");
-    msgpack_pack_array(&pk, 2);
-    msgpack_pack_uint8(&pk, 1);
-    msgpack_pack_uint8(&pk, 2);
-    put("vectors");
-    msgpack_pack_bin(&pk, sizeof row);
-    msgpack_pack_bin_body(&pk, row, sizeof row);
-    put("expires_ms");
-    put_times();
-}
-
-static void times_one(void) { msgpack_pack_uint64(&pk, 1790000000000); }
-static void times_column(void)
-{
-    msgpack_pack_array(&pk, 2);
-    msgpack_pack_nil(&pk);
-    msgpack_pack_uint64(&pk, 5);
-}
-static void times_short(void)
-{
-    msgpack_pack_bin(&pk, 8);
-    msgpack_pack_bin_body(&pk, "12345678", 8);
-}
-static void times_too_late(void)
-{
-    msgpack_pack_array(&pk, 2);
-    msgpack_pack_nil(&pk);
-    msgpack_pack_uint64(&pk, 1ull << 63);
-}
-static void times_text(void) { put("tomorrow"); }
-static void times_negative(void) { msgpack_pack_int64(&pk, -1); }
-
-START_TEST(a_time_stands_for_all_points_or_each_has_its_own)
-{
-    struct wire_request out;
-    upsert_with(times_one);
-    ck_assert_int_eq(message_decode_request((struct bytes){ message.data, message.len }, &arena, &out, &err),
-            OMEN_OK);
-    ck_assert_uint_eq(out.write.expires_ms[0], 1790000000000);
-    ck_assert_uint_eq(out.write.expires_ms[1], 1790000000000);
-    upsert_with(times_column);
-    ck_assert_int_eq(message_decode_request((struct bytes){ message.data, message.len }, &arena, &out, &err),
-            OMEN_OK);
-    ck_assert_uint_eq(out.write.expires_ms[0], 0);
-    ck_assert_uint_eq(out.write.expires_ms[1], 5);
-    upsert_with(times_short);
-    expect_error(OMEN_EINVAL, "expires_ms");
-    upsert_with(times_too_late);
-    expect_error(OMEN_ETOOBIG, "expires_ms[1]");
-    upsert_with(times_text);
-    expect_error(OMEN_EINVAL, "expires_ms");
-    upsert_with(times_negative);
-    expect_error(OMEN_EINVAL, "expires_ms");
 }
 END_TEST
 
@@ -945,10 +912,10 @@ int main(void)
     }
     tcase_add_test(requests, envelope_and_hello_survive);
     tcase_add_test(requests, catalog_ops_survive);
+    tcase_add_test(requests, options_that_are_none_are_refused_by_key);
     tcase_add_test(requests, who_looks_at_the_cluster_need_not_be_admin_and_who_changes_it_must);
     tcase_add_test(requests, a_cluster_request_says_what_is_to_be_done);
     tcase_add_test(requests, writes_survive);
-    tcase_add_test(requests, a_time_stands_for_all_points_or_each_has_its_own);
     tcase_add_test(requests, reads_survive);
     tcase_add_test(requests, reads_may_allow_partial_answers_and_writes_may_not);
     tcase_add_test(requests, defaults_are_those_of_the_page);

@@ -64,10 +64,14 @@ typedef struct {
     const char *shard_key; /* payload path, NULL = none */
     uint32_t shards;       /* 0 = 1 */
     uint32_t replication;  /* copies of each shard, on different nodes; 0 = 1 */
-    float recall_target;   /* 0 = 0.95 */
+    float recall_target;   /* 0 = what the options say, else 0.95 */
+    const char *
+            options_json; /* an object: profile, write_mode, quantization and others of PROTOCOL.md; NULL = none */
 } omen_collection_options;
 omen_code omen_collection_create(omen_client *client, const char *name,
         const omen_collection_options *options);
+/* Change options of a collection: an object of those of PROTOCOL.md that are to change. */
+omen_code omen_collection_set(omen_client *client, const char *name, const char *options_json);
 omen_code omen_collection_drop(omen_client *client, const char *name);
 /* JSON documents (freed with omen_free): the list, one description, the server's status. */
 omen_code omen_collection_list(omen_client *client, char **json_out);

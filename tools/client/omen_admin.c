@@ -62,12 +62,14 @@ static enum wire_op change_op(enum catalog_change_kind kind)
     switch (kind) {
     case CATALOG_CREATE: return WIRE_COLLECTION_CREATE;
     case CATALOG_DROP: return WIRE_COLLECTION_DROP;
+    case CATALOG_SET: return WIRE_COLLECTION_SET;
     case CATALOG_ALIAS_SET: return WIRE_ALIAS_SET;
     default: return WIRE_ALIAS_DROP;
     }
 }
 
-static omen_code send_change(omen_client *client, const struct catalog_change *change, struct err *err)
+static omen_code send_change(omen_client *client, const struct catalog_change *change,
+        const char *options_json, struct err *err)
 {
     if (client == NULL) return client_fail(OMEN_EINVAL, "client", "client is NULL");
     struct scratch *s = scratch_take(client);
@@ -76,7 +78,10 @@ static omen_code send_change(omen_client *client, const struct catalog_change *c
     if (change->kind != CATALOG_ALIAS_DROP)
         request.collection = client_bytes(change->kind == CATALOG_ALIAS_SET ? change->target : change->name);
     struct wire_reply reply;
-    enum omen_err rc = client_call(client, &request, s, &s->arena, &reply, err);
+    enum omen_err rc = OMEN_OK;
+    if (options_json != NULL)
+        rc = build_doc(options_json, OPTIONS_DOC_BYTES_MAX, "options", s, &request.catalog.options, err);
+    if (rc == OMEN_OK) rc = client_call(client, &request, s, &s->arena, &reply, err);
     scratch_give(client, s);
     return (omen_code)rc;
 }
@@ -89,10 +94,20 @@ omen_code omen_collection_create(omen_client *client, const char *name,
     struct catalog_change change = { .kind = CATALOG_CREATE };
     change.replication = options->replication == 0 ? 1 : options->replication;
     change.shard_count = options->shards == 0 ? 1 : options->shards;
-    change.recall_target = options->recall_target == 0 ? 0.95f : options->recall_target;
+    change.recall_target = options->recall_target;
+    if (change.recall_target == 0 && options->options_json == NULL) change.recall_target = 0.95f;
     enum omen_err rc = set_name(change.name, name, "name", err);
     if (rc == OMEN_OK) rc = set_schema(&change.schema, options, err);
-    return rc != OMEN_OK ? (omen_code)rc : send_change(client, &change, err);
+    return rc != OMEN_OK ? (omen_code)rc : send_change(client, &change, options->options_json, err);
+}
+
+omen_code omen_collection_set(omen_client *client, const char *name, const char *options_json)
+{
+    struct err *err = client_err();
+    if (options_json == NULL) return client_fail(OMEN_EINVAL, "options", "no options are given");
+    struct catalog_change change = { .kind = CATALOG_SET };
+    enum omen_err rc = set_name(change.name, name, "name", err);
+    return rc != OMEN_OK ? (omen_code)rc : send_change(client, &change, options_json, err);
 }
 
 static omen_code change_name(omen_client *client, enum catalog_change_kind kind, const char *name,
@@ -102,7 +117,7 @@ static omen_code change_name(omen_client *client, enum catalog_change_kind kind,
     struct catalog_change change = { .kind = kind };
     enum omen_err rc = set_name(change.name, name, "name", err);
     if (rc == OMEN_OK && kind == CATALOG_ALIAS_SET) rc = set_name(change.target, target, "collection", err);
-    return rc != OMEN_OK ? (omen_code)rc : send_change(client, &change, err);
+    return rc != OMEN_OK ? (omen_code)rc : send_change(client, &change, NULL, err);
 }
 
 omen_code omen_collection_drop(omen_client *client, const char *name)
@@ -183,6 +198,25 @@ static void put_aliases(struct buf *out, const struct map *map, uint64_t collect
     buf_printf(out, "]");
 }
 
+static void put_options(struct buf *out, const struct collection_options *options)
+{
+    struct doc_builder *docs = doc_builder_new(OPTIONS_DOC_BYTES_MAX);
+    struct doc doc;
+    buf_printf(out, ",\"options\":");
+    if (docs == NULL) {
+        out->failed = true;
+        return;
+    }
+    doc_begin_object(docs);
+    collection_options_put(options, docs);
+    doc_end(docs);
+    if (doc_builder_finish(docs, &doc, NULL) == OMEN_OK)
+        json_write(doc, out);
+    else
+        out->failed = true;
+    doc_builder_free(docs);
+}
+
 static void put_collection(struct buf *out, const struct wire_collection_info *info, const struct map *map)
 {
     const struct map_collection *collection = info->collection;
@@ -192,6 +226,7 @@ static void put_collection(struct buf *out, const struct wire_collection_info *i
     put_u64(out, "points", info->points);
     put_fields(out, &collection->schema);
     buf_printf(out, ",\"recall_target\":%.4g", (double)collection->recall_target);
+    put_options(out, &collection->options);
     put_u64(out, "replication", collection->replication);
     put_u64(out, "created_ms", collection->created_ms);
     put_u64(out, "unindexed", info->unindexed);

@@ -7,6 +7,7 @@
 
 #include "common/placement/map.h"
 #include "tools/omenctl/args.h"
+#include "tools/omenctl/collection_options.h"
 #include "tools/omenctl/output.h"
 
 /* ---- create ---- */
@@ -14,9 +15,9 @@
 static struct {
     uint64_t dim, shards, replication;
     double recall_target;
-    const char *metric, *shard_key;
-    struct text_list fields;
-} create = { .shards = 1, .replication = 1, .recall_target = 0.95 };
+    const char *metric, *shard_key, *profile;
+    struct text_list fields, options;
+} create = { .shards = 1, .replication = 1 };
 
 static const struct option CREATE_OPTIONS[] = {
     { "--dim", OPTION_U64, &create.dim, "N", "components of the one unnamed vector field, 1 to 4096" },
@@ -28,7 +29,10 @@ static const struct option CREATE_OPTIONS[] = {
     { "--replication", OPTION_U64, &create.replication, "R",
             "copies of each shard on different nodes, 1 to 7 (1)" },
     { "--recall-target", OPTION_F64, &create.recall_target, "R",
-            "recall that searches shall reach, above 0 to 1 (0.95)" },
+            "recall that searches shall reach, above 0 to 1 (the profile's, else 0.95)" },
+    { "--profile", OPTION_TEXT, &create.profile, "P",
+            "speed, balanced, quality, or the path of a file like them" },
+    { "--option", OPTION_LIST, &create.options, "KEY=VALUE", "over the profile; see collections set" },
     { NULL, OPTION_FLAG, NULL, NULL, NULL },
 };
 
@@ -68,10 +72,18 @@ static int run_create(struct cli *cli)
         .replication = args_u32(cli, "--replication", create.replication, 1, OMEN_REPLICAS_MAX - 1),
         .recall_target = (float)create.recall_target,
     };
-    if (!(create.recall_target > 0 && create.recall_target <= 1))
+    bool recall_given = create.recall_target != 0;
+    if (recall_given && !(create.recall_target > 0 && create.recall_target <= 1))
         usage_fail(cli->command, "--recall-target is above 0 and at most 1");
+    struct buf options_text;
+    buf_init(&options_text);
+    int code = collection_options_text(cli, create.profile, create.options.items, create.options.count,
+            &options_text);
+    if (code != EXIT_OK) return code;
+    if (options_text.len > 0) options.options_json = (const char *)options_text.data;
     const char *name = cli->arguments[0];
     omen_code rc = omen_collection_create(cli->db, name, &options);
+    buf_fini(&options_text);
     for (uint32_t i = 0; i < create.fields.count; i++) mem_free((void *)(uintptr_t)fields[i].name);
     if (rc != OMEN_OK) return fail_with(rc);
     struct buf out;
@@ -223,6 +235,32 @@ static int run_describe(struct cli *cli)
     return show(cli, rc, json, print_description);
 }
 
+/* ---- set ---- */
+
+static const char *set_profile;
+
+static const struct option SET_OPTIONS[] = {
+    { "--profile", OPTION_TEXT, &set_profile, "P",
+            "speed, balanced, quality, or the path of a file like them" },
+    { NULL, OPTION_FLAG, NULL, NULL, NULL },
+};
+
+static int done(struct cli *cli, omen_code rc, const char *verb, const char *name);
+
+static int run_set(struct cli *cli)
+{
+    struct buf text;
+    buf_init(&text);
+    int code = collection_options_text(cli, set_profile, (const char *const *)(cli->arguments + 1),
+            cli->argument_count - 1, &text);
+    if (code == EXIT_OK && text.len == 0) usage_fail(cli->command, "give KEY=VALUE or --profile");
+    if (code == EXIT_OK)
+        code = done(cli, omen_collection_set(cli->db, cli->arguments[0], (const char *)text.data), "set",
+                cli->arguments[0]);
+    buf_fini(&text);
+    return code;
+}
+
 /* ---- drop and aliases ---- */
 
 static bool drop_yes;
@@ -289,7 +327,27 @@ const struct command COLLECTION_COMMANDS[] = {
             .run = run_create,
             .help = "Examples:\n  omenctl collections create books --dim 384\n"
                     "  omenctl collections create shop --field image:512:l2 --field text:384 "
-                    "--shard-key tenant --shards 4 --replication 3\n" },
+                    "--shard-key tenant --shards 4 --replication 3\n"
+                    "  omenctl collections create events --dim 128 --profile speed "
+                    "--option index_delay=10s\n" },
+    { .name = "collections set",
+            .arguments = "NAME KEY=VALUE ... [--profile P]",
+            .summary = "Change options of a collection",
+            .options = SET_OPTIONS,
+            .argument_min = 1,
+            .argument_max = 16,
+            .run = run_set,
+            .help = "Options, for what is indexed from now on:\n"
+                    "  write_mode=async_index|immediate_index|stream_only   when points are indexed\n"
+                    "  index_delay=60s                                      of stream_only: so long after the write\n"
+                    "  quantization=conservative|adaptive|aggressive        which codes the recall begins with\n"
+                    "  segments=mixed|payload_aware|time_based              how segments are cut\n"
+                    "  time_bucket=24h                                      of time_based\n"
+                    "  recall_target=0.95                                   what searches shall reach, at once\n"
+                    "A profile (deploy/profiles) sets several; what is given beside it counts over it.\n"
+                    "Examples:\n"
+                    "  omenctl collections set books recall_target=0.99\n"
+                    "  omenctl collections set events --profile speed index_delay=10s\n" },
     { .name = "collections list",
             .arguments = "",
             .summary = "All collections",

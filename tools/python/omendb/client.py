@@ -80,7 +80,8 @@ class Client:
 
     def create_collection(self, name: str, dim: Optional[int] = None, *, metric: str = "cosine",
                           fields: Optional[Dict[str, VectorField]] = None, shard_key: Optional[str] = None,
-                          shards: int = 1, replication: int = 1, recall_target: float = 0.95,
+                          shards: int = 1, replication: int = 1, recall_target: Optional[float] = None,
+                          profile: Optional[str] = None, options: Optional[dict] = None,
                           exist_ok: bool = False) -> Collection:
         """Create a collection.
 
@@ -92,22 +93,36 @@ class Client:
             shard_key: payload path whose value decides the shard.
             shards: how many, 1..256.
             replication: copies of each shard on different nodes, 1..7.
+            recall_target: what searches shall reach; None: what the profile says, else 0.95.
+            profile: ``"speed"``, ``"balanced"`` or ``"quality"``.
+            options: single values over the profile's: ``{"write_mode": "stream_only", "index_delay_ms": 10_000}``; all of
+                them are in PROTOCOL.md.
             exist_ok: return the existing collection instead of raising :class:`AlreadyExists`.
         """
         if (dim is None) == (fields is None):
             raise ValueError("give dim or fields")
         vectors = fields if fields is not None else {"": VectorField(dim, metric)}
         request = {"op": "collection.create", "collection": name, "shards": shards, "replication": replication,
-                   "recall_target": recall_target,
                    "vectors": {n: {"dim": f.dim, "metric": f.metric} for n, f in vectors.items()}}
         if shard_key is not None:
             request["shard_key"] = shard_key
+        if recall_target is not None:
+            request["recall_target"] = recall_target
+        if profile is not None or options:
+            request["options"] = {**({} if profile is None else {"profile": profile}), **(options or {})}
         try:
             self._call(request)
         except AlreadyExists:
             if not exist_ok:
                 raise
         return self.collection(name)
+
+    def set_options(self, name: str, *, profile: Optional[str] = None, **options) -> None:
+        """Change options of a collection, for what is indexed from now on; ``recall_target`` at once. Names and values as in
+        :meth:`create_collection`: ``db.set_options("docs", recall_target=0.99)``."""
+        if profile is not None:
+            options["profile"] = profile
+        self._call({"op": "collection.set", "collection": name, "options": options})
 
     def collection(self, name: str) -> Collection:
         """A handle to a collection or alias; nothing is asked of the server yet."""

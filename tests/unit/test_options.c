@@ -1,0 +1,138 @@
+/* Options of collections: every value comes back, what is wrong is told by its key and changes nothing. */
+#include "common/placement/options.h"
+
+#include <check.h>
+#include <string.h>
+
+#include "common/err.h"
+#include "tests/support/doc_text.h"
+
+static struct arena arena;
+
+static void setup(void) { arena_init(&arena, 4096, 0); }
+static void teardown(void) { arena_fini(&arena); }
+
+static struct doc put(const struct collection_options *options)
+{
+    struct doc doc;
+    struct doc_builder *b = doc_builder_new(OPTIONS_DOC_BYTES_MAX);
+    doc_begin_object(b);
+    collection_options_put(options, b);
+    doc_end(b);
+    ck_assert_int_eq(doc_builder_finish(b, &doc, NULL), OMEN_OK);
+    doc.data = arena_copy(&arena, doc.data, doc.len);
+    doc_builder_free(b);
+    return doc;
+}
+
+START_TEST(every_value_comes_back)
+{
+    static const uint64_t delays[] = { 0, 1, OPTIONS_DELAY_MS_MAX };
+    static const uint64_t buckets[] = { 0, OPTIONS_BUCKET_MS_MIN, OPTIONS_BUCKET_MS_MAX };
+    for (int n = 0; n < 4 * 3 * 3 * 3 * 9; n++) {
+        struct collection_options o = { .profile = (enum options_profile)(n % 4),
+            .write_mode = (enum write_mode)(n / 4 % 3),
+            .quantization = (enum quantization)(n / 12 % 3),
+            .segments = (enum segment_grouping)(n / 36 % 3),
+            .index_delay_ms = delays[n / 108 % 3],
+            .time_bucket_ms = buckets[n / 324 % 3] };
+        struct collection_options back = { .write_mode = WRITE_STREAM_ONLY, .index_delay_ms = 77 };
+        float recall = 0.5f;
+        ck_assert_int_eq(collection_options_change(&back, &recall, put(&o), NULL), OMEN_OK);
+        if (o.profile == PROFILE_NONE) back.profile = PROFILE_NONE;
+        ck_assert_msg(collection_options_equal(&o, &back), "case %d", n);
+        arena_reset(&arena);
+    }
+}
+END_TEST
+
+/* The words: deploy/profiles/ has the same as files, tests/integration/test_omenctl.py compares. */
+START_TEST(profiles_are_what_they_are_said_to_be)
+{
+    struct collection_options o = { .index_delay_ms = 5 };
+    float recall = 0.5f;
+    ck_assert_int_eq(collection_options_change(&o, &recall, doc_of(&arena, "{'profile': 'speed'}"), NULL),
+            OMEN_OK);
+    ck_assert(o.write_mode == WRITE_STREAM_ONLY && options_index_delay_ms(&o) == 60000 &&
+            o.quantization == QUANTIZE_AGGRESSIVE && recall == 0.85f);
+    ck_assert_int_eq(collection_options_change(&o, &recall, doc_of(&arena, "{'profile': 'quality'}"), NULL),
+            OMEN_OK);
+    ck_assert(o.write_mode == WRITE_IMMEDIATE_INDEX && o.segments == SEGMENTS_PAYLOAD_AWARE &&
+            o.quantization == QUANTIZE_CONSERVATIVE && recall == 0.95f);
+    ck_assert_int_eq(collection_options_change(&o, &recall, doc_of(&arena, "{'profile': 'balanced'}"), NULL),
+            OMEN_OK);
+    ck_assert(o.write_mode == WRITE_ASYNC_INDEX && o.segments == SEGMENTS_TIME_BASED &&
+            o.quantization == QUANTIZE_ADAPTIVE && recall == 0.90f);
+    /* What is said beside a profile counts over it, wherever it stands. */
+    ck_assert_int_eq(collection_options_change(&o, &recall,
+                             doc_of(&arena, "{'index_delay_ms': 10, 'profile': 'speed', 'recall_target': 1}"),
+                             NULL),
+            OMEN_OK);
+    ck_assert(o.write_mode == WRITE_STREAM_ONLY && options_index_delay_ms(&o) == 10 && recall == 1);
+}
+END_TEST
+
+START_TEST(what_is_wrong_is_named_and_changes_nothing)
+{
+    static const struct {
+        const char *text, *field;
+    } cases[] = {
+        { "{'profile': 'fast'}", "profile" },
+        { "{'profile': ''}", "profile" },
+        { "{'profile': 1}", "profile" },
+        { "{'write_mode': 'sometimes'}", "write_mode" },
+        { "{'write_mode': null}", "write_mode" },
+        { "{'quantization': 'binary'}", "quantization" },
+        { "{'segments': true}", "segments" },
+        { "{'index_delay_ms': 0}", "index_delay_ms" },
+        { "{'index_delay_ms': -1}", "index_delay_ms" },
+        { "{'index_delay_ms': 1.5}", "index_delay_ms" },
+        { "{'index_delay_ms': '60s'}", "index_delay_ms" },
+        { "{'index_delay_ms': 604800001}", "index_delay_ms" },
+        { "{'time_bucket_ms': 59999}", "time_bucket_ms" },
+        { "{'recall_target': 0}", "recall_target" },
+        { "{'recall_target': 1.01}", "recall_target" },
+        { "{'recall_target': '0.9'}", "recall_target" },
+        { "{'recall': 0.9}", "recall" },
+        { "{'': 1}", "" },
+        { "[]", "" },
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        struct collection_options o = { .write_mode = WRITE_IMMEDIATE_INDEX, .index_delay_ms = 5 }, was = o;
+        float recall = 0.5f;
+        struct err err;
+        err_clear(&err);
+        ck_assert_msg(collection_options_change(&o, &recall, doc_of(&arena, cases[i].text), &err) ==
+                        OMEN_EINVAL,
+                "%s", cases[i].text);
+        ck_assert_str_eq(err.field, cases[i].field);
+        ck_assert_str_ne(err.message, "");
+        ck_assert(collection_options_equal(&o, &was) && recall == 0.5f);
+    }
+    /* Also when the first of several was right. */
+    struct collection_options o = { .index_delay_ms = 5 }, was = o;
+    float recall = 0.5f;
+    ck_assert_int_eq(collection_options_change(&o, &recall,
+                             doc_of(&arena, "{'index_delay_ms': 10, 'profile': 'speed', 'segments': 'x'}"),
+                             NULL),
+            OMEN_EINVAL);
+    ck_assert(collection_options_equal(&o, &was) && recall == 0.5f);
+    ck_assert_int_eq(collection_options_change(&o, &recall, (struct doc){ NULL, 0 }, NULL), OMEN_OK);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *suite = suite_create("options");
+    TCase *tc = tcase_create("options");
+    tcase_add_checked_fixture(tc, setup, teardown);
+    tcase_add_test(tc, every_value_comes_back);
+    tcase_add_test(tc, profiles_are_what_they_are_said_to_be);
+    tcase_add_test(tc, what_is_wrong_is_named_and_changes_nothing);
+    suite_add_tcase(suite, tc);
+    SRunner *runner = srunner_create(suite);
+    srunner_run_all(runner, CK_ENV);
+    int failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return failed == 0 ? 0 : 1;
+}
