@@ -84,7 +84,7 @@ void expiry_died(struct expiry *x, const struct blocks *blocks)
     for (uint32_t i = 0; i < x->count; i++) {
         struct row_ref row = x->items[i].row;
         const struct block *b = blocks_at(blocks, row.block);
-        if (atomic_load_explicit(&b->died[row.op], memory_order_relaxed) == 0) x->items[kept++] = x->items[i];
+        if (block_row_died(b, row.op) == 0) x->items[kept++] = x->items[i];
     }
     x->count = kept;
     for (uint32_t i = kept / 2; i-- > 0;) sift_down(x, i);

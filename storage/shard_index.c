@@ -387,10 +387,13 @@ enum omen_err shard_index_step(struct shard_store *store, const struct index_pol
     enum omen_err rc = store_serves(store, err);
     if (rc != OMEN_OK) return rc;
     if (!store->index.loaded) {
+        uint32_t era = store_hold(store);
         rc = segments_load(store, policy, err);
+        store_unhold(store, era);
         *worked_out = rc == OMEN_OK;
         return rc;
     }
+    uint32_t era = store_hold(store); /* before the sequence is read that the segment is as of */
     struct segment_set *set = segment_set_acquire(store);
     struct job job;
     if (job_find(store, set, policy, &job)) {
@@ -400,6 +403,7 @@ enum omen_err shard_index_step(struct shard_store *store, const struct index_pol
             rc = OMEN_OK; /* all of it is dead: more will come, or a merge takes it along */
     }
     segment_set_release(set);
+    store_unhold(store, era);
     return rc;
 }
 
@@ -415,8 +419,9 @@ void shard_index_stats(struct shard_store *store, struct shard_index_stats *stat
         stats_out->memory_bytes += info.memory_bytes;
         stats_out->disk_bytes += info.disk_bytes;
     }
-    uint32_t end = blocks_count(store->blocks);
+    uint32_t end = blocks_count(store->blocks), era = store_hold(store);
     for (uint32_t f = 0; f < store->schema.field_count; f++)
         stats_out->tail_rows += rows_between(store, f, set == NULL ? 0 : set->covered[f], end);
+    store_unhold(store, era);
     segment_set_release(set);
 }

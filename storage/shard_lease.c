@@ -22,6 +22,7 @@ struct store_lease {
     char own_dir[STORE_PATH_BYTES + 32];
     struct store_manifest manifest;
     struct buf bytes;
+    struct lease_count *count;
 };
 
 static _Atomic uint32_t lease_number; /* of the process: names of directories only */
@@ -54,6 +55,11 @@ enum omen_err store_lease_open(struct shard_store *store, struct store_lease **l
     memcpy(l->dir, store->dir, sizeof l->dir);
     snprintf(l->own_dir, sizeof l->own_dir, "%s/lease-%u", l->dir, atomic_fetch_add(&lease_number, 1));
     buf_init(&l->bytes);
+    l->count = store->compact.leases;
+    pthread_mutex_lock(&store->checkpoint_mutex); /* no chunk is being compacted now, nor will one be */
+    atomic_fetch_add(&l->count->refs, 1);
+    atomic_fetch_add(&l->count->leases, 1);
+    pthread_mutex_unlock(&store->checkpoint_mutex);
     enum omen_err rc = store_serves(store, err);
     if (rc == OMEN_OK) rc = own_copy(l, store, err);
     if (rc == OMEN_OK) rc = own_size(l, &raw.meta_bytes, err);
@@ -85,6 +91,8 @@ void store_lease_close(struct store_lease *lease)
     if (lease == NULL) return;
     if (vfs_remove_tree(vfs_posix(), lease->own_dir, &err) != OMEN_OK)
         LOG_WARN("store.lease_stays", "dir=\"%s\" reason=\"%s\"", lease->own_dir, err.message);
+    atomic_fetch_sub(&lease->count->leases, 1);
+    if (atomic_fetch_sub(&lease->count->refs, 1) == 1) mem_free(lease->count);
     store_manifest_fini(&lease->manifest);
     buf_fini(&lease->bytes);
     mem_free(lease);

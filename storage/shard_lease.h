@@ -6,8 +6,8 @@
  *
  * What a lease holds: a copy of LMDB of its own, taken before the checkpoint is looked up, so that the checkpoint is never
  * the older of the two; and the chunks up to the checkpoint's end, which nothing changes or removes while the store's
- * directory is there. (Whatever is to remove files of a store must ask for leases first.) The store goes on meanwhile. A
- * lease outlives the store; its reads fail once the directory is gone.
+ * directory is there: no chunk is compacted while the store has a lease. The store goes on meanwhile. A lease outlives the
+ * store; its reads fail once the directory is gone, or the store was opened again and has compacted a chunk.
  *
  * Threads: a lease is for one thread at a time, reads and sums for any. */
 #ifndef OMEN_STORAGE_SHARD_LEASE_H

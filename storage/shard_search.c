@@ -82,6 +82,7 @@ static enum omen_err blocks_scan(const struct store_view *view, struct flat_scan
     for (uint32_t i = from; i < end && rc == OMEN_OK; i++) {
         const struct block *b = blocks_at(s->blocks, i);
         if (b->sequence > view->sequence) break;
+        if (b->died == NULL) continue; /* nothing is left of it */
         struct flat_block flat;
         flat_block_of_entry(&b->entry, field, s->schema.fields[field].dim, b->died, i, &flat);
         if (flat.count > 0) rc = flat_scan_block(scan, &flat);

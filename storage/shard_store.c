@@ -151,6 +151,7 @@ static enum omen_err store_init(struct shard_store *s, const struct shard_store_
 static void store_free(struct shard_store *s)
 {
     store_index_fini(s);
+    store_compact_fini(s);
     while (s->free_pins != NULL) {
         struct view_pin *pin = s->free_pins;
         s->free_pins = pin->next;
@@ -186,6 +187,7 @@ enum omen_err shard_store_open(const struct shard_store_options *options, struct
     struct checkpoint end = { 0 };
     struct shard_store *s = mem_must_calloc(1, sizeof *s);
     store_index_init(s);
+    store_compact_init(s);
     rc = store_init(s, options, err);
     if (rc == OMEN_OK) rc = files_open(s, options, &state, &end, err);
     if (rc == OMEN_OK) rc = meta_txn_new(s->meta, &s->apply_pin.txn, err);
@@ -242,6 +244,7 @@ void shard_store_stats(struct shard_store *store, struct shard_store_stats *stat
     stats.rows_dead = atomic_load(&store->blocks->row_count) - store->points;
     pthread_mutex_unlock(&store->version_mutex);
     stream_usage(store->stream, &stats.stream_bytes, &stats.stream_chunks);
+    stats.given_back_bytes = atomic_load(&store->compact.given_back_bytes);
     stats.meta_bytes = meta_bytes(store->meta);
     stats.applied_ops = atomic_load(&store->op_count);
     stats.op_table_full = stats.applied_ops >= store->op_table_max;
@@ -264,7 +267,7 @@ static void store_damage(struct shard_store *s, enum omen_err rc, const struct e
 enum omen_err shard_store_scrub(struct shard_store *store, uint64_t bytes, struct scrub_result *result_out,
         struct err *err)
 {
-    uint32_t count = blocks_count(store->blocks);
+    uint32_t count = blocks_count(store->blocks), era = store_hold(store);
     struct scrub_result result = { .wrapped = count == 0 };
     enum omen_err rc = OMEN_OK;
     while (rc == OMEN_OK && result.bytes < bytes && !result.wrapped) {
@@ -278,6 +281,7 @@ enum omen_err shard_store_scrub(struct shard_store *store, uint64_t bytes, struc
         result.wrapped = ++store->scrub_next >= count;
         if (result.wrapped) store->scrub_next = 0;
     }
+    store_unhold(store, era);
     if (result_out != NULL) *result_out = result;
     return rc;
 }

@@ -169,7 +169,8 @@ OMEN_CHECKED enum omen_err shard_store_count(const struct store_view *view, cons
 struct shard_store_stats {
     uint64_t applied, durable, points, rows_dead;
     uint64_t stream_bytes, stream_chunks, delta_bytes, meta_bytes, applied_ops;
-    uint64_t op_table_full; /* 1 when admission must answer BUSY */
+    uint64_t given_back_bytes; /* of chunks, by compacting them since open */
+    uint64_t op_table_full;    /* 1 when admission must answer BUSY */
     uint64_t
             expires_next_ms; /* the soonest that a point counted in `points` expires; UINT64_MAX = none does */
     enum omen_err stopped;   /* OMEN_OK, or why apply stopped */

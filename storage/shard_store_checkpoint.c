@@ -3,6 +3,7 @@
  *   capture {applied, end of the stream, chunks written; freeze the delta when it is due}   under the apply lock
  *   sync the chunks -> write the CHECKPOINT slot and sync it                                durable from here
  *   merge the frozen delta into LMDB -> drop it from the version -> CHECKSUM                 when there is one
+ *   compact chunks most of whose rows LMDB knows to be dead                                  a step of it
  *
  * LMDB is never ahead of a durable checkpoint. A merge that finds the disk full is tried again at the next checkpoint;
  * its delta stays frozen and readable. A failed sync is never repeated: the store stops (CORRECTNESS C2). */
@@ -52,7 +53,7 @@ static enum omen_err capture_take(struct shard_store *s, struct capture *c, stru
         c->sequence = atomic_load_explicit(&s->applied, memory_order_relaxed);
         c->end = stream_end(s->stream);
         bool due = s->frozen == NULL && delta_count(s->active) > 0 &&
-                delta_bytes(s->active) >= s->delta_bytes_max;
+                (delta_bytes(s->active) >= s->delta_bytes_max || store_compact_wants_merge(s));
         if (due && freeze(s, c->end) != OMEN_OK)
             LOG_WARN("store.merge_waits", "dir=\"%s\" error=no_memory", s->dir);
         rc = stream_sync_begin(s->stream, &c->sync); /* last: what it takes must be synced */
@@ -138,7 +139,11 @@ static enum omen_err merge(struct shard_store *s, struct err *err)
     enum omen_err rc = merge_write(s, err);
     if (rc != OMEN_OK) return rc;
     frozen_drop(s);
-    return meta_seal(s->meta, err);
+    rc = meta_seal(s->meta, err);
+    if (rc == OMEN_OK)
+        s->compact.merged = (struct checkpoint){ .sequence = s->frozen_state.sequence,
+            .end = s->frozen_state.end };
+    return rc;
 }
 
 enum omen_err shard_store_checkpoint(struct shard_store *store, uint64_t *durable_out, struct err *err)
@@ -160,6 +165,7 @@ enum omen_err shard_store_checkpoint(struct shard_store *store, uint64_t *durabl
         }
         if (rc != OMEN_OK) rc = stop_here(store, rc, &local, err);
     }
+    if (rc == OMEN_OK) store_compact_step(store);
     if (rc == OMEN_OK) stream_prepare(store->stream);
     if (durable_out != NULL) *durable_out = atomic_load(&store->durable);
     pthread_mutex_unlock(&store->checkpoint_mutex);

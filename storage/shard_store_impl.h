@@ -8,6 +8,7 @@
  *   shard_store_checkpoint.c  checkpoints and merges
  *   expiry.c                  living rows by the time they expire
  *   shard_store_view.c        views, lookups and walks over deltas and LMDB
+ *   shard_store_compact.c     space of dead rows given back
  *   shard_lease.c, shard_manifest.c   checkpoints for other replicas
  *   shard_index.c             which segments there are, and which to build next
  *   shard_store_read.c        get, scroll, count        shard_search.c   search
@@ -42,6 +43,7 @@ struct view_pin {
     uint64_t points;               /* live at the view's sequence, expired ones included */
     uint64_t log_time_ms;          /* of the view's sequence */
     uint64_t expires_next_ms;      /* none of `points` expires before */
+    uint32_t era;                  /* see store_hold */
     struct view_pin *next;         /* in the free list */
 };
 
@@ -54,6 +56,25 @@ struct store_index {
     uint64_t next_number, dead_seen;
     uint32_t dead_steps;
     _Atomic uint64_t built_rows;
+};
+
+/* Compaction of chunks; see shard_store_compact.c. Leases outlive the store, so their number does too. */
+struct lease_count {
+    _Atomic uint32_t refs, leases;
+};
+#define STORE_COMPACT_CHUNKS 4u /* at once */
+enum compact_step { COMPACT_IDLE, COMPACT_CHOSEN, COMPACT_REPLACED };
+struct store_compact {
+    struct checkpoint merged; /* what LMDB holds: sequence, and end of the stream then */
+    enum compact_step step;
+    uint32_t next_chunk; /* to be looked at */
+    uint32_t chunks[STORE_COMPACT_CHUNKS], count;
+    uint64_t dropped_through; /* rows that died up to here go */
+    struct stream_chunk *old[STORE_COMPACT_CHUNKS];
+    struct blocks_replaced replaced[STORE_COMPACT_CHUNKS];
+    uint64_t waiting_bytes; /* that chunks would give back if LMDB knew of their rows' deaths */
+    struct lease_count *leases;
+    _Atomic uint64_t given_back_bytes; /* since open */
 };
 
 struct shard_store {
@@ -88,14 +109,16 @@ struct shard_store {
     struct delta *active, *frozen;
     struct view_pin *free_pins;
     uint32_t pin_count, view_count;
-    _Atomic uint64_t op_count; /* for stats */
-    _Atomic int stopped_stat;  /* copy of `stopped` */
+    uint32_t era, era_holds[2]; /* who may look at what, by era; see store_hold */
+    _Atomic uint64_t op_count;  /* for stats */
+    _Atomic int stopped_stat;   /* copy of `stopped` */
 
     pthread_mutex_t checkpoint_mutex;
     struct checkpoint last, older;
     _Atomic uint64_t durable, log_needed;
     struct meta_state frozen_state; /* what LMDB becomes when `frozen` is merged */
     struct op_range frozen_ops;
+    struct store_compact compact; /* checkpoint_mutex */
 
     struct store_index index;
     uint32_t scrub_next;   /* block; the scrubber's */
@@ -155,6 +178,23 @@ static inline void row_op(const struct shard_store *s, struct row_ref row, struc
 {
     entry_op_at(&blocks_at(s->blocks, row.block)->entry, row.op, op_out);
 }
+
+/* While it is held, no block that is there now is taken away, and no row that lives at a sequence applied now or later.
+ * Views hold by themselves; this is for who looks at rows without one, for longer than a view should live. */
+uint32_t store_hold(struct shard_store *s);
+void store_unhold(struct shard_store *s, uint32_t era);
+/* Let later holds be of another era. False: some of the era before the present one are still there. */
+bool store_era_turn(struct shard_store *s);
+bool store_era_over(struct shard_store *s); /* no hold of an earlier era is left */
+
+/* ---- shard_store_compact.c ---- */
+
+void store_compact_init(struct shard_store *s);
+void store_compact_fini(struct shard_store *s); /* no reader is left */
+/* The next step of giving space back; what fails is tried again. checkpoint_mutex held, after a checkpoint. */
+void store_compact_step(struct shard_store *s);
+/* Would a merge let more be given back than it costs? */
+bool store_compact_wants_merge(const struct shard_store *s);
 
 /* ---- shard_store_read.c ---- */
 

@@ -165,7 +165,7 @@ static enum omen_err plan_age(struct plan *p, struct err *err)
         struct expiry_item item = expiry_take(&s->expiry);
         p->aged[p->aged_count++] = item;
         const struct block *b = blocks_at(s->blocks, item.row.block);
-        if (atomic_load_explicit(&b->died[item.row.op], memory_order_relaxed) != 0) continue;
+        if (block_row_died(b, item.row.op) != 0) continue;
         struct entry_op op;
         uint32_t slot;
         row_op(s, item.row, &op);
@@ -218,14 +218,14 @@ enum omen_err plan_entry(struct plan *plan, struct shard_store *s, uint64_t sequ
 static void row_dies(struct shard_store *s, struct row_ref row, uint64_t sequence)
 {
     struct block *b = blocks_at(s->blocks, row.block);
-    atomic_store_explicit(&b->died[row.op], sequence, memory_order_relaxed);
+    block_row_die(b, row.op, sequence);
     if (entry_expires_ms(&b->entry, row.op) != 0) expiry_died(&s->expiry, s->blocks);
 }
 
 static void row_lives(struct shard_store *s, struct row_ref row)
 {
     struct block *b = blocks_at(s->blocks, row.block);
-    atomic_store_explicit(&b->died[row.op], 0, memory_order_relaxed);
+    block_row_live(b, row.op);
     uint64_t expires_ms = entry_expires_ms(&b->entry, row.op);
     if (expires_ms != 0) expiry_add(&s->expiry, expires_ms, row);
 }

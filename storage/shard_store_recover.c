@@ -1,6 +1,7 @@
 /* Recovery: from LMDB and the stream to the state at the end of the last checkpoint.
  *
- *   units up to LMDB's sequence       checked; rows dead, but for those that a walk over LMDB names
+ *   units up to LMDB's sequence       checked; rows dead, but for those that a walk over LMDB names; of compacted
+ *                                     chunks: what is left of them
  *   units after it, to the checkpoint checked; their entries run through the same plan and commit as when they were applied,
  *                                     with the derived units that lie there, which gives deltas, op table and deaths
  *   what lies past the checkpoint     is cut; the log delivers it again
@@ -38,9 +39,11 @@ static enum omen_err unit_next(struct recovery *r, struct stream_unit *unit_out,
     err_clear(&reason);
     enum omen_err rc = stream_next(r->s->stream, &r->at, unit_out, end_out, err);
     if (rc != OMEN_OK || *end_out) return rc;
-    rc = entry_parse(unit_out->body, unit_out->body_bytes, &r->s->schema, true, entry_out, &reason);
+    memset(entry_out, 0, sizeof *entry_out);
+    if (unit_out->body != NULL)
+        rc = entry_parse(unit_out->body, unit_out->body_bytes, &r->s->schema, true, entry_out, &reason);
     if (rc != OMEN_OK) return unit_corrupt(r, unit_out, reason.message, err);
-    if (entry_out->derived != (unit_out->type == STREAM_UNIT_DERIVED))
+    if (!unit_out->compacted && entry_out->derived != (unit_out->type == STREAM_UNIT_DERIVED))
         return unit_corrupt(r, unit_out, "unit and entry disagree on their kind", err);
     if (unit_out->type == STREAM_UNIT_ENTRY) {
         if (unit_out->sequence != r->sequence + 1 || unit_out->part != 0)
@@ -98,7 +101,7 @@ static enum omen_err walk_meta(struct shard_store *s, struct meta_txn *txn, cons
         rc = row_of_location(s, &key, &location, &row, err);
         if (rc != OMEN_OK) break;
         struct block *b = blocks_at(s->blocks, row.block);
-        atomic_store_explicit(&b->died[row.op], 0, memory_order_relaxed);
+        block_row_live(b, row.op);
         points++;
         uint64_t expires_ms = entry_expires_ms(&b->entry, row.op);
         if (expires_ms == 0) continue;
@@ -156,6 +159,8 @@ static enum omen_err scan_unmerged(struct recovery *r, struct err *err)
         struct stream_unit unit = { 0 };
         struct entry entry;
         enum omen_err rc = unit_next(r, &unit, &entry, &end, err);
+        if (rc == OMEN_OK && !end && unit.compacted)
+            return unit_corrupt(r, &unit, "compacted although LMDB does not have it", err);
         if (rc == OMEN_OK && !end && unit.type == STREAM_UNIT_DERIVED) {
             if (!have_entry || unit.part != r->derived_count + 1 || r->derived_count == RECOVER_DERIVED_MAX)
                 return unit_corrupt(r, &unit, "derived unit out of order", err);
@@ -180,6 +185,7 @@ enum omen_err store_recover(struct shard_store *s, const struct meta_state *stat
     enum omen_err rc = scan_merged(r, state, err);
     if (rc == OMEN_OK) rc = load_meta(s, state, err);
     if (rc == OMEN_OK) {
+        s->compact.merged = (struct checkpoint){ .sequence = state->sequence, .end = state->end };
         atomic_store(&s->applied, state->sequence);
         rc = scan_unmerged(r, err);
     }

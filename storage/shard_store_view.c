@@ -52,6 +52,8 @@ static void view_take(struct shard_store *store, struct store_view *view_out)
         CHECK(rc == OMEN_OK); /* STORE_VIEWS_MAX is below the limit of transactions */
     }
     view_pin_take(store, pin);
+    pin->era = store->era;
+    store->era_holds[pin->era]++;
     *view_out = (struct store_view){ store, atomic_load_explicit(&store->applied, memory_order_relaxed),
         pin->log_time_ms, pin, 0 };
 }
@@ -86,9 +88,44 @@ void store_view_release(struct store_view *view)
     view->pin->next = s->free_pins;
     s->free_pins = view->pin;
     s->view_count--;
+    s->era_holds[view->pin->era]--;
     pthread_cond_broadcast(&s->view_released);
     pthread_mutex_unlock(&s->version_mutex);
     *view = (struct store_view){ 0 };
+}
+
+uint32_t store_hold(struct shard_store *s)
+{
+    pthread_mutex_lock(&s->version_mutex);
+    uint32_t era = s->era;
+    s->era_holds[era]++;
+    pthread_mutex_unlock(&s->version_mutex);
+    return era;
+}
+
+void store_unhold(struct shard_store *s, uint32_t era)
+{
+    pthread_mutex_lock(&s->version_mutex);
+    CHECK(s->era_holds[era] > 0);
+    s->era_holds[era]--;
+    pthread_mutex_unlock(&s->version_mutex);
+}
+
+bool store_era_turn(struct shard_store *s)
+{
+    pthread_mutex_lock(&s->version_mutex);
+    bool turned = s->era_holds[1 - s->era] == 0;
+    if (turned) s->era = 1 - s->era;
+    pthread_mutex_unlock(&s->version_mutex);
+    return turned;
+}
+
+bool store_era_over(struct shard_store *s)
+{
+    pthread_mutex_lock(&s->version_mutex);
+    bool over = s->era_holds[1 - s->era] == 0;
+    pthread_mutex_unlock(&s->version_mutex);
+    return over;
 }
 
 /* ---- lookups ---- */

@@ -155,6 +155,18 @@ enum omen_err segment_slots_write(struct segment *s, struct err *err)
     return rc;
 }
 
+/* Of a row that is dead nobody asks more than that, and of a compacted chunk there is no more. */
+static bool slot_is_row(const struct segment *s, struct row_ref ref)
+{
+    const struct block *b = blocks_at(s->blocks, ref.block);
+    struct entry_op op;
+    if (b->died == NULL) return true;
+    if (ref.op >= b->entry.op_count) return false;
+    if (block_row_died(b, ref.op) != 0) return true;
+    entry_op_at(&b->entry, ref.op, &op);
+    return op.kind == POINT_UPSERT && op.rows[s->field] != ENTRY_NO_ROW;
+}
+
 /* Every slot must name a row of the field in the range: a search reads through it without looking. */
 static enum omen_err slots_take(struct segment *s, const uint8_t *bytes, const char *path, struct err *err)
 {
@@ -163,11 +175,7 @@ static enum omen_err slots_take(struct segment *s, const uint8_t *bytes, const c
     for (uint32_t i = 0; i < s->count; i++) {
         const uint8_t *p = bytes + HEADER_BYTES + (size_t)i * SLOT_BYTES;
         struct row_ref ref = { load_u32(p), load_u32(p + 4) };
-        bool there = ref.block >= s->first_block && ref.block < s->end_block &&
-                ref.op < blocks_at(s->blocks, ref.block)->entry.op_count;
-        struct entry_op op;
-        if (there) entry_op_at(&blocks_at(s->blocks, ref.block)->entry, ref.op, &op);
-        if (!there || op.kind != POINT_UPSERT || op.rows[s->field] == ENTRY_NO_ROW)
+        if (ref.block < s->first_block || ref.block >= s->end_block || !slot_is_row(s, ref))
             return err_corrupt(err, path, (uint64_t)(p - bytes), "a slot names no row");
         s->slots[i] = ref;
     }

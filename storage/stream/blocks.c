@@ -3,6 +3,8 @@
 
 #include "storage/stream/blocks.h"
 
+#include <string.h>
+
 #include "common/check.h"
 #include "common/mem.h"
 
@@ -45,8 +47,9 @@ enum omen_err blocks_stage(struct blocks *blocks, uint32_t staged, const struct 
     enum omen_err rc = page_make(blocks, at, err);
     if (rc != OMEN_OK) return rc;
     struct block *b = blocks_at(blocks, at);
-    b->died = mem_alloc((entry->op_count + 1) * sizeof *b->died);
-    if (b->died == NULL) return err_set(err, OMEN_ENOMEM, NULL, "rows of a block");
+    b->died = unit->body == NULL ? NULL : mem_alloc((entry->op_count + 1) * sizeof *b->died);
+    if (b->died == NULL && unit->body != NULL) return err_set(err, OMEN_ENOMEM, NULL, "rows of a block");
+    atomic_init(&b->live, 0);
     for (uint32_t i = 0; i < entry->op_count; i++) atomic_init(&b->died[i], unit->sequence);
     b->expires_min_ms = UINT64_MAX;
     for (uint32_t i = 0; entry->expires && i < entry->op_count; i++) {
@@ -77,7 +80,58 @@ void blocks_publish(struct blocks *blocks, uint32_t staged)
     atomic_store_explicit(&blocks->count, count + staged, memory_order_release);
 }
 
-uint32_t blocks_find(const struct blocks *blocks, struct stream_position position)
+/* One page, copied with the units of its part of the range. */
+static void page_replace(struct blocks *blocks, uint32_t from, uint32_t end, const struct stream_unit *units,
+        const struct collection_schema *schema, struct blocks_replaced *out)
+{
+    struct blocks_place at = blocks_place(from);
+    struct block *old = blocks_at(blocks, at.first);
+    struct block *page = mem_must_calloc(at.count, sizeof *page);
+    memcpy(page, old, at.count * sizeof *page);
+    for (uint32_t i = from; i < end; i++) {
+        struct block *b = &page[i - at.first];
+        const struct stream_unit *unit = &units[i - from];
+        CHECK(stream_position_pack(b->unit.position) == stream_position_pack(unit->position));
+        b->unit = *unit;
+        if (unit->body != NULL) {
+            uint32_t ops = b->entry.op_count;
+            entry_attach(unit->body, schema, &b->entry);
+            CHECK(b->entry.op_count == ops);
+            continue;
+        }
+        atomic_fetch_sub_explicit(&blocks->row_count, b->entry.op_count, memory_order_relaxed);
+        memset(&b->entry, 0, sizeof b->entry);
+        out->died[out->died_count++] = b->died;
+        b->died = NULL;
+    }
+    out->pages[out->page_count++] = old;
+    struct blocks_book *book = blocks->books[at.page / BLOCKS_PER_BOOK];
+    atomic_store_explicit(&book->pages[at.page % BLOCKS_PER_BOOK], page, memory_order_release);
+}
+
+void blocks_replace(struct blocks *blocks, uint32_t first, uint32_t count, const struct stream_unit *units,
+        const struct collection_schema *schema, struct blocks_replaced *replaced_out)
+{
+    CHECK(first + count <= blocks_count(blocks));
+    *replaced_out = (struct blocks_replaced){ .pages = mem_must_calloc(count + 1, sizeof(struct block *)),
+        .died = mem_must_calloc(count + 1, sizeof(_Atomic uint64_t *)) };
+    for (uint32_t at = first, end; at < first + count; at = end) {
+        struct blocks_place place = blocks_place(at);
+        end = place.first + place.count < first + count ? place.first + place.count : first + count;
+        page_replace(blocks, at, end, units + (at - first), schema, replaced_out);
+    }
+}
+
+void blocks_replaced_free(struct blocks_replaced *replaced)
+{
+    for (uint32_t i = 0; i < replaced->page_count; i++) mem_free(replaced->pages[i]);
+    for (uint32_t i = 0; i < replaced->died_count; i++) mem_free((void *)(uintptr_t)replaced->died[i]);
+    mem_free(replaced->pages);
+    mem_free(replaced->died);
+    *replaced = (struct blocks_replaced){ 0 };
+}
+
+uint32_t blocks_lower_bound(const struct blocks *blocks, struct stream_position position)
 {
     uint64_t wanted = stream_position_pack(position);
     uint32_t low = 0, high = blocks_count(blocks);
@@ -88,6 +142,13 @@ uint32_t blocks_find(const struct blocks *blocks, struct stream_position positio
         else
             high = mid;
     }
-    if (low == blocks_count(blocks)) return UINT32_MAX;
-    return stream_position_pack(blocks_at(blocks, low)->unit.position) == wanted ? low : UINT32_MAX;
+    return low;
+}
+
+uint32_t blocks_find(const struct blocks *blocks, struct stream_position position)
+{
+    uint32_t at = blocks_lower_bound(blocks, position);
+    if (at >= blocks_count(blocks)) return UINT32_MAX;
+    struct stream_position found = blocks_at(blocks, at)->unit.position;
+    return stream_position_pack(found) == stream_position_pack(position) ? at : UINT32_MAX;
 }

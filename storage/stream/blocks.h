@@ -24,7 +24,8 @@ struct block {
     uint64_t sequence;
     struct entry entry; /* attached to the mapped bytes */
     struct stream_unit unit;
-    _Atomic uint64_t *died;  /* [entry.op_count], owned */
+    _Atomic uint64_t *died; /* [entry.op_count], owned; NULL: the unit was given up, all rows are long dead */
+    _Atomic uint32_t live;  /* rows with died = 0; the writer's count, read by who looks for dead space */
     uint64_t expires_min_ms; /* the first of its rows to expire; UINT64_MAX = none does */
 };
 
@@ -89,6 +90,12 @@ static inline uint32_t blocks_count(const struct blocks *blocks)
     return atomic_load_explicit(&blocks->count, memory_order_acquire);
 }
 
+/* When the row died; 0 = it lives. What a writer asks. */
+static inline uint64_t block_row_died(const struct block *b, uint32_t op)
+{
+    return b->died == NULL ? 1 : atomic_load_explicit(&b->died[op], memory_order_relaxed);
+}
+
 /* Has the row's time come? */
 static inline bool block_row_expired(const struct block *b, uint32_t op, uint64_t now_ms)
 {
@@ -100,10 +107,39 @@ static inline bool block_row_expired(const struct block *b, uint32_t op, uint64_
 /* Does a view at `sequence` see the row at `now_ms`? With now 0 nothing has expired. */
 static inline bool block_row_visible(const struct block *b, uint32_t op, uint64_t sequence, uint64_t now_ms)
 {
+    if (b->died == NULL) return false;
     uint64_t died = atomic_load_explicit(&b->died[op], memory_order_relaxed);
     return b->sequence <= sequence && (died == 0 || died > sequence) && !block_row_expired(b, op, now_ms);
 }
 
+/* A row of the newest block that is staged or published comes to life, or dies at `sequence`. Writer. */
+static inline void block_row_live(struct block *b, uint32_t op)
+{
+    atomic_store_explicit(&b->died[op], 0, memory_order_relaxed);
+    atomic_fetch_add_explicit(&b->live, 1, memory_order_relaxed);
+}
+static inline void block_row_die(struct block *b, uint32_t op, uint64_t sequence)
+{
+    atomic_store_explicit(&b->died[op], sequence, memory_order_relaxed);
+    atomic_fetch_sub_explicit(&b->live, 1, memory_order_relaxed);
+}
+
+/* What readers of before may still look at. */
+struct blocks_replaced {
+    struct block **pages; /* [page_count] owned, as what they point to */
+    uint32_t page_count;
+    _Atomic uint64_t **died; /* [died_count] of units that were given up */
+    uint32_t died_count;
+};
+/* Blocks [first, first + count) lie elsewhere from now on: `units` [count], an entry of the same ops or nothing. Rows
+ * that are to be seen by any view from now on are in both. Pages of the table are copied and swapped: who holds a block
+ * goes on with the old one until blocks_replaced_free. Writer. */
+void blocks_replace(struct blocks *blocks, uint32_t first, uint32_t count, const struct stream_unit *units,
+        const struct collection_schema *schema, struct blocks_replaced *replaced_out);
+void blocks_replaced_free(struct blocks_replaced *replaced);
+
+/* The first published block whose unit stands at or after `position`. O(log blocks). */
+uint32_t blocks_lower_bound(const struct blocks *blocks, struct stream_position position);
 /* The published block whose unit stands at `position`; UINT32_MAX when there is none. O(log blocks). */
 uint32_t blocks_find(const struct blocks *blocks, struct stream_position position);
 

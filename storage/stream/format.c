@@ -68,7 +68,7 @@ const char *unit_header_decode(const uint8_t in[STREAM_UNIT_HEADER_BYTES], struc
     if (h_out->crc != crc32c(0, in, 60)) return "unit header checksum";
     if (load_u16(in + 4) != STREAM_FORMAT_VERSION) return "unknown unit version";
     uint16_t type = load_u16(in + 6);
-    if (type < STREAM_UNIT_ENTRY || type > STREAM_UNIT_CHUNK_END) return "unknown unit type";
+    if (type < STREAM_UNIT_ENTRY || type > STREAM_UNIT_COMPACTED) return "unknown unit type";
     if (!all_zero(in + 28, 4) || !all_zero(in + 56, 4)) return "reserved bytes of the unit header are set";
     h_out->type = (enum stream_unit_type)type;
     h_out->sequence = load_u64(in + 8);
@@ -82,4 +82,72 @@ const char *unit_header_decode(const uint8_t in[STREAM_UNIT_HEADER_BYTES], struc
     if (type != STREAM_UNIT_CHUNK_END && (h_out->body_bytes < 64 || h_out->body_bytes % 64 != 0))
         return "unit body size";
     return NULL;
+}
+
+void compact_table_encode(const struct compact_item *items, uint32_t count, uint32_t chain_last, uint8_t *out)
+{
+    size_t bytes = compact_table_bytes(count);
+    memset(out, 0, bytes);
+    memcpy(out, "OMCT", 4);
+    store_u16(out + 4, STREAM_FORMAT_VERSION);
+    store_u32(out + 8, count);
+    store_u32(out + 16, chain_last);
+    for (uint32_t i = 0; i < count; i++) {
+        uint8_t *p = out + COMPACT_HEAD_BYTES + (size_t)i * COMPACT_ITEM_BYTES;
+        store_u64(p, items[i].sequence);
+        store_u32(p + 8, items[i].offset);
+        store_u32(p + 12, items[i].part);
+        store_u32(p + 16, items[i].body_offset);
+        store_u32(p + 20, items[i].body_bytes);
+    }
+    store_u32(out + 12, crc32c(0, out + 16, bytes - 16));
+}
+
+void compact_item_at(const struct compact_table *t, uint32_t i, struct compact_item *item_out)
+{
+    const uint8_t *p = t->items + (size_t)i * COMPACT_ITEM_BYTES;
+    *item_out = (struct compact_item){ load_u64(p), load_u32(p + 8), load_u32(p + 12), load_u32(p + 16),
+        load_u32(p + 20) };
+}
+
+/* Units in order of offset, bodies in the file after the table. */
+static const char *compact_items_wrong(const struct compact_table *t, uint64_t bodies_from,
+        uint32_t file_bytes)
+{
+    uint32_t before = 0;
+    for (uint32_t i = 0; i < t->count; i++) {
+        struct compact_item item;
+        compact_item_at(t, i, &item);
+        if (item.offset < STREAM_CHUNK_HEADER_BYTES || item.offset % 64 != 0 || item.offset <= before)
+            return "unit of a compacted chunk out of place";
+        before = item.offset;
+        if (item.body_offset == 0 && item.body_bytes == 0) continue;
+        if (item.body_offset < bodies_from || item.body_offset % 64 != 0 || item.body_bytes < 64 ||
+                item.body_bytes % 64 != 0 || !range_fits(item.body_offset, item.body_bytes, file_bytes))
+            return "body of a compacted chunk out of place";
+    }
+    return NULL;
+}
+
+const char *compact_table_decode(const uint8_t *file, uint32_t file_bytes, const struct unit_header *h,
+        struct compact_table *table_out)
+{
+    const uint64_t at = STREAM_CHUNK_HEADER_BYTES + STREAM_UNIT_HEADER_BYTES;
+    const uint8_t *p = file + at;
+    if (!range_fits(at, h->body_bytes, file_bytes)) return "table is longer than its chunk";
+    if (memcmp(p, "OMCT", 4) != 0 || load_u16(p + 4) != STREAM_FORMAT_VERSION)
+        return "unknown table of a compacted chunk";
+    if (memcmp(p, h->body_head, STREAM_BODY_HEAD_BYTES) != 0 ||
+            load_u32(p + 12) != crc32c(0, p + 16, h->body_bytes - 16))
+        return "checksum of a compacted chunk's table";
+    *table_out = (struct compact_table){ .items = p + COMPACT_HEAD_BYTES,
+        .count = load_u32(p + 8),
+        .chain_first = h->chain,
+        .chain_last = load_u32(p + 16) };
+    uint64_t used = COMPACT_HEAD_BYTES + (uint64_t)table_out->count * COMPACT_ITEM_BYTES;
+    if (!all_zero(p + 6, 2) || !all_zero(p + 20, COMPACT_HEAD_BYTES - 20) ||
+            (used < h->body_bytes && !all_zero(p + used, h->body_bytes - used)))
+        return "reserved bytes of a compacted chunk's table are set";
+    if (compact_table_bytes(table_out->count) != h->body_bytes) return "size of a compacted chunk's table";
+    return compact_items_wrong(table_out, at + h->body_bytes, file_bytes);
 }

@@ -14,49 +14,21 @@
 #include "common/crc32c.h"
 #include "common/log.h"
 #include "common/mem.h"
-#include "storage/stream/format.h"
+#include "storage/stream/stream_impl.h"
 
-#define STREAM_PATH_BYTES 4096
 #define STREAM_WRITEBACK_BYTES                                                                               \
     (8u << 20) /* hand dirty pages to the kernel in such steps, so a checkpoint finds few */
 
 #define STREAM_CHECK_BYTES (64u << 10) /* a unit is checked in such parts */
 
-struct stream_chunk {
-    struct vfs_file *file;
-    const uint8_t *map; /* [file_bytes], read only */
-    uint32_t number, file_bytes;
-    bool dirty; /* written since the last stream_sync_begin; appender's lock */
-    struct stream_chunk *retired_next;
-};
-
-struct stream {
-    struct vfs *vfs;
-    char *dir;
-    uint64_t shard_id, replica_id;
-    uint32_t first_chunk_bytes, chunk_bytes;
-    struct stream_end end; /* appender's */
-    struct stream_chunk
-            *writing;      /* appender's: the chunk of `end`, NULL before the first; the table may move */
-    uint32_t written_back; /* offset in the current chunk up to which writeback was started */
-    pthread_mutex_t
-            create_mutex; /* one makes or removes chunk files; taken before `mutex`, which is never held over disk */
-    pthread_mutex_t mutex;           /* chunk table below */
-    struct stream_chunk **chunks;    /* [chunk_cap], slot i = chunk i + 1 */
-    uint32_t chunk_count, chunk_cap; /* chunks past the current one are allocated ahead or left by a rewind */
-    _Atomic uint64_t published;      /* copy of end.position, packed; its chunk changes under `mutex` */
-    uint64_t allocated_bytes;
-    struct stream_chunk *retired; /* replaced before they held a published unit; closed at the end */
-};
-
-static void chunk_path(const struct stream *s, uint32_t number, char out[STREAM_PATH_BYTES])
+void stream_chunk_path(const struct stream *s, uint32_t number, char out[STREAM_PATH_BYTES])
 {
     char name[STREAM_CHUNK_NAME_BYTES];
     stream_chunk_name(number, name);
     snprintf(out, STREAM_PATH_BYTES, "%s/%s", s->dir, name);
 }
 
-static void chunk_close(struct stream_chunk *c)
+void stream_chunk_close(struct stream_chunk *c)
 {
     if (c == NULL) return;
     if (c->map != NULL) vfs_unmap(c->file, c->map, c->file_bytes);
@@ -68,7 +40,7 @@ enum omen_err stream_corrupt(const struct stream *stream, struct stream_position
         struct err *err)
 {
     char path[STREAM_PATH_BYTES];
-    chunk_path(stream, position.chunk, path);
+    stream_chunk_path(stream, position.chunk, path);
     return err_corrupt(err, path, position.offset, what);
 }
 
@@ -136,7 +108,7 @@ static enum omen_err table_reserve(struct stream *s, uint32_t count)
 static enum omen_err chunk_open_existing(struct stream *s, uint32_t number, struct err *err)
 {
     char path[STREAM_PATH_BYTES];
-    chunk_path(s, number, path);
+    stream_chunk_path(s, number, path);
     bool there = false;
     enum omen_err rc = vfs_exists(s->vfs, path, &there, err);
     if (rc != OMEN_OK) return rc;
@@ -171,7 +143,7 @@ static enum omen_err chunk_open_existing(struct stream *s, uint32_t number, stru
     s->allocated_bytes += size;
     return OMEN_OK;
 err_chunk:
-    chunk_close(c);
+    stream_chunk_close(c);
     return rc;
 }
 
@@ -183,7 +155,7 @@ static void keep_prepared(struct stream *s)
         struct err err;
         bool there = false;
         uint32_t number = s->chunk_count + 1;
-        chunk_path(s, number, path);
+        stream_chunk_path(s, number, path);
         if (number > STREAM_CHUNKS_MAX || vfs_exists(s->vfs, path, &there, &err) != OMEN_OK || !there) return;
         if (chunk_open_existing(s, number, &err) != OMEN_OK) return;
         struct stream_chunk *c = s->chunks[number - 1];
@@ -191,7 +163,7 @@ static void keep_prepared(struct stream *s)
         if (vfs_allocate(c->file, c->file_bytes, &err) == OMEN_OK) continue;
         s->chunk_count--;
         s->allocated_bytes -= c->file_bytes;
-        chunk_close(c);
+        stream_chunk_close(c);
         return;
     }
 }
@@ -220,7 +192,10 @@ enum omen_err stream_open(const struct stream_options *options, struct stream_en
     pthread_mutex_init(&s->create_mutex, NULL);
     pthread_mutex_init(&s->mutex, NULL);
     enum omen_err rc = OMEN_OK;
-    for (uint32_t n = 1; n <= end.position.chunk && rc == OMEN_OK; n++) rc = chunk_open_existing(s, n, err);
+    for (uint32_t n = 1; n <= end.position.chunk && rc == OMEN_OK; n++) {
+        rc = chunk_open_existing(s, n, err);
+        if (rc == OMEN_OK) rc = stream_compacted_open(s, s->chunks[n - 1], err);
+    }
     if (rc == OMEN_OK && end.position.chunk > 0 &&
             end.position.offset > s->chunks[end.position.chunk - 1]->file_bytes)
         rc = stream_corrupt(s, end.position, "chunk ends before the checkpoint", err);
@@ -240,11 +215,11 @@ enum omen_err stream_open(const struct stream_options *options, struct stream_en
 void stream_close(struct stream *stream)
 {
     if (stream == NULL) return;
-    for (uint32_t i = 0; i < stream->chunk_count; i++) chunk_close(stream->chunks[i]);
+    for (uint32_t i = 0; i < stream->chunk_count; i++) stream_chunk_close(stream->chunks[i]);
     while (stream->retired != NULL) {
         struct stream_chunk *c = stream->retired;
         stream->retired = c->retired_next;
-        chunk_close(c);
+        stream_chunk_close(c);
     }
     pthread_mutex_destroy(&stream->mutex);
     pthread_mutex_destroy(&stream->create_mutex);
@@ -272,6 +247,13 @@ enum omen_err stream_next(struct stream *stream, struct stream_end *at, struct s
             *end_out = true;
             return OMEN_OK;
         }
+        if (p.chunk > 0 && stream->chunks[p.chunk - 1]->compacted.items != NULL) {
+            bool found = false;
+            enum omen_err rc = stream_compacted_next(stream, stream->chunks[p.chunk - 1], at, unit_out,
+                    &found, err);
+            if (rc != OMEN_OK || found) return rc;
+            continue;
+        }
         uint32_t chunk_end = p.chunk == 0 ? 0 : stream->chunks[p.chunk - 1]->file_bytes;
         if (chunk_end - p.offset < STREAM_UNIT_HEADER_BYTES) { /* no room was left even for an end mark */
             p = (struct stream_position){ p.chunk + 1, STREAM_CHUNK_HEADER_BYTES };
@@ -284,6 +266,7 @@ enum omen_err stream_next(struct stream *stream, struct stream_end *at, struct s
         const char *wrong = unit_header_decode(base + p.offset, &h);
         if (wrong == NULL && stream_position_pack(h.position) != stream_position_pack(p))
             wrong = "unit of another place";
+        if (wrong == NULL && h.type == STREAM_UNIT_COMPACTED) wrong = "table of a compacted chunk";
         if (wrong == NULL && h.chain != at->chain) wrong = "unit does not follow the one before";
         if (wrong == NULL &&
                 !range_fits((uint64_t)p.offset + STREAM_UNIT_HEADER_BYTES, h.body_bytes, chunk_end))
@@ -300,14 +283,17 @@ enum omen_err stream_next(struct stream *stream, struct stream_end *at, struct s
         at->position = after;
         at->chain = h.crc;
         if (h.type == STREAM_UNIT_CHUNK_END) continue;
-        *unit_out = (struct stream_unit){ h.type, h.sequence, h.part,
-            base + p.offset + STREAM_UNIT_HEADER_BYTES, h.body_bytes, p };
+        *unit_out = (struct stream_unit){ .type = h.type,
+            .sequence = h.sequence,
+            .part = h.part,
+            .body = base + p.offset + STREAM_UNIT_HEADER_BYTES,
+            .body_bytes = h.body_bytes,
+            .position = p };
         return OMEN_OK;
     }
 }
 
-/* A chunk that holds units: nobody takes it away. */
-static struct stream_chunk *chunk_in_use(struct stream *s, uint32_t number)
+struct stream_chunk *stream_chunk_in_use(struct stream *s, uint32_t number)
 {
     pthread_mutex_lock(&s->mutex);
     struct stream_chunk *c = s->chunks[number - 1];
@@ -340,7 +326,15 @@ enum omen_err stream_unit_check(struct stream *stream, const struct stream_unit 
     struct unit_header h;
     uint8_t header[STREAM_UNIT_HEADER_BYTES], head[STREAM_BODY_HEAD_BYTES];
     uint32_t crc = 0;
-    struct vfs_file *file = chunk_in_use(stream, unit->position.chunk)->file;
+    const struct stream_chunk *c = stream_chunk_in_use(stream, unit->position.chunk);
+    struct vfs_file *file = c->file;
+    if (unit->body == NULL) return OMEN_OK; /* nothing is left of it */
+    if (unit->compacted) {
+        enum omen_err read = body_read(file, (uint64_t)(unit->body - c->map), unit->body_bytes, head, &crc,
+                err);
+        if (read != OMEN_OK || crc == load_u32(head + 12)) return read;
+        return stream_corrupt(stream, unit->position, "entry checksum", err);
+    }
     enum omen_err rc = vfs_pread(file, header, sizeof header, unit->position.offset, err);
     if (rc == OMEN_OK)
         rc = body_read(file, (uint64_t)unit->position.offset + sizeof header, unit->body_bytes, head, &crc,
@@ -361,7 +355,7 @@ static enum omen_err chunk_create(struct stream *s, uint32_t number, uint32_t fi
         struct stream_chunk **chunk_out, struct err *err)
 {
     char path[STREAM_PATH_BYTES];
-    chunk_path(s, number, path);
+    stream_chunk_path(s, number, path);
     struct stream_chunk *c = mem_must_calloc(1, sizeof *c);
     uint8_t *header = mem_must_alloc(STREAM_CHUNK_HEADER_BYTES);
     c->number = number;
@@ -378,7 +372,7 @@ static enum omen_err chunk_create(struct stream *s, uint32_t number, uint32_t fi
     mem_free(header);
     if (rc != OMEN_OK) {
         bool opened = c->file != NULL;
-        chunk_close(c);
+        stream_chunk_close(c);
         struct err ignored; /* give the space back; if that fails too, the next open removes the file */
         if (opened && vfs_unlink(s->vfs, path, &ignored) != OMEN_OK)
             LOG_WARN("stream.unlink", "path=\"%s\"", path);
@@ -407,7 +401,7 @@ static enum omen_err chunks_retire(struct stream *s, uint32_t number, struct err
         }
         pthread_mutex_unlock(&s->mutex);
         if (c == NULL) return OMEN_OK;
-        chunk_path(s, c->number, path);
+        stream_chunk_path(s, c->number, path);
         enum omen_err rc = vfs_unlink(s->vfs, path, err);
         if (rc != OMEN_OK) return rc;
     }
@@ -544,7 +538,7 @@ static enum omen_err chunk_roll(struct stream *s, uint64_t sequence, uint64_t un
     if (rc != OMEN_OK) return rc;
     if (s->writing == NULL) at.position = (struct stream_position){ 1, STREAM_CHUNK_HEADER_BYTES };
     while (at.position.chunk < next->number) {
-        rc = chunk_end_write(chunk_in_use(s, at.position.chunk), sequence, &at, err);
+        rc = chunk_end_write(stream_chunk_in_use(s, at.position.chunk), sequence, &at, err);
         if (rc != OMEN_OK) return rc;
     }
     if (s->writing != NULL)
@@ -571,8 +565,12 @@ enum omen_err stream_append(struct stream *stream, enum stream_unit_type type, u
         return rc;
     }
     struct stream_chunk *c = stream->writing;
-    *unit_out = (struct stream_unit){ type, sequence, part,
-        c->map + h.position.offset + STREAM_UNIT_HEADER_BYTES, body_bytes, h.position };
+    *unit_out = (struct stream_unit){ .type = type,
+        .sequence = sequence,
+        .part = part,
+        .body = c->map + h.position.offset + STREAM_UNIT_HEADER_BYTES,
+        .body_bytes = body_bytes,
+        .position = h.position };
     stream->end.position.offset += (uint32_t)unit_bytes;
     stream->end.chain = h.crc;
     uint32_t dirty = stream->end.position.offset - stream->written_back;
@@ -714,5 +712,5 @@ void stream_usage(struct stream *stream, uint64_t *bytes_out, uint64_t *chunks_o
 
 uint32_t stream_chunk_bytes(struct stream *stream, uint32_t number)
 {
-    return chunk_in_use(stream, number)->file_bytes;
+    return stream_chunk_in_use(stream, number)->file_bytes;
 }

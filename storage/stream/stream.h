@@ -26,7 +26,12 @@
 #define STREAM_CHUNK_BYTES_MAX (1u << 30)
 #define STREAM_CHUNKS_MAX (1u << 20) /* files of one replica */
 
-enum stream_unit_type { STREAM_UNIT_ENTRY = 1, STREAM_UNIT_DERIVED = 2, STREAM_UNIT_CHUNK_END = 3 };
+enum stream_unit_type {
+    STREAM_UNIT_ENTRY = 1,
+    STREAM_UNIT_DERIVED = 2,
+    STREAM_UNIT_CHUNK_END = 3,
+    STREAM_UNIT_COMPACTED = 4 /* at the begin of a chunk: the table of what is left of its units */
+};
 
 /* Where a unit's header begins, or where the next one would: chunk 1.. and byte in its file. {0, 0} = before the first.
  * The logical order is (chunk, offset). */
@@ -48,10 +53,13 @@ struct stream_end {
 struct stream_unit {
     enum stream_unit_type type;
     uint64_t sequence;
-    uint32_t part;       /* 0 for the entry, 1.. for the derived units of its sequence */
-    const uint8_t *body; /* in the map: 64-byte aligned, lives until stream_close */
+    uint32_t part; /* 0 for the entry, 1.. for the derived units of its sequence */
+    const uint8_t
+            *body; /* in the map: 64-byte aligned, lives until stream_close; NULL: nothing is left of it */
     uint32_t body_bytes;
-    struct stream_position position; /* of the header */
+    struct stream_position
+            position; /* of the header, where it was appended: stays when the chunk is compacted */
+    bool compacted;   /* its body is what a compaction left, not what was appended */
 };
 
 struct stream_options {
@@ -123,6 +131,28 @@ OMEN_CHECKED enum omen_err stream_make_room(struct stream *stream, const struct 
 
 uint32_t stream_chunk_bytes(struct stream *stream,
         uint32_t number); /* size of a chunk that holds units; any thread */
+
+/* ---- space of dead rows (compact.c) ---- */
+
+/* What stays of a unit. */
+struct stream_kept {
+    uint64_t sequence;
+    uint32_t part, body_bytes;
+    struct stream_position position;
+    const void *body; /* an entry, its crc in bytes 12..15; NULL: nothing */
+};
+#define STREAM_COMPACTED_BYTES_MIN STREAM_CHUNK_BYTES_MIN
+uint64_t stream_compacted_bytes(uint32_t count, uint64_t bodies_bytes); /* size of the file that this makes */
+/* Can it be? Units follow it, so that nothing is appended to it and its last chain is known. */
+bool stream_compactable(struct stream *stream, uint32_t chunk, struct stream_end end);
+/* Replace a chunk, whole and atomically, by one that holds what is left of its units [count], all of them, in order.
+ * The units keep their positions, so whatever names one stays right; `units_out` says where they lie now. *old_out is
+ * the map that readers may still look at: stream_chunk_drop it when they are gone. On an error nothing has changed.
+ * Thread: the checkpointer, beside the appender and readers. OMEN_EFULL, OMEN_EIO. */
+OMEN_CHECKED enum omen_err stream_compact(struct stream *stream, uint32_t chunk,
+        const struct stream_kept *units, uint32_t count, struct stream_unit *units_out,
+        struct stream_chunk **old_out, struct err *err);
+void stream_chunk_drop(struct stream_chunk *old); /* NULL is fine */
 
 /* ---- copies of another replica's chunks ---- */
 

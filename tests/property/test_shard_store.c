@@ -1,5 +1,5 @@
-/* The shard store against a model over random histories, with checkpoints, merges, segments sealed and merged, crashes
- * and held views at every step. OMEN_SEED=n runs one seed, OMEN_HISTORIES=n that many. */
+/* The shard store against a model over random histories, with checkpoints, merges, segments sealed and merged, chunks
+ * compacted, crashes and held views at every step. OMEN_SEED=n runs one seed, OMEN_HISTORIES=n that many. */
 #include "common/err.h"
 #include "common/log.h"
 #include "storage/shard_index.h"
@@ -24,7 +24,8 @@ struct history {
     struct store_view views[VIEWS];
     uint64_t crash_seed;
     struct vfs_hook hook;
-    bool in_checkpoint; /* the hook may act: no lock is held that apply or a view needs */
+    uint64_t given_back; /* bytes of dead rows, by stores that were closed */
+    bool in_checkpoint;  /* the hook may act: no lock is held that apply or a view needs */
 };
 
 static void apply(struct history *h, uint64_t sequence)
@@ -130,11 +131,19 @@ static void checkpoint(struct history *h)
     ck_assert_uint_le(shard_store_log_needed_from(h->store), durable);
 }
 
+static void given_back_note(struct history *h)
+{
+    struct shard_store_stats stats;
+    shard_store_stats(h->store, &stats);
+    h->given_back += stats.given_back_bytes;
+}
+
 /* The machine stops; the store opens at its checkpoint and the log delivers the rest again, with the same outcomes. */
 static void crash(struct history *h)
 {
     uint64_t durable = shard_store_durable(h->store);
     views_release(h);
+    given_back_note(h);
     if (h->sim != NULL) {
         struct vfs_sim *after = vfs_sim_after_crash(h->sim, ++h->crash_seed * 31 + h->model.sequence);
         shard_store_close(h->store);
@@ -197,6 +206,7 @@ START_TEST(every_answer_is_the_models)
 {
     uint64_t first = getenv("OMEN_SEED") != NULL ? strtoull(getenv("OMEN_SEED"), NULL, 10) : 1;
     uint64_t count = getenv("OMEN_SEED") != NULL ? 1 : HISTORIES;
+    uint64_t given_back = 0;
     if (getenv("OMEN_HISTORIES") != NULL) count = strtoull(getenv("OMEN_HISTORIES"), NULL, 10);
     for (uint64_t seed = first; seed < first + count; seed++) {
         struct history h;
@@ -205,8 +215,10 @@ START_TEST(every_answer_is_the_models)
         history_start(&h, seed, seed % 4 != 0);
         for (uint64_t i = 0, n = 3 + store_model_random(&h.model, 12); i < n; i++) history_step(&h);
         crash(&h);
+        given_back += h.given_back;
         history_end(&h);
     }
+    if (count >= HISTORIES) ck_assert_msg(given_back > 0, "no chunk was compacted");
 }
 END_TEST
 
