@@ -204,6 +204,8 @@ bool shard_group_may_read(struct shard_host *shard, struct shard_call *call)
     else if (call->consistency != CONSISTENCY_EVENTUAL &&
             replica_silent_ms(shard->replica) > silence_max_ms(shard))
         why = "has heard from no leader for too long: it answers only eventual reads";
+    call->stale = call->consistency == CONSISTENCY_EVENTUAL &&
+            (!atomic_load(&g->was_ready) || replica_silent_ms(shard->replica) > silence_max_ms(shard));
     if (why == NULL) return true;
     call->code = err_set(&call->err, OMEN_EUNAVAILABLE, "", "this replica of shard %" PRIu64 " %s",
             shard->shard_id, why);

@@ -59,14 +59,14 @@ struct shard_group {
     _Atomic uint64_t lead_term;   /* that this replica leads in; 0 = it does not */
     uint64_t
             prepared_term; /* what earlier leaders committed is applied: entries of this term may be built; write_lock */
-    uint64_t barrier_term; /* a barrier of this term is on its way to that end; write_lock */
-    _Atomic bool blank;    /* nothing of the group has come yet: there is nothing to read */
-    _Atomic bool was_ready;
-    _Atomic int admission; /* enum shard_admission: what the other replicas allow; the sweep's */
-    uint64_t behind_ns;    /* since when one is behind or full; 0 = none; the sweep's */
-    char behind[100];      /* which; guarded by trouble_lock */
-    uint64_t give_way_ns;  /* of the last attempt to; the sweep's */
-    _Atomic bool open;     /* shard->replica is set */
+    uint64_t barrier_term;  /* a barrier of this term is on its way to that end; write_lock */
+    _Atomic bool blank;     /* nothing of the group has come yet: there is nothing to read */
+    _Atomic bool was_ready; /* at the last sweep: in touch, nothing much committed that is not applied here */
+    _Atomic int admission;  /* enum shard_admission: what the other replicas allow; the sweep's */
+    uint64_t behind_ns;     /* since when one is behind or full; 0 = none; the sweep's */
+    char behind[100];       /* which; guarded by trouble_lock */
+    uint64_t give_way_ns;   /* of the last attempt to; the sweep's */
+    _Atomic bool open;      /* shard->replica is set */
     _Atomic uint64_t applied, needed_from; /* of the store, for while there is none to ask */
     /* DAMAGE_SEEN: serves nothing. DAMAGE_KEPT: and never will again, that is on the disk too. */
     _Atomic int damage;

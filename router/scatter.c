@@ -159,6 +159,7 @@ enum omen_err scatter_tokens(struct request *r)
         const struct shard_call *call = &r->calls[i];
         if (call->engine_ns > r->reply.engine_ns) r->reply.engine_ns = call->engine_ns;
         if (call->code != OMEN_OK) continue;
+        r->reply.stale |= call->stale;
         tokens[count++] = (struct token){ r->map->incarnation, call->shard_id, call->sequence };
     }
     r->reply.tokens = tokens;

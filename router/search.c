@@ -197,6 +197,7 @@ static enum omen_err by_id_take(struct request *r, uint32_t i, struct err *err)
     const struct point_view *found = NULL;
     for (uint32_t c = 0; c < r->call_count; c++) {
         if (r->calls[c].code != OMEN_OK) continue;
+        r->reply.stale |= r->calls[c].stale;
         for (uint32_t p = 0; p < r->calls[c].out.points.count; p++) {
             const struct point_view *view = &r->calls[c].out.points.points[p];
             struct point_key view_key = point_key_make(view->id, view->key);

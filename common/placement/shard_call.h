@@ -104,7 +104,8 @@ struct shard_call {
     struct err err;
     uint32_t leader_hint; /* OMEN_ENOTLEADER: node id of who leads, 0 = not known */
     uint64_t sequence;    /* write: its own; reads: the view's */
-    uint64_t engine_ns;   /* time spent inside storage */
+    bool stale; /* eventual reads: the replica knew that it was behind, or had heard from no leader for long (K3) */
+    uint64_t engine_ns; /* time spent inside storage */
     union {
         struct {
             uint32_t affected;

@@ -198,6 +198,7 @@ struct wire_reply {
     /* Reads that allow it: these shards did not answer, the result is without their points. Empty = complete. */
     const uint64_t *shards_missing;
     uint32_t shards_missing_count;
+    bool stale; /* eventual reads: a replica knew that it was behind when it answered */
     union {
         struct {
             uint32_t version;

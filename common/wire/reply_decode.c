@@ -631,6 +631,7 @@ static enum omen_err decode_reply(struct reply_reader *q)
     }
     q->out->engine_ns = engine_us * 1000;
     if (rc == OMEN_OK) rc = decode_missing(q, top);
+    if (rc == OMEN_OK && get(top, "stale") != NULL) rc = get_bool(q, top, "stale", &q->out->stale);
     return rc == OMEN_OK ? decode_operation(q, top) : rc;
 }
 

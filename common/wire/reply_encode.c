@@ -424,7 +424,8 @@ enum omen_err message_encode_reply(const struct wire_reply *reply, struct buf *o
         return out->failed ? OMEN_ENOMEM : OMEN_OK;
     }
     bool partial = reply->shards_missing_count > 0;
-    msgpack_pack_map(&pk, 2 + (reply->token_count > 0) + (partial ? 2 : 0) + reply_members(reply->op));
+    msgpack_pack_map(&pk,
+            2 + (reply->token_count > 0) + (partial ? 2 : 0) + reply->stale + reply_members(reply->op));
     pack_str(&pk, "ok");
     pack_bool(&pk, true);
     if (reply->token_count > 0) {
@@ -440,6 +441,10 @@ enum omen_err message_encode_reply(const struct wire_reply *reply, struct buf *o
         msgpack_pack_array(&pk, reply->shards_missing_count);
         for (uint32_t i = 0; i < reply->shards_missing_count; i++)
             msgpack_pack_uint64(&pk, reply->shards_missing[i]);
+    }
+    if (reply->stale) {
+        pack_str(&pk, "stale");
+        pack_bool(&pk, true);
     }
     pack_operation(&pk, out, reply);
     return out->failed ? OMEN_ENOMEM : OMEN_OK;

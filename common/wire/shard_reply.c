@@ -77,6 +77,25 @@ static void put_stats(struct buf *out, const struct shard_stats *s)
     put_u64(out, s->applied_ops);
 }
 
+static void put_outputs(struct buf *out, const struct shard_call *call,
+        const struct collection_schema *schema)
+{
+    switch (call->kind) {
+    case CALL_WRITE:
+        put_u32(out, call->out.write.affected);
+        put_u8(out, call->out.write.duplicate);
+        return;
+    case CALL_SEARCH: put_hits(out, call, schema); return;
+    case CALL_GET:
+    case CALL_SCROLL: put_points(out, call, schema); return;
+    case CALL_COUNT: put_u64(out, call->out.count.points); return;
+    case CALL_STATS: put_stats(out, &call->out.stats); return;
+    case CALL_CATALOG: put_u64(out, call->out.catalog.collection_id); return;
+    case CALL_CLUSTER: put_doc(out, call->out.cluster.reply); return;
+    }
+    CHECK(!"a call has an unknown kind");
+}
+
 void shard_reply_encode(const struct shard_call *call, const struct collection_schema *schema,
         const struct shard_reply_info *info, struct buf *out)
 {
@@ -92,20 +111,8 @@ void shard_reply_encode(const struct shard_call *call, const struct collection_s
     put_u64(out, call->engine_ns);
     put_map(out, info->map);
     if (failed) return;
-    switch (call->kind) {
-    case CALL_WRITE:
-        put_u32(out, call->out.write.affected);
-        put_u8(out, call->out.write.duplicate);
-        return;
-    case CALL_SEARCH: put_hits(out, call, schema); return;
-    case CALL_GET:
-    case CALL_SCROLL: put_points(out, call, schema); return;
-    case CALL_COUNT: put_u64(out, call->out.count.points); return;
-    case CALL_STATS: put_stats(out, &call->out.stats); return;
-    case CALL_CATALOG: put_u64(out, call->out.catalog.collection_id); return;
-    case CALL_CLUSTER: put_doc(out, call->out.cluster.reply); return;
-    }
-    CHECK(!"a call has an unknown kind");
+    put_outputs(out, call, schema);
+    if (call->stale) put_u8(out, 1);
 }
 
 /* ---- decoding ---- */
@@ -226,6 +233,13 @@ static void in_outputs(struct wire_in *in, const struct collection_schema *schem
     CHECK(!"a call has an unknown kind");
 }
 
+static void in_stale(struct wire_in *in, struct shard_call *call)
+{
+    bool read = call->kind >= CALL_SEARCH && call->kind <= CALL_COUNT;
+    if (in_u8(in, "stale") != 1 || !read) in_fail(in, OMEN_EPROTO, "stale", "is no mark of a read");
+    call->stale = true;
+}
+
 static void in_head(struct wire_in *in, struct shard_call *call, struct shard_reply_info *info)
 {
     uint32_t code = in_u32(in, "code");
@@ -253,7 +267,11 @@ enum omen_err shard_reply_decode(struct bytes body, const struct collection_sche
     struct wire_in in = wire_in(body, arena, err != NULL ? err : &unused);
     in_head(&in, call, info_out);
     if (in_ok(&in)) info_out->map = in_map(&in);
-    if (in_ok(&in) && call->code == OMEN_OK) in_outputs(&in, schema, call);
+    call->stale = false;
+    if (in_ok(&in) && call->code == OMEN_OK) {
+        in_outputs(&in, schema, call);
+        if (in_ok(&in) && in_left(&in) > 0) in_stale(&in, call);
+    }
     enum omen_err rc = in_end(&in);
     if (rc != OMEN_OK) {
         map_unref(info_out->map);

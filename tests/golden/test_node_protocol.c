@@ -105,6 +105,7 @@ static void expect_reply(const char *name, struct shard_call *call, struct map *
 {
     struct shard_reply_info info = { .epoch = 6, .map = map, .node_id = 2 }, info_back;
     struct shard_call back = *call;
+    back.stale = !call->stale;
     buf_clear(&out);
     shard_reply_encode(call, &schema, &info, &out);
     expect_file(name);
@@ -112,6 +113,7 @@ static void expect_reply(const char *name, struct shard_call *call, struct map *
             &info_back, &err);
     ck_assert_msg(rc == OMEN_OK, "%s: %s", err.field, err.message);
     ck_assert_int_eq(back.code, call->code);
+    ck_assert_int_eq(back.stale, call->stale);
     map_unref(info_back.map);
 }
 
@@ -293,6 +295,8 @@ START_TEST(replies)
     call = call_of(CALL_COUNT);
     call.out.count.points = 1234567890123;
     expect_reply("count_reply", &call, NULL);
+    call.stale = true;
+    expect_reply("count_stale_reply", &call, NULL);
     call = call_of(CALL_STATS);
     call.out.stats = (struct shard_stats){ 1, 2, 3, 4, 5, 6, 7 };
     expect_reply("stats_reply", &call, NULL);

@@ -169,6 +169,17 @@ class Partitions:
         with omendb.connect(self.cluster.routers[1].listen, timeout=1, consistency="linearizable") as db:
             with self.assertRaises(NO_ANSWER):
                 db.collection("docs").get([500])
+        if way != "it hears":  # who hears nobody answers eventual reads only, and says that they are stale
+            with omendb.connect(self.cluster.routers[1].listen, timeout=PATIENCE, consistency="eventual") as db:
+                deadline = time.monotonic() + PATIENCE
+                while not (found := db.collection("docs").get([0, 1, 2, 3])).stale:
+                    self.assertLess(time.monotonic(), deadline, "stale answers are not marked")
+                    time.sleep(0.05)
+                self.assertTrue(db.collection("docs").count().stale and db.collection("docs").search(row(0), k=1).stale)
+                self.assertGreater(len(found), 0)
+            done = self.cluster.omenctl("--endpoint", self.cluster.routers[1].listen, "--json", "search", "docs", "--consistency",
+                                        "eventual", "--vector", json.dumps(row(0).tolist()))
+            self.assertIs(json.loads(done.stdout)["stale"], True)
         return took
 
     def test_a_leader_cut_off_from_its_followers_is_replaced_and_answers_nothing_it_cannot_know(self):

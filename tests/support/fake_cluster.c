@@ -47,6 +47,7 @@ static void run(struct fake_node *node, struct shard_call *call)
     pthread_mutex_lock(&c->lock);
     call->code = OMEN_OK;
     call->sequence = node->sequence;
+    call->stale = node->stale && call->kind >= CALL_SEARCH && call->kind <= CALL_COUNT;
     if (node->fail_count > 0) {
         node->fail_count--;
         call->code = err_set(&call->err, node->fail_code, "", "told to fail");

@@ -24,6 +24,7 @@ struct fake_node {
     char address[OMEN_ADDRESS_BYTES_MAX + 1];
     /* How it behaves; under cluster->lock. */
     bool hold;           /* keep calls until fake_let_go */
+    bool stale;          /* say of reads that they are */
     uint32_t fail_count; /* answer so many calls with fail_code */
     enum omen_err fail_code;
     uint32_t unknown_count; /* apply so many writes, and say that the outcome is not known */

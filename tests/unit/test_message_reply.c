@@ -208,7 +208,12 @@ START_TEST(partial_replies_name_the_shards_that_are_missing)
         struct wire_reply reply = { .op = ops[i], .schema = &schema };
         struct wire_reply out = reply_trip(&reply);
         ck_assert_uint_eq(out.shards_missing_count, 0);
+        ck_assert(!out.stale);
         ck_assert_ptr_null(memmem(message.data, message.len, "partial", 7));
+        ck_assert_ptr_null(memmem(message.data, message.len, "stale", 5));
+        reply.stale = true;
+        ck_assert(reply_trip(&reply).stale);
+        ck_assert_ptr_nonnull(memmem(message.data, message.len, "\xa5stale\xc3", 7));
         reply.shards_missing = missing;
         reply.shards_missing_count = 2;
         out = reply_trip(&reply);

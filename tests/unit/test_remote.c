@@ -763,6 +763,26 @@ START_TEST(partial_answers_are_marked_and_only_given_when_allowed)
 }
 END_TEST
 
+START_TEST(an_answer_is_stale_when_a_part_of_it_is)
+{
+    begin(2, 2, true);
+    router_begin();
+    struct wire_request count = request_of(WIRE_COUNT);
+    ck_assert_int_eq(router_ask(&count), OMEN_OK);
+    ck_assert(!reply.stale);
+    pthread_mutex_lock(&cluster->lock);
+    fake_node_at(cluster, 2)->stale = true;
+    pthread_mutex_unlock(&cluster->lock);
+    ck_assert_int_eq(router_ask(&count), OMEN_OK);
+    ck_assert(reply.stale);
+    fake_node_kill(cluster, 2); /* what does not answer is missing, not stale */
+    count.allow_partial = true;
+    ck_assert_int_eq(router_ask(&count), OMEN_OK);
+    ck_assert(!reply.stale);
+    router_end();
+}
+END_TEST
+
 /* A shard that is silent must not cost the others' answers: they leave before the client's own deadline. */
 START_TEST(partial_answers_come_before_the_deadline)
 {
@@ -868,6 +888,7 @@ int main(void)
     tcase_add_test(tcase, a_forged_ok_is_no_answer);
     tcase_add_test(tcase, garbage_on_the_node_port_is_counted_and_harmless);
     tcase_add_test(tcase, partial_answers_are_marked_and_only_given_when_allowed);
+    tcase_add_test(tcase, an_answer_is_stale_when_a_part_of_it_is);
     tcase_add_test(tcase, partial_answers_come_before_the_deadline);
     tcase_add_test(tcase, requests_begin_anew_with_a_newer_map);
     tcase_add_test(tcase, a_name_that_is_not_known_is_looked_up_anew);

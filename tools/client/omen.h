@@ -163,6 +163,7 @@ typedef struct {
     const uint64_t *
             shards_missing; /* [shards_missing_count] did not answer: the result is partial, without their points. */
     uint32_t shards_missing_count; /* 0 unless allow_partial */
+    bool stale; /* eventual reads: a replica that answered knew that it was behind, or was cut off from its leader */
 } omen_results;
 void omen_results_free(omen_results *results); /* for arrays: the pointer that was returned */
 

@@ -42,6 +42,7 @@ static void take_missing(omen_results *results, const struct read *r)
 {
     results->shards_missing = r->reply.shards_missing; /* in the results' arena */
     results->shards_missing_count = r->reply.shards_missing_count;
+    results->stale = r->reply.stale;
 }
 
 /* ---- search ---- */

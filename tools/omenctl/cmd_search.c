@@ -153,7 +153,8 @@ static void print_json(const omen_results *results, uint64_t latency_ns)
     for (uint32_t i = 0; i < results->shards_missing_count; i++)
         buf_printf(&out, "%s%llu", i == 0 ? ",\"partial\":true,\"shards_missing\":[" : ",",
                 (unsigned long long)results->shards_missing[i]);
-    buf_printf(&out, results->shards_missing_count > 0 ? "]}" : "}");
+    if (results->shards_missing_count > 0) buf_append(&out, "]", 1);
+    buf_printf(&out, results->stale ? ",\"stale\":true}" : "}");
     put_line(&out);
     buf_fini(&out);
 }
@@ -167,6 +168,10 @@ static void print_table(const omen_results *results, const char *const *paths, u
     if (results->shards_missing_count > 0)
         fprintf(stderr, "omenctl: the answer is partial: %u of %u shards asked did not answer\n",
                 results->shards_missing_count, results->shards_asked);
+    if (results->stale)
+        fprintf(stderr,
+                "omenctl: the answer is stale: a replica that gave it is behind, or out of touch with its "
+                "leader\n");
     if (results->count == 0) return;
     struct table *table = table_new();
     table_column(table, "rank", true);

@@ -61,14 +61,15 @@ class Hits:
         shards_asked, shards_total: of the request; a filter on the shard key leaves those that can hold a match.
         shards_missing: ids of shards that did not answer; empty unless ``allow_partial`` was given and needed.
         partial: whether there are any.
+        stale: an ``eventual`` read was answered by a replica that knew it was behind, or was cut off from its leader.
     """
 
     def __init__(self, points: List[Point], higher_is_nearer: bool, engine_us: int, shards_missing=(), shards_asked=0,
-                 shards_total=0):
+                 shards_total=0, stale=False):
         self._points = points
         self.shards_asked, self.shards_total = shards_asked, shards_total
         self.higher_is_nearer, self.engine_us = higher_is_nearer, engine_us
-        self.shards_missing = tuple(shards_missing)
+        self.shards_missing, self.stale = tuple(shards_missing), stale
 
     @property
     def partial(self) -> bool:
@@ -97,8 +98,10 @@ class Hits:
 
 
 class Count(int):
-    """A number of points. ``shards_missing``: ids of shards that did not answer; ``partial``: whether there are any."""
+    """A number of points. ``shards_missing``: ids of shards that did not answer; ``partial``: whether there are any; ``stale``: as
+    in :class:`Hits`."""
     shards_missing: Tuple[int, ...] = ()
+    stale: bool = False
 
     @property
     def partial(self) -> bool:
@@ -106,8 +109,9 @@ class Count(int):
 
 
 class Points(list):
-    """Points by id. ``shards_missing`` and ``partial`` as in :class:`Count`."""
+    """Points by id. ``shards_missing``, ``partial`` and ``stale`` as in :class:`Count`."""
     shards_missing: Tuple[int, ...] = ()
+    stale: bool = False
 
     @property
     def partial(self) -> bool:
@@ -331,6 +335,7 @@ class Collection:
             reply = self.client._call(request)
             points += decode_points(reply["points"])
             missing.update(reply.get("shards_missing", ()))
+            points.stale |= reply.get("stale", False)
         points.shards_missing = tuple(sorted(missing))
         return points
 
@@ -363,7 +368,7 @@ class Collection:
             request["allow_partial"] = True
         reply = self.client._call(request)
         count = Count(reply["count"])
-        count.shards_missing = tuple(reply.get("shards_missing", ()))
+        count.shards_missing, count.stale = tuple(reply.get("shards_missing", ())), reply.get("stale", False)
         return count
 
     def describe(self) -> dict:
@@ -426,7 +431,7 @@ class Collection:
             request["allow_partial"] = True
         reply = self.client._call(request)
         return [Hits(decode_points(r), reply["higher_is_nearer"], reply.get("engine_us", 0), reply.get("shards_missing", ()),
-                     reply.get("shards_asked", 0), reply.get("shards_total", 0))
+                     reply.get("shards_asked", 0), reply.get("shards_total", 0), reply.get("stale", False))
                 for r in reply["results"]]
 
 
