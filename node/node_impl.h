@@ -28,11 +28,17 @@ struct shard_slot {
     struct shard_gauges gauges;
 };
 
+#define NODE_RAFT_REFUSALS 5u /* reasons */
+
 struct node_gauges {
     struct metric_gauge *disk_free, *disk_total, *disk_full, *queue_depth, *log_bytes, *collections, *shards,
             *inflight, *resident, *uptime;
     struct metric_gauge *shards_damaged;
     struct metric_counter *log_syncs, *log_appends, *log_written, *scrubbed;
+    /* Of the connections between members; NULL of a node by itself. */
+    struct metric_gauge *raft_connections, *raft_unsent;
+    struct metric_counter *raft_frames_in, *raft_frames_out, *raft_bytes_in, *raft_bytes_out, *raft_dropped;
+    struct metric_counter *raft_refused[NODE_RAFT_REFUSALS];
 };
 
 struct member;

@@ -165,12 +165,30 @@ static void counter_follow(struct metric_counter *counter, uint64_t value)
     atomic_store_explicit(&counter->value, value, memory_order_relaxed);
 }
 
+static void collect_raft(struct node *node)
+{
+    const struct node_gauges *g = &node->gauges;
+    struct replica_net_stats s;
+    replica_host_net_stats(node->replica_host, &s);
+    metric_set(g->raft_connections, (int64_t)s.connections);
+    metric_set(g->raft_unsent, (int64_t)s.unsent_bytes);
+    counter_follow(g->raft_frames_in, s.frames_in);
+    counter_follow(g->raft_frames_out, s.frames_out);
+    counter_follow(g->raft_bytes_in, s.bytes_in);
+    counter_follow(g->raft_bytes_out, s.bytes_out);
+    counter_follow(g->raft_dropped, s.frames_dropped);
+    const uint64_t refused[NODE_RAFT_REFUSALS] = { s.refused_garbage, s.refused_secret, s.refused_cluster,
+        s.refused_strangers, s.refused_frames };
+    for (uint32_t i = 0; i < NODE_RAFT_REFUSALS; i++) counter_follow(g->raft_refused[i], refused[i]);
+}
+
 static void node_collect(void *arg)
 {
     struct node *node = arg;
     const struct node_gauges *g = &node->gauges;
     struct node_log_stats log = { 0 };
     if (atomic_load(&node->host_open)) replica_host_log_stats(node->replica_host, &log);
+    if (g->raft_connections != NULL && atomic_load(&node->host_open)) collect_raft(node);
     counter_follow(g->log_syncs, log.syncs);
     counter_follow(g->log_appends, log.appends);
     counter_follow(g->log_written, log.bytes_written);
@@ -190,6 +208,27 @@ static void node_collect(void *arg)
     for (uint32_t i = 0; i < node->slot_count; i++) damaged += collect_shard(&node->slots[i]);
     metric_set(g->shards_damaged, damaged);
     pthread_rwlock_unlock(&node->table_lock);
+}
+
+static void raft_metrics_register(struct metrics *m, struct node_gauges *g)
+{
+    static const char *const reasons[NODE_RAFT_REFUSALS] = { "garbage", "secret", "cluster", "strangers",
+        "frame" };
+    g->raft_connections = metrics_gauge(m, "omendb_raft_connections", "Connections to other nodes now", NULL);
+    g->raft_unsent = metrics_gauge(m, "omendb_raft_unsent_bytes",
+            "Bytes that wait for the slowest of them, lately", NULL);
+    g->raft_frames_in = metrics_counter(m, "omendb_raft_frames_in_total", "Messages of other nodes", NULL);
+    g->raft_frames_out = metrics_counter(m, "omendb_raft_frames_out_total", "Messages to other nodes", NULL);
+    g->raft_bytes_in = metrics_counter(m, "omendb_raft_bytes_in_total", "Bytes from other nodes", NULL);
+    g->raft_bytes_out = metrics_counter(m, "omendb_raft_bytes_out_total", "Bytes to other nodes", NULL);
+    g->raft_dropped = metrics_counter(m, "omendb_raft_frames_dropped_total",
+            "Messages dropped: no connection, or too much unsent", NULL);
+    for (uint32_t i = 0; i < NODE_RAFT_REFUSALS; i++) {
+        char labels[40];
+        snprintf(labels, sizeof labels, "reason=\"%s\"", reasons[i]);
+        g->raft_refused[i] = metrics_counter(m, "omendb_raft_refused_total",
+                "Connections refused on the port of the cluster, or closed for what they sent", labels);
+    }
 }
 
 void node_metrics_register(struct node *node)
@@ -222,6 +261,7 @@ void node_metrics_register(struct node *node)
             NULL);
     g->log_written = metrics_counter(m, "omendb_node_log_written_bytes_total", "Bytes written to the log",
             NULL);
+    if (node->options.cluster.member) raft_metrics_register(m, g);
     struct shard_env *env = &node->env;
     env->refused_busy = metrics_counter(m, "omendb_node_refused_total", "Calls refused at admission",
             "reason=\"busy\"");
