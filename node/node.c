@@ -301,6 +301,7 @@ static void env_fill(struct node *node)
     env->shard_inflight_bytes_max = o->shard_inflight_bytes_max;
     env->node_inflight_bytes_max = o->node_inflight_bytes_max;
     env->election_ms = o->host.cluster.election_ms;
+    env->indexes = !o->index_disabled;
     env->disk_look = node_disk_look;
     env->disk_arg = node;
 }

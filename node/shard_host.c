@@ -185,11 +185,13 @@ static void checkpoint_for_index(struct shard_host *shard, const struct index_po
 {
     struct shard_index_stats stats;
     uint64_t now_ns = clock_monotonic_ns(shard->env->clock);
-    if (!policy->eager || shard->replica == NULL || now_ns < shard->index_checkpoint_ns) return;
+    bool waited = atomic_load(&shard->index_wait_count) > 0;
+    if (!(policy->eager || waited) || shard->replica == NULL || now_ns < shard->index_checkpoint_ns) return;
     struct shard_store *store = shard_host_store_hold(shard);
     if (store == NULL) return;
     shard_index_stats(store, &stats);
-    bool due = stats.tail_rows >= policy->rows_min && shard_store_durable(store) < shard_store_applied(store);
+    bool due = (waited || stats.tail_rows >= policy->rows_min) &&
+            shard_store_durable(store) < shard_store_applied(store);
     shard_host_store_unhold(shard);
     if (!due) return;
     struct err err; /* what fails is told where it is tried next; the index does without */
@@ -209,6 +211,7 @@ enum omen_err shard_host_index(struct shard_host *shard, const struct index_poli
     struct shard_store *store = shard_host_store_hold(shard);
     if (store == NULL) return OMEN_OK;
     enum omen_err rc = shard_index_step(store, &own, &control, worked_out, err);
+    if (atomic_load(&shard->index_wait_count) > 0) shard_wait_passed(shard, shard_index_settled(store, &own));
     shard_host_store_unhold(shard);
     return rc;
 }
@@ -225,6 +228,7 @@ void shard_host_index_stats(struct shard_host *shard, struct shard_index_stats *
 void shard_host_sweep(struct shard_host *shard)
 {
     shard_write_sweep(shard);
+    shard_wait_sweep(shard);
     shard_read_sweep(shard);
     if (shard->group != NULL) shard_group_sweep(shard);
 }

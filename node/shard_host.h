@@ -28,6 +28,7 @@
 
 #define SHARD_PROPOSALS_MAX 2u         /* entries in flight; more would only queue behind the same sync */
 #define SHARD_WRITES_QUEUED_MAX 16384u /* requests waiting to be built into an entry */
+#define SHARD_INDEX_WAITS_MAX 4096u    /* writes that are answered when they are indexed */
 #define SHARD_READS_WAITING_MAX 4096u  /* reads waiting for a sequence or a barrier */
 #define SHARD_READY_LAG_ENTRIES 64u
 #define SHARD_READY_LAG_BYTES (1u << 20)
@@ -51,6 +52,7 @@ struct shard_env {
     struct ship *ship;               /* of Raft groups: serves checkpoints to other nodes; NULL = does not */
     struct fetcher *fetcher;         /* of Raft groups: brings theirs; NULL = stays behind */
     uint64_t behind_bytes, grace_ms; /* SHARD_BEHIND_BYTES, SHARD_GRACE_MS; 0 = these */
+    bool indexes;                    /* somebody calls shard_host_index */
     uint64_t election_ms;            /* of Raft groups; as the replica_host has it */
     struct room_keeper *rooms;
     _Atomic uint64_t inflight_bytes; /* of all shards */

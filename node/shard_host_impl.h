@@ -22,7 +22,7 @@ struct shard_write {
     uint64_t bytes;           /* what it adds to an entry, about */
     struct write_need need;   /* what it needs of the stream, at most */
     bool deletes;             /* and nothing else */
-    struct shard_write *next; /* in the queue */
+    struct shard_write *next; /* in the queue, or in shard->index_waits */
 };
 
 /* One proposed entry and the requests in it. */
@@ -115,7 +115,7 @@ struct shard_host {
     enum omen_err refuse;      /* not OK: retired; guarded by call_lock */
     _Atomic bool stopping;     /* searches give up */
 
-    pthread_mutex_t write_lock; /* guards the members down to log_time_ms */
+    pthread_mutex_t write_lock; /* guards the members down to index_waits */
     struct shard_write *queue_head, **queue_tail;
     uint32_t queued;
     bool building;      /* one thread is making entries; others leave their requests to it */
@@ -131,6 +131,9 @@ struct shard_host {
     struct entry_builder *builder;   /* of the thread that set `building` */
     float *row;           /* [sum of dims] of the same: a point's vectors on their way into the entry */
     uint64_t log_time_ms; /* of the last entry; monotone */
+    struct shard_write *index_waits;   /* applied, to be answered when they are indexed */
+    _Atomic uint32_t index_wait_count; /* of them: looked at without the lock */
+    _Atomic uint64_t indexed;          /* sequence that the index was last seen to have passed */
 
     pthread_mutex_t read_lock; /* guards the members below */
     struct shard_read *waiting;
@@ -199,6 +202,13 @@ void shard_write_sweep(struct shard_host *shard);
 void shard_write_pump(struct shard_host *shard);
 bool shard_write_make_room(struct shard_host *shard); /* the keeper's thread; see room_keeper_start */
 bool shard_write_is_full(struct shard_host *shard);   /* writes are refused for want of room */
+
+/* shard_wait.c */
+/* The write is applied, its outcome set: keep it until it is indexed, if it wants that and it is not. False: to be
+ * answered now, maybe with an error. */
+bool shard_wait_park(struct shard_host *shard, struct shard_write *write);
+void shard_wait_passed(struct shard_host *shard, uint64_t sequence); /* index thread, after a step */
+void shard_wait_sweep(struct shard_host *shard);
 
 /* shard_read.c */
 void shard_read_submit(struct shard_host *shard, struct shard_call *call);

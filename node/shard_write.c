@@ -235,7 +235,8 @@ static void batch_answer(struct write_batch *batch, enum omen_err result, uint64
 {
     for (uint32_t i = 0; i < batch->count; i++) {
         if (batch->writes[i] == NULL) continue; /* answered when its deadline passed */
-        struct shard_call *call = batch->writes[i]->call;
+        struct shard_write *write = batch->writes[i];
+        struct shard_call *call = write->call;
         const struct apply_outcome *outcome = &batch->outcomes[i];
         call->code = result;
         if (result == OMEN_ENOTLEADER) shard_group_not_leader(batch->shard, call);
@@ -249,6 +250,7 @@ static void batch_answer(struct write_batch *batch, enum omen_err result, uint64
             call->out.write.affected = outcome->affected;
             call->out.write.duplicate = outcome->duplicate;
             if (outcome->code != OMEN_OK) outcome_explain(batch, outcome->code, call);
+            if (shard_wait_park(batch->shard, write)) continue;
         }
         call->done(call); /* may release and free the write */
     }
@@ -269,6 +271,27 @@ static void batch_done(void *arg, enum omen_err result, uint64_t sequence, const
     bytes_done(shard, batch->bytes);
     shard_write_pump(shard); /* before the answers: the log should not idle while they are written */
     batch_answer(batch, result, sequence, err);
+}
+
+/* Those that wait for no more than this: the entry is built, it goes to the log next. */
+static void batch_accept(struct write_batch *batch)
+{
+    struct shard_write *accepted = NULL;
+    pthread_mutex_lock(&batch->shard->write_lock);
+    for (uint32_t i = 0; i < batch->count; i++) {
+        struct shard_write *write = batch->writes[i];
+        if (write == NULL || write->call->in.write.wait != WAIT_ACCEPTED) continue;
+        batch->writes[i] = NULL;
+        write->next = accepted;
+        accepted = write;
+    }
+    pthread_mutex_unlock(&batch->shard->write_lock);
+    while (accepted != NULL) {
+        struct shard_call *call = accepted->call; /* done may free the write */
+        accepted = accepted->next;
+        call->out.write.affected = call->in.write.count;
+        call->done(call);
+    }
 }
 
 static void batch_propose(struct write_batch *batch)
@@ -296,6 +319,7 @@ static void batch_propose(struct write_batch *batch)
         metric_add(env->entries, 1);
         metric_add(env->entry_requests, batch->count);
     }
+    batch_accept(batch);
     replica_propose(shard->replica, entry, len, batch, batch_done, batch);
 }
 
@@ -487,6 +511,12 @@ void shard_write_submit(struct shard_host *shard, struct shard_call *call)
         return;
     }
     write->deletes = only_deletes(call);
+    if (call->in.write.wait == WAIT_INDEXED && !shard->env->indexes) {
+        call->code = err_set(&call->err, OMEN_EINVAL, "wait",
+                "nothing is indexed here: index.disabled is set");
+        call->done(call);
+        return;
+    }
     if (!write_wanted_here(shard, call)) {
         call->done(call);
         return;

@@ -160,6 +160,7 @@ enum omen_err scatter_tokens(struct request *r)
         if (call->engine_ns > r->reply.engine_ns) r->reply.engine_ns = call->engine_ns;
         if (call->code != OMEN_OK) continue;
         r->reply.stale |= call->stale;
+        if (call->kind == CALL_WRITE && call->sequence == 0) continue; /* accepted: it has none yet */
         tokens[count++] = (struct token){ r->map->incarnation, call->shard_id, call->sequence };
     }
     r->reply.tokens = tokens;

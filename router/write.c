@@ -143,6 +143,7 @@ static enum omen_err write_scatter(struct request *r, struct err *err)
         r->calls[i].in.write.ops = split.placed[s];
         r->calls[i].in.write.count = split.counts[s];
         r->calls[i].in.write.op_id = r->wire.write.op_id;
+        r->calls[i].in.write.wait = r->wire.write.wait;
         i++;
     }
     return OMEN_OK;

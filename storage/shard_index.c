@@ -407,6 +407,21 @@ enum omen_err shard_index_step(struct shard_store *store, const struct index_pol
     return rc;
 }
 
+uint64_t shard_index_settled(struct shard_store *store, const struct index_policy *policy)
+{
+    uint64_t durable = atomic_load(&store->durable);
+    struct segment_set *set = segment_set_acquire(store);
+    struct job job;
+    if (set == NULL) return 0;
+    uint32_t ripe = written_after(store, 0, durable_end(store), policy->ripe_ms), end = ripe;
+    for (uint32_t f = 0; f < store->schema.field_count; f++)
+        if (tail_job(store, set, policy, f, ripe, &job) && set->covered[f] < end) end = set->covered[f];
+    segment_set_release(set);
+    bool all = end == blocks_count(store->blocks) || blocks_at(store->blocks, end)->sequence > durable;
+    if (all) return durable; /* entries without rows included */
+    return end == 0 ? 0 : blocks_at(store->blocks, end)->sequence - 1;
+}
+
 void shard_index_stats(struct shard_store *store, struct shard_index_stats *stats_out)
 {
     *stats_out = (struct shard_index_stats){ .built_rows = atomic_load(&store->index.built_rows) };

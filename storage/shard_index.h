@@ -33,6 +33,10 @@ void index_policy_default(struct index_policy *policy);
 OMEN_CHECKED enum omen_err shard_index_step(struct shard_store *store, const struct index_policy *policy,
         const struct index_control *control, bool *worked_out, struct err *err);
 
+/* Up to which sequence nothing is left to do: rows are in segments, or they are so few that the policy wants none of them.
+ * Not beside shard_index_step. Cost: looks at the blocks that are in no segment. */
+uint64_t shard_index_settled(struct shard_store *store, const struct index_policy *policy);
+
 struct shard_index_stats {
     uint64_t segments, rows; /* rows: in segments, dead ones included, of all fields */
     uint64_t tail_rows;      /* not in one, dead ones included */

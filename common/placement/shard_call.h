@@ -70,6 +70,7 @@ struct shard_call {
             const struct point_op *ops;
             uint32_t count;
             struct op_id op_id;
+            enum write_wait wait;
         } write;
         struct {
             const struct search_params *searches;
@@ -103,7 +104,7 @@ struct shard_call {
     enum omen_err code; /* outputs from here on */
     struct err err;
     uint32_t leader_hint; /* OMEN_ENOTLEADER: node id of who leads, 0 = not known */
-    uint64_t sequence;    /* write: its own; reads: the view's */
+    uint64_t sequence;    /* write: its own, 0 with WAIT_ACCEPTED; reads: the view's */
     bool stale; /* eventual reads: the replica knew that it was behind, or had heard from no leader for long (K3) */
     uint64_t engine_ns; /* time spent inside storage */
     union {

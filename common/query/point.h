@@ -119,6 +119,13 @@ struct op_id {
     uint64_t issue_ms; /* client's wall clock */
 };
 
+/* When a write is answered. */
+enum write_wait {
+    WAIT_COMMITTED, /* fsynced by a majority and visible: what every promise is about */
+    WAIT_ACCEPTED,  /* in the leader's hands; it may be lost, and what became of it is not told */
+    WAIT_INDEXED,   /* committed, and in the index of the leader's replica */
+};
+
 enum consistency { CONSISTENCY_SESSION = 0, CONSISTENCY_EVENTUAL = 1, CONSISTENCY_LINEARIZABLE = 2 };
 
 /* Returned by writes and reads, given back by session reads. */

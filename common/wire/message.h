@@ -120,7 +120,7 @@ struct wire_request {
             const uint64_t *
                     expires_ms; /* [count] Unix ms from which on a point is absent, 0 = never, or NULL; upsert */
             struct doc payload_paths; /* delete_payload: array of path strings, each checked to parse */
-            bool wait_accepted;       /* wait level: reply when durable is the default */
+            enum write_wait wait;
         } write;
         struct {
             const point_id *ids;

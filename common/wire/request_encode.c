@@ -208,9 +208,9 @@ static void put_write(struct writer *w, const struct wire_request *q)
         pack_token(&w->pk,
                 &(struct token){ q->write.op_id.client, q->write.op_id.seq, q->write.op_id.issue_ms });
     }
-    if (q->write.wait_accepted) {
+    if (q->write.wait != WAIT_COMMITTED) {
         put_name(w, MEMBER_NAMES[M_WAIT]);
-        pack_str(&w->pk, "accepted");
+        pack_str(&w->pk, q->write.wait == WAIT_ACCEPTED ? "accepted" : "indexed");
     }
 }
 

@@ -169,9 +169,12 @@ static enum omen_err decode_wait(struct request_reader *q)
     struct bytes level;
     enum omen_err rc = read_str(&q->r, q->members[M_WAIT], 64, &level);
     if (rc != OMEN_OK) return rc;
-    q->out->write.wait_accepted = bytes_equal(level, "accepted");
-    if (q->out->write.wait_accepted || bytes_equal(level, "durable")) return OMEN_OK;
-    return err_set(q->r.err, OMEN_EINVAL, NULL, "must be durable or accepted");
+    q->out->write.wait = WAIT_COMMITTED;
+    if (bytes_equal(level, "accepted")) q->out->write.wait = WAIT_ACCEPTED;
+    if (bytes_equal(level, "indexed")) q->out->write.wait = WAIT_INDEXED;
+    bool committed = bytes_equal(level, "committed") || bytes_equal(level, "durable"); /* its first name */
+    if (committed || q->out->write.wait != WAIT_COMMITTED) return OMEN_OK;
+    return err_set(q->r.err, OMEN_EINVAL, NULL, "must be accepted, committed or indexed");
 }
 
 static enum omen_err check_batch_bytes(struct request_reader *q)

@@ -3,7 +3,9 @@
 
 #include "common/check.h"
 
-#define CHANGE_OPTIONS 128  /* beside the kind of a change: options follow it */
+#define CHANGE_OPTIONS 128 /* beside the kind of a change: options follow it */
+#define HEAD_ACCEPTED 2    /* of a write: its wait level, when it is not committed */
+#define HEAD_INDEXED 4
 #define HEAD_NOW 1          /* flag of a request: a time comes with it */
 #define OP_BYTES_MIN 18     /* kind, flags, mask, id of a number, no key, no payload */
 #define ITEM_BYTES_MIN 12   /* flags, id, no key */
@@ -124,12 +126,19 @@ static void put_cluster(struct buf *out, struct doc request)
     put_doc(out, request);
 }
 
+static uint8_t head_flags(const struct shard_call *call)
+{
+    uint8_t flags = call->now_ms != 0 ? HEAD_NOW : 0;
+    if (call->kind != CALL_WRITE || call->in.write.wait == WAIT_COMMITTED) return flags;
+    return flags | (call->in.write.wait == WAIT_ACCEPTED ? HEAD_ACCEPTED : HEAD_INDEXED);
+}
+
 void shard_request_encode(const struct shard_call *call, const struct collection_schema *schema,
         uint32_t deadline_ms, struct buf *out)
 {
     CHECK(schema != NULL || call->kind >= CALL_STATS);
     put_u8(out, (uint8_t)call->consistency);
-    put_u8(out, call->now_ms != 0 ? HEAD_NOW : 0);
+    put_u8(out, head_flags(call));
     put_u16(out, 0);
     put_u32(out, deadline_ms); /* SHARD_REQUEST_DEADLINE_OFFSET */
     put_u64(out, call->shard_id);
@@ -462,7 +471,8 @@ enum omen_err shard_request_decode(uint8_t kind, struct bytes body, struct arena
     call_out->consistency = (enum consistency)in_u8(&in, "consistency");
     if (call_out->consistency > CONSISTENCY_LINEARIZABLE)
         in_fail(&in, OMEN_EPROTO, "consistency", "is of no known kind");
-    uint8_t flags = in_flags(&in, HEAD_NOW, "flags");
+    uint8_t flags = in_flags(&in, HEAD_NOW | (kind == CALL_WRITE ? HEAD_ACCEPTED | HEAD_INDEXED : 0),
+            "flags");
     if (in_u16(&in, "reserved") != 0) in_fail(&in, OMEN_EPROTO, "reserved", "is not zero");
     info_out->deadline_ms = in_u32(&in, "deadline_ms");
     if (info_out->deadline_ms > SHARD_DEADLINE_MS_MAX)
@@ -477,7 +487,13 @@ enum omen_err shard_request_decode(uint8_t kind, struct bytes body, struct arena
         in_fail(&in, OMEN_EPROTO, "now_ms", "is not as announced");
     if (in_ok(&in)) {
         switch (kind) {
-        case CALL_WRITE: in_write(&in, call_out, info_out); break;
+        case CALL_WRITE:
+            in_write(&in, call_out, info_out);
+            if (flags & HEAD_ACCEPTED) call_out->in.write.wait = WAIT_ACCEPTED;
+            if (flags & HEAD_INDEXED) call_out->in.write.wait = WAIT_INDEXED;
+            if (in_ok(&in) && (flags & HEAD_ACCEPTED) && (flags & HEAD_INDEXED))
+                in_fail(&in, OMEN_EPROTO, "flags", "hold two wait levels");
+            break;
         case CALL_SEARCH: in_searches(&in, call_out, info_out); break;
         case CALL_GET: in_get(&in, call_out, info_out); break;
         case CALL_SCROLL: in_scroll(&in, call_out, info_out); break;

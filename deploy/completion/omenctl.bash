@@ -14,7 +14,7 @@ _omenctl_options() {
     'operations cancel') echo --plan --all ;;
     'operations '*) echo --watch ;;
     'rebalance '*) echo --apply --throttle --wait ;;
-    'points upsert') echo --batch --ttl ;;
+    'points upsert') echo --batch --ttl --wait ;;
     'points get') echo --shard-key --with-vectors ;;
     'points delete') echo --from --shard-key ;;
     'points scroll') echo --limit --all --filter --with-vectors --no-payload ;;
@@ -45,6 +45,7 @@ _omenctl() {
     case $previous in
     --metric) candidates='cosine l2 ip' ;;
     --profile) candidates='speed balanced quality' ;;
+    --wait) candidates='accepted committed indexed' ;;
     --consistency) candidates='session eventual linearizable' ;;
     --api-key-file | --vector-file | --query-file | --truth | --from)
         mapfile -t COMPREPLY < <(compgen -f -- "$current")

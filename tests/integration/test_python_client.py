@@ -88,6 +88,33 @@ class PythonClient(unittest.TestCase):
             docs.upsert([1], self.rows(1), expires_ms=2**63)
         self.assertIn("expires_ms", str(e.exception))
 
+    def test_writes_wait_for_what_they_are_told(self):
+        docs = self.fresh(options={"write_mode": "immediate_index"})
+        x = self.rows(1500)
+        docs.upsert(range(1500), x, batch_points=1500, wait="indexed")
+        self.assertEqual(docs.describe()["unindexed"], 0)
+        self.assertEqual(docs.search(x[7], k=1)[0].id, 7)
+        self.assertEqual(docs.upsert([5000], x[:1], wait="accepted"), omendb.WriteResult(1, 0, False))
+        deadline = time.time() + 10
+        while not docs.get([5000]):
+            self.assertLess(time.time(), deadline)
+        docs.upsert([5001], x[:1], wait="committed")
+        self.assertEqual(docs.count(), 1502)
+        with self.assertRaises(omendb.OmenError) as e:
+            docs.upsert([1], x[:1], wait="tomorrow")
+        self.assertIn("wait", str(e.exception))
+
+    def test_options_are_given_at_creation_and_changed_later(self):
+        docs = self.fresh(profile="speed", options={"index_delay_ms": 5000})
+        self.db.set_options(docs.name, write_mode="async_index", recall_target=0.99)
+        described = docs.describe()
+        self.assertEqual(described["options"]["write_mode"], "async_index")
+        self.assertEqual(described["options"]["index_delay_ms"], 5000)
+        self.assertAlmostEqual(described["recall_target"], 0.99, places=6)
+        with self.assertRaises(omendb.OmenError) as e:
+            self.db.set_options(docs.name, colour="red")
+        self.assertIn("options.colour", str(e.exception))
+
     def test_uuid_and_number_ids_live_together(self):
         docs = self.fresh()
         ids = [7, uuid.uuid4(), 2**64 - 1, str(uuid.uuid4())]

@@ -140,7 +140,9 @@ static void draw_write(struct call_source *s, struct shard_call *call)
     for (uint32_t i = 0; i < count; i++) draw_op(s, &ops[i]);
     call->in.write.ops = ops;
     call->in.write.count = count;
+    call->in.write.wait = (enum write_wait)call_draw(s, 3);
     call->in.write.op_id = (struct op_id){ draw64(s), call_draw(s, 1000), draw64(s) };
+    call->in.write.wait = (enum write_wait)call_draw(s, 3);
 }
 
 static void draw_searches(struct call_source *s, struct shard_call *call)

@@ -319,12 +319,12 @@ START_TEST(writes_survive)
     q.write.payloads = payloads;
     q.write.columns = columns;
     q.write.column_count = 2;
-    q.write.wait_accepted = true;
+    q.write.wait = WAIT_INDEXED;
     struct wire_request out = round_trip(&q);
     ck_assert_uint_eq(out.write.count, 2);
     ck_assert(point_id_equal(out.write.ids[0], ids[0]));
     ck_assert_uint_eq(out.write.op_id.issue_ms, 13);
-    ck_assert(out.write.wait_accepted);
+    ck_assert_int_eq(out.write.wait, WAIT_INDEXED);
     ck_assert_ptr_null(out.write.expires_ms);
     ck_assert_uint_eq(out.write.columns[0].bytes, sizeof rows);
     ck_assert_mem_eq(out.write.columns[0].data, rows, sizeof rows);
@@ -333,8 +333,10 @@ START_TEST(writes_survive)
 
     const uint64_t times[2] = { 0, INT64_MAX };
     q.write.expires_ms = times;
+    q.write.wait = WAIT_ACCEPTED;
     out = round_trip(&q);
     ck_assert_mem_eq(out.write.expires_ms, times, sizeof times);
+    ck_assert_int_eq(out.write.wait, WAIT_ACCEPTED);
     q.write.expires_ms = NULL;
 
     ids[1] = (point_id){ .hi = 1, .lo = 2, .kind = POINT_ID_UUID };

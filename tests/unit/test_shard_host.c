@@ -11,6 +11,7 @@
 
 #include "common/mem.h"
 #include "node/node.h"
+#include "tests/support/doc_text.h"
 #include "tests/support/entry_support.h"
 
 #define DIM 8
@@ -110,6 +111,24 @@ static enum omen_err run(struct shard_call *call)
     start(call, &w);
     finish(&w);
     return call->code;
+}
+
+static enum omen_err create_with(const char *name, const char *options_json)
+{
+    struct arena arena;
+    struct shard_call call = { .kind = CALL_CATALOG };
+    arena_init(&arena, 1024, 0);
+    call.in.catalog = (struct catalog_change){ .kind = CATALOG_CREATE,
+        .shard_count = 1,
+        .replication = 1,
+        .recall_target = 0.9f,
+        .options = doc_of(&arena, options_json) };
+    snprintf(call.in.catalog.name, sizeof call.in.catalog.name, "%s", name);
+    call.in.catalog.schema = test_schema_simple(DIM, "");
+    enum omen_err rc = run(&call);
+    release(&call);
+    arena_fini(&arena);
+    return rc;
 }
 
 static enum omen_err catalog(enum catalog_change_kind kind, const char *name, uint32_t shards,
@@ -458,6 +477,158 @@ static uint32_t shard_directories(void)
     return count;
 }
 
+/* ---- wait levels ---- */
+
+#define WAIT_POINTS 300u
+
+/* A write of points [first, first + count); the vectors must live until it is done. */
+static void write_call(struct shard_call *call, uint64_t shard, uint64_t first, uint32_t count,
+        enum write_wait wait, struct point_op ops[WAIT_POINTS], float vectors[WAIT_POINTS][DIM])
+{
+    for (uint32_t i = 0; i < count; i++) ops[i] = upsert_op(first + i, vectors[i]);
+    *call = call_of(CALL_WRITE, shard);
+    call->in.write.ops = ops;
+    call->in.write.count = count;
+    call->in.write.wait = wait;
+}
+
+static uint64_t unindexed(uint64_t shard)
+{
+    struct shard_call call = call_of(CALL_STATS, shard);
+    ck_assert_int_eq(run(&call), OMEN_OK);
+    uint64_t rows = call.out.stats.unindexed;
+    release(&call);
+    return rows;
+}
+
+static struct point_op wait_ops[WAIT_POINTS];
+static float wait_vectors[WAIT_POINTS][DIM];
+
+START_TEST(an_indexed_write_is_answered_when_the_index_has_it)
+{
+    struct shard_call call;
+    node_down();
+    options.index_rows_min = 100;
+    node_up();
+    ck_assert_int_eq(catalog(CATALOG_CREATE, "docs", 1, METRIC_L2), OMEN_OK);
+    uint64_t shard = shard_of("docs");
+    /* So few that they are not worth a graph: that is all the index will ever do about them. */
+    write_call(&call, shard, 0, 10, WAIT_INDEXED, wait_ops, wait_vectors);
+    ck_assert_int_eq(run(&call), OMEN_OK);
+    ck_assert_uint_eq(call.out.write.affected, 10);
+    release(&call);
+    ck_assert_uint_eq(unindexed(shard), 10);
+    write_call(&call, shard, 1000, WAIT_POINTS, WAIT_INDEXED, wait_ops, wait_vectors);
+    ck_assert_int_eq(run(&call), OMEN_OK);
+    release(&call);
+    ck_assert_uint_eq(unindexed(shard), 0);
+    ck_assert_uint_eq(count_points(shard, CONSISTENCY_SESSION, call.sequence), WAIT_POINTS + 10);
+}
+END_TEST
+
+START_TEST(an_indexed_write_that_runs_out_of_time_stands_and_says_so)
+{
+    struct shard_call call;
+    struct waiter w;
+    node_down();
+    options.index_rows_min = 100;
+    node_up();
+    ck_assert_int_eq(create_with("docs", "{'write_mode': 'stream_only', 'index_delay_ms': 3600000}"),
+            OMEN_OK);
+    uint64_t shard = shard_of("docs");
+    struct op_id op_id = { 7, 1, clock_wall_ms(clock_system()) };
+    for (int i = 0; i < 2; i++) { /* again with the same op id: it waits again */
+        write_call(&call, shard, 0, WAIT_POINTS, WAIT_INDEXED, wait_ops, wait_vectors);
+        call.in.write.op_id = op_id;
+        call.deadline_ns = clock_monotonic_ns(clock_system()) + 300000000;
+        ck_assert_int_eq(run(&call), OMEN_EDEADLINE);
+        ck_assert_ptr_nonnull(strstr(call.err.message, "is applied"));
+        release(&call);
+        ck_assert_uint_eq(count_points(shard, CONSISTENCY_SESSION, call.sequence), WAIT_POINTS);
+    }
+    /* One that would wait for ever ends with its shard. */
+    write_call(&call, shard, 0, WAIT_POINTS, WAIT_INDEXED, wait_ops, wait_vectors);
+    start(&call, &w);
+    struct shard_call drop = { .kind = CALL_CATALOG };
+    struct waiter dropped;
+    drop.in.catalog = (struct catalog_change){ .kind = CATALOG_DROP, .name = "docs" };
+    while (count_points(shard, CONSISTENCY_LINEARIZABLE, 0) < WAIT_POINTS) usleep(1000);
+    start(&drop, &dropped);
+    finish(&w);
+    ck_assert(call.code == OMEN_EUNKNOWN || call.code == OMEN_ENOTFOUND);
+    release(&call);
+    finish(&dropped);
+    ck_assert_int_eq(drop.code, OMEN_OK);
+    release(&drop);
+}
+END_TEST
+
+START_TEST(an_accepted_write_is_answered_first_and_done_next)
+{
+    struct shard_call call;
+    ck_assert_int_eq(catalog(CATALOG_CREATE, "docs", 1, METRIC_L2), OMEN_OK);
+    uint64_t shard = shard_of("docs");
+    for (uint64_t i = 0; i < 20; i++) {
+        write_call(&call, shard, 10 * i, 10, WAIT_ACCEPTED, wait_ops, wait_vectors);
+        ck_assert_int_eq(run(&call), OMEN_OK);
+        ck_assert_uint_eq(call.out.write.affected, 10);
+        ck_assert_uint_eq(call.sequence, 0); /* nobody knows it yet */
+        release(&call);
+    }
+    while (count_points(shard, CONSISTENCY_LINEARIZABLE, 0) < 200) usleep(1000);
+}
+END_TEST
+
+START_TEST(a_node_without_indexes_refuses_to_wait_for_one)
+{
+    struct shard_call call;
+    node_down();
+    options.index_disabled = true;
+    node_up();
+    ck_assert_int_eq(catalog(CATALOG_CREATE, "docs", 1, METRIC_L2), OMEN_OK);
+    uint64_t shard = shard_of("docs");
+    write_call(&call, shard, 0, 10, WAIT_INDEXED, wait_ops, wait_vectors);
+    ck_assert_int_eq(run(&call), OMEN_EINVAL);
+    ck_assert_str_eq(call.err.field, "wait");
+    release(&call);
+    ck_assert_uint_eq(count_points(shard, CONSISTENCY_SESSION, 0), 0);
+}
+END_TEST
+
+/* ---- write modes ---- */
+
+/* Nothing is indexed before its time, and all of it soon after the mode was changed. */
+START_TEST(a_stream_is_left_alone_until_it_is_told_otherwise)
+{
+    struct shard_call call;
+    struct arena arena;
+    arena_init(&arena, 1024, 0);
+    node_down();
+    options.index_rows_min = 100;
+    options.host.checkpoint_interval_ns = 100000000;
+    node_up();
+    ck_assert_int_eq(create_with("docs", "{'write_mode': 'stream_only', 'index_delay_ms': 3600000}"),
+            OMEN_OK);
+    ck_assert_int_eq(create_with("next", "{'write_mode': 'immediate_index'}"), OMEN_OK);
+    uint64_t shard = shard_of("docs"), next = shard_of("next");
+    write_call(&call, shard, 0, WAIT_POINTS, WAIT_COMMITTED, wait_ops, wait_vectors);
+    ck_assert_int_eq(run(&call), OMEN_OK);
+    release(&call);
+    write_call(&call, next, 0, WAIT_POINTS, WAIT_INDEXED, wait_ops, wait_vectors);
+    ck_assert_int_eq(run(&call), OMEN_OK);
+    release(&call);
+    ck_assert_uint_eq(unindexed(next), 0);
+    ck_assert_uint_eq(unindexed(shard), WAIT_POINTS); /* it was written before, and had its turns since */
+    struct shard_call set = { .kind = CALL_CATALOG };
+    set.in.catalog = (struct catalog_change){ .kind = CATALOG_SET, .name = "docs" };
+    set.in.catalog.options = doc_of(&arena, "{'write_mode': 'async_index'}");
+    ck_assert_int_eq(run(&set), OMEN_OK);
+    release(&set);
+    while (unindexed(shard) > 0) usleep(10000);
+    arena_fini(&arena);
+}
+END_TEST
+
 START_TEST(dropped_collection_is_gone_and_its_name_is_free)
 {
     ck_assert_int_eq(catalog(CATALOG_CREATE, "docs", 3, METRIC_L2), OMEN_OK);
@@ -570,6 +741,11 @@ int main(void)
     tcase_add_test(tcase, past_deadline_is_not_begun);
     tcase_add_test(tcase, full_disk_refuses_writes_with_the_reason_and_takes_deletes);
     tcase_add_test(tcase, writes_over_the_admission_limit_are_told_when_to_retry);
+    tcase_add_test(tcase, an_indexed_write_is_answered_when_the_index_has_it);
+    tcase_add_test(tcase, an_indexed_write_that_runs_out_of_time_stands_and_says_so);
+    tcase_add_test(tcase, an_accepted_write_is_answered_first_and_done_next);
+    tcase_add_test(tcase, a_node_without_indexes_refuses_to_wait_for_one);
+    tcase_add_test(tcase, a_stream_is_left_alone_until_it_is_told_otherwise);
     tcase_add_test(tcase, dropped_collection_is_gone_and_its_name_is_free);
     tcase_add_test(tcase, interrupted_create_and_drop_heal_at_start);
     tcase_add_test(tcase, shard_that_the_catalog_never_made_stops_the_start);

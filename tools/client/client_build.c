@@ -192,6 +192,19 @@ static enum omen_err build_expires(const struct write_args *args, struct scratch
     return OMEN_OK;
 }
 
+static enum omen_err build_wait(const char *text, enum write_wait *out, struct err *err)
+{
+    if (text == NULL || strcmp(text, "committed") == 0)
+        *out = WAIT_COMMITTED;
+    else if (strcmp(text, "accepted") == 0)
+        *out = WAIT_ACCEPTED;
+    else if (strcmp(text, "indexed") == 0)
+        *out = WAIT_INDEXED;
+    else
+        return err_set(err, OMEN_EINVAL, "wait", "\"%s\" is none of accepted, committed, indexed", text);
+    return OMEN_OK;
+}
+
 /* The array of path strings that delete_payload carries. */
 static enum omen_err build_path_list(const struct write_args *args, struct scratch *s,
         struct wire_request *request, struct err *err)
@@ -239,6 +252,7 @@ enum omen_err build_write(struct omen_client *client, const struct write_args *a
         rc = build_docs(args->keys_json, args->count, "shard_keys", none, s, &request->write.keys, err);
     if (rc == OMEN_OK && args->op == WIRE_UPSERT) rc = build_columns(args, s, request, err);
     if (rc == OMEN_OK && args->op == WIRE_UPSERT) rc = build_expires(args, s, request, err);
+    if (rc == OMEN_OK) rc = build_wait(args->wait, &request->write.wait, err);
     if (rc == OMEN_OK && args->op == WIRE_DELETE_PAYLOAD) rc = build_path_list(args, s, request, err);
     if (rc != OMEN_OK) return rc;
     request->write.op_id = (struct op_id){ client->id, atomic_fetch_add(&client->seq, 1) + 1,

@@ -153,6 +153,7 @@ struct write_args {
     uint32_t column_count;
     const uint64_t *expires_ms; /* [count] or NULL; upsert, as ttl_ms, which counts from now on */
     uint64_t ttl_ms;
+    const char *wait;         /* NULL = committed */
     const char *const *paths; /* delete_payload */
     uint32_t path_count;
     size_t count;

@@ -105,6 +105,9 @@ typedef struct {
     const uint64_t *
             expires_ms; /* [count] Unix time in ms from which on a point is absent, 0 = never; NULL: by `ttl_ms` */
     uint64_t ttl_ms; /* all points are absent so long after this call; 0 = never */
+    /* When the call returns: "committed" (default: on the disks of a majority, and visible), "indexed" (and in the index of
+     * the shard's leader), or "accepted" (in the leader's hands: it may be lost, and nobody says so). NULL = default. */
+    const char *wait;
 } omen_upsert_options;
 
 omen_code omen_upsert(omen_client *client, const char *collection, const omen_id *ids, const float *vectors,

@@ -45,6 +45,7 @@ omen_code omen_upsert_with(omen_client *client, const char *collection, const om
         .column_count = column_count,
         .expires_ms = options == NULL ? NULL : options->expires_ms,
         .ttl_ms = options == NULL ? 0 : options->ttl_ms,
+        .wait = options == NULL ? NULL : options->wait,
         .count = count };
     return write_points(client, &args, result_out);
 }

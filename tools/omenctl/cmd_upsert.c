@@ -17,9 +17,11 @@
 #define NO_PAYLOAD SIZE_MAX
 
 static uint64_t batch_max = 500, ttl_s;
+static const char *wait_level;
 
 const struct option UPSERT_OPTIONS[] = {
     { "--batch", OPTION_U64, &batch_max, "N", "points per request, 1 to 10000 (500)" },
+    { "--wait", OPTION_TEXT, &wait_level, "LEVEL", "accepted, committed (default) or indexed" },
     { "--ttl", OPTION_U64, &ttl_s, "SECONDS", "points are gone so long after they were written" },
     { NULL, OPTION_FLAG, NULL, NULL, NULL },
 };
@@ -122,7 +124,8 @@ static int batch_flush(struct upsert *u)
                 : (const char *)batch->payloads.data + batch->payload_offsets[i];
     bool expires = false;
     for (uint32_t i = 0; i < batch->count; i++) expires |= batch->expires_ms[i] != 0;
-    const omen_upsert_options options = { .expires_ms = expires ? batch->expires_ms : NULL };
+    const omen_upsert_options options = { .expires_ms = expires ? batch->expires_ms : NULL,
+        .wait = wait_level };
     omen_code rc = omen_upsert_with(u->cli->db, u->cli->arguments[0], batch->ids, columns,
             batch->column_count, payloads, batch->count, &options, NULL);
     mem_free(payloads);

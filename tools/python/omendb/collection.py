@@ -235,7 +235,7 @@ class Collection:
 
     def upsert(self, ids: Sequence[PointId], vectors: Vectors, payloads: Optional[Sequence[Optional[dict]]] = None, *,
                ttl: Optional[float] = None, expires_ms: Union[None, int, Sequence[Optional[int]]] = None,
-               batch_points: int = BATCH_POINTS) -> WriteResult:
+               wait: Optional[str] = None, batch_points: int = BATCH_POINTS) -> WriteResult:
         """Insert or replace points.
 
         Args:
@@ -244,6 +244,8 @@ class Collection:
             payloads: [n] dicts (or None each), JSON-shaped.
             ttl: seconds from now on after which the points are absent; written again without one, a point stays.
             expires_ms: the same as a Unix time in milliseconds, one for all or one (or None) each.
+            wait: when to return: ``"committed"`` (default: on the disks of a majority, and visible), ``"indexed"`` (and in the
+                index of each shard's leader), or ``"accepted"`` (in the leader's hands: it may be lost).
             batch_points: larger calls are cut into requests of at most this many points (and about 4 MiB); each request is
                 atomic per shard, the call as a whole is not.
 
@@ -252,6 +254,8 @@ class Collection:
         """
         total = WriteResult()
         for request, _ in upsert_requests(self.name, ids, vectors, payloads, batch_points, expiry(ttl, expires_ms)):
+            if wait is not None:
+                request["wait"] = wait
             self._add(total, self._write(request))
         return total
 
