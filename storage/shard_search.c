@@ -66,8 +66,11 @@ static enum omen_err pass_prepare(const struct store_view *view, const struct se
     return OMEN_OK;
 }
 
-static void scan_count(struct search_stats *stats, const struct flat_scan *scan)
+static void scan_count(struct search_stats *stats, struct explain_part *part, const struct flat_scan *scan)
 {
+    part->rows_scanned += scan->stats.rows_scanned;
+    part->distances += scan->stats.distances_computed;
+    part->filter_evaluated += scan->stats.filter_evaluated;
     stats->rows_scanned += scan->stats.rows_scanned;
     stats->distances_computed += scan->stats.distances_computed;
     stats->filter_evaluated += scan->stats.filter_evaluated;
@@ -98,27 +101,49 @@ static bool pass_stop(void *arg)
     return limit->stop(limit->arg);
 }
 
-/* Blocks that a query must see by scanning although a segment covers them. */
-static enum omen_err range_scan(const struct store_view *view, struct flat_query *query, uint32_t field,
-        uint32_t from, uint32_t end, const struct read_limit *limit, struct arena *arena,
-        struct search_stats *stats)
+/* A search's work so far, and where it is told of. */
+struct progress {
+    const struct read_limit *limit;
+    struct arena *arena;
+    struct search_stats *stats;
+    struct search_explain *explain; /* NULL = nobody asks */
+};
+
+static enum omen_err part_tell(const struct progress *progress, const struct explain_part *part)
 {
-    const struct shard_store *s = view->store;
-    const struct vector_field *f = &s->schema.fields[field];
+    if (progress->explain == NULL) return OMEN_OK;
+    struct explain_part *told = search_explain_add(progress->explain, progress->arena);
+    if (told == NULL) return OMEN_ENOMEM;
+    *told = *part;
+    return OMEN_OK;
+}
+
+/* One pass over blocks [part->first_block, part->end_block) for queries on one field. */
+static enum omen_err range_scan(const struct store_view *view, struct flat_query *queries, uint32_t count,
+        const struct progress *progress, struct explain_part *part)
+{
+    const struct vector_field *f = &view->store->schema.fields[part->field];
+    const struct read_limit *limit = progress->limit;
     struct flat_scan scan;
-    enum omen_err rc = flat_scan_init(&scan, f->metric, f->dim, view->sequence, query, 1,
-            limit != NULL ? limit->stop : NULL, limit != NULL ? limit->arg : NULL, arena);
+    enum omen_err rc = flat_scan_init(&scan, f->metric, f->dim, view->sequence, queries, count,
+            limit != NULL ? limit->stop : NULL, limit != NULL ? limit->arg : NULL, progress->arena);
     if (rc != OMEN_OK) return rc;
     scan.now_ms = view->now_ms;
-    rc = blocks_scan(view, &scan, field, from, end);
-    scan_count(stats, &scan);
+    rc = blocks_scan(view, &scan, part->field, part->first_block, part->end_block);
+    scan_count(progress->stats, part, &scan);
+    part->plan = EXPLAIN_ROWS;
+    for (uint32_t i = 0; i < count; i++)
+        if (queries[i].filter != NULL) part->filter = EXPLAIN_FILTER_PAYLOAD;
     return rc;
 }
 
-static enum omen_err query_segments(const struct store_view *view, const struct segment_set *set,
-        struct flat_query *query, uint32_t field, const struct read_limit *limit, struct arena *arena,
-        struct search_stats *stats)
+/* By the segment's graph, or by its blocks when that is no good for this view or filter. */
+static enum omen_err query_segment(const struct store_view *view, struct segment *segment,
+        const struct segment_info *info, struct flat_query *query, const struct progress *progress,
+        struct explain_part *part)
 {
+    const struct read_limit *limit = progress->limit;
+    float bound = topk_bound(query->topk);
     struct segment_query q = {
         .query = query->query,
         .k = query->topk->k,
@@ -126,60 +151,78 @@ static enum omen_err query_segments(const struct store_view *view, const struct 
         .now_ms = view->now_ms,
         .recall_target = view->recall_target,
         .filter = query->filter,
+        .distance_max = bound < query->distance_max ? bound : query->distance_max,
         .stop = limit != NULL && limit->stop != NULL ? pass_stop : NULL,
         .stop_arg = (void *)(uintptr_t)limit,
     };
+    bool enough = false;
+    if (view->sequence >= info->as_of) { /* before it, rows may be missing that this view still sees */
+        enum omen_err rc = segment_search(segment, &q, query->topk, &enough, part);
+        progress->stats->segments_walked++;
+        progress->stats->hops += part->hops;
+        progress->stats->distances_computed += part->distances;
+        if (rc != OMEN_OK || enough) return rc;
+        part->given_up = part->plan;
+    }
+    progress->stats->segments_scanned++;
+    return range_scan(view, query, 1, progress, part);
+}
+
+static enum omen_err query_segments(const struct store_view *view, const struct segment_set *set,
+        struct flat_query *query, uint32_t search, uint32_t field, const struct progress *progress)
+{
     for (uint32_t i = 0; i < set->count; i++) {
         struct segment_info info;
-        struct index_cost cost = { 0 };
-        bool enough;
         segment_info(set->items[i], &info);
         if (info.field != field) continue;
-        if (view->sequence < info.as_of) { /* it may lack rows that this view still sees */
-            stats->segments_scanned++;
-            enum omen_err scanned = range_scan(view, query, field, info.first_block, info.end_block, limit,
-                    arena, stats);
-            if (scanned != OMEN_OK) return scanned;
-            continue;
-        }
-        float bound = topk_bound(query->topk);
-        q.distance_max = bound < query->distance_max ? bound : query->distance_max;
-        enum omen_err rc = segment_search(set->items[i], &q, query->topk, &enough, &cost);
-        stats->segments_walked++;
-        stats->hops += cost.hops;
-        stats->distances_computed += cost.distances;
-        if (rc == OMEN_OK && !enough) {
-            stats->segments_scanned++;
-            rc = range_scan(view, query, field, info.first_block, info.end_block, limit, arena, stats);
-        }
+        struct explain_part part = { .segment = info.number,
+            .search = search,
+            .field = field,
+            .first_block = info.first_block,
+            .end_block = info.end_block,
+            .rows = info.rows,
+            .estimated = EXPLAIN_UNKNOWN,
+            .real = EXPLAIN_UNKNOWN };
+        enum omen_err rc = query_segment(view, set->items[i], &info, query, progress, &part);
+        if (rc == OMEN_OK) rc = part_tell(progress, &part);
         if (rc != OMEN_OK) return rc;
     }
     return OMEN_OK;
 }
 
+/* One pass over blocks that no graph answers for, or must not. */
+static enum omen_err query_blocks(const struct store_view *view, struct flat_query *queries, uint32_t count,
+        uint32_t search, struct explain_part *part, const struct progress *progress)
+{
+    part->search = search;
+    part->estimated = part->real = EXPLAIN_UNKNOWN;
+    enum omen_err rc = range_scan(view, queries, count, progress, part);
+    part->rows = part->rows_scanned;
+    return rc == OMEN_OK ? part_tell(progress, part) : rc;
+}
+
 static enum omen_err pass_run(const struct store_view *view, struct field_pass *pass, uint32_t field,
-        const struct read_limit *limit, struct arena *arena, struct search_stats *stats)
+        const struct progress *progress)
 {
     struct shard_store *s = view->store;
-    const struct vector_field *f = &s->schema.fields[field];
     struct segment_set *set = segment_set_acquire(s);
-    struct flat_scan scan;
     enum omen_err rc = OMEN_OK;
     for (uint32_t n = 0; set != NULL && rc == OMEN_OK && n < pass->count; n++)
-        if (!pass->exact[n]) rc = query_segments(view, set, &pass->queries[n], field, limit, arena, stats);
-    /* What is not in a segment, and what must be exact: one pass for all. */
-    uint32_t covered = set == NULL ? 0 : set->covered[field], end = blocks_count(s->blocks);
+        if (!pass->exact[n])
+            rc = query_segments(view, set, &pass->queries[n], pass->searches[n], field, progress);
+    uint32_t covered = set == NULL ? 0 : set->covered[field];
     segment_set_release(set);
-    for (uint32_t n = 0; rc == OMEN_OK && covered > 0 && n < pass->count; n++)
-        if (pass->exact[n]) rc = range_scan(view, &pass->queries[n], field, 0, covered, limit, arena, stats);
-    if (rc == OMEN_OK)
-        rc = flat_scan_init(&scan, f->metric, f->dim, view->sequence, pass->queries, pass->count,
-                limit != NULL ? limit->stop : NULL, limit != NULL ? limit->arg : NULL, arena);
+    for (uint32_t n = 0; rc == OMEN_OK && covered > 0 && n < pass->count; n++) {
+        struct explain_part part = { .field = field, .end_block = covered };
+        if (pass->exact[n]) rc = query_blocks(view, &pass->queries[n], 1, pass->searches[n], &part, progress);
+    }
     if (rc != OMEN_OK) return rc;
-    scan.now_ms = view->now_ms;
-    rc = blocks_scan(view, &scan, field, covered, end);
-    scan_count(stats, &scan);
-    return rc;
+    /* What is not in a segment: one pass for all. */
+    struct explain_part tail = { .field = field,
+        .first_block = covered,
+        .end_block = blocks_count(s->blocks) };
+    return query_blocks(view, pass->queries, pass->count,
+            pass->count == 1 ? pass->searches[0] : EXPLAIN_ALL_SEARCHES, &tail, progress);
 }
 
 static enum omen_err hits_make(const struct store_view *view, const struct search_params *p,
@@ -203,12 +246,13 @@ static enum omen_err hits_make(const struct store_view *view, const struct searc
 }
 
 static enum omen_err search_field(const struct store_view *view, const struct search_params *searches,
-        uint32_t count, uint32_t field, const struct read_limit *limit, struct arena *arena,
-        struct hit **hits_out, uint32_t *hit_counts_out, struct search_stats *stats, struct err *err)
+        uint32_t count, uint32_t field, const struct progress *progress, struct hit **hits_out,
+        uint32_t *hit_counts_out, struct err *err)
 {
     struct field_pass pass;
+    struct arena *arena = progress->arena;
     enum omen_err rc = pass_prepare(view, searches, count, field, arena, &pass);
-    if (rc == OMEN_OK) rc = pass_run(view, &pass, field, limit, arena, stats);
+    if (rc == OMEN_OK) rc = pass_run(view, &pass, field, progress);
     if (rc != OMEN_OK) return err_set(err, rc, NULL, "search in %s", view->store->dir);
     for (uint32_t n = 0; n < pass.count && rc == OMEN_OK; n++) {
         uint32_t i = pass.searches[n];
@@ -223,6 +267,7 @@ enum omen_err shard_store_search(const struct store_view *view, const struct sea
 {
     uint32_t fields = 0;
     struct search_stats stats = { 0 };
+    const struct progress progress = { limit, arena, &stats, view->explain };
     enum omen_err rc = store_serves(view->store, err);
     if (rc != OMEN_OK) return rc;
     for (uint32_t i = 0; i < count; i++) {
@@ -232,7 +277,7 @@ enum omen_err shard_store_search(const struct store_view *view, const struct sea
     }
     for (uint32_t f = 0; f < view->store->schema.field_count; f++) {
         if ((fields >> f & 1) == 0) continue;
-        rc = search_field(view, searches, count, f, limit, arena, hits_out, hit_counts_out, &stats, err);
+        rc = search_field(view, searches, count, f, &progress, hits_out, hit_counts_out, err);
         if (rc != OMEN_OK) return rc;
     }
     if (stats_out != NULL) *stats_out = stats;

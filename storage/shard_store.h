@@ -20,6 +20,7 @@
 #include "common/query/point.h"
 #include "common/vfs.h"
 #include "storage/entry.h"
+#include "storage/search_explain.h"
 
 struct shard_store;
 
@@ -109,6 +110,8 @@ struct store_view {
     uint64_t now_ms;      /* points that expire then or earlier are absent; log time of `sequence` at least */
     struct view_pin *pin; /* the room's own */
     float recall_target; /* of searches through graphs, the caller's after acquire; 0 = what they were built for */
+    struct search_explain
+            *explain; /* what searches did, the caller's after acquire, zeroed; NULL = not asked */
 };
 void store_view_acquire(struct shard_store *store, struct store_view *view_out);
 /* The same, but OMEN_EBUSY instead of waiting when too many views live: for threads that others' releases depend on.

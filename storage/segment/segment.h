@@ -18,6 +18,7 @@
 #include "storage/index/index.h"
 #include "storage/index/topk.h"
 #include "storage/quant/quant.h"
+#include "storage/search_explain.h"
 #include "storage/stream/blocks.h"
 
 #define SEGMENT_PATH_BYTES 4096
@@ -80,8 +81,8 @@ struct segment_query {
 
 /* The nearest rows that the view sees and the filter passes, pushed to `topk` with location {block, op}. *enough_out
  * false: too few of the nearest pass, and a walk is no good for more; nothing was pushed, and the caller scans the
- * segment's blocks. Errors: OMEN_EDEADLINE, OMEN_ENOMEM. */
+ * segment's blocks. `part` is told how, and its counters are added to. Errors: OMEN_EDEADLINE, OMEN_ENOMEM. */
 OMEN_CHECKED enum omen_err segment_search(struct segment *segment, const struct segment_query *query,
-        struct topk *topk, bool *enough_out, struct index_cost *cost);
+        struct topk *topk, bool *enough_out, struct explain_part *part);
 
 #endif

@@ -63,10 +63,11 @@ static bool row_passes(const struct segment *s, const struct segment_query *q, s
 }
 
 static uint32_t hits_count_passing(const struct segment *s, const struct segment_query *q,
-        const struct index_hit *hits, uint32_t count)
+        const struct index_hit *hits, uint32_t count, struct explain_part *part)
 {
     uint32_t n = 0;
     for (uint32_t i = 0; i < count && n < q->k; i++) {
+        part->filter_evaluated += q->filter != NULL;
         struct topk_candidate ignored;
         n += row_passes(s, q, s->slots[hits[i].slot], &ignored);
     }
@@ -74,14 +75,14 @@ static uint32_t hits_count_passing(const struct segment *s, const struct segment
 }
 
 static void hits_push(const struct segment *s, const struct segment_query *q, const struct index_hit *hits,
-        uint32_t count, struct topk *topk)
+        uint32_t count, struct topk *topk, struct explain_part *part)
 {
     for (uint32_t i = 0; i < count; i++) {
         struct topk_candidate c;
         if (hits[i].distance > topk_bound(topk)) return; /* they only get farther */
         if (!row_passes(s, q, s->slots[hits[i].slot], &c)) continue;
         c.distance = hits[i].distance;
-        (void)topk_push(topk, &c);
+        part->found += topk_push(topk, &c);
     }
 }
 
@@ -101,8 +102,23 @@ static uint32_t first_want(const struct segment *s, const struct segment_query *
     return want < s->count ? (uint32_t)want : s->count;
 }
 
+/* Ask the index and tell what it did. */
+static enum omen_err index_ask(struct segment *s, const struct index_search *search,
+        struct segment_scratch *scratch, uint32_t *count_out, struct explain_part *part)
+{
+    struct index_cost cost = { 0 };
+    enum omen_err rc = index_search(s->index, search, scratch->scratch, scratch->hits, count_out, &cost);
+    part->plan = cost.scans > 0 ? EXPLAIN_SCAN : cost.gathers > 0 ? EXPLAIN_GATHER : EXPLAIN_WALK;
+    if (cost.aborted > 0) part->given_up = EXPLAIN_WALK;
+    part->hops += cost.hops;
+    part->distances += cost.distances + cost.rescored;
+    part->estimates += cost.estimates;
+    part->rounds++;
+    return rc;
+}
+
 static enum omen_err walk(struct segment *s, const struct segment_query *q, struct segment_scratch *scratch,
-        struct topk *topk, bool *enough_out, struct index_cost *cost)
+        struct topk *topk, bool *enough_out, struct explain_part *part)
 {
     struct index_search search = {
         .query = q->query,
@@ -122,22 +138,23 @@ static enum omen_err walk(struct segment *s, const struct segment_query *q, stru
         if (!hits_reserve(scratch, want)) return OMEN_ENOMEM;
         uint32_t count = 0;
         search.k = want;
-        enum omen_err rc = index_search(s->index, &search, scratch->scratch, scratch->hits, &count, cost);
+        enum omen_err rc = index_ask(s, &search, scratch, &count, part);
         if (rc != OMEN_OK) return rc;
         bool all = count < want || want == s->count; /* nothing else is near enough, or there */
-        if (!all && hits_count_passing(s, q, scratch->hits, count) < q->k) continue;
-        hits_push(s, q, scratch->hits, count, topk);
+        if (!all && hits_count_passing(s, q, scratch->hits, count, part) < q->k) continue;
+        hits_push(s, q, scratch->hits, count, topk, part);
         *enough_out = true;
         return OMEN_OK;
     }
 }
 
 enum omen_err segment_search(struct segment *s, const struct segment_query *q, struct topk *topk,
-        bool *enough_out, struct index_cost *cost)
+        bool *enough_out, struct explain_part *part)
 {
     struct segment_scratch *scratch = scratch_get(s);
     if (scratch == NULL) return OMEN_ENOMEM;
-    enum omen_err rc = walk(s, q, scratch, topk, enough_out, cost);
+    part->filter = q->filter != NULL ? EXPLAIN_FILTER_PAYLOAD : EXPLAIN_FILTER_NONE;
+    enum omen_err rc = walk(s, q, scratch, topk, enough_out, part);
     scratch_put(s, scratch);
     return rc;
 }

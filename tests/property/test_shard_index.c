@@ -179,6 +179,27 @@ static void check_hits(struct world *w, const struct state *s, const struct hit 
     if (!exact) w->wanted += count;
 }
 
+/* The parts of an explained search: the tail last and once, blocks covered once, no graph for an exact search. */
+static void check_explain(const struct search_explain *explain, bool exact, bool filtered)
+{
+    ck_assert_uint_ge(explain->count, 1);
+    uint32_t end = 0;
+    for (uint32_t i = 0; i < explain->count; i++) {
+        const struct explain_part *p = &explain->parts[i];
+        bool tail = p->segment == EXPLAIN_TAIL;
+        ck_assert_uint_eq(p->first_block, end);
+        ck_assert_uint_ge(p->end_block, end);
+        end = p->end_block;
+        ck_assert_uint_eq(p->search, 0);
+        if (i + 1 == explain->count) ck_assert(tail);
+        if (tail) ck_assert_int_eq(p->plan, EXPLAIN_ROWS);
+        if (exact) ck_assert(tail);
+        if (!filtered) ck_assert_int_eq(p->filter, EXPLAIN_FILTER_NONE);
+        ck_assert(explain_plan_name(p->plan)[0] != '\0' && explain_filter_name(p->filter)[0] != '\0');
+        ck_assert((p->pruned_by != EXPLAIN_NOT_PRUNED) == (p->plan == EXPLAIN_PRUNED));
+    }
+}
+
 static void check_view(struct world *w, const struct store_view *view, const struct state *s)
 {
     struct err err;
@@ -198,8 +219,12 @@ static void check_view(struct world *w, const struct store_view *view, const str
             search.exact = way & 1;
             search.filter = way & 2 ? filter : NULL;
             search.filter_doc = way & 2 ? text : (struct doc){ NULL, 0 };
-            enum omen_err rc = shard_store_search(view, &search, 1, NULL, &arena, hits, &count, NULL, &err);
+            struct search_explain explain = { NULL, 0, 0 };
+            struct store_view asked = *view;
+            asked.explain = &explain;
+            enum omen_err rc = shard_store_search(&asked, &search, 1, NULL, &arena, hits, &count, NULL, &err);
             ck_assert_msg(rc == OMEN_OK, "search: %s", err.message);
+            check_explain(&explain, way & 1, way & 2);
             check_hits(w, s, hits[0], count, query, ks[i], way & 2, way & 1);
         }
     }

@@ -1,0 +1,41 @@
+/* Names and growth of what search_explain.h describes. */
+#include "storage/search_explain.h"
+
+#include <string.h>
+
+#include "common/check.h"
+
+const char *explain_plan_name(enum explain_plan plan)
+{
+    static const char *const names[EXPLAIN_PLAN_COUNT] = { "pruned", "walk", "gather", "scan", "rows" };
+    CHECK(plan < EXPLAIN_PLAN_COUNT);
+    return names[plan];
+}
+
+const char *explain_prune_name(enum explain_prune prune)
+{
+    static const char *const names[EXPLAIN_PRUNE_COUNT] = { "", "field", "values", "range", "filter",
+        "all_dead" };
+    CHECK(prune < EXPLAIN_PRUNE_COUNT);
+    return names[prune];
+}
+
+const char *explain_filter_name(enum explain_filter filter)
+{
+    static const char *const names[EXPLAIN_FILTER_COUNT] = { "none", "index", "partly", "payload" };
+    CHECK(filter < EXPLAIN_FILTER_COUNT);
+    return names[filter];
+}
+
+struct explain_part *search_explain_add(struct search_explain *explain, struct arena *arena)
+{
+    if (explain->count == explain->cap) {
+        uint32_t cap = explain->cap == 0 ? 8 : 2 * explain->cap;
+        struct explain_part *grown = arena_calloc(arena, cap, sizeof *grown);
+        if (grown == NULL) return NULL;
+        if (explain->count > 0) memcpy(grown, explain->parts, explain->count * sizeof *grown);
+        explain->parts = grown;
+        explain->cap = cap;
+    }
+    return &explain->parts[explain->count++];
+}
