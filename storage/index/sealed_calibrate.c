@@ -32,6 +32,12 @@ static_assert(SLACKS <= SEALED_CURVE_POINTS, "a curve holds all slacks");
 #define SLACK_PROBE 5      /* a scale is small enough when this slack does not yet find nearly all */
 #define SLACK_PROBED 0.99f /* recall for k = 10 */
 #define BELOW 0.8f
+/* From this effort on, where nearly all queries find nearly all, and for k = 100, whose recall differs less from query
+ * to query, a share of the queries tells enough: calibration was half of building 50,000 rows. */
+#define EFFORT_DEAR 144
+#define QUERIES_DEAR 4 /* every so many */
+#define QUERIES_100 2
+#define QUERIES_LEAST 250 /* never fewer of them than this */
 
 struct calibration {
     struct build *b;
@@ -39,6 +45,7 @@ struct calibration {
     float *recall; /* [held_out][SEALED_CURVE_KS] of the effort at hand */
     struct sealed_pace pace;
     uint32_t row_first, row_end; /* of the curves that the walks at hand are for; k is the last one's */
+    uint32_t queries, one_in;    /* how many walk now: every so many of the held-out ones */
 };
 
 static const float *node_row(const struct build *b, uint32_t node)
@@ -135,8 +142,8 @@ static bool recall_range(void *arg, uint32_t thread, uint32_t first, uint32_t en
     struct index_hit *hits = mem_alloc(sealed_want(c->b->s, TRUTH_K, c->pace.effort) * sizeof *hits);
     bool fine = scratch != NULL && hits != NULL;
     (void)thread;
-    for (uint32_t query = first; fine && query < end; query++)
-        fine = recall_of(c, query, scratch, hits) == OMEN_OK;
+    for (uint32_t i = first; fine && i < end; i++)
+        fine = recall_of(c, i * c->one_in, scratch, hits) == OMEN_OK;
     index_scratch_free(&c->b->s->base, scratch);
     mem_free(hits);
     return fine;
@@ -144,8 +151,9 @@ static bool recall_range(void *arg, uint32_t thread, uint32_t first, uint32_t en
 
 static float careful_mean(const struct calibration *c, uint32_t j)
 {
-    double sum = 0, squares = 0, n = c->b->held_out;
-    for (uint32_t q = 0; q < c->b->held_out; q++) {
+    double sum = 0, squares = 0, n = c->queries;
+    for (uint32_t i = 0; i < c->queries; i++) {
+        uint32_t q = i * c->one_in;
         double r = c->recall[(size_t)q * SEALED_CURVE_KS + j];
         sum += r;
         squares += r * r;
@@ -157,18 +165,22 @@ static float careful_mean(const struct calibration *c, uint32_t j)
 static float below_share(const struct calibration *c, uint32_t j)
 {
     uint32_t below = 0;
-    for (uint32_t q = 0; q < c->b->held_out; q++) below += c->recall[(size_t)q * SEALED_CURVE_KS + j] < BELOW;
-    return (float)below / (float)c->b->held_out;
+    for (uint32_t i = 0; i < c->queries; i++)
+        below += c->recall[(size_t)i * c->one_in * SEALED_CURVE_KS + j] < BELOW;
+    return (float)below / (float)c->queries;
 }
 
 static enum omen_err walks_run(struct calibration *c, struct sealed_pace pace, uint32_t row_first,
-        uint32_t row_end)
+        uint32_t row_end, uint32_t one_in)
 {
+    while (one_in > 1 && c->b->held_out / one_in < QUERIES_LEAST) one_in--;
+    c->one_in = one_in;
+    c->queries = (c->b->held_out + one_in - 1) / one_in;
     c->pace = pace;
     if (c->pace.effort > c->b->n) c->pace.effort = c->b->n;
     c->row_first = row_first;
     c->row_end = row_end;
-    return parallel_for(c->b->control, "calibrate", c->b->held_out, 64, recall_range, c);
+    return parallel_for(c->b->control, "calibrate", c->queries, 32, recall_range, c);
 }
 
 /* By the width of the pool, one walk for all k. */
@@ -176,7 +188,8 @@ static enum omen_err calibrate_efforts(struct calibration *c)
 {
     struct sealed_curve *curve = &c->b->s->curve;
     for (uint32_t i = 0; i < EFFORTS && efforts[i] < c->b->n; i++) {
-        enum omen_err rc = walks_run(c, (struct sealed_pace){ efforts[i], INFINITY }, 0, SEALED_CURVE_KS);
+        enum omen_err rc = walks_run(c, (struct sealed_pace){ efforts[i], INFINITY }, 0, SEALED_CURVE_KS,
+                efforts[i] < EFFORT_DEAR ? 1 : QUERIES_DEAR);
         if (rc != OMEN_OK) return rc;
         curve->effort[i] = efforts[i];
         for (uint32_t j = 0; j < SEALED_CURVE_KS; j++) /* noise: it never falls */
@@ -192,11 +205,30 @@ static enum omen_err slack_scale(struct calibration *c, float *scale_out)
     *scale_out = 1;
     for (uint32_t i = 0; i + 1 < SLACK_SCALES; i++) {
         struct sealed_pace pace = { SEALED_RULE_EFFORT, 1 + slacks[SLACK_PROBE] * *scale_out };
-        enum omen_err rc = walks_run(c, pace, 0, 2);
+        enum omen_err rc = walks_run(c, pace, 0, 2, 1);
         if (rc != OMEN_OK || careful_mean(c, 1) < SLACK_PROBED) return rc;
         *scale_out /= 4;
     }
     return OMEN_OK;
+}
+
+/* One point of the curves row_first .. row_end - 1; those that have all they need stay as they are. */
+static enum omen_err slack_point(struct calibration *c, struct sealed_pace pace, uint32_t i,
+        uint32_t row_first, uint32_t row_end, uint32_t one_in)
+{
+    struct sealed_curve *curve = &c->b->s->curve;
+    float before = 1;
+    for (uint32_t j = row_first; j < row_end; j++)
+        before = fminf(before, i > 0 ? curve->slack_recall[j][i - 1] : 0);
+    enum omen_err rc = before >= RECALL_ENOUGH ? OMEN_OK : walks_run(c, pace, row_first, row_end, one_in);
+    for (uint32_t j = row_first; rc == OMEN_OK && j < row_end; j++) { /* noise: recall never falls */
+        float recall = i > 0 ? curve->slack_recall[j][i - 1] : -1,
+              below = i > 0 ? curve->slack_below[j][i - 1] : 1;
+        bool enough = before >= RECALL_ENOUGH;
+        curve->slack_recall[j][i] = enough ? recall : fmaxf(careful_mean(c, j), recall);
+        curve->slack_below[j][i] = enough ? below : fminf(below_share(c, j), below);
+    }
+    return rc;
 }
 
 /* By the slack of the stop rule; k = 1 and 10 look at the same distance and share a walk. */
@@ -207,17 +239,13 @@ static enum omen_err calibrate_slacks(struct calibration *c)
     enum omen_err rc = slack_scale(c, &scale);
     for (uint32_t i = 0; rc == OMEN_OK && i < SLACKS; i++) {
         struct sealed_pace pace = { SEALED_RULE_EFFORT, 1 + slacks[i] * scale };
-        rc = walks_run(c, pace, 0, 2);
-        if (rc == OMEN_OK) rc = walks_run(c, pace, 2, SEALED_CURVE_KS);
-        if (rc != OMEN_OK) break;
         curve->slack[i] = pace.slack;
-        float least = 1;
-        for (uint32_t j = 0; j < SEALED_CURVE_KS; j++) {
-            curve->slack_recall[j][i] = fmaxf(careful_mean(c, j), i > 0 ? curve->slack_recall[j][i - 1] : -1);
-            curve->slack_below[j][i] = fminf(below_share(c, j), i > 0 ? curve->slack_below[j][i - 1] : 1);
-            least = fminf(least, curve->slack_recall[j][i]);
-        }
+        rc = slack_point(c, pace, i, 0, 2, 1);
+        if (rc == OMEN_OK) rc = slack_point(c, pace, i, 2, SEALED_CURVE_KS, QUERIES_100);
+        if (rc != OMEN_OK) break;
         curve->slack_points = i + 1;
+        float least = 1;
+        for (uint32_t j = 0; j < SEALED_CURVE_KS; j++) least = fminf(least, curve->slack_recall[j][i]);
         if (least >= RECALL_ENOUGH) break;
     }
     return rc;
