@@ -18,7 +18,7 @@
 struct choice {
     const char *dir, *index, *layout, *quant, *recall, *filter, *rivals, *rival_cache, *index_file;
     uint64_t k, build_threads, threads, limit, queries, rounds, effort, rival_m, rival_efc, degree, efc, bits,
-            bytes_max;
+            bytes_max, merge, merge_first, memory_max;
     bool with_rivals, faiss, sweep, plans;
 };
 
@@ -64,7 +64,39 @@ static enum index_layout layout_parse(const char *name)
     panic("--layout %s: auto, fast or compact", name);
 }
 
-static void build_ours(const struct run *run, const struct choice *choice, struct engine *engine)
+/* The rows in `merge` parts, each indexed for itself, then merged; only the merge is timed. */
+static enum omen_err build_merged(const struct run *run, const struct choice *choice,
+        const struct index_params *params, const struct index_control *control, struct engine *engine,
+        struct err *err)
+{
+    const struct index_rows *all = &run->data.rows;
+    struct index_part parts[INDEX_MERGE_PARTS_MAX];
+    struct index *indexes[INDEX_MERGE_PARTS_MAX];
+    uint32_t n = (uint32_t)choice->merge, *slots = mem_must_alloc((size_t)all->count * sizeof *slots);
+    for (uint32_t slot = 0; slot < all->count; slot++) slots[slot] = slot;
+    uint32_t ahead = choice->merge_first == 0 ? all->count / n
+                                              : (uint32_t)(all->count * choice->merge_first / 100);
+    for (uint32_t i = 0, first = 0; i < n; i++) {
+        struct index_rows rows = *all;
+        uint32_t end = i + 1 == n ? all->count
+                                  : ahead + (uint32_t)((uint64_t)(all->count - ahead) * i / (n - 1));
+        rows.data += (size_t)first * rows.stride_floats;
+        rows.count = end - first;
+        if (index_build(INDEX_SEALED, &rows, params, control, &indexes[i], err) != OMEN_OK)
+            panic("build: %s", err->message);
+        parts[i] = (struct index_part){ indexes[i], slots + first };
+        first = end;
+    }
+    uint64_t start = bench_now_ns(), cpu_start = bench_cpu_ns();
+    enum omen_err rc = index_merge(parts, n, all, params, control, &engine->index, err);
+    engine->build_seconds = (double)(bench_now_ns() - start) / 1e9;
+    engine->build_cpu_seconds = (double)(bench_cpu_ns() - cpu_start) / 1e9;
+    for (uint32_t i = 0; i < n; i++) index_free(indexes[i]);
+    mem_free(slots);
+    return rc;
+}
+
+static void build_ours(const struct run *run, const struct choice *choice, bool merged, struct engine *engine)
 {
     struct index_params params = { .quant = quant_parse(choice->quant),
         .layout = layout_parse(choice->layout),
@@ -74,7 +106,9 @@ static void build_ours(const struct run *run, const struct choice *choice, struc
         .ef_construction = (uint32_t)choice->efc,
         .recall_target = engine->recall_target,
         .seed = 1 };
-    struct index_control control = { .threads = (uint32_t)choice->build_threads, .progress = progress };
+    struct index_control control = { .threads = (uint32_t)choice->build_threads,
+        .memory_bytes_max = choice->memory_max,
+        .progress = progress };
     struct err err;
     engine->effort = (uint32_t)choice->effort;
     if (choice->index_file != NULL && access(choice->index_file, R_OK) == 0) {
@@ -84,13 +118,21 @@ static void build_ours(const struct run *run, const struct choice *choice, struc
         memory_ask(run, engine);
         return;
     }
+    engine->build_threads = (uint32_t)choice->build_threads;
+    if (merged) {
+        if (build_merged(run, choice, &params, &control, engine, &err) != OMEN_OK)
+            panic("merge: %s", err.message);
+        snprintf(engine->label, sizeof engine->label, "%s,merged of %u", choice->index,
+                (unsigned)choice->merge);
+        memory_ask(run, engine);
+        return;
+    }
     uint64_t start = bench_now_ns(), cpu_start = bench_cpu_ns();
     if (index_build(kind_parse(choice->index), &run->data.rows, &params, &control, &engine->index, &err) !=
             OMEN_OK)
         panic("build: %s", err.message);
     engine->build_seconds = (double)(bench_now_ns() - start) / 1e9;
     engine->build_cpu_seconds = (double)(bench_cpu_ns() - cpu_start) / 1e9;
-    engine->build_threads = (uint32_t)choice->build_threads;
     memory_ask(run, engine);
     if (choice->index_file != NULL &&
             index_save(engine->index, vfs_posix(), choice->index_file, &err) != OMEN_OK)
@@ -172,7 +214,7 @@ static void run_all(const struct run *run, const struct choice *choice)
     snprintf(engines[0].label, sizeof engines[0].label, "%s", choice->index);
     engines[0].quant = choice->quant;
     engines[0].recall_target = (float)atof(choice->recall);
-    build_ours(run, choice, &engines[0]);
+    build_ours(run, choice, false, &engines[0]);
     if (choice->sweep)
         sweep(run, &engines[0]);
     else {
@@ -180,9 +222,17 @@ static void run_all(const struct run *run, const struct choice *choice)
         engine_recall(run, &engines[0]);
         engines[0].rounds = 0;
         if (choice->plans) count = add_plans(run, engines, count);
+        if (choice->merge != 0) {
+            engine_init(&engines[count], "omendb", run);
+            engines[count].quant = choice->quant;
+            engines[count].recall_target = engines[0].recall_target;
+            build_ours(run, choice, true, &engines[count++]);
+        }
         if (choice->with_rivals) count = add_rivals(run, choice, engines, count, engines[0].recall);
         measure(run, engines, count);
     }
+    for (uint32_t e = 1; e < count; e++)
+        if (engines[e].index != engines[0].index) index_free(engines[e].index);
     index_free(engines[0].index);
     for (uint32_t e = 0; e < count; e++) engine_fini(&engines[e]);
     mem_free(engines);
@@ -205,6 +255,10 @@ static bool choice_valid(const struct choice *c)
         fprintf(stderr,
                 "omen-bench index: wants --data; --k 1..%d, threads 1..%d, --rounds 1..%d, --recall 0..1\n",
                 OMEN_K_MAX, SEARCH_THREADS_MAX, ROUNDS_MAX);
+        return false;
+    }
+    if (c->merge == 1 || c->merge > INDEX_MERGE_PARTS_MAX || c->merge_first >= 100) {
+        fprintf(stderr, "omen-bench index: --merge 2..%d, --merge-first 1..99\n", INDEX_MERGE_PARTS_MAX);
         return false;
     }
     if (c->with_rivals && c->rivals != NULL && strcmp(c->rivals, "best") != 0) {
@@ -241,6 +295,8 @@ int bench_index(int argc, char **argv)
         { "--layout", "of a sealed graph: auto, fast, compact (auto)", NULL, &c.layout, NULL },
         { "--bits", "of a component in the compact layout (calibrated)", &c.bits, NULL, NULL },
         { "--bytes-max", "budget of a vector in memory (none)", &c.bytes_max, NULL, NULL },
+        { "--memory-max", "bytes that a build may take beside rows and graph (no bound)", &c.memory_max, NULL,
+                NULL },
         { "--quant", "auto, none, scalar, product, binary (auto)", NULL, &c.quant, NULL },
         { "--recall", "recall target (0.95)", NULL, &c.recall, NULL },
         { "--index-file", "open this file instead of building, or build and write it", NULL, &c.index_file,
@@ -256,6 +312,10 @@ int bench_index(int argc, char **argv)
         { "--filter", "random:S, correlated:S, anti:S (share S of the rows passes), or JSON over the payload",
                 NULL, &c.filter, NULL },
         { "--plans", "also each plan of a filtered search, forced", NULL, NULL, &c.plans },
+        { "--merge", "also the rows in so many parts, indexed apart and merged (sealed)", &c.merge, NULL,
+                NULL },
+        { "--merge-first", "percent of the rows in the first part (equal parts)", &c.merge_first, NULL,
+                NULL },
         { "--rounds", "interleaved rounds (7)", &c.rounds, NULL, NULL },
         { "--sweep", "a line for each of many efforts", NULL, NULL, &c.sweep },
         { "--faiss", "with --rivals also faiss's HNSW, informative", NULL, NULL, &c.faiss },

@@ -6,6 +6,7 @@
 
 #include "common/bytes.h"
 #include "common/check.h"
+#include "common/mem.h"
 #include "storage/index/hnsw.h"
 #include "storage/index/index_impl.h"
 #include "storage/kernel/kernel.h"
@@ -57,17 +58,12 @@ static enum omen_err rows_check(const struct index_rows *rows, struct err *err)
     return OMEN_OK;
 }
 
-enum omen_err index_build(enum index_kind kind, const struct index_rows *rows,
-        const struct index_params *params, const struct index_control *control, struct index **index_out,
+static const struct index_params params_default;
+static const struct index_control control_default;
+
+static enum omen_err params_check(const struct index_params *params, const struct index_control *control,
         struct err *err)
 {
-    static const struct index_params params_default;
-    static const struct index_control control_default;
-    *index_out = NULL;
-    if (params == NULL) params = &params_default;
-    if (control == NULL) control = &control_default;
-    if ((unsigned)kind >= INDEX_KIND_COUNT || builders[kind] == NULL)
-        return err_set(err, OMEN_EINVAL, "index", "no index of kind %s in this build", index_kind_name(kind));
     if ((unsigned)params->quant >= INDEX_QUANT_COUNT)
         return err_set(err, OMEN_EINVAL, "quant", "unknown quantization %d", (int)params->quant);
     if ((unsigned)params->layout >= INDEX_LAYOUT_COUNT)
@@ -77,9 +73,68 @@ enum omen_err index_build(enum index_kind kind, const struct index_rows *rows,
     if (control->threads > INDEX_THREADS_MAX)
         return err_set(err, OMEN_EINVAL, "threads", "%u threads, at most %d", control->threads,
                 INDEX_THREADS_MAX);
-    enum omen_err rc = rows_check(rows, err);
+    return OMEN_OK;
+}
+
+enum omen_err index_build(enum index_kind kind, const struct index_rows *rows,
+        const struct index_params *params, const struct index_control *control, struct index **index_out,
+        struct err *err)
+{
+    *index_out = NULL;
+    if (params == NULL) params = &params_default;
+    if (control == NULL) control = &control_default;
+    if ((unsigned)kind >= INDEX_KIND_COUNT || builders[kind] == NULL)
+        return err_set(err, OMEN_EINVAL, "index", "no index of kind %s in this build", index_kind_name(kind));
+    enum omen_err rc = params_check(params, control, err);
+    if (rc == OMEN_OK) rc = rows_check(rows, err);
     if (rc != OMEN_OK) return rc;
     return builders[kind](rows, params, control, index_out, err);
+}
+
+static enum omen_err part_check(const struct index_part *part, const struct index_rows *rows, uint64_t *named,
+        struct err *err)
+{
+    struct index_stats stats;
+    if (part->index->dim != rows->dim || part->index->metric != rows->metric)
+        return err_set(err, OMEN_EINVAL, "parts", "a part has another dim or metric than the rows");
+    index_stats(part->index, false, &stats);
+    for (uint64_t slot = 0; slot < stats.slot_count; slot++) {
+        uint32_t to = part->slots[slot];
+        if (to == INDEX_SLOT_NONE) continue;
+        if (to >= rows->count || index_bit(named, to))
+            return err_set(err, OMEN_EINVAL, "parts", "slot %u is named twice or does not exist", to);
+        named[to / 64] |= UINT64_C(1) << (to % 64);
+    }
+    return OMEN_OK;
+}
+
+static enum omen_err parts_check(const struct index_part *parts, uint32_t part_count,
+        const struct index_rows *rows, struct err *err)
+{
+    if (part_count > INDEX_MERGE_PARTS_MAX)
+        return err_set(err, OMEN_EINVAL, "parts", "%u parts, at most %d", part_count, INDEX_MERGE_PARTS_MAX);
+    uint64_t *named = mem_calloc(rows->count / 64 + 1, sizeof *named);
+    if (named == NULL) return err_set(err, OMEN_ENOMEM, NULL, "no memory to merge indexes");
+    enum omen_err rc = OMEN_OK;
+    for (uint32_t i = 0; rc == OMEN_OK && i < part_count; i++) rc = part_check(&parts[i], rows, named, err);
+    if (rc == OMEN_OK && index_bits_count(named, rows->count) != rows->count)
+        rc = err_set(err, OMEN_EINVAL, "parts", "not every row is of a part");
+    mem_free(named);
+    return rc;
+}
+
+enum omen_err index_merge(const struct index_part *parts, uint32_t part_count, const struct index_rows *rows,
+        const struct index_params *params, const struct index_control *control, struct index **index_out,
+        struct err *err)
+{
+    *index_out = NULL;
+    if (params == NULL) params = &params_default;
+    if (control == NULL) control = &control_default;
+    enum omen_err rc = params_check(params, control, err);
+    if (rc == OMEN_OK) rc = rows_check(rows, err);
+    if (rc == OMEN_OK) rc = parts_check(parts, part_count, rows, err);
+    if (rc != OMEN_OK) return rc;
+    return index_sealed_merge(parts, part_count, rows, params, control, index_out, err);
 }
 
 void index_free(struct index *index)

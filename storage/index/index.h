@@ -180,6 +180,23 @@ OMEN_CHECKED enum omen_err index_build(enum index_kind kind, const struct index_
         struct err *err);
 void index_free(struct index *index); /* NULL is fine */
 
+/* An index that is merged into another, and where its rows lie now. */
+struct index_part {
+    const struct index *index;
+    const uint32_t *
+            slots; /* [its slot count] its slot -> slot in the merged rows, INDEX_SLOT_NONE = the row is gone */
+};
+#define INDEX_MERGE_PARTS_MAX 16
+
+/* One sealed graph over `rows`, to which the parts' rows were copied, from the parts: what they know of each other
+ * stays, and a row is linked anew only where it must. Built anew where that is no dearer (small, many equal parts, more
+ * than a quarter of the rows gone, parts of another kind). Rows, params and control as of index_build; parts are read
+ * only, with their own rows, and must outlive the call. Errors: those of index_build; OMEN_EINVAL also when not every slot
+ * of `rows` is named by exactly one part, or a part has another dim or metric. */
+OMEN_CHECKED enum omen_err index_merge(const struct index_part *parts, uint32_t part_count,
+        const struct index_rows *rows, const struct index_params *params, const struct index_control *control,
+        struct index **index_out, struct err *err);
+
 struct index_scratch *index_scratch_new(const struct index *index); /* NULL: out of memory */
 void index_scratch_free(const struct index *index, struct index_scratch *scratch);
 

@@ -10,6 +10,10 @@ typedef enum omen_err index_build_fn(const struct index_rows *rows, const struct
 
 index_build_fn index_flat_build;
 index_build_fn index_sealed_build;
+/* Parts were checked by index_merge. */
+enum omen_err index_sealed_merge(const struct index_part *parts, uint32_t part_count,
+        const struct index_rows *rows, const struct index_params *params, const struct index_control *control,
+        struct index **index_out, struct err *err);
 enum omen_err index_sealed_map(struct vfs *vfs, const char *path, const struct index_rows *rows, bool pin,
         struct index **index_out, struct err *err);
 index_build_fn index_disk_build;

@@ -239,19 +239,20 @@ static enum omen_err partition_init(struct partition *p, struct build *b, uint32
 
 static void list_merge(struct build *b, uint32_t node, const struct build_near *found, uint32_t count)
 {
-    struct build_near merged[BUILD_LIST], *list = b->lists + (size_t)node * BUILD_LIST;
+    uint32_t most = b->list_rows;
+    struct build_near merged[BUILD_LIST], *list = b->lists + (size_t)node * most;
     atomic_flag *lock = &b->locks[node % BUILD_LOCKS];
     while (atomic_flag_test_and_set_explicit(lock, memory_order_acquire)) {}
-    if (count > 0 && list[BUILD_LIST - 1].distance > found[0].distance) {
+    if (count > 0 && list[most - 1].distance > found[0].distance) {
         uint32_t i = 0, j = 0, n = 0;
-        while (n < BUILD_LIST) {
+        while (n < most) {
             bool ours = j == count || list[i].distance < found[j].distance ||
                     (list[i].distance == found[j].distance && list[i].node <= found[j].node);
             if (ours && j < count && list[i].node == found[j].node)
                 j++; /* the same pair: the same distance */
             merged[n++] = ours ? list[i++] : found[j++];
         }
-        memcpy(list, merged, sizeof merged);
+        memcpy(list, merged, most * sizeof *merged);
     }
     atomic_flag_clear_explicit(lock, memory_order_release);
 }
@@ -266,7 +267,7 @@ static int32_t list_bound(struct build *b, uint32_t node)
 {
     atomic_flag *lock = &b->locks[node % BUILD_LOCKS];
     while (atomic_flag_test_and_set_explicit(lock, memory_order_acquire)) {}
-    int32_t worst = b->lists[(size_t)node * BUILD_LIST + BUILD_LIST - 1].distance;
+    int32_t worst = b->lists[((size_t)node + 1) * b->list_rows - 1].distance;
     atomic_flag_clear_explicit(lock, memory_order_release);
     return worst == INT32_MAX ? worst : worst - b->norms[node] - 2 * CODE_TILE_OFFSET * b->sums[node];
 }
@@ -355,7 +356,7 @@ static bool leaf_range(void *arg, uint32_t thread, uint32_t first, uint32_t end)
 
 enum omen_err build_multiply(struct build *b)
 {
-    for (uint64_t i = 0; i < (uint64_t)b->n * BUILD_LIST; i++)
+    for (uint64_t i = 0; i < (uint64_t)b->n * b->list_rows; i++)
         b->lists[i] = (struct build_near){ INT32_MAX, UINT32_MAX };
     bool one_leaf = b->n <= LEAF_ROWS_MAX;
     for (uint32_t copy = 0; copy < (one_leaf ? 1 : PARTITIONS); copy++) {

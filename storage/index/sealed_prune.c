@@ -77,9 +77,9 @@ static bool first_range(void *arg, uint32_t thread, uint32_t first, uint32_t end
     uint8_t *packed = mem_alloc_aligned(64, (size_t)b->padded * CODE_TILE_ROWS);
     if (packed == NULL) return false;
     for (uint32_t node = first; node < end; node++) {
-        const struct build_near *list = b->lists + (size_t)node * BUILD_LIST;
+        const struct build_near *list = b->lists + (size_t)node * b->list_rows;
         struct candidates c = { .count = 0 };
-        while (c.count < BUILD_LIST && list[c.count].distance != INT32_MAX) {
+        while (c.count < b->list_rows && list[c.count].distance != INT32_MAX) {
             c.near[c.count] = list[c.count];
             c.count++;
         }
@@ -147,12 +147,14 @@ static bool last_range(void *arg, uint32_t thread, uint32_t first, uint32_t end)
     if (packed == NULL) return false;
     for (uint32_t node = first; node < end; node++) {
         struct candidates c = { .count = 0 };
+        uint8_t pointing = atomic_load_explicit(&b->reverse_counts[node], memory_order_relaxed);
+        if (pointing == 0 && b->merging) continue;
         uint32_t *links = b->links + (size_t)node * SEALED_DEGREE;
-        const struct build_near *list = b->lists + (size_t)node * BUILD_LIST;
+        const struct build_near *list = b->lists + (size_t)node * b->list_rows;
         for (uint32_t i = 0; i < b->degrees[node]; i++) candidates_add(&c, links[i]);
-        for (uint32_t i = 0; i < atomic_load_explicit(&b->reverse_counts[node], memory_order_relaxed); i++)
+        for (uint32_t i = 0; i < pointing; i++)
             candidates_add(&c, b->reverse[(size_t)node * BUILD_REVERSE + i]);
-        for (uint32_t i = 0; b->lists != NULL && i < BUILD_LIST && c.count < BUILD_CANDIDATES &&
+        for (uint32_t i = 0; b->lists != NULL && i < b->list_rows && c.count < BUILD_CANDIDATES &&
                 list[i].distance != INT32_MAX;
                 i++)
             candidates_add(&c, list[i].node);
@@ -208,6 +210,49 @@ static enum omen_err links_in_ensure(struct build *b)
     }
     mem_free(in);
     return OMEN_OK;
+}
+
+/* ---- links of older graphs ---- */
+
+struct relink {
+    struct build *b;
+    build_known_fn *known;
+    const void *arg;
+};
+
+static bool relink_range(void *arg, uint32_t thread, uint32_t first, uint32_t end)
+{
+    const struct relink *r = arg;
+    struct build *b = r->b;
+    (void)thread;
+    uint8_t *packed = mem_alloc_aligned(64, (size_t)b->padded * CODE_TILE_ROWS);
+    if (packed == NULL) return false;
+    for (uint32_t node = first; node < end; node++) {
+        uint32_t known[BUILD_CANDIDATES];
+        bool fixed = false;
+        uint32_t count = r->known(r->arg, node, known, &fixed);
+        if (fixed) {
+            memcpy(b->links + (size_t)node * SEALED_DEGREE, known, count * sizeof *known);
+            b->degrees[node] = (uint8_t)count;
+            continue;
+        }
+        struct candidates c = { .count = 0 };
+        for (uint32_t i = 0; i < count; i++) candidates_add(&c, known[i]);
+        candidates_measure(b, node, &c, packed);
+        prune(b, node, &c, ALPHA_LAST, b->fill_to, packed);
+    }
+    mem_free(packed);
+    return true;
+}
+
+enum omen_err build_relink(struct build *b, build_known_fn *known, const void *arg)
+{
+    struct relink r = { b, known, arg };
+    enum omen_err rc = parallel_for(b->control, "link", b->n, 1024, relink_range, &r);
+    if (rc == OMEN_OK) rc = parallel_for(b->control, "reverse", b->n, 1024, reverse_range, b);
+    if (rc == OMEN_OK) rc = parallel_for(b->control, "prune again", b->n, 1024, last_range, b);
+    if (rc == OMEN_OK) rc = links_in_ensure(b);
+    return rc;
 }
 
 /* ---- refinement ---- */
