@@ -165,6 +165,10 @@ static enum omen_err change_check(const struct raft_group *g, enum group_change 
     bool takes_vote = known->role == REPLICA_VOTER &&
             (change == GROUP_REMOVE || (change == GROUP_ASSIGN && m->role != REPLICA_VOTER));
     if (takes_vote && voters == 1) return err_set(err, OMEN_EINVAL, "replica", "is the last voter");
+    /* Until that is committed whoever has it may not stand for it, and whoever has not is behind: nobody leads when it
+     * crashes. */
+    if (takes_vote && known->replica_id == g->options.replica_id)
+        return err_set(err, OMEN_EINVAL, "replica", "leads: hand leadership over before it loses its vote");
     if (change == GROUP_ASSIGN && (unsigned)m->role > REPLICA_SPARE)
         return err_set(err, OMEN_EINVAL, "role", "is not known");
     if (change == GROUP_ASSIGN && known->role == m->role)

@@ -150,9 +150,10 @@ struct replica_follower {
 /* followers_out: [GROUP_MEMBERS_MAX]. None at a replica that does not lead. */
 void replica_followers(struct replica *replica, struct replica_follower *followers_out, uint32_t *count_out);
 
-/* Changes of members: at the leader, one at a time (OMEN_EBUSY). done: on raft's loop or the caller's thread,
- * sequence 0. OK: committed. OMEN_EUNAVAILABLE: a new voter could not catch up, or the new leader did not take
- * over. OMEN_EUNKNOWN: leadership was lost meanwhile. A removed replica is not told by raft. */
+/* Changes of members: at the leader, one at a time (OMEN_EBUSY). A leader's own vote is not taken (OMEN_EINVAL):
+ * leadership is handed over first. done: on raft's loop or the caller's thread, sequence 0. OK: committed.
+ * OMEN_EUNAVAILABLE: a new voter could not catch up, or the new leader did not take over. OMEN_EUNKNOWN: leadership
+ * was lost meanwhile. A removed replica is not told by raft. */
 typedef void (*replica_done)(void *arg, enum omen_err result, uint64_t sequence, const struct err *err);
 void replica_add(struct replica *replica, uint64_t replica_id, uint64_t node_id, replica_done done,
         void *arg);

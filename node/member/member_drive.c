@@ -98,7 +98,13 @@ static void run_switch(struct member *m, const struct cluster_op *op, const stru
 
 static void run_cancel(struct member *m, const struct cluster_op *op, const struct shard_report *shard)
 {
-    if (op->to_replica != 0 && !command(m, op, shard, COMMAND_REMOVE, op->to_replica, op->to_node)) return;
+    if (op->to_replica != 0) {
+        if (shard->leader_replica == op->to_replica) {
+            (void)command(m, op, shard, COMMAND_TRANSFER, 0, 0); /* to whoever has most of the log */
+            return;
+        }
+        if (!command(m, op, shard, COMMAND_REMOVE, op->to_replica, op->to_node)) return;
+    }
     step_record(m, op, OP_END);
 }
 

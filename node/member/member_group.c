@@ -128,7 +128,10 @@ static bool members_settle(struct member *m, const struct cluster_state *state, 
     for (uint32_t i = 0; i < member_count; i++) {
         const struct cluster_node *n = cluster_state_node(state, (uint32_t)members[i].node_id);
         if (n == NULL || n->state != CLUSTER_NODE_REMOVED) continue;
-        act(m, COMMAND_REMOVE, members[i].replica_id, n->node_id);
+        if (n->node_id == member_id(m))
+            act(m, COMMAND_TRANSFER, 0, 0); /* who leads next removes us */
+        else
+            act(m, COMMAND_REMOVE, members[i].replica_id, n->node_id);
         return true;
     }
     return false;

@@ -175,8 +175,14 @@ START_TEST(a_new_replica_joins_votes_and_the_old_one_leaves)
     replica_members(g.nodes[leader].replica, members, &count);
     ck_assert_uint_eq(count, 3);
     ck_assert_int_eq(members[2].role, REPLICA_VOTER);
-    /* The old leader leaves: the other two elect. */
-    ck_assert_int_eq(raft_node_change(&g.nodes[leader], '-', leader + 1, 0), OMEN_OK);
+    /* The old leader leaves, but not as a leader: while that is not committed nobody could take its place. */
+    ck_assert_int_eq(raft_node_change(&g.nodes[leader], '-', leader + 1, 0), OMEN_EINVAL);
+    ck_assert_int_eq(raft_node_change(&g.nodes[leader], '=', leader + 1, REPLICA_STANDBY), OMEN_EINVAL);
+    ck_assert_int_eq(raft_node_change(&g.nodes[leader], '>', 3, 0), OMEN_OK);
+    uint32_t next = raft_nodes_leader(&g, leader);
+    enum omen_err rc = OMEN_EBUSY; /* while the leader has not committed anything of its term */
+    for (; rc == OMEN_EBUSY; usleep(2000)) rc = raft_node_change(&g.nodes[next], '-', leader + 1, 0);
+    ck_assert_int_eq(rc, OMEN_OK);
     raft_node_down(&g, leader);
     last = raft_nodes_put(&g, 301, 128);
     raft_node_wait_applied(&g.nodes[2], last);
