@@ -6,7 +6,7 @@
 #   tools/client/*.c                -> libomenclient.a       tools/omenctl/*.c -> omenctl    bench/*.c -> omen-bench
 #   node/main.c, router/main.c      -> omen-node, omen-router
 #   tests/support/*.c               -> libtestsupport.a
-#   tests/{unit,property,golden,recall,fault}/test_*.c   -> one Check executable each, with its own main
+#   tests/{unit,property,golden,recall,sim,fault}/test_*.c -> one Check executable each, with its own main
 #   tests/fuzz/fuzz_*.c             -> one target each; tests/fuzz/driver.c replays the corpus, `make fuzz` explores
 # Variables: FLAVOUR= BUILD= CC= JOBS= V=1 (show commands) KINDS= ONLY= (which tests) CI=true (warnings are errors).
 # Libraries are named by hand, not asked of pkg-config: make reads this file before install-deps.sh has run.
@@ -19,6 +19,7 @@ JOBS    ?= $(shell nproc 2>/dev/null || echo 2)
 PYTHON  ?= /usr/bin/python3
 FUZZ_SECONDS ?= 60
 OMEN_FAULT_REPEATS ?= 20
+OMEN_FAULT_SEEDS ?= 3000
 
 MAKEFLAGS += -rR --no-print-directory
 .SUFFIXES:
@@ -106,14 +107,15 @@ ALL_LIBS        := $(LIB_testsupport) $(LIB_omenclient) $(LIBS_BELOW_NODE)
 BINS := $(if $(SRCS_node_main),$(B)/omen-node) $(if $(SRCS_router_main),$(B)/omen-router) \
         $(if $(SRCS_omenctl),$(B)/omenctl) $(if $(SRCS_inspect),$(B)/omen-inspect) $(if $(SRCS_bench),$(B)/omen-bench)
 
-SRCS_checked := $(foreach k,unit property golden recall fault,$(wildcard tests/$(k)/test_*.c))
+SRCS_checked := $(foreach k,unit property golden recall sim fault,$(wildcard tests/$(k)/test_*.c))
 SRCS_fuzz    := $(wildcard tests/fuzz/fuzz_*.c)
 FUZZ_DRIVER  := $(if $(filter fuzz,$(FLAVOUR)),,$(call objs,tests/fuzz/driver.c))
 TEST_BINS    := $(SRCS_checked:%.c=$(B)/%)
+SRCS_sim     := $(filter-out tests/sim/test_%,$(wildcard tests/sim/*.c))
 FUZZ_BINS    := $(SRCS_fuzz:%.c=$(B)/%)
 
 ALL_SRCS := $(foreach r,$(ROOMS),$(SRCS_$(r))) $(SRCS_omenclient) $(SRCS_testsupport) $(SRCS_omenctl) $(SRCS_inspect) \
-        $(SRCS_bench) $(SRCS_node_main) $(SRCS_router_main) $(SRCS_checked) $(SRCS_fuzz) tests/fuzz/driver.c
+        $(SRCS_bench) $(SRCS_node_main) $(SRCS_router_main) $(SRCS_checked) $(SRCS_sim) $(SRCS_fuzz) tests/fuzz/driver.c
 
 # ---- flags of single files ---------------------------------------------------------------------------------------
 
@@ -202,6 +204,12 @@ $(B)/omen-bench: $(call objs,$(SRCS_bench)) $(OBJS_rival) $(LIB_omenclient) $(LI
 $(TEST_BINS): $(B)/%: $(B)/obj/%.o $(ALL_LIBS)
 	$(call say,LINK,$@)
 	$(call link,$(LIBS_CHECK) $(LIBS))
+# The simulation takes the place of what the product has threads for: tests/sim/sim_doors.c.
+SIM_DOORS := loop_post loop_call net_random raft_group_new search_pool_submit room_keeper_ask room_keeper_forget fetch_begin \
+        fetch_cancel fetch_post fetch_withdraw ship_register ship_unregister
+$(B)/tests/sim/test_sim: $(call objs,$(SRCS_sim))
+$(B)/tests/sim/test_sim: private LDFLAGS_ALL += $(SIM_DOORS:%=-Wl,--wrap=%)
+
 $(FUZZ_BINS): $(B)/%: $(B)/obj/%.o $(FUZZ_DRIVER) $(ALL_LIBS)
 	$(call say,LINK,$@)
 	$(call link,$(LIBS))
@@ -213,7 +221,7 @@ $(FUZZ_BINS): $(B)/%: $(B)/obj/%.o $(FUZZ_DRIVER) $(ALL_LIBS)
 # Sub-makes run with as many jobs as there are processors unless the caller chose (make -j sets a job server).
 SUBMAKE = +@$(MAKE) $(if $(findstring jobserver,$(MAKEFLAGS)),,-j$(JOBS)) BUILD=$(BUILD)
 
-.PHONY: FORCE all build build-tests build-fuzz deps help test test-run asan tsan neon fuzz fault bench check demo up down fmt install \
+.PHONY: FORCE all build build-tests build-fuzz deps help test test-run asan tsan neon fuzz fault sim bench check demo up down fmt install \
         clean
 FORCE:
 
@@ -243,7 +251,7 @@ down: ## end what `make up` started; data and logs stay under build/up
 
 RUN_TESTS = OMEN_BUILD=$(B) OMEN_FLAVOUR=$(FLAVOUR) $(PYTHON) tests/run.py --build $(B) --flavour $(FLAVOUR) \
         $(if $(ONLY),--only '$(ONLY)')
-DEEP_KINDS := unit,property,golden,recall,fuzz,integration
+DEEP_KINDS := unit,property,golden,recall,sim,fuzz,integration
 TEST_KINDS := check,$(DEEP_KINDS)
 
 # A build that fails counts as one failed test, so that the last line always has its form.
@@ -265,10 +273,16 @@ tsan: ## the tests under ThreadSanitizer
 test-run:
 	@$(RUN_TESTS) --kinds $(KINDS)
 
-fault: ## failing allocations, writes, fsyncs and killed processes, OMEN_FAULT_REPEATS=20
+fault: ## failing allocations, writes, fsyncs, killed processes, OMEN_FAULT_REPEATS=20; OMEN_FAULT_SEEDS=3000 simulated
 	$(SUBMAKE) FLAVOUR=$(FLAVOUR) build-tests
 	$(SUBMAKE) FLAVOUR=mutant build
-	@OMEN_FAULT_REPEATS=$(OMEN_FAULT_REPEATS) $(RUN_TESTS) --kinds fault --timeout 3600
+	@OMEN_FAULT_REPEATS=$(OMEN_FAULT_REPEATS) OMEN_SEEDS=$(OMEN_FAULT_SEEDS) $(RUN_TESTS) --kinds sim,fault --timeout 3600
+
+SEED  ?= 1
+SEEDS ?= 1
+sim: ## shards in a simulated world, SEED=1 with all that happens in it; SEEDS=100 for so many from there on
+	$(SUBMAKE) FLAVOUR=$(FLAVOUR) $(B)/tests/sim/test_sim
+	@OMEN_SEED=$(SEED) OMEN_SEEDS=$(SEEDS) $(if $(filter 1,$(SEEDS)),OMEN_SIM_TRACE=1) CK_RUN_CASE=seeds $(B)/tests/sim/test_sim
 
 # The kernels of an ARM machine on this one: static, against a small stand-in for Check, run by qemu-user.
 NEON_TESTS := kernel code_kernel packed_kernel

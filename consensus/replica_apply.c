@@ -140,8 +140,9 @@ static enum omen_err entry_apply(struct replica *r, struct work *work, struct er
 }
 
 /* Entries up to `index` are in a base fetched from another replica: the machine goes over to it. What it then
- * holds may reach further; those entries come again and are passed over. */
-static void base_switch(struct replica *r, uint64_t index)
+ * holds may reach further; those entries come again and are passed over. True: the disk is full,
+ * it is to be tried again. */
+static bool base_switch(struct replica *r, uint64_t index)
 {
     struct err err = { 0 };
     uint64_t sequence = replica_sequence(r, index);
@@ -154,8 +155,26 @@ static void base_switch(struct replica *r, uint64_t index)
     }
     pthread_mutex_lock(&r->mutex);
     if (rc == OMEN_OK) r->applied = replica_index(r, r->fsm.applied(r->fsm.self));
+    bool wait = rc == OMEN_EFULL && !r->closing;
     pthread_mutex_unlock(&r->mutex);
-    if (rc != OMEN_OK) replica_stop(r, rc, &err);
+    if (rc != OMEN_OK && !wait) replica_stop(r, rc, &err);
+    return wait;
+}
+
+/* False as entry_run. A replica that is being closed goes over at its next open. */
+static bool switch_run(struct replica *r, struct work *work, bool stopped)
+{
+    bool wait = !stopped && base_switch(r, work->index);
+    pthread_mutex_lock(&r->mutex);
+    if (wait) {
+        queue_push_front(r, work);
+    } else {
+        r->switches--;
+    }
+    r->disk_full = wait;
+    pthread_mutex_unlock(&r->mutex);
+    if (!wait) mem_free(work);
+    return !wait;
 }
 
 /* False: the disk is full, the entry is back at the head of the queue and the replica is to be parked. */
@@ -213,11 +232,10 @@ static void replica_run(struct worker *w, struct replica *r)
         if (work->kind == WORK_BARRIER) {
             barrier_finish(r, work);
         } else if (work->kind == WORK_SWITCH) {
-            if (!stopped) base_switch(r, work->index);
-            pthread_mutex_lock(&r->mutex);
-            r->switches--;
-            pthread_mutex_unlock(&r->mutex);
-            mem_free(work);
+            if (!switch_run(r, work, stopped)) {
+                worker_park(w, r);
+                return;
+            }
         } else if (stopped) {
             entry_abandon(r, work, "replica stopped");
         } else if (!entry_run(r, work)) {
@@ -252,18 +270,26 @@ static void parked_resume(struct worker *w)
     }
 }
 
+bool worker_turn(struct worker *w)
+{
+    pthread_mutex_lock(&w->mutex);
+    if (w->kick) parked_resume(w);
+    struct replica *r = w->run_head;
+    if (r != NULL) w->run_head = r->run_next;
+    if (w->run_head == NULL) w->run_tail = &w->run_head;
+    pthread_mutex_unlock(&w->mutex);
+    if (r != NULL) replica_run(w, r);
+    return r != NULL;
+}
+
 static void *worker_main(void *arg)
 {
     struct worker *w = arg;
     pthread_mutex_lock(&w->mutex);
     for (;;) {
-        if (w->kick) parked_resume(w);
-        struct replica *r = w->run_head;
-        if (r != NULL) {
-            w->run_head = r->run_next;
-            if (w->run_head == NULL) w->run_tail = &w->run_head;
+        if (w->kick || w->run_head != NULL) {
             pthread_mutex_unlock(&w->mutex);
-            replica_run(w, r);
+            while (worker_turn(w)) continue;
             pthread_mutex_lock(&w->mutex);
         } else if (w->stopping) {
             break;

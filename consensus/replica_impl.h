@@ -157,6 +157,7 @@ OMEN_CHECKED enum omen_err workers_start(struct replica_host *host, struct err *
 void workers_stop(struct replica_host *host);
 void replica_enqueue(struct replica *replica, struct work *work); /* replica->mutex held */
 void worker_kick(struct worker *worker);
+bool worker_turn(struct worker *worker); /* one replica's; false: none had work. The worker's thread alone */
 void replica_stop(struct replica *replica, enum omen_err rc, const struct err *err); /* any thread */
 
 /* replica_pending.c */

@@ -145,15 +145,24 @@ static enum omen_err next_open(struct shard_host *shard, const char *dir, struct
     return rc == OMEN_OK ? shard_host_store_open(shard, dir, 0, store_out, err) : rc;
 }
 
-/* The store that is ready to be gone over to and reaches `sequence`, if there is one; also one that an earlier life left. */
-static struct shard_store *next_load(struct shard_host *shard, uint64_t sequence, struct buf *description)
+/* What is to become of the next generation when it cannot be used: raft's log may rest on it already, and then only
+ * what is wrong with its content takes its place from it. */
+enum next_use { NEXT_OFFERED, NEXT_RESTED_ON };
+
+/* No room, no memory, a read that failed: the files are as good as before. */
+static bool passes(enum omen_err rc) { return rc == OMEN_EFULL || rc == OMEN_ENOMEM || rc == OMEN_EIO; }
+
+/* The store that is ready to be gone over to and reaches `sequence`, also one that an earlier life left.
+ * OMEN_ENOTFOUND: there is none. */
+static enum omen_err next_load(struct shard_host *shard, uint64_t sequence, enum next_use use,
+        struct buf *description, struct shard_store **store_out, struct err *err)
 {
     struct shard_group *g = shard->group;
     path_buf dir;
     uint8_t *b = NULL;
     uint64_t base_sequence = 0;
     struct bytes d, manifest;
-    struct err err = { 0 };
+    *store_out = NULL;
     pthread_mutex_lock(&g->base_lock);
     struct shard_store *store = g->next;
     g->next = NULL; /* ours while we look */
@@ -162,17 +171,17 @@ static struct shard_store *next_load(struct shard_host *shard, uint64_t sequence
     enum omen_err rc = adopt_read(shard, dir, &b, &base_sequence, &d, &manifest);
     bool adopting = rc != OMEN_ENOTFOUND;
     if (rc == OMEN_OK && base_sequence < sequence) rc = OMEN_ENOTFOUND;
-    if (rc == OMEN_OK && store == NULL) rc = next_open(shard, dir, manifest, &store, &err);
+    if (rc == OMEN_OK && store == NULL) rc = next_open(shard, dir, manifest, &store, err);
     if (rc == OMEN_OK && description != NULL) buf_append(description, d.data, d.len);
     mem_free(b);
-    if (rc == OMEN_OK) return store;
-    if (err.code != OMEN_OK)
-        LOG_WARN("shard.next", "shard=%" PRIu64 " dir=\"%s\" reason=\"%s\"", shard->shard_id, dir,
-                err.message);
+    *store_out = rc == OMEN_OK ? store : NULL;
+    if (rc == OMEN_OK) return rc;
+    if (rc != OMEN_ENOTFOUND)
+        LOG_WARN("shard.next", "shard=%" PRIu64 " dir=\"%s\" error=%s", shard->shard_id, dir, err_name(rc));
     shard_store_close(store);
     /* With ADOPT its files are no copies any more that a fetch could go on with. */
-    if (adopting) tree_remove(shard, dir);
-    return NULL;
+    if (adopting && (use == NEXT_OFFERED || !passes(rc))) tree_remove(shard, dir);
+    return rc;
 }
 
 /* ---- fetching ---- */
@@ -233,8 +242,10 @@ static enum omen_err fetch_here(void *arg, uint64_t sequence, struct buf *descri
 {
     struct shard_host *shard = arg;
     if (!switch_wait(shard)) return OMEN_ECANCELED;
-    struct shard_store *store = next_load(shard, sequence, description_out);
-    if (store == NULL) return OMEN_ENOTFOUND;
+    struct shard_store *store;
+    struct err err;
+    enum omen_err rc = next_load(shard, sequence, NEXT_OFFERED, description_out, &store, &err);
+    if (rc != OMEN_OK) return rc;
     pthread_mutex_lock(&shard->group->base_lock);
     shard->group->next = store;
     pthread_mutex_unlock(&shard->group->base_lock);
@@ -351,12 +362,14 @@ enum omen_err shard_base_switch(void *self, uint64_t sequence, struct err *err)
 {
     struct shard_host *shard = self;
     struct shard_group *g = shard->group;
-    struct shard_store *next = next_load(shard, sequence, NULL);
-    if (next == NULL)
+    struct shard_store *next;
+    enum omen_err rc = next_load(shard, sequence, NEXT_RESTED_ON, NULL, &next, err);
+    if (passes(rc)) return rc;
+    if (rc != OMEN_OK)
         return err_set(err, OMEN_ECORRUPT, "", "%s: there is no base that reaches sequence %" PRIu64, g->dir,
                 sequence);
     uint64_t applied = shard_store_applied(next);
-    enum omen_err rc = applied >= sequence
+    rc = applied >= sequence
             ? current_write(shard, g->generation + 1, err)
             : err_set(err, OMEN_ECORRUPT, "", "%s: the base ends at sequence %" PRIu64 ", not at %" PRIu64,
                       g->dir, applied, sequence);

@@ -25,7 +25,7 @@ import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PYTHON = "/usr/bin/python3"
-KINDS = ["check", "unit", "property", "golden", "recall", "fuzz", "integration", "fault"]
+KINDS = ["check", "unit", "property", "golden", "recall", "sim", "fuzz", "integration", "fault"]
 SERIAL_KINDS = {"integration", "fault"}  # they start servers or fill disks
 OUTPUT_LINES_MAX = 200
 LEFT_BEHIND_GRACE_S = 3.0
@@ -298,7 +298,7 @@ def main():
     parser = argparse.ArgumentParser(description="run the tests and count them")
     parser.add_argument("--build", default=os.environ.get("OMEN_BUILD", "build/release"), help="build directory")
     parser.add_argument("--flavour", default=os.environ.get("OMEN_FLAVOUR", "release"))
-    parser.add_argument("--kinds", default="check,unit,property,golden,recall,fuzz,integration", help=",".join(KINDS))
+    parser.add_argument("--kinds", default="check,unit,property,golden,recall,sim,fuzz,integration", help=",".join(KINDS))
     parser.add_argument("--only", default="", help="regular expression on the suite's name, e.g. unit/test_hnsw")
     parser.add_argument("--timeout", type=int, help="seconds for one suite (300, under a sanitizer 900)")
     parser.add_argument("-j", "--jobs", type=int, default=2)

@@ -96,40 +96,31 @@ static struct pending *disk_read(struct world_replica *r)
     return copy;
 }
 
-static void load_free(struct group_load *load)
+static uint64_t base_sequence(struct world *w, const struct pending *pending)
 {
-    for (uint32_t i = 0; load->slots != NULL && i < load->count; i++) shared_release(load->slots[i].owner);
-    mem_free(load->slots);
-    mem_free(load->base.members);
+    struct group_base base;
+    if (group_base_decode(pending->base, pending->base_len, &base) != OMEN_OK)
+        world_fail(w, "a base does not read back");
+    uint64_t sequence = base.sequence;
+    mem_free(base.members);
+    return sequence;
 }
 
-static void replica_up(struct world_replica *r)
+static void group_up(struct world_replica *r, struct pending *pending)
 {
     struct world *w = r->world;
     struct group_load load;
     struct err err = { 0 };
-    struct pending *pending = disk_read(r);
     if (raft_load_make(pending, &load, &err) != OMEN_OK)
         world_fail(w, "replica %" PRIu64 ": %s", r->replica_id, err.message);
     pending_free(pending);
-    uint64_t durable = r->durable > r->incoming ? r->durable : r->incoming;
-    if (w->machine->open != NULL && !w->machine->open(r, load.base.sequence, &durable)) {
-        load_free(&load);
-        r->up_at_ms = w->now_ms + 200;
-        return;
-    }
-    r->durable = durable;
-    r->incoming = 0;
-    if (r->durable < load.base.sequence) /* C4, C5: a base in the log is a base on disk */
-        world_fail(w, "replica %" PRIu64 ": the log begins after %" PRIu64 ", durable is %" PRIu64,
-                r->replica_id, load.base.sequence, r->durable);
+    if (r->incoming > r->durable) r->durable = r->incoming;
     r->sequence = load.base.sequence;
-    world_note(w, "up", r->replica_id, r->sequence, r->durable);
     struct group_options o = { .group = r->slot + 1,
         .replica_id = r->replica_id,
         .node_id = r->node->place + 1,
-        .election_ms = 400,
-        .heartbeat_ms = 80,
+        .election_ms = WORLD_ELECTION_MS,
+        .heartbeat_ms = WORLD_HEARTBEAT_MS,
         .seed = (uint32_t)rnd(w),
         .io = &world_group_io,
         .io_arg = r };
@@ -138,9 +129,31 @@ static void replica_up(struct world_replica *r)
     raft_group_start(r->group, w->now_ms);
 }
 
+static void replica_up(struct world_replica *r)
+{
+    struct world *w = r->world;
+    struct pending *pending = disk_read(r);
+    uint64_t base = 0;
+    if (pending->base_index != 0) base = base_sequence(w, pending);
+    r->sequence = base;
+    if (w->machine->open == NULL) {
+        group_up(r, pending);
+    } else if (!w->machine->open(r, pending)) {
+        r->up_at_ms = w->now_ms + 200;
+        return;
+    }
+    r->incoming = 0;
+    if (r->durable < base) /* C4, C5: a base in the log is a base on disk */
+        world_fail(w, "replica %" PRIu64 ": the log begins after %" PRIu64 ", durable is %" PRIu64,
+                r->replica_id, base, r->durable);
+    world_note(w, "up", r->replica_id, base, r->durable);
+}
+
 static void node_up(struct world_node *n)
 {
     n->up = true;
+    n->cut = false;
+    if (n->world->machine->up != NULL) n->world->machine->up(n);
     for (uint32_t g = 0; g < n->world->group_count; g++) {
         if (n->replicas[g].replica_id != 0) replica_up(&n->replicas[g]);
     }
@@ -157,22 +170,30 @@ static void replica_rest(struct world_replica *r)
     buf_init(&r->description);
 }
 
-static void node_crash(struct world_node *n)
+/* Stopped: its appends have come back. */
+static void group_end(struct world_replica *r)
+{
+    const struct world_machine *m = r->world->machine;
+    if (r->group != NULL && m->close != NULL)
+        m->close(r);
+    else if (r->group != NULL)
+        raft_group_free(r->group);
+    replica_rest(r);
+}
+
+void world_crash(struct world_node *n)
 {
     struct world *w = n->world;
     if (!n->up) return;
     world_note(w, "crash", n->place, 0, 0);
     n->up = false;
+    if (w->machine->crash != NULL) w->machine->crash(n);
     for (uint32_t g = 0; g < w->group_count; g++) {
         if (n->replicas[g].group != NULL) raft_group_stop(n->replicas[g].group);
     }
     world_disk_crash(n);
-    for (uint32_t g = 0; g < w->group_count; g++) {
-        struct world_replica *r = &n->replicas[g];
-        if (r->group != NULL) raft_group_free(r->group);
-        replica_rest(r);
-    }
-    if (w->machine->crash != NULL) w->machine->crash(n);
+    for (uint32_t g = 0; g < w->group_count; g++) group_end(&n->replicas[g]);
+    if (w->machine->down != NULL) w->machine->down(n);
     n->up_at_ms = w->now_ms + 50 + world_below(w, 1500);
 }
 
@@ -191,9 +212,8 @@ static void replica_end(struct world_replica *r)
     if (r->group != NULL) {
         raft_group_stop(r->group);
         world_disk_forget(r->node, r);
-        raft_group_free(r->group);
     }
-    replica_rest(r);
+    group_end(r);
     if (w->machine->end != NULL) w->machine->end(r);
     pending_free(pending_take(&r->node->disk, r->slot + 1, r->replica_id));
     replica_begin(r->node, r->slot, 0);
@@ -224,12 +244,13 @@ enum omen_err world_propose(struct world_replica *r, uint8_t *data, uint32_t len
 static void checkpoint(struct world_replica *r)
 {
     struct world *w = r->world;
-    uint64_t durable = r->sequence;
-    if (w->machine->checkpoint != NULL) durable = w->machine->checkpoint(r);
-    if (w->mutations.early_checkpoint) durable = r->sequence;
-    if (durable > r->durable) r->durable = durable;
+    if (w->machine->checkpoint != NULL) {
+        w->machine->checkpoint(r);
+    } else {
+        r->durable = r->sequence;
+        raft_group_checkpointed(r->group, r->durable, world_below(w, 2000), w->now_ms);
+    }
     world_note(w, "checkpoint", r->replica_id, r->durable, 0);
-    raft_group_checkpointed(r->group, r->durable, world_below(w, 2000), w->now_ms);
 }
 
 /* Who is asked has described its base, and some time later its checkpoint is taken. */
@@ -259,8 +280,7 @@ static void fetch_end(struct world_replica *r)
     uint64_t reached = 0;
     r->want = 0;
     r->fetch_peer = NULL;
-    if (peer->replica_id == r->fetch_peer_id && peer->group != NULL)
-        reached = w->machine->fetch != NULL ? w->machine->fetch(r, peer) : peer->durable;
+    if (peer->replica_id == r->fetch_peer_id && peer->group != NULL) reached = peer->durable;
     world_note(w, "fetched", r->replica_id, r->fetch_peer_id, reached);
     if (reached > r->incoming) r->incoming = reached;
     struct err err = { 0 };
@@ -349,7 +369,10 @@ static void replica_step(struct world_replica *r)
     if (r->replica_id == 0) return;
     if (r->group == NULL && w->now_ms >= r->up_at_ms) replica_up(r);
     if (r->group == NULL) return;
-    raft_group_tick(r->group, w->now_ms);
+    if (w->machine->tick != NULL)
+        w->machine->tick(r);
+    else
+        raft_group_tick(r->group, w->now_ms);
     fetch_step(r);
     if (w->machine->step != NULL) w->machine->step(r);
     if (world_chance(w, 4)) checkpoint(r);
@@ -364,15 +387,21 @@ static void node_step(struct world_node *n, bool storm)
         if (r->replica_id != 0 && r->replica_id == w->groups[g].removed) replica_end(r);
     }
     if (!n->up) return;
-    world_disk_step(n);
-    for (uint32_t g = 0; g < w->group_count; g++) replica_step(&n->replicas[g]);
+    if (!n->cut) world_disk_step(n);
+    if (!n->cut && w->machine->node_step != NULL) w->machine->node_step(n);
+    for (uint32_t g = 0; g < w->group_count && !n->cut; g++) replica_step(&n->replicas[g]);
+    if (n->cut) {
+        world_crash(n);
+        w->counts.crashes++;
+        return;
+    }
     if (n->full_until_ms != 0 && w->now_ms >= n->full_until_ms) {
         n->full_until_ms = 0;
         disk_full(n, false);
     }
     if (!storm) return;
     if (world_chance(w, 1)) {
-        node_crash(n);
+        world_crash(n);
         w->counts.crashes++;
     } else if (world_chance(w, 1)) {
         n->full_until_ms = w->now_ms + world_below(w, 1500);
@@ -469,7 +498,7 @@ void world_up(struct world *w)
 void world_free(struct world *w)
 {
     for (uint32_t i = 0; i < WORLD_NODES; i++) {
-        node_crash(&w->nodes[i]);
+        world_crash(&w->nodes[i]);
         for (uint32_t g = 0; g < w->group_count; g++) replica_end(&w->nodes[i].replicas[g]);
         pending_set_fini(&w->nodes[i].disk);
     }

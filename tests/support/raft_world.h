@@ -1,7 +1,7 @@
 /* Raft groups in a world of their own: simulated clock, network and disks, all choices from one seed. What runs in
  * production between the sockets and the disk is real: raft's core, raft_group, the frames' codec, the records of the
- * node log and their replay. What the groups' entries do is the machine's: a counter in tests/property/test_raft_group.c,
- * shard stores in tests/sim.
+ * node log and their replay. What the groups' entries do is the machine's: they count in
+ * tests/property/test_raft_group.c, and are the writes of shards in tests/sim, where also most of a node is real.
  *
  * The network loses, delays, reorders, duplicates and is cut in two, one way or both. A node has one disk and one log for
  * all its replicas; a disk takes its time, is full for a while, and a crash keeps a part in front of what was on its way.
@@ -21,6 +21,8 @@
 #define WORLD_NODES 5u
 #define WORLD_GROUPS_MAX 3u
 #define WORLD_STEP_MS 5u
+#define WORLD_ELECTION_MS 400u
+#define WORLD_HEARTBEAT_MS 80u
 #define WORLD_CLIENTS WORLD_NODES /* where messages of the machine's clients come from and go to */
 #define WORLD_INDEXES_MAX 20000u
 #define WORLD_TERMS_MAX 4096u
@@ -54,6 +56,7 @@ struct world_node {
     struct world *world;
     uint32_t place; /* node id - 1 */
     bool up;
+    bool cut; /* the machine's: it stops at once */
     uint64_t up_at_ms, full_until_ms;
     struct pending_set disk;                      /* what the log holds: kept as a replay would give it */
     struct group_append *writing, **writing_tail; /* in order */
@@ -62,22 +65,31 @@ struct world_node {
     void *machine; /* the machine's */
 };
 
-/* What entries do. Each may be NULL. None calls the world's group back but by world_propose and world_barrier. */
+/* What entries do, and whatever else of a node is to be real. Each may be NULL, then the world does the least that
+ * will do; of the functions that stand for a part of a replica (from `open` to `close`) all or none. Called from
+ * within the group (lost to barrier) they do not call it back. */
 struct world_machine {
-    /* From the state its last life left, or from nothing: *durable_out = the sequence the log may begin after. The log's
-     * base is at base_sequence. False: not now (a full disk). */
-    bool (*open)(struct world_replica *r, uint64_t base_sequence, uint64_t *durable_out);
-    /* The node stops with all its replicas; what was not synced may be lost. Rafts are gone already. */
-    void (*crash)(struct world_node *n);
-    /* The replica ends for good, open or not. */
-    void (*end)(struct world_replica *r);
+    /* Make r->group with raft_group_new, of world_group_io and r, and start it; `pending` is what the log holds,
+     * taken over. r->durable: the log may begin after it. False: not now (a full disk, a cut). */
+    bool (*open)(struct world_replica *r, struct pending *pending);
+    void (*tick)(struct world_replica *r);
+    void (*frame)(struct world_replica *r, struct frame *frame, uint64_t node_id);
+    bool (*fetch)(struct world_replica *r, uint64_t sequence, uint64_t node_id); /* as group_io's */
+    void (*checkpoint)(struct world_replica *r); /* sets r->durable, tells raft */
+    void (*close)(struct world_replica *r); /* the group is stopped, nothing is in the log's hands: free it */
+
     void (*commit)(struct world_replica *r, const struct group_commit *entry);
     void (*lost)(struct world_replica *r, enum node_log_entry_type type, void *tag, enum omen_err rc);
     void (*installed)(struct world_replica *r, uint64_t sequence);
-    /* Make durable what is applied; what the log may rely on from now on. */
-    uint64_t (*checkpoint)(struct world_replica *r);
-    /* Take a peer's checkpoint; how far it reaches, 0 = it did not work. */
-    uint64_t (*fetch)(struct world_replica *r, struct world_replica *peer);
+    void (*role)(struct world_replica *r);
+    void (*barrier)(struct world_replica *r, enum frame_type type, uint64_t node_id, uint64_t from,
+            const struct frame_barrier *barrier);
+
+    void (*up)(struct world_node *n);     /* before its replicas are */
+    void (*crash)(struct world_node *n);  /* this very moment: all that runs on it is about to be freed */
+    void (*down)(struct world_node *n);   /* it has been */
+    void (*end)(struct world_replica *r); /* the replica ends for good; closed */
+    void (*node_step)(struct world_node *n);
     void (*step)(struct world_replica *r);
     void (*disk_full)(struct world_node *n, bool full);
     void (*message)(struct world *w, uint32_t from, uint32_t to, const uint8_t *bytes, size_t len);
@@ -85,9 +97,8 @@ struct world_machine {
 
 /* Deliberate bugs of the world, to see that they are found. */
 struct world_mutations {
-    bool forget_votes;     /* a crash loses hard states that counted as durable */
-    bool lying_sync;       /* and entries */
-    bool early_checkpoint; /* raft is told of what is applied, not of what is durable */
+    bool forget_votes; /* a crash loses hard states that counted as durable */
+    bool lying_sync;   /* and entries */
 };
 
 struct world_commit { /* what was committed at an index */
@@ -150,6 +161,11 @@ struct world_replica *world_leader(struct world *w,
 enum omen_err world_propose(struct world_replica *r, uint8_t *data, uint32_t len, void *tag);
 /* As a message of the machine, `from` and `to` nodes' places or WORLD_CLIENTS. Copies. */
 void world_send(struct world *w, uint32_t from, uint32_t to, const void *bytes, size_t len);
+
+/* The group's io: its arg is the world_replica. */
+extern const struct group_io world_group_io;
+/* The node stops now, and comes back some time later. */
+void world_crash(struct world_node *n);
 
 /* Into the hash, and out when traced. `what` is a literal. */
 void world_note(struct world *w, const char *what, uint64_t a, uint64_t b, uint64_t c);

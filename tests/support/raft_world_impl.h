@@ -14,8 +14,6 @@ struct world_message {
     size_t len;
 };
 
-extern const struct group_io world_group_io;
-
 void world_messages_deliver(struct world *w);
 /* One sync takes what is there; it all comes back, in order. */
 void world_disk_step(struct world_node *n);

@@ -74,7 +74,9 @@ static void frame_deliver(struct world *w, const struct world_message *m)
     if (frame_decode(&header, body, &frame, NULL) != OMEN_OK) world_fail(w, "a frame does not decode");
     struct world_replica *r = replica_find(&w->nodes[m->to], header.to);
     world_note(w, "frame", m->to, header.to, crc32c(header.type, m->bytes, m->len - 4));
-    if (r != NULL && r->group != NULL)
+    if (r != NULL && r->group != NULL && w->machine->frame != NULL)
+        w->machine->frame(r, frame, m->from + 1);
+    else if (r != NULL && r->group != NULL)
         raft_group_frame(r->group, frame, m->from + 1, world_chance(w, 5), w->now_ms);
     else
         frame_free(frame);
@@ -276,6 +278,7 @@ static bool io_fetch(void *arg, uint64_t sequence, uint64_t node_id)
 {
     struct world_replica *r = arg;
     struct world *w = r->world;
+    if (w->machine->fetch != NULL) return w->machine->fetch(r, sequence, node_id);
     if (r->durable >= sequence && world_chance(w, 500)) return true;
     r->want = sequence;
     r->fetch_peer = NULL;
@@ -305,9 +308,8 @@ static void io_released(void *arg, uint64_t index)
     if (index > r->released) r->released = index;
 }
 
-static void io_role_changed(void *arg)
+static void role_check(struct world_replica *r)
 {
-    struct world_replica *r = arg;
     struct world *w = r->world;
     uint64_t *leader_of_term = w->groups[r->slot].leader_of_term;
     struct replica_status s;
@@ -319,6 +321,13 @@ static void io_role_changed(void *arg)
     if (leader_of_term[s.term] != 0 && leader_of_term[s.term] != r->replica_id)
         world_fail(w, "group %u term %" PRIu64 " has two leaders", r->slot + 1, s.term);
     leader_of_term[s.term] = r->replica_id;
+}
+
+static void io_role_changed(void *arg)
+{
+    struct world_replica *r = arg;
+    role_check(r);
+    if (r->world->machine->role != NULL) r->world->machine->role(r);
 }
 
 static void io_changed(void *arg, void *tag, enum omen_err rc)
@@ -334,6 +343,8 @@ static void io_changed(void *arg, void *tag, enum omen_err rc)
 static void io_barrier(void *arg, enum frame_type type, uint64_t node_id, uint64_t from,
         const struct frame_barrier *barrier)
 {
+    struct world_replica *r = arg;
+    if (r->world->machine->barrier != NULL) r->world->machine->barrier(r, type, node_id, from, barrier);
 }
 
 const struct group_io world_group_io = { io_append, io_send, io_commit, io_lost, io_fetch, io_installed,

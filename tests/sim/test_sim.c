@@ -1,0 +1,110 @@
+/* Shards on Raft groups in a simulated world, a seed at a time: what must hold is checked at each step, and that
+ * everybody gets on at the end; the same seed gives the same run. tests/README.md says what is real in it and what
+ * is not.
+ *
+ *   make sim SEED=n         one seed, everything that happens in it printed
+ *   make sim SEED=n SEEDS=m  that many from n on
+ *   OMEN_SEED, OMEN_SEEDS   the same for the test (default: 200 from 1 on) */
+#include "common/err.h"
+
+#include <check.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "common/log.h"
+#include "common/check.h"
+#include "tests/sim/sim.h"
+
+#define SEEDS_DEFAULT 200u
+
+static char dir[200]; /* in memory where there is such a file system */
+
+/* No real power fails here: what a sync is for is sim_disk.c's. LMDB's go here too. */
+int fdatasync(int fd) { return 0; }
+int fsync(int fd) { return 0; }
+
+static uint64_t number(const char *name, uint64_t otherwise)
+{
+    const char *text = getenv(name);
+    return text != NULL && text[0] != '\0' ? strtoull(text, NULL, 10) : otherwise;
+}
+
+static void print_totals(uint64_t count, const struct sim_counts *t, const struct world_counts *wt)
+{
+    printf("%" PRIu64 " seeds: writes %" PRIu64 " duplicates %" PRIu64 " expired %" PRIu64 " refused %" PRIu64
+           " reads %" PRIu64 " (linearizable %" PRIu64 ") compared %" PRIu64 "\n",
+            count, t->writes, t->duplicates, t->expired, t->refused, t->reads, t->linearizable, t->compared);
+    printf("  elections %" PRIu64 " crashes %" PRIu64 " power cuts within a change %" PRIu64
+           " commits undone %" PRIu64 " copies %" PRIu64 " installs %" PRIu64 " changes of members %" PRIu64
+           " truncations %" PRIu64 "\n",
+            wt->elections, wt->crashes, t->power_cuts, t->undone, t->fetches, wt->installs, wt->changes,
+            wt->truncations);
+}
+
+START_TEST(shards_keep_what_they_acknowledged)
+{
+    uint64_t first = number("OMEN_SEED", 1);
+    uint64_t count = number("OMEN_SEEDS", getenv("OMEN_SEED") != NULL ? 1 : SEEDS_DEFAULT);
+    bool trace = getenv("OMEN_SIM_TRACE") != NULL;
+    struct sim_counts t = { 0 };
+    struct world_counts wt = { 0 };
+    log_configure(trace ? LOG_LEVEL_INFO : LOG_LEVEL_ERROR + 1, LOG_FORMAT_TEXT, 2);
+    for (uint64_t seed = first; seed < first + count; seed++) {
+        printf("seed %" PRIu64 "\n", seed); /* the last one printed is the one that failed */
+        uint64_t hash = sim_run(seed, dir, trace, &t, &wt);
+        printf("seed %" PRIu64 " hash %016" PRIx64 "\n", seed, hash);
+    }
+    print_totals(count, &t, &wt);
+    if (count < 50) return; /* the storm must be one */
+    ck_assert_uint_gt(t.writes, 80 * count);
+    ck_assert_uint_gt(t.duplicates, count / 4);
+    ck_assert_uint_gt(t.linearizable, count);
+    ck_assert_uint_gt(wt.elections, count);
+    ck_assert_uint_gt(wt.crashes, count);
+    ck_assert_uint_gt(wt.installs, count / 4);
+    ck_assert_uint_gt(wt.changes, count);
+    ck_assert_uint_gt(t.power_cuts, count);
+}
+END_TEST
+
+START_TEST(a_seed_gives_the_same_run)
+{
+    struct sim_counts t = { 0 };
+    struct world_counts wt = { 0 };
+    log_configure(LOG_LEVEL_ERROR + 1, LOG_FORMAT_TEXT, 2);
+    ck_assert_uint_eq(sim_run(8, dir, false, &t, &wt), sim_run(8, dir, false, &t, &wt));
+}
+END_TEST
+
+static void dir_make(void)
+{
+    const char *tmp = getenv("TMPDIR");
+    if (access("/dev/shm", W_OK) == 0)
+        snprintf(dir, sizeof dir, "/dev/shm/omen-sim-XXXXXX");
+    else
+        snprintf(dir, sizeof dir, "%.150s/omen-sim-XXXXXX", tmp != NULL ? tmp : "/tmp");
+    if (mkdtemp(dir) == NULL) panic("cannot make %s", dir);
+}
+
+int main(void)
+{
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    dir_make();
+    Suite *s = suite_create("sim");
+    TCase *tc = tcase_create("seeds");
+    tcase_set_timeout(tc, 0);
+    tcase_add_test(tc, shards_keep_what_they_acknowledged);
+    suite_add_tcase(s, tc);
+    tc = tcase_create("same");
+    tcase_add_test(tc, a_seed_gives_the_same_run);
+    suite_add_tcase(s, tc);
+    SRunner *runner = srunner_create(s);
+    srunner_run_all(runner, CK_ENV);
+    int failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    (void)!vfs_remove_tree(vfs_posix(), dir, NULL);
+    return failed;
+}
