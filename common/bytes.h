@@ -39,7 +39,7 @@ static inline void store_u16(void *p, uint16_t v) { memcpy(p, &v, sizeof v); }
 static inline void store_u32(void *p, uint32_t v) { memcpy(p, &v, sizeof v); }
 static inline void store_u64(void *p, uint64_t v) { memcpy(p, &v, sizeof v); }
 
-/* Big-endian, only for keys that must sort as bytes (LMDB). */
+/* Big-endian, only for keys that must sort as bytes (LMDB) and for the frames of the network. */
 static inline void store_u64_be(void *p, uint64_t v)
 {
     v = __builtin_bswap64(v);
@@ -50,6 +50,18 @@ static inline uint64_t load_u64_be(const void *p)
     uint64_t v;
     memcpy(&v, p, sizeof v);
     return __builtin_bswap64(v);
+}
+
+static inline void store_u32_be(void *p, uint32_t v)
+{
+    v = __builtin_bswap32(v);
+    memcpy(p, &v, sizeof v);
+}
+static inline uint32_t load_u32_be(const void *p)
+{
+    uint32_t v;
+    memcpy(&v, p, sizeof v);
+    return __builtin_bswap32(v);
 }
 
 /* `alignment` is a power of two. */

@@ -1,9 +1,10 @@
 /* Request/reply over nng: the only home of nng headers.
  *
- * Server: rep0 with N contexts (N = requests in service; beyond it the pipes are not read: back-pressure). Client: one
- * req0 socket per endpoint, many outstanding requests each in its own context, no automatic resend (a write must never
- * run twice by the transport's own will). Limits: message size (RECVMAXSZ), contexts, deadlines, all explicit.
- * URLs: tcp://127.0.0.1:7700, ipc:///path, also inproc for tests. */
+ * The frames are those of the Scalability Protocols (PROTOCOL.md, "Transport") over nng's byte streams; net_conn.h
+ * tells why not over its sockets. Server: N contexts (N = requests in service; beyond it connections are not read:
+ * back-pressure). Client: one connection per endpoint, many outstanding requests, no resend (a write must never run
+ * twice by the transport's own will). Limits: message size, contexts, deadlines, all explicit.
+ * URLs: tcp://127.0.0.1:7700, ipc:///path. */
 #ifndef OMEN_COMMON_NET_NET_H
 #define OMEN_COMMON_NET_NET_H
 
@@ -20,9 +21,9 @@ struct net_request; /* one request in service; owned by the handler until net_re
 struct net_server_options {
     const char *url;
     uint32_t contexts;        /* requests in service, default 128, 1..4096 */
-    size_t message_bytes_max; /* RECVMAXSZ; larger announcements cut the connection */
-    /* Called on an nng thread for each request: must not block for long; hand over to a worker and net_reply later from
-     * any thread. `message` is valid until net_reply. */
+    size_t message_bytes_max; /* larger announcements cut the connection */
+    /* Called on an nng thread for each request: must not block for long; hand over to a worker and net_reply later
+     * from any thread. `message` is valid until net_reply. */
     void (*handle)(void *arg, struct net_request *request, struct bytes message);
     void *arg;
 };
@@ -37,22 +38,23 @@ void net_server_stop(struct net_server *server);
  * vanished peer is ignored. */
 void net_reply(struct net_request *request, struct bytes reply);
 /* Whether a reply of this size keeps what waits to be taken by slow peers below NET_REPLIES_BYTES_MAX for the whole
- * server; if not, the handler should answer BUSY in few bytes instead. Small replies always fit, and any does when none
- * waits. */
+ * server; if not, the handler should answer BUSY in few bytes instead. Small replies always fit, and any does when
+ * none waits. */
 bool net_reply_fits(const struct net_request *request, size_t reply_bytes);
 
 struct net_client;
 struct net_call; /* one outstanding request */
 
-/* Connects in the background and reconnects by itself. Without a connection for 200 ms (500 ms before the first one) calls
- * end with OMEN_EUNAVAILABLE at once, whatever their timeout, so that the caller can go to another endpoint. */
+/* Connects in the background and reconnects by itself. Without a connection for 200 ms (500 ms before the first one)
+ * calls end with OMEN_EUNAVAILABLE at once, whatever their timeout, so that the caller can go to another endpoint. */
 OMEN_CHECKED enum omen_err net_client_open(const char *url, size_t message_bytes_max,
         struct net_client **client_out, struct err *err);
 void net_client_close(
         struct net_client *client); /* outstanding calls end with OMEN_ECANCELED; not from `done` */
 
-/* Asynchronous: `done` runs on an nng thread with the reply (valid during the call) or an error: OMEN_EUNAVAILABLE (never
- * sent: not connected), OMEN_EUNKNOWN (sent, connection lost or deadline passed before the reply). */
+/* Asynchronous: `done` runs on an nng thread, never within net_call_start, with the reply (valid during the call) or
+ * an error: OMEN_EUNAVAILABLE (never sent: not connected), OMEN_EUNKNOWN (sent, connection lost or deadline passed
+ * before the reply). */
 typedef void (*net_done)(void *arg, enum omen_err result, struct bytes reply);
 OMEN_CHECKED enum omen_err net_call_start(struct net_client *client, struct bytes message,
         uint32_t timeout_ms, net_done done, void *arg, struct err *err);

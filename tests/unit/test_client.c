@@ -601,11 +601,13 @@ static Suite *client_suite(void)
     tcase_add_test(tc, limits_are_checked_before_anything_is_sent);
     tcase_add_test(tc, results_outlive_the_client);
     tcase_add_test(tc, a_scroll_goes_on_from_its_cursor);
-    tcase_add_test(tc, every_failing_allocation_of_a_request_is_an_error);
     tcase_add_test(tc, a_pipeline_applies_every_point_once_whatever_is_lost);
     tcase_add_test(tc, a_pipeline_tells_its_first_error);
     tcase_add_test(tc, a_pipeline_survives_a_batch_it_refuses);
     suite_add_tcase(suite, tc);
+    TCase *alone = tcase_create("alone"); /* no other thread allocates */
+    tcase_add_test(alone, every_failing_allocation_of_a_request_is_an_error);
+    suite_add_tcase(suite, alone);
     return suite;
 }
 

@@ -1,4 +1,5 @@
-/* Requests and replies over real sockets on loopback: what a handler gets, what a caller learns when things go wrong. */
+/* Requests and replies over real sockets on loopback: what a handler gets, what a caller learns when things go
+ * wrong. */
 #include <arpa/inet.h>
 #include <check.h>
 #include <pthread.h>
@@ -188,6 +189,60 @@ START_TEST(many_calls_are_outstanding_at_once)
 }
 END_TEST
 
+#define BACK_TO_BACK 400
+struct sized {
+    struct results results;
+    uint32_t sizes[BACK_TO_BACK], wrong;
+};
+struct sized_call {
+    struct sized *all;
+    uint32_t number;
+};
+
+static uint8_t pattern(uint32_t number, uint32_t at) { return (uint8_t)(number * 31 + at * 7 + (at >> 8)); }
+
+static void check_pattern(void *arg, enum omen_err result, struct bytes reply)
+{
+    struct sized_call *call = arg;
+    bool right = result == OMEN_OK && reply.len == call->all->sizes[call->number];
+    for (uint32_t i = 0; right && i < reply.len; i++) right = reply.data[i] == pattern(call->number, i);
+    pthread_mutex_lock(&call->all->results.lock);
+    call->all->wrong += !right;
+    pthread_mutex_unlock(&call->all->results.lock);
+    collect(&call->all->results, result, reply);
+}
+
+/* Whatever their sizes, above all around those of the buffers on the way (staging 16 KiB, first room 1 MiB, one
+ * readv). */
+START_TEST(frames_back_to_back_come_whole)
+{
+    static struct sized all = { .results = RESULTS };
+    static struct sized_call calls[BACK_TO_BACK];
+    static const uint32_t edges[] = { 0, 1, 100, (16u << 10) - 12, 16u << 10, 65536, MESSAGE_MAX - 4,
+        MESSAGE_MAX };
+    unsigned seed = (unsigned)time(NULL);
+    printf("seed %u\n", seed);
+    srand(seed);
+    struct net_server *server = serve("tcp://127.0.0.1:0", 16, (void *)(uintptr_t)echo, NULL);
+    struct net_client *client = client_of(net_server_port(server));
+    uint8_t *message = mem_must_alloc(MESSAGE_MAX);
+    for (uint32_t n = 0; n < BACK_TO_BACK; n++) {
+        uint32_t edge = edges[(uint32_t)rand() % (n % 10 == 0 ? 8 : 6)], size = edge + (uint32_t)rand() % 40;
+        all.sizes[n] = size < 20 + edge ? edge : size > MESSAGE_MAX ? MESSAGE_MAX : size;
+        calls[n] = (struct sized_call){ &all, n };
+        for (uint32_t i = 0; i < all.sizes[n]; i++) message[i] = pattern(n, i);
+        ck_assert_int_eq(net_call_start(client, (struct bytes){ message, all.sizes[n] }, 60000, check_pattern,
+                                 &calls[n], &err),
+                OMEN_OK);
+    }
+    wait_results(&all.results, BACK_TO_BACK);
+    ck_assert_uint_eq(all.wrong, 0);
+    mem_free(message);
+    net_client_close(client);
+    net_server_stop(server);
+}
+END_TEST
+
 /* More requests than contexts wait in the connection and are served later: none is lost. */
 START_TEST(requests_beyond_the_contexts_wait)
 {
@@ -306,8 +361,8 @@ START_TEST(oversize_messages_are_refused)
 }
 END_TEST
 
-/* A peer that takes connections and reads nothing: one request is on its way, the rest are queued. When the connection
- * breaks, what was queued has never left and may go elsewhere at once. */
+/* A peer that takes connections and reads nothing: one request is on its way, the rest are queued. When the
+ * connection breaks, what was queued has never left and may go elsewhere at once. */
 START_TEST(a_lost_connection_tells_sent_from_unsent)
 {
     static const uint8_t opening[8] = { 0, 'S', 'P', 0, 0, 0x31, 0, 0 };
@@ -383,6 +438,91 @@ START_TEST(closing_a_client_cancels_its_calls)
     ck_assert_uint_eq(r.count, 16);
     ck_assert_uint_eq(r.by_code[OMEN_ECANCELED], 16);
     release(&h); /* to a peer that is gone */
+    net_server_stop(server);
+}
+END_TEST
+
+#define FIRE_ROUNDS 60
+#define FIRE_CALLERS 4
+struct fire {
+    struct net_client *client;
+    _Atomic bool over;
+    _Atomic uint32_t answered;
+    pthread_mutex_t lock; /* held over net_call_start, and taken by `done`, as routers do */
+    pthread_cond_t back;
+    uint32_t flying;
+};
+
+static void fire_back(void *arg, enum omen_err result, struct bytes reply)
+{
+    struct fire *f = arg;
+    pthread_mutex_lock(&f->lock);
+    f->flying--;
+    pthread_cond_signal(&f->back);
+    pthread_mutex_unlock(&f->lock);
+}
+
+static void fire_volley(struct fire *f, struct bytes message)
+{
+    struct err e;
+    pthread_mutex_lock(&f->lock);
+    for (int i = 0; i < 16; i++) {
+        f->flying++;
+        if (net_call_start(f->client, message, 2000, fire_back, f, &e) != OMEN_OK) f->flying--;
+    }
+    while (f->flying > 0) pthread_cond_wait(&f->back, &f->lock);
+    pthread_mutex_unlock(&f->lock);
+}
+
+static void *fire_at_will(void *arg)
+{
+    struct fire *f = arg;
+    static const uint8_t large[200000];
+    struct buf reply;
+    buf_init(&reply);
+    for (uint32_t i = 0; !f->over; i++) {
+        buf_clear(&reply);
+        struct bytes message = { large, i % 8 == 0 ? sizeof large : i % 100 };
+        struct err e;
+        if (net_call(f->client, message, 2000, &reply, &e) != OMEN_OK) continue;
+        ck_assert_uint_eq(reply.len, message.len);
+        f->answered++;
+        fire_volley(f, (struct bytes){ large, 10 });
+    }
+    buf_fini(&reply);
+    return NULL;
+}
+
+/* Servers come and go in the middle of requests and replies, whole and half ones, and clients too: every stop and
+ * close comes to an end. (nng's own sockets hung here: see net_conn.h.) */
+START_TEST(servers_stop_under_fire)
+{
+    struct net_server *server = serve("tcp://127.0.0.1:0", 3, (void *)(uintptr_t)echo, NULL);
+    char url[64];
+    snprintf(url, sizeof url, "tcp://127.0.0.1:%u", net_server_port(server));
+    struct fire fires[FIRE_CALLERS] = { 0 };
+    pthread_t threads[FIRE_CALLERS];
+    for (int i = 0; i < FIRE_CALLERS; i++) {
+        fires[i].client = open_client(net_server_port(server));
+        pthread_mutex_init(&fires[i].lock, NULL);
+        pthread_cond_init(&fires[i].back, NULL);
+        ck_assert_int_eq(pthread_create(&threads[i], NULL, fire_at_will, &fires[i]), 0);
+    }
+    for (int round = 0; round < FIRE_ROUNDS; round++) {
+        for (int i = 0; i < FIRE_CALLERS; i++) {
+            uint32_t before = fires[i].answered;
+            for (int w = 0; w < 2000 && fires[i].answered == before; w++) sleep_ms(5);
+            ck_assert_uint_ne(fires[i].answered, before);
+        }
+        net_server_stop(server);
+        server = serve(url, 3, (void *)(uintptr_t)echo, NULL);
+        struct net_client *passing = open_client(
+                net_server_port(server)); /* one that goes while it still connects */
+        net_client_close(passing);
+    }
+    for (int i = 0; i < FIRE_CALLERS; i++) fires[i].over = true;
+    for (int i = 0; i < FIRE_CALLERS; i++) pthread_join(threads[i], NULL);
+    for (int i = 0; i < FIRE_CALLERS; i++) net_client_close(fires[i].client);
     net_server_stop(server);
 }
 END_TEST
@@ -572,6 +712,7 @@ int main(void)
     suite_add_tcase(suite, pages);
     tcase_add_test(calls, replies_reach_their_callers);
     tcase_add_test(calls, many_calls_are_outstanding_at_once);
+    tcase_add_test(calls, frames_back_to_back_come_whole);
     tcase_add_test(calls, requests_beyond_the_contexts_wait);
     tcase_add_test(calls, deadline_after_sending_is_unknown);
     tcase_add_test(calls, nobody_listening_is_unavailable_long_before_the_deadline);
@@ -580,6 +721,7 @@ int main(void)
     tcase_add_test(calls, a_lost_connection_tells_sent_from_unsent);
     tcase_add_test(calls, stop_waits_for_the_handlers_and_sends_their_replies);
     tcase_add_test(calls, closing_a_client_cancels_its_calls);
+    tcase_add_test(calls, servers_stop_under_fire);
     tcase_add_test(calls, hostile_peers_are_cut_off);
     tcase_add_test(calls, replies_nobody_takes_are_bounded);
     tcase_add_test(calls, ipc_serves_too);
