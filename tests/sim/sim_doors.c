@@ -8,6 +8,7 @@
 void __wrap_loop_post(struct loop *loop, struct loop_task *task);
 void __wrap_loop_call(struct loop *loop, void (*run)(void *arg), void *arg);
 uint32_t __wrap_net_random(void);
+bool __wrap_node_log_far_over(const struct node_log *log);
 enum omen_err __real_raft_group_new(const struct group_options *options, struct group_load *load,
         uint64_t now_ms, struct raft_group **group_out, struct err *err);
 enum omen_err __wrap_raft_group_new(const struct group_options *options, struct group_load *load,
@@ -35,6 +36,12 @@ void __wrap_loop_post(struct loop *loop, struct loop_task *task)
 void __wrap_loop_call(struct loop *loop, void (*run)(void *arg), void *arg) { run(arg); }
 
 uint32_t __wrap_net_random(void) { return (uint32_t)world_below(sim_opening->node->sim->w, UINT32_MAX); }
+
+/* Now and then the log is too long: proposals are refused, followers take no entries. */
+bool __wrap_node_log_far_over(const struct node_log *log)
+{
+    return world_chance(sim_opening->node->sim->w, 5);
+}
 
 /* The group's io is the world's, which checks and passes on to what the product gave. */
 enum omen_err __wrap_raft_group_new(const struct group_options *options, struct group_load *load,
