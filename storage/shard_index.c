@@ -15,13 +15,17 @@
 #include "storage/shard_index_impl.h"
 
 #define ROWS_MIN 10000u
+#define TAIL_ROWS_MIN 4096u
 #define TAIL_SHARE 64u /* of what is covered: a larger tail is worth a graph */
 #define DEAD_SHARE 5u  /* a fifth */
 #define DEAD_EVERY 64u /* steps between two looks at all rows */
 
 void index_policy_default(struct index_policy *policy)
 {
-    *policy = (struct index_policy){ .rows_min = ROWS_MIN, .recall_target = 0.95f, .ripe_ms = UINT64_MAX };
+    *policy = (struct index_policy){ .rows_min = ROWS_MIN,
+        .tail_rows_min = TAIL_ROWS_MIN,
+        .recall_target = 0.95f,
+        .ripe_ms = UINT64_MAX };
 }
 
 /* ---- the set ---- */
@@ -74,7 +78,9 @@ void store_index_init(struct shard_store *s)
 void store_index_fini(struct shard_store *s)
 {
     segment_set_release(s->index.set);
+    tail_set_release(s->index.tails);
     s->index.set = NULL;
+    s->index.tails = NULL;
     pthread_mutex_destroy(&s->index.mutex);
 }
 
@@ -361,6 +367,7 @@ static enum omen_err job_run(struct shard_store *s, const struct segment_set *se
     spec.end_block = job->end_block;
     spec.as_of = shard_store_applied(s);
     spec.number = s->index.next_number++;
+    if (job->end_block > set->covered[job->field]) atomic_fetch_add(&s->index.jobs, 1);
     rc = segment_build(&spec, control, &made, err);
     if (rc != OMEN_OK) return rc;
     struct segment_set *next = set_with(set, job, made);

@@ -14,12 +14,15 @@
 #include "storage/quant/quant.h"
 #include "storage/shard_store.h"
 
+/* Defaults are index_policy_default's. */
 struct index_policy {
-    uint32_t rows_min;   /* a tail of fewer rows is not worth a graph; default 10,000 */
-    float recall_target; /* of the collection; default 0.95 */
-    bool pin;            /* graphs in memory of their own rather than mapped */
-    bool eager;          /* a tail of rows_min is taken at once, however large the segments are */
-    uint64_t ripe_ms;    /* only what was written (log time) up to then; default UINT64_MAX = all */
+    uint32_t rows_min; /* a tail of fewer rows is not worth a graph; default 10,000 */
+    uint32_t
+            tail_rows_min; /* of rows in no segment, fewer are scanned and more have a sketch; default 4,096 */
+    float recall_target;   /* of the collection; default 0.95 */
+    bool pin;              /* graphs in memory of their own rather than mapped */
+    bool eager;            /* a tail of rows_min is taken at once, however large the segments are */
+    uint64_t ripe_ms;      /* only what was written (log time) up to then; default UINT64_MAX = all */
     uint64_t
             bucket_ms; /* segments end with such spans of log time, those of few rows together; 0 = anywhere */
     enum quant_profile quantization;
@@ -36,6 +39,12 @@ OMEN_CHECKED enum omen_err shard_index_step(struct shard_store *store, const str
 /* Up to which sequence nothing is left to do: rows are in segments, or they are so few that the policy wants none of them.
  * Not beside shard_index_step. Cost: looks at the blocks that are in no segment. */
 uint64_t shard_index_settled(struct shard_store *store, const struct index_policy *policy);
+
+/* Take some of the newest rows into a sketch (shard_tail.c), where the tail is large: what a search then goes by instead
+ * of a scan. *worked_out false: there was nothing to add. One thread at a time, beside shard_index_step. Of `policy`
+ * the recall target counts. OMEN_ECANCELED, OMEN_ENOMEM: searches scan what is in no sketch. */
+OMEN_CHECKED enum omen_err shard_index_tail(struct shard_store *store, const struct index_policy *policy,
+        const struct index_control *control, bool *worked_out, struct err *err);
 
 struct shard_index_stats {
     uint64_t segments, rows; /* rows: in segments, dead ones included, of all fields */

@@ -2,6 +2,7 @@
 #ifndef OMEN_STORAGE_SHARD_INDEX_IMPL_H
 #define OMEN_STORAGE_SHARD_INDEX_IMPL_H
 
+#include "storage/index/flat.h"
 #include "storage/segment/segment.h"
 #include "storage/shard_store_impl.h"
 
@@ -14,5 +15,31 @@ struct segment_set {
 
 struct segment_set *segment_set_acquire(struct shard_store *s); /* NULL: none yet */
 void segment_set_release(struct segment_set *set);              /* NULL is fine */
+
+/* ---- shard_tail.c ---- */
+
+struct tail_sketch;
+struct tail_set {
+    _Atomic uint32_t refs;
+    uint32_t count;
+    struct tail_sketch *items[]; /* of a field: in order of blocks, without overlap; one reference each */
+};
+struct tail_set *tail_set_acquire(struct shard_store *s); /* NULL: none */
+void tail_set_release(struct tail_set *set);              /* NULL is fine */
+uint64_t tail_memory_bytes(struct shard_store *s);
+
+/* What a sketch knows of the field's blocks [from, end). */
+struct tail_part {
+    uint32_t first_block, end_block;
+    uint32_t slot_end, rows; /* rows: in these blocks */
+};
+/* False: nothing, or so little that scanning is better. */
+bool tail_part(const struct tail_sketch *t, uint32_t field, uint32_t from_block, uint32_t end,
+        struct tail_part *part_out);
+/* The nearest rows of the part that the view sees and the filter passes, pushed to the query's heap, at the sketch's recall
+ * target. *enough_out false: too few pass, nothing was pushed, scan the blocks. OMEN_EDEADLINE, OMEN_ENOMEM. */
+OMEN_CHECKED enum omen_err tail_search(struct tail_sketch *t, const struct store_view *view,
+        struct flat_query *query, const struct tail_part *part, const struct read_limit *limit,
+        struct arena *arena, bool *enough_out, struct index_cost *cost);
 
 #endif

@@ -201,6 +201,60 @@ static enum omen_err query_blocks(const struct store_view *view, struct flat_que
     return rc == OMEN_OK ? part_tell(progress, part) : rc;
 }
 
+/* One search of the part of the tail that a sketch knows; by its blocks when that is no good. */
+static enum omen_err query_sketch(const struct store_view *view, struct tail_sketch *tail,
+        const struct tail_part *part, struct field_pass *pass, uint32_t n, uint32_t field,
+        const struct progress *progress)
+{
+    struct index_cost cost = { 0 };
+    bool enough = false;
+    struct explain_part told = { .segment = EXPLAIN_TAIL,
+        .search = pass->searches[n],
+        .field = field,
+        .first_block = part->first_block,
+        .end_block = part->end_block,
+        .rows = part->rows,
+        .plan = EXPLAIN_SCAN,
+        .filter = pass->queries[n].filter != NULL ? EXPLAIN_FILTER_PAYLOAD : EXPLAIN_FILTER_NONE,
+        .estimated = EXPLAIN_UNKNOWN,
+        .real = EXPLAIN_UNKNOWN };
+    enum omen_err rc = OMEN_OK;
+    if (!pass->exact[n])
+        rc = tail_search(tail, view, &pass->queries[n], part, progress->limit, progress->arena, &enough,
+                &cost);
+    told.distances = cost.distances + cost.rescored;
+    told.estimates = told.rows_scanned = cost.estimates;
+    progress->stats->sketches_searched += enough;
+    progress->stats->distances_computed += told.distances;
+    if (rc != OMEN_OK) return rc;
+    if (enough) return part_tell(progress, &told);
+    if (!pass->exact[n]) told.given_up = EXPLAIN_SCAN;
+    return query_blocks(view, &pass->queries[n], 1, pass->searches[n], &told, progress);
+}
+
+/* What is in no segment: large parts by their sketches, the rest by one pass for all. */
+static enum omen_err tail_run(const struct store_view *view, struct field_pass *pass, uint32_t field,
+        uint32_t from, const struct progress *progress)
+{
+    uint32_t end = blocks_count(view->store->blocks);
+    uint32_t search = pass->count == 1 ? pass->searches[0] : EXPLAIN_ALL_SEARCHES;
+    struct tail_set *tails = tail_set_acquire(view->store);
+    enum omen_err rc = OMEN_OK;
+    for (uint32_t i = 0; rc == OMEN_OK && tails != NULL && i < tails->count; i++) {
+        struct tail_part part;
+        if (!tail_part(tails->items[i], field, from, end, &part)) continue;
+        struct explain_part gap = { .field = field, .first_block = from, .end_block = part.first_block };
+        if (from < part.first_block)
+            rc = query_blocks(view, pass->queries, pass->count, search, &gap, progress);
+        for (uint32_t n = 0; rc == OMEN_OK && n < pass->count; n++)
+            rc = query_sketch(view, tails->items[i], &part, pass, n, field, progress);
+        from = part.end_block;
+    }
+    tail_set_release(tails);
+    struct explain_part rest = { .field = field, .first_block = from, .end_block = end };
+    return rc == OMEN_OK ? query_blocks(view, pass->queries, pass->count, search, &rest, progress) : rc;
+}
+
 static enum omen_err pass_run(const struct store_view *view, struct field_pass *pass, uint32_t field,
         const struct progress *progress)
 {
@@ -216,13 +270,7 @@ static enum omen_err pass_run(const struct store_view *view, struct field_pass *
         struct explain_part part = { .field = field, .end_block = covered };
         if (pass->exact[n]) rc = query_blocks(view, &pass->queries[n], 1, pass->searches[n], &part, progress);
     }
-    if (rc != OMEN_OK) return rc;
-    /* What is not in a segment: one pass for all. */
-    struct explain_part tail = { .field = field,
-        .first_block = covered,
-        .end_block = blocks_count(s->blocks) };
-    return query_blocks(view, pass->queries, pass->count,
-            pass->count == 1 ? pass->searches[0] : EXPLAIN_ALL_SEARCHES, &tail, progress);
+    return rc == OMEN_OK ? tail_run(view, pass, field, covered, progress) : rc;
 }
 
 static enum omen_err hits_make(const struct store_view *view, const struct search_params *p,

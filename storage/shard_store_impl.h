@@ -11,6 +11,7 @@
  *   shard_store_compact.c     space of dead rows given back
  *   shard_lease.c, shard_manifest.c   checkpoints for other replicas
  *   shard_index.c             which segments there are, and which to build next
+ *   shard_tail.c              sketches of what is in none yet
  *   shard_store_read.c        get, scroll, count        shard_search.c   search
  *
  * Locks, in order: checkpoint_mutex, apply_mutex, version_mutex. Readers take version_mutex to acquire and release a
@@ -49,13 +50,16 @@ struct view_pin {
 
 /* Segments; see shard_index.c. */
 struct segment_set;
+struct tail_set;
 struct store_index {
     pthread_mutex_t mutex;   /* guards `set` */
     struct segment_set *set; /* one reference; NULL before they were opened */
+    struct tail_set *tails;  /* of shard_tail.c, likewise */
     bool loaded;             /* these down to dead_steps are the indexer's */
     uint64_t next_number, dead_seen;
     uint32_t dead_steps;
     _Atomic uint64_t built_rows;
+    _Atomic uint64_t jobs; /* begun, that took a tail */
 };
 
 /* Compaction of chunks; see shard_store_compact.c. Leases outlive the store, so their number does too. */

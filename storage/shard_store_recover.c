@@ -21,6 +21,7 @@ struct recovery {
     struct shard_store *s;
     struct stream_end at; /* in the stream */
     uint64_t sequence;    /* of the last entry unit read */
+    uint64_t log_time_ms; /* of the last one of which something is left */
     struct stream_unit derived[RECOVER_DERIVED_MAX];
     uint32_t derived_count;
 };
@@ -39,10 +40,11 @@ static enum omen_err unit_next(struct recovery *r, struct stream_unit *unit_out,
     err_clear(&reason);
     enum omen_err rc = stream_next(r->s->stream, &r->at, unit_out, end_out, err);
     if (rc != OMEN_OK || *end_out) return rc;
-    memset(entry_out, 0, sizeof *entry_out);
+    *entry_out = (struct entry){ .log_time_ms = r->log_time_ms };
     if (unit_out->body != NULL)
         rc = entry_parse(unit_out->body, unit_out->body_bytes, &r->s->schema, true, entry_out, &reason);
     if (rc != OMEN_OK) return unit_corrupt(r, unit_out, reason.message, err);
+    r->log_time_ms = entry_out->log_time_ms;
     if (!unit_out->compacted && entry_out->derived != (unit_out->type == STREAM_UNIT_DERIVED))
         return unit_corrupt(r, unit_out, "unit and entry disagree on their kind", err);
     if (unit_out->type == STREAM_UNIT_ENTRY) {

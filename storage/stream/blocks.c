@@ -56,6 +56,8 @@ enum omen_err blocks_stage(struct blocks *blocks, uint32_t staged, const struct 
         uint64_t expires_ms = entry_expires_ms(entry, i);
         if (expires_ms != 0 && expires_ms < b->expires_min_ms) b->expires_min_ms = expires_ms;
     }
+    const struct block *before = at > 0 ? blocks_at(blocks, at - 1) : NULL;
+    b->ops_before = before == NULL ? 0 : before->ops_before + before->entry.op_count;
     b->sequence = unit->sequence;
     b->entry = *entry;
     b->unit = *unit;
@@ -100,7 +102,7 @@ static void page_replace(struct blocks *blocks, uint32_t from, uint32_t end, con
             continue;
         }
         atomic_fetch_sub_explicit(&blocks->row_count, b->entry.op_count, memory_order_relaxed);
-        memset(&b->entry, 0, sizeof b->entry);
+        b->entry = (struct entry){ .log_time_ms = b->entry.log_time_ms };
         out->died[out->died_count++] = b->died;
         b->died = NULL;
     }

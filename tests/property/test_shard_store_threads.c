@@ -27,7 +27,7 @@ struct shared {
     struct shard_store *store;
     struct collection_schema schema;
     _Atomic bool done;
-    _Atomic uint64_t views, merges, segments, walks;
+    _Atomic uint64_t views, merges, segments, walks, sketched;
 };
 
 static uint64_t mix(uint64_t v)
@@ -126,6 +126,23 @@ static void *run_indexer(void *arg)
     return NULL;
 }
 
+/* Takes the newest rows into sketches meanwhile. */
+static void *run_tail(void *arg)
+{
+    struct shared *s = arg;
+    struct index_control control = { .threads = 1 };
+    struct index_policy policy;
+    index_policy_default(&policy);
+    policy.tail_rows_min = 16;
+    while (!atomic_load(&s->done)) {
+        struct err err;
+        bool worked;
+        enum omen_err rc = shard_index_tail(s->store, &policy, &control, &worked, &err);
+        ck_assert_msg(rc == OMEN_OK, "tail: %s", err.message);
+    }
+    return NULL;
+}
+
 /* Everything by scroll; an order-free digest of id, version and vector. */
 static uint64_t scroll_all(const struct store_view *view, struct arena *arena, uint32_t *count_out)
 {
@@ -151,6 +168,21 @@ static uint64_t scroll_all(const struct store_view *view, struct arena *arena, u
         *count_out += count;
     }
     return digest;
+}
+
+/* The five nearest, by sketch where there is one: five, and each once. */
+static void search_few(struct shared *s, const struct store_view *view, struct arena *arena)
+{
+    static const float query[DIM] = { 100, 900, 500, 500, 100, 900, 500, 500 };
+    struct search_params params = { .query = query, .k = 5 };
+    struct search_stats stats;
+    struct hit *hits;
+    uint32_t count;
+    ck_assert_int_eq(shard_store_search(view, &params, 1, NULL, arena, &hits, &count, &stats, NULL), OMEN_OK);
+    ck_assert_uint_eq(count, 5);
+    for (uint32_t i = 0; i < count; i++)
+        for (uint32_t j = 0; j < i; j++) ck_assert_uint_ne(hits[i].point.id.lo, hits[j].point.id.lo);
+    atomic_fetch_add(&s->sketched, stats.sketches_searched);
 }
 
 static uint64_t search_all(struct shared *s, const struct store_view *view, struct arena *arena,
@@ -182,6 +214,7 @@ static void *run_reader(void *arg)
         store_view_acquire(s->store, &view);
         if (view.sequence > 0) {
             uint64_t a = scroll_all(&view, &arena, &scrolled), b = search_all(s, &view, &arena, &found);
+            search_few(s, &view, &arena);
             ck_assert_int_eq(shard_store_count(&view, NULL, NULL, &count, NULL), OMEN_OK);
             ck_assert_uint_eq(count, POINTS);
             ck_assert_uint_eq(scrolled, POINTS);
@@ -214,14 +247,16 @@ START_TEST(readers_see_every_point_exactly_once)
     options.delta_bytes_max = 1;
     enum omen_err rc = shard_store_open(&options, &s.store, &err);
     ck_assert_msg(rc == OMEN_OK, "open: %s", err.message);
-    pthread_t writer, checkpointer, indexer, readers[READERS];
+    pthread_t writer, checkpointer, indexer, tail, readers[READERS];
     pthread_create(&writer, NULL, run_writer, &s);
     pthread_create(&checkpointer, NULL, run_checkpoints, &s);
     pthread_create(&indexer, NULL, run_indexer, &s);
+    pthread_create(&tail, NULL, run_tail, &s);
     for (int i = 0; i < READERS; i++) pthread_create(&readers[i], NULL, run_reader, &s);
     pthread_join(writer, NULL);
     pthread_join(checkpointer, NULL);
     pthread_join(indexer, NULL);
+    pthread_join(tail, NULL);
     for (int i = 0; i < READERS; i++) pthread_join(readers[i], NULL);
     struct store_view view;
     struct arena arena;
@@ -233,10 +268,12 @@ START_TEST(readers_see_every_point_exactly_once)
     store_view_release(&view);
     arena_fini(&arena);
     shard_store_close(s.store);
-    printf("%llu views, %llu merges, %llu segments, %llu walks\n", (unsigned long long)s.views,
-            (unsigned long long)s.merges, (unsigned long long)s.segments, (unsigned long long)s.walks);
+    printf("%llu views, %llu merges, %llu segments, %llu walks, %llu sketches\n", (unsigned long long)s.views,
+            (unsigned long long)s.merges, (unsigned long long)s.segments, (unsigned long long)s.walks,
+            (unsigned long long)s.sketched);
     ck_assert_uint_ge(s.segments, SEGMENTS);
     ck_assert_uint_gt(s.walks, 0);
+    ck_assert_uint_gt(s.sketched, 0);
     ck_assert_int_eq(vfs_remove_tree(vfs_posix(), dir, NULL), OMEN_OK);
 }
 END_TEST
