@@ -3,6 +3,7 @@
  *
  *   At a leader:    WAITING --entry submitted--> in a batch --committed--> marker in the apply queue --> done
  *   At a follower:  WAITING --question sent--> ASKED --answer--> HELD --committed so far here--> marker --> done
+ *   ASKED --another one leads, or this one--> WAITING: who was asked may never answer
  *   any --no leader, leadership lost, BARRIER_ASK_MS--> done(ENOTLEADER, EUNAVAILABLE) */
 #include "common/err.h"
 
@@ -92,6 +93,24 @@ static void barrier_submit(struct replica_raft *m, uint64_t now_ms)
     barriers_lost(m, batch, rc);
 }
 
+/* Of a leader that is none any more no answer comes that could be waited for: they wait for the next one's. A late answer
+ * finds another token. */
+static void asked_in_vain(struct replica_raft *m)
+{
+    struct replica *r = m->replica;
+    struct replica_member leader;
+    if (m->asked == NULL) return;
+    if (raft_group_leader(m->group, &leader) && leader.replica_id == m->asked_of) return;
+    struct work **tail = &m->asked;
+    while (*tail != NULL) tail = &(*tail)->next;
+    pthread_mutex_lock(&r->mutex);
+    *tail = m->barriers;
+    if (m->barriers == NULL) m->barriers_tail = tail;
+    m->barriers = m->asked;
+    pthread_mutex_unlock(&r->mutex);
+    m->asked = NULL;
+}
+
 /* A follower asks its leader from where on a read may start; one question at a time. */
 static void barrier_forward(struct replica_raft *m, uint64_t now_ms)
 {
@@ -109,6 +128,7 @@ static void barrier_forward(struct replica_raft *m, uint64_t now_ms)
         return;
     }
     m->asked = works;
+    m->asked_of = leader.replica_id;
     m->asked_ms = now_ms;
     struct frame_barrier question = { .token = ++m->token };
     raft_group_send_barrier(m->group, FRAME_BARRIER, leader.node_id, leader.replica_id, &question);
@@ -116,6 +136,7 @@ static void barrier_forward(struct replica_raft *m, uint64_t now_ms)
 
 void barriers_run(struct replica_raft *m, uint64_t now_ms)
 {
+    asked_in_vain(m);
     if (raft_group_is_leader(m->group) || m->askers != NULL)
         barrier_submit(m, now_ms);
     else

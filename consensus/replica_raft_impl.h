@@ -48,13 +48,13 @@ struct replica_raft {
     struct replica_member leader;                         /* (m) replica_id 0: not known */
 
     bool stopping;
-    uint64_t durable;             /* index of the machine's last durable command */
-    uint64_t base_ms;             /* when the base was last moved */
-    bool barrier_out;             /* one entry is on its way */
-    struct barrier_asker *askers; /* wait for the next one */
-    struct work *asked;           /* wait for the leader's answer to `token` */
-    uint64_t token, asked_ms;
-    struct work *held; /* answered: wait until `held_index` is committed here */
+    uint64_t durable;                   /* index of the machine's last durable command */
+    uint64_t base_ms;                   /* when the base was last moved */
+    bool barrier_out;                   /* one entry is on its way */
+    struct barrier_asker *askers;       /* wait for the next one */
+    struct work *asked;                 /* wait for the leader's answer to `token` */
+    uint64_t token, asked_of, asked_ms; /* asked_of: the leader's replica id */
+    struct work *held;                  /* answered: wait until `held_index` is committed here */
     uint64_t held_index;
     bool leads, told;
     _Atomic uint64_t keep_bytes; /* replica_keep_log's */

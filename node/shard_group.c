@@ -193,6 +193,12 @@ static uint64_t silence_max_ms(const struct shard_host *shard)
     return (uint64_t)SHARD_SILENT_ELECTIONS * shard->env->election_ms;
 }
 
+bool shard_group_is_silent(const struct shard_host *shard)
+{
+    return shard->group != NULL && shard->replica != NULL &&
+            replica_silent_ms(shard->replica) > silence_max_ms(shard);
+}
+
 bool shard_group_may_read(struct shard_host *shard, struct shard_call *call)
 {
     struct shard_group *g = shard->group;
@@ -201,11 +207,10 @@ bool shard_group_may_read(struct shard_host *shard, struct shard_call *call)
         why = "is damaged and serves nothing";
     else if (atomic_load(&g->blank))
         why = "has not got its data yet";
-    else if (call->consistency != CONSISTENCY_EVENTUAL &&
-            replica_silent_ms(shard->replica) > silence_max_ms(shard))
+    else if (call->consistency != CONSISTENCY_EVENTUAL && shard_group_is_silent(shard))
         why = "has heard from no leader for too long: it answers only eventual reads";
     call->stale = call->consistency == CONSISTENCY_EVENTUAL &&
-            (!atomic_load(&g->was_ready) || replica_silent_ms(shard->replica) > silence_max_ms(shard));
+            (!atomic_load(&g->was_ready) || shard_group_is_silent(shard));
     if (why == NULL) return true;
     call->code = err_set(&call->err, OMEN_EUNAVAILABLE, "", "this replica of shard %" PRIu64 " %s",
             shard->shard_id, why);

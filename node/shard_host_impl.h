@@ -171,6 +171,8 @@ enum shard_lead shard_group_lead(const struct shard_host *shard);
 void shard_group_prepare(struct shard_host *shard);
 /* Sets the refusal in `call` and returns false, or this replica may answer it. */
 bool shard_group_may_read(struct shard_host *shard, struct shard_call *call);
+/* It has heard from no leader for two election times. */
+bool shard_group_is_silent(const struct shard_host *shard);
 void shard_group_not_leader(const struct shard_host *shard, struct shard_call *call); /* sets the refusal */
 /* Something of this replica's own data is not what it was. Any thread; `found`: no entry can be the cause. */
 void shard_group_damaged(struct shard_host *shard, const struct err *why, bool found);

@@ -375,10 +375,13 @@ void shard_read_sweep(struct shard_host *shard)
     struct shard_read *late = NULL;
     struct replica_status status = { 0 };
     if (shard->replica != NULL) replica_status(shard->replica, &status);
+    bool alone = shard_group_is_silent(
+            shard); /* what a token waits for may never come here, but elsewhere (K3) */
     pthread_mutex_lock(&shard->read_lock);
     for (struct shard_read *read = shard->waiting, *next; read != NULL; read = next) {
         next = read->next;
-        if (!read_stop(read) && !read_held_by_full_disk(read, &status)) continue;
+        bool elsewhere = alone && read->wanted_sequence != 0;
+        if (!read_stop(read) && !read_held_by_full_disk(read, &status) && !elsewhere) continue;
         waiting_remove(shard, read);
         read->next = late;
         late = read;
@@ -392,6 +395,11 @@ void shard_read_sweep(struct shard_host *shard)
                     "the disk is full: shard %llu has applied up to sequence %llu, "
                     "later writes wait for room",
                     (unsigned long long)shard->shard_id, (unsigned long long)status.applied);
+        } else if (alone && read->wanted_sequence != 0 && !read_stop(read)) {
+            shard_call_fail(read->call, OMEN_EUNAVAILABLE,
+                    "this replica of shard %llu has not reached sequence %llu, and has heard from no leader for too "
+                    "long",
+                    (unsigned long long)shard->shard_id, (unsigned long long)read->wanted_sequence);
         } else if (read->wanted_sequence != 0) {
             shard_call_fail(read->call, OMEN_EDEADLINE,
                     "shard %llu has not reached sequence %llu of the session's token",

@@ -153,6 +153,26 @@ START_TEST(without_a_leader_only_eventual_reads_are_answered)
 }
 END_TEST
 
+/* Whoever a follower asked may never answer: the read goes on at the next leader, or elsewhere, when one is known. */
+START_TEST(a_linearizable_read_does_not_wait_for_a_leader_that_is_gone)
+{
+    shard_nodes_start(&g, 3);
+    uint64_t last = shard_nodes_upsert(&g, 1, no_op());
+    for (uint32_t i = 0; i < 3; i++) shard_node_wait_applied(&g.nodes[i], last);
+    uint32_t leader = shard_nodes_leader(&g, UINT32_MAX), asker = (leader + 1) % 3;
+    shard_node_down(&g, leader);
+    struct shard_call call = { .kind = CALL_COUNT, .consistency = CONSISTENCY_LINEARIZABLE };
+    enum omen_err rc = shard_node_run(&g.nodes[asker], &call);
+    ck_assert_msg(rc == OMEN_OK || rc == OMEN_ENOTLEADER, "%s: %s", err_name(rc), call.err.message);
+    if (rc == OMEN_OK) ck_assert_uint_eq(call.out.count.points, 1);
+    shard_host_release(&call);
+    /* Neither does a read wait for a token where nothing comes any more. */
+    shard_node_down(&g, 3 - leader - asker);
+    (void)shard_node_count(&g.nodes[asker], CONSISTENCY_SESSION, last + 1, &rc);
+    ck_assert_msg(rc == OMEN_EUNAVAILABLE, "%s", err_name(rc));
+}
+END_TEST
+
 START_TEST(a_replica_that_has_nothing_yet_answers_nothing)
 {
     shard_nodes_start(&g, 2);
@@ -608,6 +628,7 @@ int main(void)
     tc = tcase("reads");
     tcase_add_test(tc, a_linearizable_read_anywhere_sees_what_was_acknowledged_before);
     tcase_add_test(tc, without_a_leader_only_eventual_reads_are_answered);
+    tcase_add_test(tc, a_linearizable_read_does_not_wait_for_a_leader_that_is_gone);
     tcase_add_test(tc, a_replica_that_has_nothing_yet_answers_nothing);
     suite_add_tcase(s, tc);
     tc = tcase("members");
