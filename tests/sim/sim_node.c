@@ -392,6 +392,11 @@ static void shard_installed(struct world_replica *r, uint64_t sequence)
 
 static void shard_role(struct world_replica *r) { raft_io.role_changed(shard_of(r)->raft); }
 
+static void shard_changed(struct world_replica *r, void *tag, enum omen_err rc)
+{
+    raft_io.changed(shard_of(r)->raft, tag, rc);
+}
+
 static void shard_barrier(struct world_replica *r, enum frame_type type, uint64_t node_id, uint64_t from,
         const struct frame_barrier *barrier)
 {
@@ -417,6 +422,7 @@ const struct world_machine sim_machine = {
     .lost = shard_lost,
     .installed = shard_installed,
     .role = shard_role,
+    .changed = shard_changed,
     .barrier = shard_barrier,
     .up = node_up,
     .crash = node_crash,

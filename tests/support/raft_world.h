@@ -82,6 +82,7 @@ struct world_machine {
     void (*lost)(struct world_replica *r, enum node_log_entry_type type, void *tag, enum omen_err rc);
     void (*installed)(struct world_replica *r, uint64_t sequence);
     void (*role)(struct world_replica *r);
+    void (*changed)(struct world_replica *r, void *tag, enum omen_err rc); /* of what the machine asked for */
     void (*barrier)(struct world_replica *r, enum frame_type type, uint64_t node_id, uint64_t from,
             const struct frame_barrier *barrier);
 

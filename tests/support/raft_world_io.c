@@ -334,6 +334,10 @@ static void io_changed(void *arg, void *tag, enum omen_err rc)
 {
     struct world_replica *r = arg;
     struct world_group *g = &r->world->groups[r->slot];
+    if (tag != NULL) { /* not one of ours */
+        r->world->machine->changed(r, tag, rc);
+        return;
+    }
     g->change_out = false;
     if (rc == OMEN_OK) r->world->counts.changes++;
     if (rc == OMEN_OK) g->removed = g->removing;
