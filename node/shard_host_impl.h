@@ -19,10 +19,11 @@ struct call_state {
 struct shard_write {
     struct call_state state;
     struct shard_call *call;
-    uint64_t bytes;           /* what it adds to an entry, about */
-    struct write_need need;   /* what it needs of the stream, at most */
-    bool deletes;             /* and nothing else */
-    struct shard_write *next; /* in the queue, or in shard->index_waits */
+    uint64_t bytes;                 /* what it adds to an entry, about */
+    struct write_need need;         /* what it needs of the stream, at most */
+    bool deletes;                   /* and nothing else */
+    struct filter_write *by_filter; /* owned; NULL: by ids */
+    struct shard_write *next;       /* in the queue, or in shard->index_waits */
 };
 
 /* One proposed entry and the requests in it. */
@@ -204,6 +205,10 @@ void shard_write_sweep(struct shard_host *shard);
 void shard_write_pump(struct shard_host *shard);
 bool shard_write_make_room(struct shard_host *shard); /* the keeper's thread; see room_keeper_start */
 bool shard_write_is_full(struct shard_host *shard);   /* writes are refused for want of room */
+
+/* shard_filter_write.c */
+void shard_filter_write_start(struct shard_host *shard, struct shard_write *write);
+void shard_filter_write_free(struct filter_write *f); /* NULL is fine; the call is done */
 
 /* shard_wait.c */
 /* The write is applied, its outcome set: keep it until it is indexed, if it wants that and it is not. False: to be

@@ -521,6 +521,10 @@ void shard_write_submit(struct shard_host *shard, struct shard_call *call)
         call->done(call);
         return;
     }
+    if (call->in.write.filter_doc.data != NULL) {
+        shard_filter_write_start(shard, write);
+        return;
+    }
     call->code = write_need_of(shard, call, &write->need);
     if (call->code != OMEN_OK || !write_admit(shard, call, write->bytes)) {
         call->done(call);
@@ -543,7 +547,11 @@ void shard_write_submit(struct shard_host *shard, struct shard_call *call)
     shard_write_pump(shard);
 }
 
-void shard_write_release(struct shard_write *write) { mem_free(write); }
+void shard_write_release(struct shard_write *write)
+{
+    shard_filter_write_free(write->by_filter);
+    mem_free(write);
+}
 
 /* ---- deadlines ---- */
 

@@ -132,7 +132,7 @@ OMEN_CHECKED enum omen_err resolve_key(struct request *r, struct doc key, const 
 OMEN_CHECKED enum omen_err resolve_filter_shards(struct request *r, const struct filter *filter,
         uint8_t **shards_out, struct err *err);
 
-/* validate.c: rows of a write against the schema, as ops in request order. */
+/* validate.c: rows of a write against the schema, as ops in request order; of one by filter, the one op for all. */
 OMEN_CHECKED enum omen_err validate_write(struct request *r, struct point_op **ops_out, struct err *err);
 
 /* scatter.c */

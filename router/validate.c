@@ -136,11 +136,10 @@ static enum omen_err row_key(struct request *r, uint32_t i, struct point_op *op,
 }
 
 /* A patch replaces whole top-level members, so it may not hold the one that the shard key lives in. */
-static enum omen_err validate_set_row(struct request *r, uint32_t i, struct point_op *op, struct err *err)
+static enum omen_err set_keeps_key(struct request *r, uint32_t i, struct point_op *op, struct err *err)
 {
     op->payload = r->wire.write.payloads[i];
-    enum omen_err rc = row_key(r, i, op, err);
-    if (rc != OMEN_OK || r->shard_key_path == NULL) return rc;
+    if (r->shard_key_path == NULL) return OMEN_OK;
     const char *path = r->collection->schema.shard_key;
     struct bytes member = path_segment(&path);
     if (doc_member(op->payload, member).data == NULL) return OMEN_OK;
@@ -151,6 +150,12 @@ static enum omen_err validate_set_row(struct request *r, uint32_t i, struct poin
             "holds the shard key \"%.100s\", which cannot change: delete the point and "
             "insert it anew",
             r->collection->schema.shard_key);
+}
+
+static enum omen_err validate_set_row(struct request *r, uint32_t i, struct point_op *op, struct err *err)
+{
+    enum omen_err rc = set_keeps_key(r, i, op, err);
+    return rc == OMEN_OK ? row_key(r, i, op, err) : rc;
 }
 
 /* The new payload must carry the point's shard key; that also says which point is meant. */
@@ -214,9 +219,25 @@ static enum point_op_kind kind_of_op(enum wire_op op)
     }
 }
 
+/* The operation that every match gets. Points of several keys cannot all get one payload that carries their key. */
+static enum omen_err validate_by_filter(struct request *r, struct point_op *op, struct err *err)
+{
+    switch (op->kind) {
+    case POINT_SET_PAYLOAD: return set_keeps_key(r, 0, op, err);
+    case POINT_DELETE_PAYLOAD: op->payload = r->wire.write.payload_paths; return OMEN_OK;
+    case POINT_OVERWRITE_PAYLOAD:
+        op->payload = r->wire.write.payloads[0];
+        if (r->shard_key_path == NULL) return OMEN_OK;
+        return err_set(err, OMEN_EINVAL, "filter",
+                "payloads of points with a shard key are overwritten by id: each must keep its key");
+    default: return OMEN_OK;
+    }
+}
+
 enum omen_err validate_write(struct request *r, struct point_op **ops_out, struct err *err)
 {
-    uint32_t count = r->wire.write.count;
+    bool by_filter = r->wire.write.filter_doc.data != NULL;
+    uint32_t count = by_filter ? 1 : r->wire.write.count;
     struct point_op *ops = arena_calloc(&r->arena, (size_t)count + 1, sizeof *ops);
     if (ops == NULL) return err_set(err, OMEN_ENOMEM, "", "the request needs too much memory");
     enum point_op_kind kind = kind_of_op(r->wire.op);
@@ -227,6 +248,10 @@ enum omen_err validate_write(struct request *r, struct point_op **ops_out, struc
     if (kind == POINT_DELETE_PAYLOAD) rc = validate_removed_paths(r, err);
     for (uint32_t i = 0; rc == OMEN_OK && i < count; i++) {
         ops[i].kind = kind;
+        if (by_filter) {
+            rc = validate_by_filter(r, &ops[i], err);
+            continue;
+        }
         ops[i].id = r->wire.write.ids[i];
         rc = validate_row(r, i, &ops[i], err);
     }

@@ -70,6 +70,30 @@ static enum omen_err split_place(struct request *r, struct point_op *ops, struct
     return OMEN_OK;
 }
 
+/* One operation for all that match: a call to every shard that can hold one. */
+static enum omen_err filter_scatter(struct request *r, const struct point_op *op, struct err *err)
+{
+    uint8_t *shards = NULL;
+    uint32_t touched = 0;
+    enum omen_err rc = resolve_filter_shards(r, r->wire.write.filter, &shards, err);
+    if (rc != OMEN_OK) return rc;
+    for (uint32_t s = 0; s < r->collection->shard_count; s++) touched += shards[s];
+    rc = scatter_prepare(r, touched, err);
+    if (rc != OMEN_OK) return rc;
+    for (uint32_t s = 0, i = 0; s < r->collection->shard_count; s++) {
+        if (shards[s] == 0) continue;
+        scatter_call_init(r, i, CALL_WRITE, s);
+        r->calls[i].in.write.ops = op;
+        r->calls[i].in.write.count = 1;
+        r->calls[i].in.write.op_id = r->wire.write.op_id;
+        r->calls[i].in.write.wait = r->wire.write.wait;
+        r->calls[i].in.write.filter = r->wire.write.filter;
+        r->calls[i].in.write.filter_doc = r->wire.write.filter_doc;
+        i++;
+    }
+    return OMEN_OK;
+}
+
 /* One sentence for a request that some shards refused; UNKNOWN outranks every refusal. */
 static enum omen_err write_failure(struct request *r, uint32_t failed)
 {
@@ -130,6 +154,7 @@ static enum omen_err write_scatter(struct request *r, struct err *err)
     struct point_op *ops = NULL;
     if (rc == OMEN_OK) rc = validate_write(r, &ops, err);
     struct split split;
+    if (rc == OMEN_OK && r->wire.write.filter_doc.data != NULL) return filter_scatter(r, ops, err);
     if (rc == OMEN_OK) rc = split_count(r, ops, &split, err);
     if (rc == OMEN_OK) rc = split_place(r, ops, &split, err);
     if (rc != OMEN_OK) return rc;

@@ -34,7 +34,7 @@ void entry_layout_of(const struct collection_schema *schema, const struct entry_
 }
 
 const char *entry_op_fault(const struct collection_schema *schema, enum point_op_kind kind, point_id id,
-        bool any_key, size_t key_len, struct doc payload, uint64_t expires_ms)
+        bool any_key, size_t key_len, struct doc payload)
 {
     bool keyed = schema->shard_key[0] != '\0';
     if (kind < POINT_UPSERT || kind > POINT_DELETE_PAYLOAD) return "unknown kind of operation";
@@ -43,7 +43,6 @@ const char *entry_op_fault(const struct collection_schema *schema, enum point_op
     if (any_key && (!keyed || kind == POINT_UPSERT)) return "operation without its shard key";
     if (keyed != (key_len > 0) && !any_key) return "shard key does not fit the collection";
     if (any_key && key_len > 0) return "operation for any key names one";
-    if (expires_ms != 0 && kind != POINT_UPSERT) return "operation that sets no point has an expiry";
     bool has_payload = payload.data != NULL;
     uint8_t type = has_payload ? payload.data[0] : DOC_OBJECT; /* the tag may be anything yet */
     switch (kind) {
@@ -76,7 +75,7 @@ static enum omen_err parse_header(const uint8_t *e, size_t len, const struct col
 {
     if (len < ENTRY_HEADER_BYTES) return bad(err, len, "shorter than an entry's header");
     if (memcmp(e, ENTRY_MAGIC, ENTRY_MAGIC_BYTES) != 0) return bad(err, 0, "no entry starts here");
-    if (load_u16(e + 4) != ENTRY_VERSION && load_u16(e + 4) != ENTRY_VERSION_LASTING)
+    if (load_u16(e + 4) != ENTRY_VERSION && load_u16(e + 4) != ENTRY_VERSION_PLAIN)
         return bad(err, 4, "unknown version of the entry format");
     if ((load_u16(e + 6) & ~ENTRY_FLAG_DERIVED) != 0) return bad(err, 6, "unknown flags");
     if (len > ENTRY_BYTES_MAX) return bad(err, 8, "entry above its size limit");
@@ -139,7 +138,7 @@ static enum omen_err parse_requests(const struct entry *e, struct err *err)
 /* Where the op walk stands: what the next key, doc and row must be. */
 struct op_walk {
     uint64_t heap_next;
-    bool expires; /* an operation so far */
+    bool timed; /* an operation so far */
     uint32_t row_next[OMEN_VECTOR_FIELDS_MAX];
 };
 
@@ -168,10 +167,9 @@ static enum omen_err parse_op(const struct entry *e, const struct collection_sch
     uint64_t at = (uint64_t)(o - e->base);
     if ((o[2] & ~ENTRY_OP_ANY_KEY) != 0 || o[3] != 0)
         return bad(err, at + 2, "unknown flags of an operation");
-    uint64_t expires_ms = load_u64(o + ENTRY_OP_EXPIRES_OFF);
-    if (expires_ms != 0 && !e->expires)
-        return bad(err, at + ENTRY_OP_EXPIRES_OFF, "operation's reserved bytes are used");
-    walk->expires |= expires_ms != 0;
+    bool timed = load_u64(o + ENTRY_OP_TIME_OFF) != 0;
+    if (timed && !e->timed) return bad(err, at + ENTRY_OP_TIME_OFF, "operation's reserved bytes are used");
+    walk->timed |= timed;
     uint32_t key_len = load_u32(o + 4), doc_len = load_u32(o + 48);
     if (key_len > OMEN_SHARD_KEY_BYTES_MAX) return bad(err, at + 4, "shard key above its size limit");
     if (load_u32(o + 40) != walk->heap_next) return bad(err, at + 40, "key out of order in the heap");
@@ -183,8 +181,7 @@ static enum omen_err parse_op(const struct entry *e, const struct collection_sch
     struct doc payload = { doc_len > 0 ? e->heap + walk->heap_next : NULL, doc_len };
     walk->heap_next += doc_len;
     point_id id = { load_u64(o + 8), load_u64(o + 16), o[1] };
-    const char *fault = entry_op_fault(schema, o[0], id, (o[2] & ENTRY_OP_ANY_KEY) != 0, key_len, payload,
-            expires_ms);
+    const char *fault = entry_op_fault(schema, o[0], id, (o[2] & ENTRY_OP_ANY_KEY) != 0, key_len, payload);
     if (fault != NULL) return bad(err, at, fault);
     if (e->derived && o[0] != POINT_UPSERT) return bad(err, at, "derived entry holds more than points");
     return parse_op_rows(e, o, i, walk, err);
@@ -199,7 +196,7 @@ static enum omen_err parse_ops(const struct entry *e, const struct collection_sc
         if (rc != OMEN_OK) return rc;
     }
     if (walk.heap_next != heap_bytes) return bad(err, 60, "heap bytes that no operation owns");
-    if (walk.expires != e->expires) return bad(err, 4, "no point expires, which is version 1");
+    if (walk.timed != e->timed) return bad(err, 4, "nothing has a time, which is version 1");
     for (uint32_t f = 0; f < e->field_count; f++) {
         if (walk.row_next[f] != e->row_count[f])
             return bad(err, ENTRY_COLUMNS_OFF + 8 * f + 4, "row of no operation");
@@ -282,7 +279,7 @@ void entry_attach(const void *bytes, const struct collection_schema *schema, str
         .log_time_ms = load_u64(base + 16),
         .epoch = load_u64(base + 24),
         .derived = (load_u16(base + 6) & ENTRY_FLAG_DERIVED) != 0,
-        .expires = load_u16(base + 4) == ENTRY_VERSION,
+        .timed = load_u16(base + 4) == ENTRY_VERSION,
         .requests = base + load_u32(base + 44),
         .ops = base + load_u32(base + 48),
         .heap = base + load_u32(base + 56),
@@ -345,7 +342,9 @@ void entry_op_at(const struct entry *e, uint32_t i, struct entry_op *op_out)
     uint32_t doc_len = load_u32(o + 48);
     op_out->kind = (enum point_op_kind)o[0];
     op_out->any_key = (o[2] & ENTRY_OP_ANY_KEY) != 0;
-    op_out->expires_ms = load_u64(o + ENTRY_OP_EXPIRES_OFF); /* zero in version 1 */
+    uint64_t time = load_u64(o + ENTRY_OP_TIME_OFF); /* zero in version 1 */
+    op_out->expires_ms = op_out->kind == POINT_UPSERT ? time : 0;
+    op_out->if_version = op_out->kind == POINT_UPSERT ? 0 : time;
     op_out->key.id = (point_id){ load_u64(o + 8), load_u64(o + 16), o[1] };
     op_out->key.key_hi = load_u64(o + 24);
     op_out->key.key_lo = load_u64(o + 32);

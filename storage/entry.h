@@ -2,7 +2,7 @@
  * stream, where their vectors are searched in place. One entry carries the operations of several requests
  * (target <= 512 KiB).
  *
- * Entry v2 (v1 when no point of it expires), little-endian, 64-byte aligned, total a multiple of 64:
+ * Entry v2 (v1 when no op has an expiry or a version), little-endian, 64-byte aligned, total a multiple of 64:
  *   header 128 B:  0 magic "OMEE" | 4 u16 version | 6 u16 flags (bit 0: derived) | 8 u32 total_bytes |
  *     12 u32 crc32c of bytes 16..total | 16 u64 log_time_ms | 24 u64 epoch | 32 u32 request_count |
  *     36 u32 op_count | 40 u16 field_count | 42 u16 op_stride | 44 u32 requests_off | 48 u32 ops_off |
@@ -13,8 +13,8 @@
  *   ops: op_count x op_stride (= align8(60 + 4*field_count)):
  *     0 u8 kind | 1 u8 id_kind | 2 u8 flags (bit 0: any_key) | 3 u8 zero | 4 u32 key_len | 8 u64 id_hi |
  *     16 u64 id_lo | 24 u64 key_hi | 32 u64 key_lo | 40 u32 key_off | 44 u32 doc_off | 48 u32 doc_len |
- *     52 u64 expires_ms, of an upsert, 0 = never; v1 always 0 | 60 field_count x u32 row (ENTRY_NO_ROW = no
- *     vector)                                                                        (offsets into the heap)
+ *     52 u64 expires_ms of an upsert, if_version of another op, 0 = none; v1 always 0 |
+ *     60 field_count x u32 row (ENTRY_NO_ROW = no vector)                            (offsets into the heap)
  *   row_ops: for each field in turn row_count x u32, the op a row belongs to
  *   heap: canonical shard keys and payload docs
  *   columns: per field row_count rows of `dim` f32, each row padded with zeros to a multiple of 16 floats
@@ -29,7 +29,7 @@
 #include "common/query/point.h"
 
 #define ENTRY_VERSION 2
-#define ENTRY_VERSION_LASTING 1 /* of an entry none of whose points expires: every release reads it */
+#define ENTRY_VERSION_PLAIN 1 /* of an entry without expiries and versions: every release reads it */
 #define ENTRY_HEADER_BYTES 128
 #define ENTRY_REQUEST_BYTES 40
 #define ENTRY_ALIGN 64
@@ -38,7 +38,7 @@
 #define ENTRY_BYTES_MAX (48u << 20)     /* hard: one request of OMEN_BATCH_BYTES_MAX and its tables fit */
 #define ENTRY_REQUESTS_MAX 4096
 
-#define ENTRY_OP_EXPIRES_OFF 52 /* in an op */
+#define ENTRY_OP_TIME_OFF 52 /* in an op: expires_ms or if_version */
 
 static inline uint32_t entry_row_stride(uint32_t dim) { return (dim + 15) & ~15u; } /* in floats */
 
@@ -68,7 +68,7 @@ struct entry {
     uint32_t total_bytes, request_count, op_count, field_count, op_stride;
     uint64_t log_time_ms, epoch;
     bool derived;
-    bool expires; /* some of its points */
+    bool timed; /* some op has an expiry or a version */
     const uint8_t *requests, *ops, *heap;
     const uint32_t *row_ops[OMEN_VECTOR_FIELDS_MAX];
     const float *columns[OMEN_VECTOR_FIELDS_MAX];
@@ -82,7 +82,8 @@ struct entry_request {
 struct entry_op {
     enum point_op_kind kind;
     bool any_key;
-    uint64_t expires_ms; /* 0 = never */
+    uint64_t expires_ms; /* upserts; 0 = never */
+    uint64_t if_version; /* others; 0 = none */
     struct point_key key;
     struct bytes shard_key;
     struct doc payload;                    /* validated structurally by entry_parse(deep = true) */
@@ -106,7 +107,8 @@ void entry_op_at(const struct entry *e, uint32_t i, struct entry_op *op_out);
 /* When the point of operation `i` expires, 0 = never; cheaper than entry_op_at. */
 static inline uint64_t entry_expires_ms(const struct entry *e, uint32_t i)
 {
-    return e->expires ? load_u64(e->ops + (size_t)i * e->op_stride + ENTRY_OP_EXPIRES_OFF) : 0;
+    const uint8_t *o = e->ops + (size_t)i * e->op_stride;
+    return e->timed && o[0] == POINT_UPSERT ? load_u64(o + ENTRY_OP_TIME_OFF) : 0;
 }
 static inline const float *entry_row(const struct entry *e, uint32_t field, uint32_t row, uint32_t dim)
 {

@@ -15,7 +15,7 @@
 struct entry_builder {
     struct collection_schema schema;
     struct entry_counts counts;
-    bool expires;                   /* some op */
+    bool timed;                     /* some op */
     struct buf requests, ops, heap; /* as they will lie in the entry */
     struct buf row_ops[OMEN_VECTOR_FIELDS_MAX];
     struct buf columns[OMEN_VECTOR_FIELDS_MAX];
@@ -52,7 +52,7 @@ void entry_builder_free(struct entry_builder *b)
 void entry_builder_reset(struct entry_builder *b)
 {
     memset(&b->counts, 0, sizeof b->counts);
-    b->expires = false;
+    b->timed = false;
     buf_clear(&b->requests);
     buf_clear(&b->ops);
     buf_clear(&b->heap);
@@ -127,8 +127,8 @@ static uint32_t builder_put_heap(struct entry_builder *b, const void *data, size
 enum omen_err entry_builder_add(struct entry_builder *b, const struct point_op *op)
 {
     struct bytes key = op->key.canonical;
-    CHECK(entry_op_fault(&b->schema, op->kind, op->id, op->any_key, key.len, op->payload, op->expires_ms) ==
-            NULL);
+    CHECK(entry_op_fault(&b->schema, op->kind, op->id, op->any_key, key.len, op->payload) == NULL);
+    CHECK(op->kind == POINT_UPSERT ? op->if_version == 0 : op->expires_ms == 0);
     struct entry_counts after = b->counts;
     uint64_t added_heap = (uint64_t)key.len + op->payload.len;
     if (added_heap > ENTRY_BYTES_MAX) return OMEN_ETOOBIG;
@@ -161,8 +161,8 @@ enum omen_err entry_builder_add(struct entry_builder *b, const struct point_op *
     store_u32(o + 40, builder_put_heap(b, key.data, key.len));
     store_u32(o + 44, builder_put_heap(b, op->payload.data, op->payload.data != NULL ? op->payload.len : 0));
     store_u32(o + 48, op->payload.data != NULL ? op->payload.len : 0);
-    store_u64(o + ENTRY_OP_EXPIRES_OFF, op->expires_ms);
-    b->expires |= op->expires_ms != 0;
+    store_u64(o + ENTRY_OP_TIME_OFF, op->expires_ms | op->if_version);
+    b->timed |= (op->expires_ms | op->if_version) != 0;
     for (uint32_t f = 0; f < b->schema.field_count; f++) {
         uint32_t row = op->vectors[f] != NULL ? builder_put_row(b, f, op->vectors[f]) : ENTRY_NO_ROW;
         store_u32(o + ENTRY_OP_ROWS_OFF + 4 * f, row);
@@ -190,7 +190,7 @@ static void put_header(const struct entry_builder *b, const struct entry_layout 
 {
     memset(e, 0, ENTRY_HEADER_BYTES);
     memcpy(e, ENTRY_MAGIC, ENTRY_MAGIC_BYTES);
-    store_u16(e + 4, b->expires ? ENTRY_VERSION : ENTRY_VERSION_LASTING);
+    store_u16(e + 4, b->timed ? ENTRY_VERSION : ENTRY_VERSION_PLAIN);
     store_u16(e + 6, derived ? ENTRY_FLAG_DERIVED : 0);
     store_u32(e + 8, (uint32_t)l->total_bytes);
     store_u64(e + 16, log_time_ms);

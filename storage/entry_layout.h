@@ -40,6 +40,6 @@ void entry_layout_of(const struct collection_schema *schema, const struct entry_
 
 /* The shape that an op has, in a builder and in a parsed entry: NULL when fine, else what is wrong. */
 const char *entry_op_fault(const struct collection_schema *schema, enum point_op_kind kind, point_id id,
-        bool any_key, size_t key_len, struct doc payload, uint64_t expires_ms);
+        bool any_key, size_t key_len, struct doc payload);
 
 #endif

@@ -219,6 +219,18 @@ uint64_t shard_store_applied(const struct shard_store *store)
     return atomic_load_explicit(&store->applied, memory_order_acquire);
 }
 
+bool shard_store_op_outcome(struct shard_store *store, const struct op_id *op_id,
+        struct apply_outcome *outcome_out)
+{
+    if (op_id->client == 0) return false;
+    pthread_mutex_lock(&store->apply_mutex);
+    const struct op_record *r = op_table_find(store->ops, op_id->client, op_id->seq);
+    if (r != NULL)
+        *outcome_out = (struct apply_outcome){ (enum omen_err)r->code, r->affected, r->sequence, true };
+    pthread_mutex_unlock(&store->apply_mutex);
+    return r != NULL;
+}
+
 uint64_t shard_store_log_time(struct shard_store *store)
 {
     pthread_mutex_lock(&store->apply_mutex);

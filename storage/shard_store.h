@@ -63,6 +63,10 @@ struct apply_outcome {
 OMEN_CHECKED enum omen_err shard_store_apply(struct shard_store *store, uint64_t sequence, const void *entry,
         size_t len, struct apply_outcome *outcomes, struct err *err);
 
+/* What became of an op that was applied and is remembered; false: it is not known here. Any thread, may wait for apply. */
+bool shard_store_op_outcome(struct shard_store *store, const struct op_id *op_id,
+        struct apply_outcome *outcome_out);
+
 uint64_t shard_store_applied(const struct shard_store *store); /* visible; any thread */
 uint64_t shard_store_log_time(
         struct shard_store *store); /* of what is applied; any thread, may wait for apply */

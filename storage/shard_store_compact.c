@@ -158,7 +158,8 @@ static enum omen_err op_keep(const struct shard_store *s, struct remains *m, con
         .id = op.key.id,
         .key = { .canonical = op.shard_key },
         .payload = op.payload,
-        .expires_ms = op.expires_ms };
+        .expires_ms = op.expires_ms,
+        .if_version = op.if_version };
     for (uint32_t f = 0; f < s->schema.field_count; f++)
         if (op.rows[f] != ENTRY_NO_ROW)
             same.vectors[f] = entry_row(&b->entry, f, op.rows[f], s->schema.fields[f].dim);

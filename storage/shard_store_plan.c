@@ -44,11 +44,21 @@ void plan_free(struct plan *plan)
 
 /* ---- operations ---- */
 
+/* Was the slot's point written after the sequence that the operation names? */
+static bool slot_is_newer(const struct plan *p, const struct entry_op *op, const struct plan_slot *slot)
+{
+    if (op->if_version == 0) return false;
+    bool changed = slot->state != SLOT_UNCHANGED;
+    return (changed ? p->sequence : blocks_at(p->store->blocks, slot->before.block)->sequence) >
+            op->if_version;
+}
+
 static enum omen_err op_on_slot(struct plan *p, const struct entry_op *op, uint32_t at, uint32_t slot,
         const struct doc_path *const *paths, uint32_t path_count, struct apply_outcome *outcome,
         struct err *err)
 {
     if (op->kind != POINT_UPSERT && !plan_slot_alive(&p->slots[slot])) return OMEN_OK;
+    if (slot_is_newer(p, op, &p->slots[slot])) return OMEN_OK;
     outcome->affected++;
     if (op->kind == POINT_UPSERT && op->expires_ms != 0 && op->expires_ms <= p->store->log_time_ms)
         return plan_slot_set(p, slot, SLOT_ABSENT, 0, err); /* expired before it came */

@@ -71,6 +71,9 @@ struct shard_call {
             uint32_t count;
             struct op_id op_id;
             enum write_wait wait;
+            /* Not absent: ops[0] is done to every point that matches, its id and key count for nothing. */
+            struct doc filter_doc;
+            const struct filter *filter; /* parsed from it */
         } write;
         struct {
             const struct search_params *searches;

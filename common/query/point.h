@@ -108,6 +108,8 @@ struct point_op {
     struct doc payload;   /* absent = {} for upserts */
     uint64_t
             expires_ms; /* upserts: Unix time from which on the point is absent; 0 = never (CORRECTNESS A3) */
+    uint64_t
+            if_version; /* other kinds: passes over a point that was written after this sequence; 0 = none is */
     /* [dim] f32 by schema field, maybe unaligned; NULL = not given */
     const float *vectors[OMEN_VECTOR_FIELDS_MAX];
 };

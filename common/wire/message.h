@@ -120,6 +120,9 @@ struct wire_request {
             const uint64_t *
                     expires_ms; /* [count] Unix ms from which on a point is absent, 0 = never, or NULL; upsert */
             struct doc payload_paths; /* delete_payload: array of path strings, each checked to parse */
+            /* Given instead of ids (count 0; `payloads` then has one): all points that match. As in wire_search. */
+            const struct filter *filter;
+            struct doc filter_doc;
             enum write_wait wait;
         } write;
         struct {

@@ -76,6 +76,9 @@ struct request_reader {
 /* request_points.c and request_reads.c. Errors carry the member's name. */
 OMEN_CHECKED enum omen_err decode_write(struct request_reader *q);
 OMEN_CHECKED enum omen_err decode_get_ids(struct request_reader *q);
+/* The member `filter`; both outputs absent when it was not given. */
+OMEN_CHECKED enum omen_err decode_filter(struct request_reader *q, const struct filter **filter_out,
+        struct doc *doc_out);
 OMEN_CHECKED enum omen_err decode_get(struct request_reader *q);
 OMEN_CHECKED enum omen_err decode_scroll(struct request_reader *q);
 OMEN_CHECKED enum omen_err decode_count(struct request_reader *q);

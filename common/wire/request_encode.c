@@ -191,8 +191,9 @@ static void put_write(struct writer *w, const struct wire_request *q)
             pack_bin(&w->pk, q->write.columns[i].data, q->write.columns[i].bytes);
         }
     }
-    put_ids(w, q->write.ids, count);
-    put_docs(w, M_PAYLOADS, q->write.payloads, count);
+    bool by_filter = q->write.filter_doc.data != NULL;
+    if (!by_filter) put_ids(w, q->write.ids, count);
+    put_docs(w, M_PAYLOADS, q->write.payloads, by_filter ? 1 : count);
     put_docs(w, M_KEYS, q->write.keys, count);
     if (q->write.expires_ms != NULL) {
         put_name(w, MEMBER_NAMES[M_EXPIRES_MS]);
@@ -203,6 +204,7 @@ static void put_write(struct writer *w, const struct wire_request *q)
         put_name(w, MEMBER_NAMES[M_PATHS]);
         pack_doc(&w->pk, q->write.payload_paths);
     }
+    put_filter(w, q->write.filter, q->write.filter_doc);
     if (q->write.op_id.client != 0) {
         put_name(w, MEMBER_NAMES[M_OP_ID]);
         pack_token(&w->pk,

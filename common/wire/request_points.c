@@ -65,13 +65,12 @@ static enum omen_err decode_columns(struct request_reader *q)
 }
 
 /* nil in set and overwrite is an empty object: those ops always carry one. */
-static enum omen_err decode_payloads(struct request_reader *q, bool required)
+static enum omen_err decode_payloads(struct request_reader *q, bool required, uint32_t count)
 {
     static const uint8_t empty_object[9] = { DOC_OBJECT };
     enum omen_err rc = required ? need_member(q, M_PAYLOADS) : OMEN_OK;
     if (rc != OMEN_OK || q->members[M_PAYLOADS] == NULL) return rc;
     struct doc *docs = NULL;
-    uint32_t count = q->out->write.count;
     rc = in_member(q, M_PAYLOADS, read_docs(&q->r, q->members[M_PAYLOADS], count, true, &docs));
     if (rc != OMEN_OK) return rc;
     for (uint32_t i = 0; required && i < count; i++) {
@@ -181,7 +180,8 @@ static enum omen_err check_batch_bytes(struct request_reader *q)
 {
     uint64_t vectors = 0, payloads = 0;
     for (uint32_t i = 0; i < q->out->write.column_count; i++) vectors += q->out->write.columns[i].bytes;
-    for (uint32_t i = 0; q->out->write.payloads != NULL && i < q->out->write.count; i++) {
+    uint32_t rows = q->out->write.filter_doc.data != NULL ? 1 : q->out->write.count;
+    for (uint32_t i = 0; q->out->write.payloads != NULL && i < rows; i++) {
         payloads += q->out->write.payloads[i].len;
     }
     if (vectors + payloads <= OMEN_BATCH_BYTES_MAX) return OMEN_OK;
@@ -190,20 +190,32 @@ static enum omen_err check_batch_bytes(struct request_reader *q)
             OMEN_BATCH_BYTES_MAX);
 }
 
-enum omen_err decode_write(struct request_reader *q)
+/* Which points: ids, or a filter instead of them and their keys. */
+static enum omen_err decode_targets(struct request_reader *q)
 {
-    enum wire_op op = q->out->op;
-    enum omen_err rc = need_member(q, M_IDS);
-    if (rc == OMEN_OK) {
-        rc = in_member(q, M_IDS,
+    if (q->members[M_FILTER] == NULL) {
+        enum omen_err rc = need_member(q, M_IDS);
+        if (rc != OMEN_OK) return rc;
+        return in_member(q, M_IDS,
                 read_ids(&q->r, q->members[M_IDS], 1, OMEN_BATCH_POINTS_MAX, &q->out->write.ids,
                         &q->out->write.count));
     }
+    if (q->members[M_IDS] != NULL || q->members[M_KEYS] != NULL)
+        return err_set(q->r.err, OMEN_EINVAL, MEMBER_NAMES[q->members[M_IDS] != NULL ? M_IDS : M_KEYS],
+                "does not go with a filter");
+    return decode_filter(q, &q->out->write.filter, &q->out->write.filter_doc);
+}
+
+enum omen_err decode_write(struct request_reader *q)
+{
+    enum wire_op op = q->out->op;
+    enum omen_err rc = decode_targets(q);
+    uint32_t rows = q->out->write.filter_doc.data != NULL ? 1 : q->out->write.count;
     if (rc == OMEN_OK && op == WIRE_UPSERT) {
         rc = need_member(q, M_VECTORS);
         if (rc == OMEN_OK) rc = in_member(q, M_VECTORS, decode_columns(q));
     }
-    if (rc == OMEN_OK) rc = decode_payloads(q, op == WIRE_SET_PAYLOAD || op == WIRE_OVERWRITE_PAYLOAD);
+    if (rc == OMEN_OK) rc = decode_payloads(q, op == WIRE_SET_PAYLOAD || op == WIRE_OVERWRITE_PAYLOAD, rows);
     if (rc == OMEN_OK) rc = decode_keys(q, q->out->write.count, &q->out->write.keys);
     if (rc == OMEN_OK && op == WIRE_DELETE_PAYLOAD) rc = decode_paths(q);
     if (rc == OMEN_OK) rc = in_member(q, M_EXPIRES_MS, decode_expires(q));

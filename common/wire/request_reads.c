@@ -107,6 +107,11 @@ static enum omen_err read_filter(struct reader *r, const msgpack_object *v, cons
     return filter_parse(*doc_out, r->arena, filter_out, r->err);
 }
 
+enum omen_err decode_filter(struct request_reader *q, const struct filter **filter_out, struct doc *doc_out)
+{
+    return read_filter(&q->r, q->members[M_FILTER], filter_out, doc_out);
+}
+
 /* ---- get, scroll, count ---------------------------------------------------------------------------------------- */
 
 enum omen_err decode_get(struct request_reader *q)

@@ -6,6 +6,7 @@
 #define CHANGE_OPTIONS 128 /* beside the kind of a change: options follow it */
 #define HEAD_ACCEPTED 2    /* of a write: its wait level, when it is not committed */
 #define HEAD_INDEXED 4
+#define HEAD_FILTER 8       /* of a write: the one operation is for all that match */
 #define HEAD_NOW 1          /* flag of a request: a time comes with it */
 #define OP_BYTES_MIN 18     /* kind, flags, mask, id of a number, no key, no payload */
 #define ITEM_BYTES_MIN 12   /* flags, id, no key */
@@ -67,6 +68,7 @@ static void put_write(struct buf *out, const struct shard_call *call, const stru
             if (row != NULL) buf_append(out, row, bytes);
         }
     }
+    if (call->in.write.filter_doc.data != NULL) put_doc(out, call->in.write.filter_doc);
 }
 
 static void put_search(struct buf *out, const struct search_params *s, const struct collection_schema *schema)
@@ -129,6 +131,7 @@ static void put_cluster(struct buf *out, struct doc request)
 static uint8_t head_flags(const struct shard_call *call)
 {
     uint8_t flags = call->now_ms != 0 ? HEAD_NOW : 0;
+    if (call->kind == CALL_WRITE && call->in.write.filter_doc.data != NULL) flags |= HEAD_FILTER;
     if (call->kind != CALL_WRITE || call->in.write.wait == WAIT_COMMITTED) return flags;
     return flags | (call->in.write.wait == WAIT_ACCEPTED ? HEAD_ACCEPTED : HEAD_INDEXED);
 }
@@ -318,6 +321,15 @@ static void in_write(struct wire_in *in, struct shard_call *call, struct shard_r
     call->in.write.count = count;
 }
 
+static void in_write_filter(struct wire_in *in, struct shard_call *call)
+{
+    in_filter(in, &call->in.write.filter, &call->in.write.filter_doc);
+    if (!in_ok(in)) return;
+    if (call->in.write.filter_doc.data == NULL) in_fail(in, OMEN_EPROTO, "filter", "is not as announced");
+    if (call->in.write.count != 1 || call->in.write.ops[0].kind == POINT_UPSERT)
+        in_fail(in, OMEN_EINVAL, "filter", "goes with one operation that is no upsert");
+}
+
 /* Queries must be aligned; where they lie in the message depends on where the network put it. */
 static const float *in_query(struct wire_in *in, uint32_t dim)
 {
@@ -471,8 +483,8 @@ enum omen_err shard_request_decode(uint8_t kind, struct bytes body, struct arena
     call_out->consistency = (enum consistency)in_u8(&in, "consistency");
     if (call_out->consistency > CONSISTENCY_LINEARIZABLE)
         in_fail(&in, OMEN_EPROTO, "consistency", "is of no known kind");
-    uint8_t flags = in_flags(&in, HEAD_NOW | (kind == CALL_WRITE ? HEAD_ACCEPTED | HEAD_INDEXED : 0),
-            "flags");
+    uint8_t flags = in_flags(&in,
+            HEAD_NOW | (kind == CALL_WRITE ? HEAD_ACCEPTED | HEAD_INDEXED | HEAD_FILTER : 0), "flags");
     if (in_u16(&in, "reserved") != 0) in_fail(&in, OMEN_EPROTO, "reserved", "is not zero");
     info_out->deadline_ms = in_u32(&in, "deadline_ms");
     if (info_out->deadline_ms > SHARD_DEADLINE_MS_MAX)
@@ -489,6 +501,7 @@ enum omen_err shard_request_decode(uint8_t kind, struct bytes body, struct arena
         switch (kind) {
         case CALL_WRITE:
             in_write(&in, call_out, info_out);
+            if (flags & HEAD_FILTER) in_write_filter(&in, call_out);
             if (flags & HEAD_ACCEPTED) call_out->in.write.wait = WAIT_ACCEPTED;
             if (flags & HEAD_INDEXED) call_out->in.write.wait = WAIT_INDEXED;
             if (in_ok(&in) && (flags & HEAD_ACCEPTED) && (flags & HEAD_INDEXED))

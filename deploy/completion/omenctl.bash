@@ -16,11 +16,11 @@ _omenctl_options() {
     'rebalance '*) echo --apply --throttle --wait ;;
     'points upsert') echo --batch --ttl --wait ;;
     'points get') echo --shard-key --with-vectors ;;
-    'points delete') echo --from --shard-key ;;
+    'points delete') echo --from --filter --shard-key ;;
     'points scroll') echo --limit --all --filter --with-vectors --no-payload ;;
     'points count') echo --filter --allow-partial ;;
-    'points delete-payload') echo --path --shard-key ;;
-    'points '*) echo --shard-key ;;
+    'points delete-payload') echo --path --filter --shard-key ;;
+    'points '*) echo --filter --shard-key ;;
     'import '*) echo --collection --create --shard-key --shards --replication --batch --depth --limit --id-field ;;
     'search '*) echo --vector --vector-file --id --shard-key --query-file --row --all --truth --k --offset --filter \
         --score-threshold --field --consistency --show --with-payload --no-payload --with-vectors --allow-partial ;;

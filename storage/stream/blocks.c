@@ -52,7 +52,7 @@ enum omen_err blocks_stage(struct blocks *blocks, uint32_t staged, const struct 
     atomic_init(&b->live, 0);
     for (uint32_t i = 0; i < entry->op_count; i++) atomic_init(&b->died[i], unit->sequence);
     b->expires_min_ms = UINT64_MAX;
-    for (uint32_t i = 0; entry->expires && i < entry->op_count; i++) {
+    for (uint32_t i = 0; entry->timed && i < entry->op_count; i++) {
         uint64_t expires_ms = entry_expires_ms(entry, i);
         if (expires_ms != 0 && expires_ms < b->expires_min_ms) b->expires_min_ms = expires_ms;
     }

@@ -153,6 +153,14 @@ START_TEST(expiring_requests)
     call.in.write.ops = &op;
     call.in.write.count = 1;
     expect_request("write_expiring_request", &call);
+    struct point_op every = { .kind = POINT_DELETE };
+    call = call_of(CALL_WRITE);
+    call.in.write.ops = &every;
+    call.in.write.count = 1;
+    call.in.write.wait = WAIT_INDEXED;
+    call.in.write.filter_doc = call_json(&arena,
+            "{\"must\": [{\"key\": \"year\", \"range\": {\"lt\": 1970}}]}");
+    expect_request("write_filter_request", &call);
     call = call_of(CALL_COUNT);
     call.now_ms = 1790000000000;
     expect_request("count_now_request", &call);

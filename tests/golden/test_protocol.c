@@ -198,6 +198,15 @@ START_TEST(expiring_upsert_is_as_released)
 }
 END_TEST
 
+START_TEST(delete_by_filter_is_as_released)
+{
+    struct wire_request q = { .op = WIRE_DELETE, .collection = STR("docs") };
+    q.write.op_id = (struct op_id){ 0x0123456789abcdef, 2, 1790000000000 };
+    q.write.filter_doc = json("{\"must\":[{\"key\":\"year\",\"range\":{\"lt\":1970}}]}");
+    expect_request("delete_filter_request", &q);
+}
+END_TEST
+
 START_TEST(cluster_is_as_released)
 {
     struct wire_request q = { .op = WIRE_CLUSTER };
@@ -413,6 +422,7 @@ int main(void)
     tcase_add_test(vectors, options_are_as_released);
     tcase_add_test(vectors, upsert_is_as_released);
     tcase_add_test(vectors, expiring_upsert_is_as_released);
+    tcase_add_test(vectors, delete_by_filter_is_as_released);
     tcase_add_test(vectors, cluster_is_as_released);
     tcase_add_test(vectors, cluster_reply_is_as_released);
     tcase_add_test(vectors, search_is_as_released);

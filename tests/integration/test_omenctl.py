@@ -167,6 +167,19 @@ class Points(OmenctlTest):
         self.run_("points", "delete", self.name, "--from", "-", stdin="x1\n", code=1)
         self.assertIn("line 1", self.stderr)
 
+    def test_writes_by_filter(self):
+        self.books()
+        old = json.dumps({"must": [{"key": "year", "range": {"lt": 1970}}]})
+        before = int(self.run_("points", "count", self.name, "--filter", old))
+        self.assertEqual(self.json_("points", "set-payload", self.name, "--filter", old, '{"old": true}'), {"changed": before})
+        self.assertEqual(self.json_("points", "delete-payload", self.name, "--filter", old, "--path", "old"),
+                         {"changed": before})
+        self.assertEqual(self.json_("points", "delete", self.name, "--filter", old), {"deleted": before})
+        self.assertEqual(self.run_("points", "count", self.name), f"{4 - before}\n")
+        for args in (["delete", self.name], ["delete", self.name, 1, "--filter", old], ["set-payload", self.name, "{}"],
+                     ["delete-payload", self.name, 1, "--filter", old, "--path", "a"]):
+            self.run_("points", *args, code=2)
+
     def test_a_wrong_line_is_named_and_its_batch_not_written(self):
         self.run_("collections", "create", self.name, "--dim", 2)
         for line, complaint in [('{"id": 9, "vector": [1, "x"]}', "no number"), ('{"vector": [1, 2]}', '"id"'),

@@ -88,6 +88,36 @@ class PythonClient(unittest.TestCase):
             docs.upsert([1], self.rows(1), expires_ms=2**63)
         self.assertIn("expires_ms", str(e.exception))
 
+    def test_writes_by_filter(self):
+        for shards, key in [(1, None), (3, "tenant")]:
+            docs = self.db.create_collection(f"byfilter.{shards}", dim=DIM, shards=shards, shard_key=key)
+            docs.upsert(range(5000), self.rows(5000), [{"n": i, "tenant": f"t{i % 7}"} for i in range(5000)])
+            low = {"must": [{"key": "n", "range": {"lt": 3000}}]}
+            self.assertEqual(docs.set_payload(None, {"low": True}, filter=low).affected, 3000)
+            self.assertEqual(docs.count({"must": [{"key": "low", "match": {"value": True}}]}), 3000)
+            self.assertEqual(docs.delete_payload(None, ["low"], filter={"must": [{"key": "n", "range": {"lt": 10}}]}).affected,
+                             10)
+            self.assertEqual(docs.count({"must": [{"key": "low", "match": {"value": True}}]}), 2990)
+            self.assertEqual(docs.delete(filter={"must": [{"key": "tenant", "match": {"value": "t3"}}]}).affected, 714)
+            self.assertEqual(docs.delete(filter=low).affected, 3000 - 429)
+            self.assertEqual(docs.delete(filter=low).affected, 0)
+            self.assertEqual(docs.count(), 5000 - 714 - 3000 + 429)
+            if key is None:
+                docs.overwrite_payload(None, {"all": 1}, filter={})
+                self.assertEqual(docs.count({"must": [{"key": "all", "match": {"value": 1}}]}), docs.count())
+            else:
+                with self.assertRaises(omendb.OmenError) as e:
+                    docs.overwrite_payload(None, {"all": 1}, filter={})
+                self.assertIn("filter", str(e.exception))
+                with self.assertRaises(omendb.OmenError) as e:
+                    docs.set_payload(None, {"tenant": "x"}, filter={})
+                self.assertIn("tenant", str(e.exception))
+            self.assertEqual(docs.delete(filter={}).affected, 1715)
+            self.assertEqual(docs.count(), 0)
+            with self.assertRaises(omendb.OmenError) as e:
+                docs.delete(filter={"must": [{"key": "n", "rnge": {}}]})
+            self.assertIn("filter.must[0]", str(e.exception))
+
     def test_writes_wait_for_what_they_are_told(self):
         docs = self.fresh(options={"write_mode": "immediate_index"})
         x = self.rows(1500)

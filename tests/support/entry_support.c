@@ -41,6 +41,7 @@ static void add_again(struct entry_builder *b, const struct entry *e, const stru
         .any_key = parsed.any_key,
         .payload = parsed.payload,
         .expires_ms = parsed.expires_ms,
+        .if_version = parsed.if_version,
     };
     for (uint32_t f = 0; f < schema->field_count; f++) {
         if (parsed.rows[f] == ENTRY_NO_ROW) continue;

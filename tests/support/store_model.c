@@ -130,6 +130,8 @@ static struct point_op random_op(struct store_model *m, uint64_t now_ms, struct 
         op.any_key = true;
         op.key.canonical = (struct bytes){ NULL, 0 };
     }
+    if (op.kind != POINT_UPSERT && store_model_random(m, 4) == 0)
+        op.if_version = 1 + store_model_random(m, m->sequence);
     switch (op.kind) {
     case POINT_UPSERT:
         op.payload = random_payload(m, which, arena);
@@ -251,6 +253,10 @@ static enum omen_err do_op(struct model_state *s, const struct point_op *op, uin
         struct model_point *p = &s->points[i];
         bool match = op->any_key ? point_id_equal(p->id, op->id) : p == find(s, op->id, op->key.canonical);
         if (!match) {
+            i++;
+            continue;
+        }
+        if (op->if_version != 0 && p->version > op->if_version) {
             i++;
             continue;
         }

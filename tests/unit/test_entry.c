@@ -388,7 +388,8 @@ START_TEST(request_count_is_limited)
 }
 END_TEST
 
-/* Version 1 has no expiries and version 2 has one, or content would have two encodings; only points expire. */
+/* Version 1 has no times and version 2 has one, or content would have two encodings; of an upsert it is an expiry, of
+ * another operation a version. */
 START_TEST(version_and_expiries_agree)
 {
     struct entry e;
@@ -397,12 +398,17 @@ START_TEST(version_and_expiries_agree)
     fix_checksum(sample, sample_len);
     ck_assert_int_eq(entry_parse(sample, sample_len, &schema, true, &e, NULL), OMEN_ECORRUPT);
     store_u16(sample + 4, 2);
-    store_u64(op + ENTRY_OP_EXPIRES_OFF, 0);
+    store_u64(op + ENTRY_OP_TIME_OFF, 0);
     fix_checksum(sample, sample_len);
     ck_assert_int_eq(entry_parse(sample, sample_len, &schema, true, &e, NULL), OMEN_ECORRUPT);
-    store_u64(op + 6 * load_u16(sample + 42) + ENTRY_OP_EXPIRES_OFF, 1); /* of the deletion */
+    store_u64(op + 6 * load_u16(sample + 42) + ENTRY_OP_TIME_OFF, 9); /* of the deletion: a version */
     fix_checksum(sample, sample_len);
-    ck_assert_int_eq(entry_parse(sample, sample_len, &schema, true, &e, NULL), OMEN_ECORRUPT);
+    ck_assert_int_eq(entry_parse(sample, sample_len, &schema, true, &e, NULL), OMEN_OK);
+    struct entry_op parsed;
+    entry_op_at(&e, 6, &parsed);
+    ck_assert_uint_eq(parsed.if_version, 9);
+    ck_assert_uint_eq(parsed.expires_ms, 0);
+    ck_assert_uint_eq(entry_expires_ms(&e, 6), 0);
 }
 END_TEST
 

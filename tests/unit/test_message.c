@@ -339,6 +339,14 @@ START_TEST(writes_survive)
     ck_assert_int_eq(out.write.wait, WAIT_ACCEPTED);
     q.write.expires_ms = NULL;
 
+    struct wire_request all = { .op = WIRE_SET_PAYLOAD, .collection = STR("docs") };
+    all.write.payloads = payloads;
+    all.write.filter_doc = json("{\"must\":[{\"key\":\"n\",\"range\":{\"lt\":1}}]}");
+    out = round_trip(&all);
+    ck_assert_ptr_nonnull(out.write.filter);
+    ck_assert(doc_equal(out.write.payloads[0], payloads[0]));
+    ck_assert_uint_eq(out.write.count, 0);
+
     ids[1] = (point_id){ .hi = 1, .lo = 2, .kind = POINT_ID_UUID };
     struct wire_request del = { .op = WIRE_DELETE, .collection = STR("docs") };
     del.write.count = 2;

@@ -595,6 +595,49 @@ START_TEST(a_node_without_indexes_refuses_to_wait_for_one)
 }
 END_TEST
 
+/* ---- by filter ---- */
+
+/* 2,500 points in several pages; sent again with its op id it is known, and what came since is left alone. Without one it
+ * acts on what is there then. */
+START_TEST(a_write_by_filter_is_done_once_under_its_op_id)
+{
+    struct arena arena;
+    arena_init(&arena, 4096, 0);
+    ck_assert_int_eq(catalog(CATALOG_CREATE, "docs", 1, METRIC_L2), OMEN_OK);
+    uint64_t shard = shard_of("docs");
+    struct shard_call call;
+    for (uint64_t first = 0; first < 2500; first += 250) {
+        write_call(&call, shard, first, 250, WAIT_COMMITTED, wait_ops, wait_vectors);
+        ck_assert_int_eq(run(&call), OMEN_OK);
+        release(&call);
+    }
+    const struct point_op every = { .kind = POINT_DELETE };
+    struct shard_call by = call_of(CALL_WRITE, shard);
+    by.in.write.ops = &every;
+    by.in.write.count = 1;
+    by.in.write.op_id = (struct op_id){ 9, 1, clock_wall_ms(clock_system()) };
+    by.in.write.filter_doc = doc_of(&arena, "{}");
+    ck_assert_int_eq(filter_parse(by.in.write.filter_doc, &arena, &by.in.write.filter, NULL), OMEN_OK);
+    for (int i = 0; i < 3; i++) {
+        if (i == 2) by.in.write.op_id = (struct op_id){ 0 };
+        ck_assert_int_eq(run(&by), OMEN_OK);
+        ck_assert_int_eq(by.out.write.duplicate, i == 1);
+        if (i != 1) ck_assert_uint_eq(by.out.write.affected, i == 0 ? 2500 : 10);
+        release(&by);
+        by.out.write.duplicate = false;
+        ck_assert_uint_eq(count_points(shard, CONSISTENCY_LINEARIZABLE, 0), i == 1 ? 10 : 0);
+        if (i > 0) continue;
+        write_call(&call, shard, 100, 10, WAIT_COMMITTED, wait_ops, wait_vectors);
+        ck_assert_int_eq(run(&call), OMEN_OK);
+        release(&call);
+    }
+    by.deadline_ns = 1; /* long ago */
+    ck_assert_int_eq(run(&by), OMEN_EDEADLINE);
+    release(&by);
+    arena_fini(&arena);
+}
+END_TEST
+
 /* ---- write modes ---- */
 
 /* Nothing is indexed before its time, and all of it soon after the mode was changed. */
@@ -745,6 +788,7 @@ int main(void)
     tcase_add_test(tcase, an_indexed_write_that_runs_out_of_time_stands_and_says_so);
     tcase_add_test(tcase, an_accepted_write_is_answered_first_and_done_next);
     tcase_add_test(tcase, a_node_without_indexes_refuses_to_wait_for_one);
+    tcase_add_test(tcase, a_write_by_filter_is_done_once_under_its_op_id);
     tcase_add_test(tcase, a_stream_is_left_alone_until_it_is_told_otherwise);
     tcase_add_test(tcase, dropped_collection_is_gone_and_its_name_is_free);
     tcase_add_test(tcase, interrupted_create_and_drop_heal_at_start);

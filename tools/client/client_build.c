@@ -236,18 +236,24 @@ enum omen_err build_write(struct omen_client *client, const struct write_args *a
     struct wire_request *request = request_out;
     *request = (struct wire_request){ .op = args->op, .collection = client_bytes(args->collection) };
     if (args->collection == NULL) return err_set(err, OMEN_EINVAL, "collection", "no collection is given");
-    if (args->count == 0 || args->ids == NULL) return err_set(err, OMEN_EINVAL, "ids", "no points are given");
+    bool by_filter = args->filter != NULL;
+    if (!by_filter && (args->count == 0 || args->ids == NULL))
+        return err_set(err, OMEN_EINVAL, "ids", "no points are given");
     if (args->count > OMEN_BATCH_POINTS_MAX)
         return err_set(err, OMEN_ETOOBIG, "ids", "%zu points in one request, at most %d are allowed",
                 args->count, OMEN_BATCH_POINTS_MAX);
     if (args->payloads_json == NULL && (args->op == WIRE_SET_PAYLOAD || args->op == WIRE_OVERWRITE_PAYLOAD))
         return err_set(err, OMEN_EINVAL, "payloads", "no payloads are given");
     request->write.count = (uint32_t)args->count;
-    enum omen_err rc = build_ids(args->ids, args->count, &s->arena, &request->write.ids, err);
+    enum omen_err rc = OMEN_OK;
+    if (by_filter)
+        rc = build_doc(args->filter, DOC_FILTER_BYTES_MAX, "filter", s, &request->write.filter_doc, err);
+    else
+        rc = build_ids(args->ids, args->count, &s->arena, &request->write.ids, err);
     struct doc empty = { EMPTY_OBJECT, sizeof EMPTY_OBJECT }, none = { NULL, 0 };
     if (rc == OMEN_OK)
-        rc = build_docs(args->payloads_json, args->count, "payloads", empty, s, &request->write.payloads,
-                err);
+        rc = build_docs(args->payloads_json, by_filter ? 1 : args->count, "payloads", empty, s,
+                &request->write.payloads, err);
     if (rc == OMEN_OK)
         rc = build_docs(args->keys_json, args->count, "shard_keys", none, s, &request->write.keys, err);
     if (rc == OMEN_OK && args->op == WIRE_UPSERT) rc = build_columns(args, s, request, err);

@@ -153,6 +153,7 @@ struct write_args {
     uint32_t column_count;
     const uint64_t *expires_ms; /* [count] or NULL; upsert, as ttl_ms, which counts from now on */
     uint64_t ttl_ms;
+    const char *filter;       /* JSON, instead of ids and keys; payloads_json then has one; NULL = by ids */
     const char *wait;         /* NULL = committed */
     const char *const *paths; /* delete_payload */
     uint32_t path_count;

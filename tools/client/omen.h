@@ -131,6 +131,17 @@ omen_code omen_delete_payload(omen_client *client, const char *collection, const
         const char *const *shard_keys_json, const char *const *paths, uint32_t path_count, size_t count,
         omen_write_result *result_out);
 
+/* Writes of all points that match `filter` (JSON), as they were when the request came: what is written while it runs is left
+ * alone. A large one that breaks off has done a part; sent again, it does the rest. */
+omen_code omen_delete_by_filter(omen_client *client, const char *collection, const char *filter,
+        omen_write_result *result_out);
+omen_code omen_set_payload_by_filter(omen_client *client, const char *collection, const char *filter,
+        const char *payload_json, omen_write_result *result_out);
+omen_code omen_overwrite_payload_by_filter(omen_client *client, const char *collection, const char *filter,
+        const char *payload_json, omen_write_result *result_out);
+omen_code omen_delete_payload_by_filter(omen_client *client, const char *collection, const char *filter,
+        const char *const *paths, uint32_t path_count, omen_write_result *result_out);
+
 /* Pipelined upserts for loaders: up to `depth` (1..256) requests in flight, submit blocks when full. An error surfaces at
  * the next submit or at finish; after it nothing more is sent, while requests in flight are still waited for. Requests in
  * flight may be applied in any order: submit one id twice only when the first was acknowledged. */

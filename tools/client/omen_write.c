@@ -100,3 +100,47 @@ omen_code omen_delete_payload(omen_client *client, const char *collection, const
         .count = count };
     return write_points(client, &args, result_out);
 }
+
+omen_code omen_delete_by_filter(omen_client *client, const char *collection, const char *filter,
+        omen_write_result *result_out)
+{
+    if (filter == NULL) return client_fail(OMEN_EINVAL, "filter", "no filter is given");
+    struct write_args args = { .op = WIRE_DELETE, .collection = collection, .filter = filter };
+    return write_points(client, &args, result_out);
+}
+
+static omen_code payload_by_filter(omen_client *client, enum wire_op op, const char *collection,
+        const char *filter, const char *payload_json, omen_write_result *result_out)
+{
+    if (filter == NULL) return client_fail(OMEN_EINVAL, "filter", "no filter is given");
+    if (payload_json == NULL) return client_fail(OMEN_EINVAL, "payload", "no payload is given");
+    struct write_args args = { .op = op,
+        .collection = collection,
+        .filter = filter,
+        .payloads_json = &payload_json };
+    return write_points(client, &args, result_out);
+}
+
+omen_code omen_set_payload_by_filter(omen_client *client, const char *collection, const char *filter,
+        const char *payload_json, omen_write_result *result_out)
+{
+    return payload_by_filter(client, WIRE_SET_PAYLOAD, collection, filter, payload_json, result_out);
+}
+
+omen_code omen_overwrite_payload_by_filter(omen_client *client, const char *collection, const char *filter,
+        const char *payload_json, omen_write_result *result_out)
+{
+    return payload_by_filter(client, WIRE_OVERWRITE_PAYLOAD, collection, filter, payload_json, result_out);
+}
+
+omen_code omen_delete_payload_by_filter(omen_client *client, const char *collection, const char *filter,
+        const char *const *paths, uint32_t path_count, omen_write_result *result_out)
+{
+    if (filter == NULL) return client_fail(OMEN_EINVAL, "filter", "no filter is given");
+    struct write_args args = { .op = WIRE_DELETE_PAYLOAD,
+        .collection = collection,
+        .filter = filter,
+        .paths = paths,
+        .path_count = path_count };
+    return write_points(client, &args, result_out);
+}

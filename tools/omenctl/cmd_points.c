@@ -27,6 +27,7 @@ static const struct option GET_OPTIONS[] = {
 static const struct option DELETE_OPTIONS[] = {
     { "--from", OPTION_TEXT, &o.from, "FILE", "ids from a file, one a line; - is standard input" },
     { "--shard-key", OPTION_TEXT, &o.shard_key, "JSON", "shard key value of these points" },
+    { "--filter", OPTION_TEXT, &o.filter, "JSON", "all points that match" },
     { NULL, OPTION_FLAG, NULL, NULL, NULL },
 };
 static const struct option SCROLL_OPTIONS[] = {
@@ -195,7 +196,13 @@ static int run_delete(struct cli *cli)
 {
     uint64_t affected = 0;
     int code;
-    if ((o.from == NULL) == (cli->argument_count == 1)) usage_fail(cli->command, "give either ids or --from");
+    if ((o.from != NULL) + (o.filter != NULL) + (cli->argument_count > 1) != 1)
+        usage_fail(cli->command, "give either ids, --from or --filter");
+    if (o.filter != NULL) {
+        omen_write_result result;
+        omen_code rc = omen_delete_by_filter(cli->db, cli->arguments[0], o.filter, &result);
+        return rc == OMEN_OK ? tell_affected(cli, "deleted", result.affected) : fail_with(rc);
+    }
     if (o.from != NULL) {
         FILE *file = strcmp(o.from, "-") == 0 ? stdin : fopen(o.from, "re");
         if (file == NULL) return fail_local("cannot open %s: %s", o.from, strerror(errno));
@@ -290,7 +297,9 @@ const struct command POINT_COMMANDS[] = {
             .run = run_delete,
             .help = "Examples:\n"
                     "  omenctl points delete books 1 2\n"
-                    "  omenctl points delete books --from ids.txt\n" },
+                    "  omenctl points delete books --from ids.txt\n"
+                    "  omenctl points delete books --filter '{\"must\": [{\"key\": \"year\", "
+                    "\"range\": {\"lt\": 1970}}]}'\n" },
     { .name = "points scroll",
             .arguments = "COLLECTION",
             .summary = "Points in order of id",

@@ -259,25 +259,36 @@ class Collection:
             self._add(total, self._write(request))
         return total
 
-    def delete(self, ids: Sequence[PointId], *, shard_keys: Optional[Sequence] = None) -> WriteResult:
-        """Delete points by id; ids that do not exist are no error."""
+    def delete(self, ids: Optional[Sequence[PointId]] = None, *, filter: Optional[dict] = None,
+               shard_keys: Optional[Sequence] = None) -> WriteResult:
+        """Delete points by id; ids that do not exist are no error. Or all that match ``filter``, as they are when the request
+        comes: what is written while it runs is left alone."""
+        if filter is not None:
+            return self._by_filter("points.delete", ids, filter)
         return self._by_ids("points.delete", ids, shard_keys)
 
-    def set_payload(self, ids: Sequence[PointId], payloads: Union[dict, Sequence[dict]], *,
-                    shard_keys: Optional[Sequence] = None) -> WriteResult:
-        """Merge members into the payloads of existing points; one dict for all, or one per point."""
+    def set_payload(self, ids: Optional[Sequence[PointId]], payloads: Union[dict, Sequence[dict]], *,
+                    filter: Optional[dict] = None, shard_keys: Optional[Sequence] = None) -> WriteResult:
+        """Merge members into the payloads of existing points; one dict for all, or one per point. With ``filter`` (and None for
+        ids): one dict for all that match."""
+        if filter is not None:
+            return self._by_filter("points.set_payload", ids, filter, payloads=[payloads])
         return self._by_ids("points.set_payload", ids, shard_keys, payloads=payloads)
 
-    def overwrite_payload(self, ids: Sequence[PointId], payloads: Union[dict, Sequence[dict]], *,
-                          shard_keys: Optional[Sequence] = None) -> WriteResult:
-        """Replace the payloads of existing points."""
+    def overwrite_payload(self, ids: Optional[Sequence[PointId]], payloads: Union[dict, Sequence[dict]], *,
+                          filter: Optional[dict] = None, shard_keys: Optional[Sequence] = None) -> WriteResult:
+        """Replace the payloads of existing points; ``filter`` as in :meth:`set_payload`."""
+        if filter is not None:
+            return self._by_filter("points.overwrite_payload", ids, filter, payloads=[payloads])
         return self._by_ids("points.overwrite_payload", ids, shard_keys, payloads=payloads)
 
-    def delete_payload(self, ids: Sequence[PointId], paths: Sequence[str], *,
-                       shard_keys: Optional[Sequence] = None) -> WriteResult:
-        """Drop the members at ``paths`` from the payloads of existing points."""
+    def delete_payload(self, ids: Optional[Sequence[PointId]], paths: Sequence[str], *,
+                       filter: Optional[dict] = None, shard_keys: Optional[Sequence] = None) -> WriteResult:
+        """Drop the members at ``paths`` from the payloads of existing points; ``filter`` as in :meth:`set_payload`."""
         if isinstance(paths, str):
             raise ValueError(f"paths: want a list of paths, got {paths!r}")
+        if filter is not None:
+            return self._by_filter("points.delete_payload", ids, filter, paths=list(paths))
         return self._by_ids("points.delete_payload", ids, shard_keys, paths=list(paths))
 
     def pipeline(self, *, in_flight: int = 64, on_ack=None):
@@ -386,6 +397,11 @@ class Collection:
     def _write(self, request: dict) -> WriteResult:
         request["op_id"] = self.client.new_op_id()
         return decode_write(self.client._call(request))
+
+    def _by_filter(self, op, ids, filter, **members) -> WriteResult:
+        if ids is not None:
+            raise ValueError("ids and filter exclude each other")
+        return self._write({"op": op, "collection": self.name, "filter": filter, **members})
 
     @staticmethod
     def _add(total: WriteResult, one: WriteResult) -> None:
