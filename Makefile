@@ -76,7 +76,7 @@ ifeq ($(CI),true)
 WERROR := -Werror
 endif
 
-LIBS       := -lraft -luv -luring -lmbedcrypto -lnng -llmdb -lmsgpackc -lyaml -ljansson -lxxhash -lpthread -lm
+LIBS       := -lraft -luv -luring -lmbedcrypto -lnng -llmdb -lmsgpackc -lyaml -ljansson -lxxhash -lroaring -lpthread -lm
 LIBS_CHECK := -lcheck_pic -lsubunit -lrt
 
 # ---- sources -----------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ source_file=/etc/apt/sources.list.d/omendb-backports.sources
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 
 packages='make gcc libc6-dev libnng-dev libmbedtls-dev liblmdb-dev libmsgpack-dev libuv1-dev libyaml-dev libjansson-dev
-    liburing-dev libxxhash-dev check python3 python3-numpy python3-msgpack python3-yaml'
+    liburing-dev libxxhash-dev libroaring-dev check python3 python3-numpy python3-msgpack python3-yaml'
 case ${1-} in
     '') ;;
     dev) packages="$packages clang libclang-rt-14-dev clang-format gcc-aarch64-linux-gnu qemu-user" ;;

@@ -51,6 +51,7 @@ HOMES = {
     "yaml.h": ["common/config*", "common/json*"],
     "jansson.h": ["common/config*", "common/json*"],
     "xxhash.h": ["common/hash.*"],
+    "roaring/*": ["storage/payload/*"],
     "check.h": ["tests/*"],
 }
 

@@ -4,6 +4,7 @@
 #include "common/mem.h"
 #include "storage/payload/filter_eval.h"
 #include "tests/support/doc_text.h"
+#include "tests/support/filter_random.h"
 
 #include <check.h>
 #include <stdio.h>
@@ -13,203 +14,6 @@
 #define ROUNDS 40      /* filters a seed */
 #define PAYLOADS 60    /* a filter */
 #define VALUES_MAX 128 /* at one path of one payload */
-
-static uint64_t rng_state;
-
-static uint32_t rng(uint32_t below)
-{
-    rng_state ^= rng_state << 13;
-    rng_state ^= rng_state >> 7;
-    rng_state ^= rng_state << 17;
-    return (uint32_t)((rng_state >> 16) % below);
-}
-
-/* ---- random documents: a small vocabulary, so that conditions often hold ---- */
-
-static const char *const keys[] = { "a", "b", "c" };
-static const char *const paths[] = { "a", "b", "c", "a.b", "a.b.c", "a[]", "a[].b", "b[].c", "a[0]", "b[1]",
-    "a[].b[].c", "\"a\".\"b\"", "a[0].c" };
-static const char *const strings[] = { "x", "y", "", "2024-01-01", "2024-01-01T00:00:00Z",
-    "2024-06-01T12:00:00+02:00", "2024-13-01" };
-
-#define PICK(list) (list)[rng((uint32_t)(sizeof(list) / sizeof(list)[0]))]
-
-static void put_string(struct doc_builder *b, const char *s) { doc_put_string(b, s, strlen(s)); }
-
-static void key(struct doc_builder *b, const char *name) { doc_key(b, name, strlen(name)); }
-
-static void put_scalar(struct doc_builder *b)
-{
-    switch (rng(8)) {
-    case 0: doc_put_null(b); break;
-    case 1: doc_put_bool(b, rng(2)); break;
-    case 2:
-    case 3: doc_put_i64(b, (int64_t)rng(4) - 1); break;
-    case 4: doc_put_f64(b, (double)rng(6) / 2 - 1); break;
-    default: put_string(b, PICK(strings));
-    }
-}
-
-static void put_value(struct doc_builder *b, int depth);
-
-static void put_object(struct doc_builder *b, int depth)
-{
-    doc_begin_object(b);
-    for (int i = 0; i < 3; i++) {
-        if (rng(3) == 0) continue;
-        key(b, keys[i]);
-        put_value(b, depth - 1);
-    }
-    doc_end(b);
-}
-
-static void put_value(struct doc_builder *b, int depth)
-{
-    uint32_t kind = depth > 0 ? rng(5) : 4;
-    if (kind < 2) {
-        doc_begin_array(b);
-        for (uint32_t n = rng(4); n > 0; n--) put_value(b, depth - 1);
-        doc_end(b);
-    } else if (kind < 4) {
-        put_object(b, depth);
-    } else {
-        put_scalar(b);
-    }
-}
-
-/* ---- random filters ---- */
-
-static void put_filter(struct doc_builder *b, int depth, bool nested);
-
-static void put_match_value(struct doc_builder *b)
-{
-    switch (rng(3)) {
-    case 0: put_string(b, PICK(strings)); break;
-    case 1: doc_put_i64(b, (int64_t)rng(4) - 1); break;
-    default: doc_put_bool(b, rng(2));
-    }
-}
-
-static void put_match(struct doc_builder *b)
-{
-    static const char *const forms[] = { "value", "any", "except" };
-    const char *form = PICK(forms);
-    key(b, "match");
-    doc_begin_object(b);
-    key(b, form);
-    if (strcmp(form, "value") == 0) {
-        put_match_value(b);
-    } else {
-        doc_begin_array(b);
-        bool text = rng(2);
-        for (uint32_t n = rng(4); n > 0; n--) {
-            if (text)
-                put_string(b, PICK(strings));
-            else
-                doc_put_i64(b, (int64_t)rng(4) - 1);
-        }
-        doc_end(b);
-    }
-    doc_end(b);
-}
-
-static const char *const bounds[] = { "gt", "gte", "lt", "lte" };
-
-static void put_bounds(struct doc_builder *b, const char *name, bool dates, bool counts)
-{
-    key(b, name);
-    doc_begin_object(b);
-    uint32_t first = rng(4), second = rng(4);
-    for (uint32_t i = 0; i < 4; i++) {
-        if (i != first && i != second) continue;
-        key(b, bounds[i]);
-        if (dates)
-            put_string(b, rng(2) ? "2024-01-01" : "2024-06-01T10:00:00Z");
-        else if (counts)
-            doc_put_i64(b, rng(4));
-        else
-            doc_put_f64(b, (double)rng(6) / 2 - 1);
-    }
-    doc_end(b);
-}
-
-static void put_path_of(struct doc_builder *b, const char *name)
-{
-    key(b, name);
-    doc_begin_object(b);
-    key(b, "key");
-    put_string(b, PICK(paths));
-    doc_end(b);
-}
-
-static void put_condition(struct doc_builder *b, int depth, bool nested)
-{
-    uint32_t kind = rng(depth > 0 ? 10 : 8);
-    if (kind == 8) {
-        put_filter(b, depth - 1, nested);
-        return;
-    }
-    doc_begin_object(b);
-    if (kind == 0 && !nested) {
-        key(b, "has_id");
-        doc_begin_array(b);
-        for (uint32_t n = rng(4); n > 0; n--) doc_put_i64(b, rng(5));
-        doc_end(b);
-    } else if (kind == 1) {
-        put_path_of(b, "is_empty");
-    } else if (kind == 2) {
-        put_path_of(b, "is_null");
-    } else if (kind == 9) {
-        key(b, "nested");
-        doc_begin_object(b);
-        key(b, "key");
-        put_string(b, PICK(paths));
-        key(b, "filter");
-        put_filter(b, depth - 1, true);
-        doc_end(b);
-    } else {
-        key(b, "key");
-        put_string(b, PICK(paths));
-        if (kind == 3)
-            put_bounds(b, "range", false, false);
-        else if (kind == 4)
-            put_bounds(b, rng(2) ? "range" : "datetime_range", true, false);
-        else if (kind == 5)
-            put_bounds(b, "values_count", false, true);
-        else
-            put_match(b);
-    }
-    doc_end(b);
-}
-
-static void put_conditions(struct doc_builder *b, int depth, bool nested)
-{
-    doc_begin_array(b);
-    for (uint32_t n = 1 + rng(3); n > 0; n--) put_condition(b, depth, nested);
-    doc_end(b);
-}
-
-static void put_filter(struct doc_builder *b, int depth, bool nested)
-{
-    static const char *const clauses[] = { "must", "should", "must_not" };
-    uint32_t present = 1 + rng(15);
-    doc_begin_object(b);
-    for (int i = 0; i < 3; i++) {
-        if ((present >> i & 1) == 0) continue;
-        key(b, clauses[i]);
-        put_conditions(b, depth, nested);
-    }
-    if (present >> 3) {
-        key(b, "min_should");
-        doc_begin_object(b);
-        key(b, "conditions");
-        put_conditions(b, depth, nested);
-        key(b, "min_count");
-        doc_put_i64(b, rng(4));
-        doc_end(b);
-    }
-    doc_end(b);
-}
 
 /* ---- the model ---- */
 
@@ -333,6 +137,8 @@ static double number_or_time(struct doc value, bool *ok)
     *ok = doc_is_number(value);
     return *ok ? doc_f64(value) : 0;
 }
+
+static const char *const bounds[] = { "gt", "gte", "lt", "lte" };
 
 static bool all_bounds_hold(struct doc range, double v, bool text)
 {
@@ -486,23 +292,23 @@ static void check_seed(uint64_t seed, uint32_t *matches, uint32_t *misses)
 {
     struct doc_builder *b = doc_builder_new(DOC_BYTES_MAX);
     struct arena arena;
-    rng_state = seed * 0x9e3779b97f4a7c15ull + 1;
+    filter_random_seed(seed * 0x9e3779b97f4a7c15ull + 1);
     arena_init(&arena, 1 << 16, 0);
     for (int round = 0; round < ROUNDS; round++) {
         struct err err = { 0 };
         const struct filter *filter;
         arena_reset(&arena);
         doc_builder_reset(b, DOC_BYTES_MAX);
-        put_filter(b, 2, false);
+        filter_random_filter(b, 2);
         struct doc filter_doc = finished(b, &arena);
         enum omen_err rc = filter_parse(filter_doc, &arena, &filter, &err);
         ck_assert_msg(rc == OMEN_OK, "seed %llu: %s: %s: %s", (unsigned long long)seed,
                 doc_show(&arena, filter_doc), err.field, err.message);
         for (int i = 0; i < PAYLOADS; i++) {
             doc_builder_reset(b, DOC_BYTES_MAX);
-            put_object(b, 4);
+            filter_random_payload(b, 4);
             struct doc payload = finished(b, &arena);
-            uint64_t id = rng(5);
+            uint64_t id = filter_random_below(5);
             bool want = model_filter(filter_doc, id, payload);
             bool got = filter_match(filter, (point_id){ 0, id, POINT_ID_U64 }, payload);
             ck_assert_msg(got == want, "seed %llu: %s on id %llu %s gives %d", (unsigned long long)seed,

@@ -1,0 +1,117 @@
+/* Finding the paths that payloads have: every member of an object, also of objects in arrays ("items[].price"). Part of
+ * the payload index. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/mem.h"
+#include "storage/payload/payload_build.h"
+
+#define TABLE 2048u /* twice PAYLOAD_PATHS_SEEN_MAX */
+#define STOP_EVERY 4096u
+
+struct seen_path {
+    const char *text;
+    uint32_t len;
+    uint64_t hash, times;
+};
+
+struct finder {
+    struct arena *arena;
+    struct seen_path table[TABLE]; /* text NULL = free */
+    uint32_t count;
+    bool complete, failed;
+    struct doc_step steps[DOC_PATH_STEPS_MAX];
+    char text[PAYLOAD_PATH_BYTES];
+};
+
+static void path_note(struct finder *f, uint32_t depth)
+{
+    size_t len;
+    if (!payload_path_spell(f->steps, depth, f->text, &len)) return; /* nobody can ask for it */
+    uint64_t hash = hash64(f->text, len);
+    uint32_t at = (uint32_t)hash & (TABLE - 1);
+    while (f->table[at].text != NULL) {
+        struct seen_path *seen = &f->table[at];
+        if (seen->hash == hash && seen->len == len && memcmp(seen->text, f->text, len) == 0) {
+            seen->times++;
+            return;
+        }
+        at = (at + 1) & (TABLE - 1);
+    }
+    if (f->count == PAYLOAD_PATHS_SEEN_MAX) {
+        f->complete = false;
+        return;
+    }
+    const char *copy = arena_strdup(f->arena, f->text, len);
+    if (copy == NULL) f->failed = true;
+    if (copy == NULL) return;
+    f->table[at] = (struct seen_path){ copy, (uint32_t)len, hash, 1 };
+    f->count++;
+}
+
+/* Bounded by the depth of documents and by that of paths: what lies deeper cannot be asked for. */
+static void doc_walk(struct finder *f, uint32_t depth, struct doc doc)
+{
+    if (depth == DOC_PATH_STEPS_MAX || doc.data == NULL || doc_type(doc) < DOC_ARRAY) return;
+    bool object = doc_type(doc) == DOC_OBJECT;
+    struct doc_iter it = doc_iter(doc);
+    struct bytes key;
+    struct doc value;
+    while (doc_next(&it, &key, &value)) {
+        f->steps[depth] = (struct doc_step){ .kind = object ? DOC_STEP_KEY : DOC_STEP_ALL, .key = key };
+        if (object) path_note(f, depth + 1);
+        doc_walk(f, depth + 1, value);
+    }
+}
+
+static int times_compare(const void *a, const void *b)
+{
+    const struct seen_path *x = a, *y = b;
+    if (x->times != y->times) return x->times > y->times ? -1 : 1;
+    return strcmp(x->text, y->text);
+}
+
+static int path_compare(const void *a, const void *b)
+{
+    const struct doc_path *x = *(const struct doc_path *const *)a, *y = *(const struct doc_path *const *)b;
+    return doc_key_compare(x->text, y->text);
+}
+
+static enum omen_err paths_pick(struct finder *f, struct payload_paths *paths_out, struct err *err)
+{
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < TABLE; i++)
+        if (f->table[i].text != NULL) f->table[count++] = f->table[i];
+    qsort(f->table, count, sizeof f->table[0], times_compare);
+    paths_out->complete = f->complete && count <= PAYLOAD_FIELDS_MAX;
+    if (count > PAYLOAD_FIELDS_MAX) count = PAYLOAD_FIELDS_MAX;
+    paths_out->items = arena_alloc(f->arena, (count + 1) * sizeof *paths_out->items);
+    if (paths_out->items == NULL) return err_set(err, OMEN_ENOMEM, "", "no memory for a payload index");
+    for (uint32_t i = 0; i < count; i++) {
+        enum omen_err rc = doc_path_parse(f->table[i].text, f->table[i].len, f->arena, &paths_out->items[i],
+                err);
+        if (rc != OMEN_OK) return rc;
+    }
+    if (count > 0) qsort(paths_out->items, count, sizeof *paths_out->items, path_compare);
+    paths_out->count = count;
+    return OMEN_OK;
+}
+
+enum omen_err payload_paths_find(const struct payload_source *source, struct arena *arena,
+        struct payload_paths *paths_out, struct err *err)
+{
+    *paths_out = (struct payload_paths){ NULL, 0, true };
+    struct finder *f = arena_calloc(arena, 1, sizeof *f);
+    if (f == NULL) return err_set(err, OMEN_ENOMEM, "", "no memory for a payload index");
+    f->arena = arena;
+    f->complete = true;
+    for (uint32_t row = 0; row < source->count && !f->failed; row++) {
+        point_id id;
+        struct doc payload;
+        if (source->row(source->arg, row, &id, &payload)) doc_walk(f, 0, payload);
+        if (row % STOP_EVERY == 0 && source->stop != NULL && source->stop(source->arg))
+            return err_set(err, OMEN_ECANCELED, "", "the segment is not wanted any more");
+    }
+    if (f->failed) return err_set(err, OMEN_ENOMEM, "", "no memory for a payload index");
+    return paths_pick(f, paths_out, err);
+}
