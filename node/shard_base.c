@@ -131,9 +131,9 @@ static enum omen_err adopt_read(struct shard_host *shard, const char *dir, uint8
 
 /* ---- the next generation ---- */
 
-/* Its files become this replica's, and are all looked at. */
+/* Its files become this replica's, and are all looked at. They must reach the base that raft's log will rest on. */
 static enum omen_err next_open(struct shard_host *shard, const char *dir, struct bytes manifest,
-        struct shard_store **store_out, struct err *err)
+        uint64_t base_sequence, struct shard_store **store_out, struct err *err)
 {
     struct shard_store_options o = shard->env->store;
     o.vfs = shard->env->vfs;
@@ -142,7 +142,13 @@ static enum omen_err next_open(struct shard_host *shard, const char *dir, struct
     o.replica_id = shard->replica_id;
     o.schema = &shard->schema;
     enum omen_err rc = shard_store_adopt(&o, manifest, err);
-    return rc == OMEN_OK ? shard_host_store_open(shard, dir, 0, store_out, err) : rc;
+    if (rc == OMEN_OK) rc = shard_host_store_open(shard, dir, 0, store_out, err);
+    if (rc != OMEN_OK || shard_store_applied(*store_out) >= base_sequence) return rc;
+    uint64_t applied = shard_store_applied(*store_out);
+    shard_store_close(*store_out);
+    *store_out = NULL;
+    return err_set(err, OMEN_ECORRUPT, "", "%s: the copy ends at sequence %" PRIu64 ", its base at %" PRIu64,
+            dir, applied, base_sequence);
 }
 
 /* What is to become of the next generation when it cannot be used: raft's log may rest on it already, and then only
@@ -171,7 +177,7 @@ static enum omen_err next_load(struct shard_host *shard, uint64_t sequence, enum
     enum omen_err rc = adopt_read(shard, dir, &b, &base_sequence, &d, &manifest);
     bool adopting = rc != OMEN_ENOTFOUND;
     if (rc == OMEN_OK && base_sequence < sequence) rc = OMEN_ENOTFOUND;
-    if (rc == OMEN_OK && store == NULL) rc = next_open(shard, dir, manifest, &store, err);
+    if (rc == OMEN_OK && store == NULL) rc = next_open(shard, dir, manifest, base_sequence, &store, err);
     if (rc == OMEN_OK && description != NULL) buf_append(description, d.data, d.len);
     mem_free(b);
     *store_out = rc == OMEN_OK ? store : NULL;
@@ -275,6 +281,10 @@ static enum omen_err fetch_prepare(void *arg, const struct file_reply *lease, co
     if (rc != OMEN_OK) return rc;
     if (m.shard_id != shard->shard_id || !same_files(&m, lease))
         rc = err_set(err, OMEN_EPROTO, "", "the lease is no checkpoint of shard %" PRIu64, shard->shard_id);
+    else if (m.sequence < lease->base_sequence)
+        rc = err_set(err, OMEN_EPROTO, "",
+                "the lease is of a checkpoint at sequence %" PRIu64 ", before its base at %" PRIu64,
+                m.sequence, lease->base_sequence);
     store_manifest_fini(&m);
     if (rc != OMEN_OK) return rc;
     pthread_mutex_lock(&g->base_lock);
@@ -292,7 +302,7 @@ static enum omen_err fetch_adopt(void *arg, const struct file_reply *lease, stru
     struct shard_group *g = shard->group;
     struct shard_store *store = NULL;
     enum omen_err rc = adopt_write(shard, lease, err);
-    if (rc == OMEN_OK) rc = next_open(shard, g->next_dir, lease->manifest, &store, err);
+    if (rc == OMEN_OK) rc = next_open(shard, g->next_dir, lease->manifest, lease->base_sequence, &store, err);
     if (rc != OMEN_OK) return rc;
     pthread_mutex_lock(&g->base_lock);
     CHECK(g->next == NULL);
@@ -426,6 +436,9 @@ static enum omen_err source_lease(struct base_lease *l, struct ship_checkpoint *
     if (store == NULL) return err_set(err, OMEN_EUNAVAILABLE, "", "the store is being replaced");
     rc = store_lease_open(store, &l->store, err);
     shard_host_store_unhold(shard);
+    /* This replica's log rests on a base that it has copied itself and not gone over to yet. */
+    if (rc == OMEN_OK && store_lease_manifest(l->store)->sequence < out->base_sequence)
+        return err_set(err, OMEN_EUNAVAILABLE, "", "the store is about to be replaced");
     return rc;
 }
 

@@ -35,6 +35,9 @@ static enum omen_err base_open(void *arg, uint64_t sequence, struct ship_checkpo
     if (rc == OMEN_OK) catalog_export(m->node->catalog, &content, &at);
     if (rc == OMEN_OK && (content.failed || description.failed))
         rc = err_set(err, OMEN_ENOMEM, "", "no memory for a copy of the catalog");
+    /* The log here rests on a base that was copied itself and is not gone over to yet. */
+    if (rc == OMEN_OK && at < base_sequence)
+        rc = err_set(err, OMEN_EUNAVAILABLE, "", "this node's catalog is about to be replaced");
     if (rc == OMEN_OK)
         ship_bytes_checkpoint(BASE_FILE, &content, &description, m->node->dir.identity.catalog_replica_id, at,
                 base_sequence, checkpoint_out);
@@ -106,6 +109,8 @@ static enum omen_err base_prepare(void *arg, const struct file_reply *lease, con
     if (lease->file_count != 1 || strcmp(lease->files[0].name, BASE_FILE) != 0 ||
             lease->files[0].bytes > CATALOG_FILE_BYTES_MAX)
         return err_set(err, OMEN_EPROTO, "", "the lease is no copy of a catalog");
+    if (lease->sequence < lease->base_sequence)
+        return err_set(err, OMEN_EPROTO, "", "the lease is of a catalog before its base");
     incoming_path(m, "", m->base_dir);
     *dir_out = m->base_dir;
     enum omen_err rc = vfs_mkdir(m->node->options.vfs, m->base_dir, err);
