@@ -229,6 +229,7 @@ void shard_host_sweep(struct shard_host *shard)
 {
     shard_write_sweep(shard);
     shard_wait_sweep(shard);
+    shard_age_sweep(shard);
     shard_read_sweep(shard);
     if (shard->group != NULL) shard_group_sweep(shard);
 }

@@ -115,6 +115,7 @@ struct shard_host {
     uint64_t calls;            /* submitted and not yet released, and holds; guarded by call_lock */
     enum omen_err refuse;      /* not OK: retired; guarded by call_lock */
     _Atomic bool stopping;     /* searches give up */
+    _Atomic bool aging;        /* an entry for points that expired is on its way */
 
     pthread_mutex_t write_lock; /* guards the members down to index_waits */
     struct shard_write *queue_head, **queue_tail;
@@ -209,6 +210,9 @@ bool shard_write_is_full(struct shard_host *shard);   /* writes are refused for 
 /* shard_filter_write.c */
 void shard_filter_write_start(struct shard_host *shard, struct shard_write *write);
 void shard_filter_write_free(struct filter_write *f); /* NULL is fine; the call is done */
+
+/* shard_age.c */
+void shard_age_sweep(struct shard_host *shard);
 
 /* shard_wait.c */
 /* The write is applied, its outcome set: keep it until it is indexed, if it wants that and it is not. False: to be

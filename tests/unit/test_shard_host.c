@@ -595,6 +595,33 @@ START_TEST(a_node_without_indexes_refuses_to_wait_for_one)
 }
 END_TEST
 
+/* ---- expiry ---- */
+
+/* Nobody writes any more: the node sees to it that what has expired leaves, several entries' worth. */
+START_TEST(expired_points_leave_a_shard_that_nobody_writes_to)
+{
+    ck_assert_int_eq(catalog(CATALOG_CREATE, "docs", 1, METRIC_L2), OMEN_OK);
+    uint64_t shard = shard_of("docs"), soon = clock_wall_ms(clock_system()) + 300;
+    struct shard_call call;
+    for (uint64_t first = 0; first < 3000; first += WAIT_POINTS) {
+        write_call(&call, shard, first, WAIT_POINTS, WAIT_COMMITTED, wait_ops, wait_vectors);
+        for (uint32_t i = 0; i < WAIT_POINTS; i++) wait_ops[i].expires_ms = i == 7 ? 0 : soon;
+        ck_assert_int_eq(run(&call), OMEN_OK);
+        release(&call);
+    }
+    for (;;) {
+        struct shard_call stats = call_of(CALL_STATS, shard);
+        ck_assert_int_eq(run(&stats), OMEN_OK);
+        uint64_t points = stats.out.stats.points;
+        release(&stats);
+        if (clock_wall_ms(clock_system()) >= soon)
+            ck_assert_uint_eq(count_points(shard, CONSISTENCY_EVENTUAL, 0), 10);
+        if (points == 10) break;
+        usleep(10000);
+    }
+}
+END_TEST
+
 /* ---- by filter ---- */
 
 /* 2,500 points in several pages; sent again with its op id it is known, and what came since is left alone. Without one it
@@ -789,6 +816,7 @@ int main(void)
     tcase_add_test(tcase, an_accepted_write_is_answered_first_and_done_next);
     tcase_add_test(tcase, a_node_without_indexes_refuses_to_wait_for_one);
     tcase_add_test(tcase, a_write_by_filter_is_done_once_under_its_op_id);
+    tcase_add_test(tcase, expired_points_leave_a_shard_that_nobody_writes_to);
     tcase_add_test(tcase, a_stream_is_left_alone_until_it_is_told_otherwise);
     tcase_add_test(tcase, dropped_collection_is_gone_and_its_name_is_free);
     tcase_add_test(tcase, interrupted_create_and_drop_heal_at_start);
