@@ -254,6 +254,13 @@ const struct config_key node_config_keys[] = {
             .min = 100,
             .max = 100000000,
             .help = "so many points that are in no graph yet are worth one; fewer are scanned" },
+    { .name = "index.tail_rows_max",
+            .type = CONFIG_U64,
+            AT(index_tail_rows_max),
+            .default_text = "2000000",
+            .min = 0,
+            .max = 1000000000,
+            .help = "so many points of a shard that are in no graph yet slow its writes down; 0 = no bound" },
     { .name = "index.memory_bytes",
             .type = CONFIG_BYTES,
             AT(index_memory_bytes),
@@ -282,6 +289,7 @@ void node_config_node(const struct node_config *config, struct node_options *opt
     options->index_threads = (uint32_t)config->index_threads;
     options->index_rows_min = (uint32_t)config->index_rows_min;
     options->index_memory_bytes = config->index_memory_bytes;
+    options->index_tail_rows_max = config->index_tail_rows_max;
     options->disk_min_free_percent = config->disk_min_free_percent;
     options->store.chunk_bytes = config->chunk_bytes;
     options->store.delta_bytes_max = config->delta_bytes_max;

@@ -21,7 +21,7 @@ struct node_config {
     uint64_t search_threads, search_queue;
     double disk_min_free_percent;
     bool index_disabled;
-    uint64_t index_threads, index_rows_min, index_memory_bytes;
+    uint64_t index_threads, index_rows_min, index_memory_bytes, index_tail_rows_max;
 };
 
 extern const struct config_key node_config_keys[]; /* ends with name == NULL */

@@ -17,6 +17,7 @@
 #include "node/ship.h"
 
 #define MIB (1ull << 20)
+#define TAIL_ROWS_MAX 2000000u /* scanned by sketch in some hundred microseconds */
 
 void node_options_default(struct node_options *options)
 {
@@ -31,6 +32,7 @@ void node_options_default(struct node_options *options)
         .shards_max = 1024,
         .disk_min_free_percent = 10,
         .index_threads = 1,
+        .index_tail_rows_max = TAIL_ROWS_MAX,
     };
     replica_host_options_default(&options->host);
     shard_store_options_default(&options->store);
@@ -300,6 +302,7 @@ static void env_fill(struct node *node)
     env->read_arena_bytes_max = o->read_arena_bytes_max;
     env->shard_inflight_bytes_max = o->shard_inflight_bytes_max;
     env->node_inflight_bytes_max = o->node_inflight_bytes_max;
+    env->tail_rows_max = o->index_disabled ? 0 : o->index_tail_rows_max;
     env->election_ms = o->host.cluster.election_ms;
     env->indexes = !o->index_disabled;
     env->disk_look = node_disk_look;

@@ -48,6 +48,7 @@ struct node_options {
     bool index_disabled;              /* no graphs: every search is exact */
     uint32_t index_threads;           /* of one build; default 1 */
     uint32_t index_rows_min;          /* rows that are worth a graph; 0 = storage's own */
+    uint64_t index_tail_rows_max; /* of a shard in no graph: past it writes come again later; 0 = no bound */
     uint64_t
             index_memory_bytes; /* graphs are kept in memory up to here, mapped above; 0 = a quarter of the machine's */
     double disk_min_free_percent; /* writes but deletes are refused below; default 10; 0 = off */

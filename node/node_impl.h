@@ -88,8 +88,8 @@ struct node {
     uint64_t disk_checked_ns;
 
     _Atomic bool index_stop;
-    pthread_t index_thread;
-    bool index_started;
+    pthread_t index_thread, tail_thread;
+    bool index_started, tail_started;
 
     pthread_mutex_t scrub_lock; /* guards scrub_stop */
     pthread_cond_t scrub_wake;  /* monotonic clock */

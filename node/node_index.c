@@ -1,6 +1,10 @@
 /* The index thread: has the shards' stores build graphs over what was written, one piece of work at a time, shard
- * after shard. It runs at a lower priority than everything that somebody waits for; what is not in a graph yet is
- * scanned, so searches are right all along and get faster as it goes on.
+ * after shard. It runs at a lower priority than everything that somebody waits for, for the CPU and for the disk; what is
+ * not in a graph yet is searched all the same, so searches are right all along and get faster as it goes on.
+ *
+ * The tail thread beside it, of little work and not quite as low, takes what is in no graph yet into sketches where there
+ * is much of it, so that searches need not scan it however long a graph takes. Past index.tail_rows_max writes are told
+ * to come again later (shard_write.c).
  *
  * Graphs lie in memory of their own while all of them together stay below index.memory_bytes, else they are mapped.
  * */
@@ -20,6 +24,10 @@
 #define INDEX_TURN_MS 200u
 #define INDEX_FAILED_TURNS 25u /* left out after an error: 5 s */
 #define INDEX_NICE 10
+#define TAIL_TURN_MS 50u
+#define TAIL_NICE 4
+#define IOPRIO_WHO_PROCESS 1 /* of ioprio_set(2), which has no header */
+#define IOPRIO_BEST_EFFORT_LOWEST (2 << 13 | 7)
 #define INDEX_MEMORY_SHARE 4u /* of the machine's, when the configuration says nothing */
 
 static uint64_t memory_bytes_max(const struct node *node)
@@ -53,14 +61,30 @@ static struct shard_host *shard_after(struct node *node, uint64_t after)
     return shard;
 }
 
+static void policy_of(const struct node *node, struct index_policy *policy)
+{
+    index_policy_default(policy);
+    policy->tail_rows_max = node->options.index_tail_rows_max;
+    if (node->options.index_rows_min != 0) policy->rows_min = node->options.index_rows_min;
+}
+
+/* Of the calling thread, and of those it starts. What the system refuses is no reason not to index. */
+static void priority_lower(int nice_by)
+{
+    pid_t self = (pid_t)syscall(SYS_gettid);
+    struct sched_param batch = { 0 };
+    if (setpriority(PRIO_PROCESS, (id_t)self, nice_by) != 0) LOG_WARN("index.priority", "nice=%d", nice_by);
+    (void)pthread_setschedparam(pthread_self(), SCHED_BATCH, &batch);
+    (void)syscall(SYS_ioprio_set, IOPRIO_WHO_PROCESS, self, IOPRIO_BEST_EFFORT_LOWEST);
+}
+
 /* One piece of work of every shard. Whether there was any; *failed_out: something went wrong. */
 static bool index_round(struct node *node, bool *failed_out)
 {
     struct index_policy policy;
     struct shard_host *shard;
     bool any = false;
-    index_policy_default(&policy);
-    if (node->options.index_rows_min != 0) policy.rows_min = node->options.index_rows_min;
+    policy_of(node, &policy);
     for (uint64_t after = 0; !atomic_load(&node->index_stop) && (shard = shard_after(node, after)) != NULL;) {
         struct err err;
         bool worked = false;
@@ -83,10 +107,7 @@ static void *index_main(void *arg)
     struct node *node = arg;
     uint32_t rest = 0;
     pthread_setname_np(pthread_self(), "omen-index");
-    if (setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), INDEX_NICE) != 0)
-        LOG_WARN("index.priority", "nice=%d", INDEX_NICE);
-    struct sched_param batch = { 0 };
-    (void)pthread_setschedparam(pthread_self(), SCHED_BATCH, &batch);
+    priority_lower(INDEX_NICE);
     while (!atomic_load(&node->index_stop)) {
         bool failed = false;
         bool room = !atomic_load(&node->env.disk_full); /* what is left of the disk is for writes */
@@ -98,12 +119,50 @@ static void *index_main(void *arg)
     return NULL;
 }
 
+/* Some rows of every shard whose tail is large. Whether there were any. */
+static bool tail_round(struct node *node)
+{
+    struct index_policy policy;
+    struct shard_host *shard;
+    bool any = false;
+    policy_of(node, &policy);
+    for (uint64_t after = 0; !atomic_load(&node->index_stop) && (shard = shard_after(node, after)) != NULL;) {
+        struct err err;
+        bool worked = false;
+        after = shard_host_id(shard);
+        enum omen_err rc = shard_host_index_tail(shard, &policy, &node->index_stop, &worked, &err);
+        shard_host_unhold(shard);
+        any |= worked && rc == OMEN_OK;
+        if (rc != OMEN_OK && rc != OMEN_ECANCELED)
+            LOG_WARN("index.tail", "shard=%llu error=%s reason=\"%s\"", (unsigned long long)after,
+                    err_name(rc), err.message);
+    }
+    return any;
+}
+
+static void *tail_main(void *arg)
+{
+    struct node *node = arg;
+    pthread_setname_np(pthread_self(), "omen-tail");
+    priority_lower(TAIL_NICE);
+    while (!atomic_load(&node->index_stop)) {
+        if (tail_round(node)) continue;
+        struct timespec until = { 0, TAIL_TURN_MS * 1000000L };
+        (void)nanosleep(&until, NULL);
+    }
+    return NULL;
+}
+
 enum omen_err node_index_start(struct node *node, struct err *err)
 {
     if (node->options.index_disabled) return OMEN_OK;
     int rc = pthread_create(&node->index_thread, NULL, index_main, node);
     if (rc != 0) return err_os(err, rc, "start a thread for", "the indexes");
     node->index_started = true;
+    rc = pthread_create(&node->tail_thread, NULL, tail_main, node);
+    if (rc != 0)
+        return err_os(err, rc, "start a thread for", "the tails of indexes"); /* who closes ends the other */
+    node->tail_started = true;
     return OMEN_OK;
 }
 
@@ -111,5 +170,6 @@ void node_index_stop(struct node *node)
 {
     atomic_store(&node->index_stop, true);
     if (node->index_started) pthread_join(node->index_thread, NULL);
-    node->index_started = false;
+    if (node->tail_started) pthread_join(node->tail_thread, NULL);
+    node->index_started = node->tail_started = false;
 }

@@ -180,17 +180,18 @@ static void policy_of_options(struct shard_host *shard, struct index_policy *pol
     }
 }
 
-/* Only what is in a durable checkpoint is indexed. Who wants it at once does not wait for the next one's time. */
+/* Only what is in a durable checkpoint is indexed. Who wants it at once, or has writes waiting for it, does not wait for the
+ * next one's time. */
 static void checkpoint_for_index(struct shard_host *shard, const struct index_policy *policy)
 {
-    struct shard_index_stats stats;
     uint64_t now_ns = clock_monotonic_ns(shard->env->clock);
     bool waited = atomic_load(&shard->index_wait_count) > 0;
-    if (!(policy->eager || waited) || shard->replica == NULL || now_ns < shard->index_checkpoint_ns) return;
+    if (shard->replica == NULL || now_ns < shard->index_checkpoint_ns) return;
     struct shard_store *store = shard_host_store_hold(shard);
     if (store == NULL) return;
-    shard_index_stats(store, &stats);
-    bool due = (waited || stats.tail_rows >= policy->rows_min) &&
+    uint64_t tail = shard_index_tail_rows(store);
+    bool urgent = policy->tail_rows_max != 0 && tail > 0 && tail >= policy->tail_rows_max / 2;
+    bool due = (waited || urgent || (policy->eager && tail >= policy->rows_min)) &&
             shard_store_durable(store) < shard_store_applied(store);
     shard_host_store_unhold(shard);
     if (!due) return;
@@ -212,6 +213,21 @@ enum omen_err shard_host_index(struct shard_host *shard, const struct index_poli
     if (store == NULL) return OMEN_OK;
     enum omen_err rc = shard_index_step(store, &own, &control, worked_out, err);
     if (atomic_load(&shard->index_wait_count) > 0) shard_wait_passed(shard, shard_index_settled(store, &own));
+    shard_host_store_unhold(shard);
+    return rc;
+}
+
+enum omen_err shard_host_index_tail(struct shard_host *shard, const struct index_policy *policy,
+        _Atomic bool *stop, bool *worked_out, struct err *err)
+{
+    struct index_stop s = { shard, stop };
+    struct index_control control = { .threads = 1, .stop = index_stopped, .arg = &s };
+    struct index_policy own = *policy;
+    *worked_out = false;
+    policy_of_options(shard, &own);
+    struct shard_store *store = shard_host_store_hold(shard);
+    if (store == NULL) return OMEN_OK;
+    enum omen_err rc = shard_index_tail(store, &own, &control, worked_out, err);
     shard_host_store_unhold(shard);
     return rc;
 }

@@ -55,6 +55,7 @@ struct shard_env {
     bool indexes;                    /* somebody calls shard_host_index */
     uint64_t election_ms;            /* of Raft groups; as the replica_host has it */
     struct room_keeper *rooms;
+    uint64_t tail_rows_max;          /* rows of a shard in no segment, past which writes wait; 0 = no bound */
     _Atomic uint64_t inflight_bytes; /* of all shards */
     /* Bytes that may be written before the disk is looked at again, counting down by what was let in. */
     _Atomic int64_t disk_headroom;
@@ -133,6 +134,9 @@ bool shard_host_scrub(struct shard_host *shard, uint64_t bytes, struct scrub_res
  * up with OMEN_ECANCELED when *stop, when the shard is retired, or when its store is replaced. One thread. */
 OMEN_CHECKED enum omen_err shard_host_index(struct shard_host *shard, const struct index_policy *policy,
         uint32_t threads, _Atomic bool *stop, bool *worked_out, struct err *err);
+/* The same for the next rows of its tail; see shard_index_tail. One thread, beside the one above. */
+OMEN_CHECKED enum omen_err shard_host_index_tail(struct shard_host *shard, const struct index_policy *policy,
+        _Atomic bool *stop, bool *worked_out, struct err *err);
 void shard_host_index_stats(struct shard_host *shard, struct shard_index_stats *stats_out);
 /* End calls whose deadline has passed. */
 void shard_host_sweep(struct shard_host *shard);

@@ -24,6 +24,7 @@
     (64u << 10) /* how fast a shard is taken to drain when a refused client is told when to retry */
 #define RETRY_AFTER_MS_MIN 10u
 #define RETRY_AFTER_MS_MAX 1000u
+#define TAIL_RETRY_MS 200ull /* while the index catches up */
 
 /* ---- admission ---- */
 
@@ -494,7 +495,14 @@ static enum omen_err write_need_of(struct shard_host *shard, struct shard_call *
     enum omen_err rc = shard_store_need(store, call->in.write.ops, call->in.write.count, need_out,
             &call->err);
     shard_store_stats(store, &stats);
+    uint64_t tail = shard_index_tail_rows(store);
     shard_host_store_unhold(shard);
+    if (rc == OMEN_OK && shard->env->tail_rows_max != 0 && tail >= shard->env->tail_rows_max &&
+            !only_deletes(call)) {
+        write_busy(shard, call, TAIL_RETRY_MS * RETRY_BYTES_PER_MS,
+                "too many points are in no index yet: it is being built (index.tail_rows_max)");
+        return OMEN_EBUSY;
+    }
     if (rc != OMEN_OK || call->in.write.op_id.client == 0 || !stats.op_table_full) return rc;
     write_busy(shard, call, UINT64_MAX, "the table of applied ops is full");
     return OMEN_EBUSY;

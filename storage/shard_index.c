@@ -143,9 +143,17 @@ static int segment_compare(const void *a, const void *b)
     return (x.end_block < y.end_block) - (x.end_block > y.end_block);
 }
 
-/* Keep those that cover blocks from 0 on without a gap or an overlap; the others are the rest of interrupted merges.
- * */
-static struct segment_set *cover_pick(struct segment **opened, uint32_t count)
+/* Blocks in which no row lives need no segment. */
+static bool all_dead(const struct shard_store *s, uint32_t from, uint32_t end)
+{
+    for (; from < end; from++)
+        if (atomic_load_explicit(&blocks_at(s->blocks, from)->live, memory_order_relaxed) > 0) return false;
+    return true;
+}
+
+/* Keep those that cover blocks from 0 on without an overlap or a gap in which something lives; the others are the rest of
+ * interrupted merges. */
+static struct segment_set *cover_pick(const struct shard_store *s, struct segment **opened, uint32_t count)
 {
     struct segment_set *set = set_new(count);
     uint32_t covered[OMEN_VECTOR_FIELDS_MAX] = { 0 };
@@ -153,7 +161,8 @@ static struct segment_set *cover_pick(struct segment **opened, uint32_t count)
     for (uint32_t i = 0; i < count; i++) {
         struct segment_info info;
         segment_info(opened[i], &info);
-        if (set != NULL && info.first_block == covered[info.field]) {
+        if (set != NULL && info.first_block >= covered[info.field] &&
+                all_dead(s, covered[info.field], info.first_block)) {
             set->items[set->count++] = opened[i];
             covered[info.field] = info.end_block;
             continue;
@@ -185,7 +194,7 @@ static enum omen_err segments_load(struct shard_store *s, const struct index_pol
                 (unsigned long long)spec.number, why.message);
         segment_remove_number(s->vfs, dir, spec.number);
     }
-    struct segment_set *set = rc == OMEN_OK ? cover_pick(opened, count) : NULL;
+    struct segment_set *set = rc == OMEN_OK ? cover_pick(s, opened, count) : NULL;
     if (rc == OMEN_OK && set == NULL) rc = err_set(err, OMEN_ENOMEM, "", "no memory for a set of segments");
     if (rc == OMEN_OK) {
         s->index.loaded = true;
@@ -278,6 +287,14 @@ static void field_range(const struct segment_set *set, uint32_t field, uint32_t 
     }
 }
 
+/* So long a tail that writes are soon told to wait for it. */
+static bool tail_urgent(const struct shard_store *s, const struct segment_set *set,
+        const struct index_policy *policy, uint32_t field)
+{
+    return policy->tail_rows_max != 0 &&
+            blocks_rows(s->blocks, set->covered[field], blocks_count(s->blocks)) >= policy->tail_rows_max / 2;
+}
+
 static bool tail_job(const struct shard_store *s, const struct segment_set *set,
         const struct index_policy *policy, uint32_t field, uint32_t end_block, struct job *job_out)
 {
@@ -293,8 +310,9 @@ static bool tail_job(const struct shard_store *s, const struct segment_set *set,
         segment_info(set->items[i], &info);
         in_segments += info.rows;
     }
-    bool soon = ended || policy->eager;
-    if (tail < policy->rows_min || (!soon && tail < in_segments / TAIL_SHARE)) return false;
+    bool soon = ended || policy->eager, now = tail_urgent(s, set, policy, field);
+    if (tail == 0) return false;
+    if (!now && (tail < policy->rows_min || (!soon && tail < in_segments / TAIL_SHARE))) return false;
     *job_out = (struct job){ .field = field,
         .first_block = covered,
         .end_block = end_block,
@@ -327,9 +345,10 @@ static bool dead_job(const struct segment_set *set, struct job *job_out)
 static bool job_find(struct shard_store *s, const struct segment_set *set, const struct index_policy *policy,
         struct job *job_out)
 {
-    uint32_t end_block = written_after(s, 0, durable_end(s), policy->ripe_ms);
+    uint32_t durable = durable_end(s), ripe = written_after(s, 0, durable, policy->ripe_ms);
     for (uint32_t f = 0; f < s->schema.field_count; f++)
-        if (tail_job(s, set, policy, f, end_block, job_out)) return true;
+        if (tail_job(s, set, policy, f, tail_urgent(s, set, policy, f) ? durable : ripe, job_out))
+            return true;
     pthread_mutex_lock(&s->version_mutex);
     uint64_t dead = atomic_load(&s->blocks->row_count) - s->points;
     pthread_mutex_unlock(&s->version_mutex);
@@ -406,8 +425,6 @@ enum omen_err shard_index_step(struct shard_store *store, const struct index_pol
     if (job_find(store, set, policy, &job)) {
         rc = job_run(store, set, policy, &job, control, err);
         *worked_out = rc == OMEN_OK;
-        if (rc == OMEN_ENOTFOUND)
-            rc = OMEN_OK; /* all of it is dead: more will come, or a merge takes it along */
     }
     segment_set_release(set);
     store_unhold(store, era);
@@ -427,6 +444,19 @@ uint64_t shard_index_settled(struct shard_store *store, const struct index_polic
     bool all = end == blocks_count(store->blocks) || blocks_at(store->blocks, end)->sequence > durable;
     if (all) return durable; /* entries without rows included */
     return end == 0 ? 0 : blocks_at(store->blocks, end)->sequence - 1;
+}
+
+uint64_t shard_index_tail_rows(struct shard_store *store)
+{
+    uint32_t end = blocks_count(store->blocks), covered = end;
+    struct segment_set *set = segment_set_acquire(store);
+    for (uint32_t f = 0; f < store->schema.field_count; f++)
+        if (set == NULL || set->covered[f] < covered) covered = set == NULL ? 0 : set->covered[f];
+    segment_set_release(set);
+    uint32_t era = store_hold(store);
+    uint64_t rows = blocks_rows(store->blocks, covered, end);
+    store_unhold(store, era);
+    return rows;
 }
 
 void shard_index_stats(struct shard_store *store, struct shard_index_stats *stats_out)

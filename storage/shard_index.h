@@ -22,6 +22,8 @@ struct index_policy {
     float recall_target;   /* of the collection; default 0.95 */
     bool pin;              /* graphs in memory of their own rather than mapped */
     bool eager;            /* a tail of rows_min is taken at once, however large the segments are */
+    uint64_t
+            tail_rows_max; /* half of it, and the tail is taken however few or young its rows are; 0 = never */
     uint64_t ripe_ms;      /* only what was written (log time) up to then; default UINT64_MAX = all */
     uint64_t
             bucket_ms; /* segments end with such spans of log time, those of few rows together; 0 = anywhere */
@@ -45,6 +47,9 @@ uint64_t shard_index_settled(struct shard_store *store, const struct index_polic
  * the recall target counts. OMEN_ECANCELED, OMEN_ENOMEM: searches scan what is in no sketch. */
 OMEN_CHECKED enum omen_err shard_index_tail(struct shard_store *store, const struct index_policy *policy,
         const struct index_control *control, bool *worked_out, struct err *err);
+
+/* Rows that are in no segment, of the field that has most of them, dead ones included. Cheap; any thread. */
+uint64_t shard_index_tail_rows(struct shard_store *store);
 
 struct shard_index_stats {
     uint64_t segments, rows; /* rows: in segments, dead ones included, of all fields */

@@ -255,7 +255,7 @@ static enum omen_err field_step(struct shard_store *s, const struct index_policy
     enum omen_err rc = OMEN_OK;
     if (t == NULL || covered_all || begun || t->closed) {
         struct tail_sketch *more = NULL;
-        bool many = end > from && blocks_ops(s->blocks, from, end) >= policy->tail_rows_min;
+        bool many = end > from && blocks_rows(s->blocks, from, end) >= policy->tail_rows_min;
         if (many) rc = tail_new(s, policy, field, from, &more, err);
         if (rc == OMEN_OK && (many || covered_all)) rc = set_change(s, set, covered, more, err);
         t = rc == OMEN_OK ? more : NULL; /* the set holds it; only this thread changes the set */

@@ -41,8 +41,9 @@ struct segment_spec {
 
 struct segment;
 
-/* Copy the rows that were visible at `as_of`, index them, and make the files durable. Errors: OMEN_ENOTFOUND when no
- * row lives there, OMEN_ECANCELED (control->stop), OMEN_EFULL, OMEN_EIO, OMEN_ENOMEM; nothing is left behind. Cost:
+/* Copy the rows that were visible at `as_of`, index them, and make the files durable. When no row lives there it is a
+ * segment of none, without files. Errors: OMEN_ECANCELED (control->stop), OMEN_EFULL, OMEN_EIO, OMEN_ENOMEM; nothing
+ * is left behind. Cost:
  * see storage/index. */
 OMEN_CHECKED enum omen_err segment_build(const struct segment_spec *spec, const struct index_control *control,
         struct segment **segment_out, struct err *err);

@@ -27,7 +27,7 @@ static enum omen_err slots_collect(struct segment *s, struct err *err)
             s->slots[s->count++] = (struct row_ref){ b, op };
         }
     }
-    return s->count > 0 ? OMEN_OK : err_set(err, OMEN_ENOTFOUND, "", "no row lives there");
+    return OMEN_OK;
 }
 
 struct keyed_row {
@@ -106,6 +106,10 @@ enum omen_err segment_build(const struct segment_spec *spec, const struct index_
     struct segment *s = segment_new(spec);
     if (s == NULL) return err_set(err, OMEN_ENOMEM, "", "no memory for a segment");
     enum omen_err rc = slots_collect(s, err);
+    if (rc == OMEN_OK && s->count == 0) {
+        *segment_out = s;
+        return OMEN_OK;
+    }
     if (rc == OMEN_OK && spec->by_shard_key && spec->schema->shard_key[0] != '\0') rc = slots_group(s, err);
     if (rc == OMEN_OK) rc = segment_rows_write(s, control, err);
     if (rc == OMEN_OK) rc = graph_build(s, spec, control, err);

@@ -151,6 +151,12 @@ static enum omen_err walk(struct segment *s, const struct segment_query *q, stru
 enum omen_err segment_search(struct segment *s, const struct segment_query *q, struct topk *topk,
         bool *enough_out, struct explain_part *part)
 {
+    if (s->count == 0) {
+        part->plan = EXPLAIN_PRUNED;
+        part->pruned_by = EXPLAIN_PRUNED_ALL_DEAD;
+        *enough_out = true;
+        return OMEN_OK;
+    }
     struct segment_scratch *scratch = scratch_get(s);
     if (scratch == NULL) return OMEN_ENOMEM;
     part->filter = q->filter != NULL ? EXPLAIN_FILTER_PAYLOAD : EXPLAIN_FILTER_NONE;

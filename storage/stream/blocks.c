@@ -57,7 +57,7 @@ enum omen_err blocks_stage(struct blocks *blocks, uint32_t staged, const struct 
         if (expires_ms != 0 && expires_ms < b->expires_min_ms) b->expires_min_ms = expires_ms;
     }
     const struct block *before = at > 0 ? blocks_at(blocks, at - 1) : NULL;
-    b->ops_before = before == NULL ? 0 : before->ops_before + before->entry.op_count;
+    b->rows_before = before == NULL ? 0 : before->rows_before + block_rows(before);
     b->sequence = unit->sequence;
     b->entry = *entry;
     b->unit = *unit;

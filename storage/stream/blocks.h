@@ -26,7 +26,7 @@ struct block {
     struct stream_unit unit;
     _Atomic uint64_t *died; /* [entry.op_count], owned; NULL: the unit was given up, all rows are long dead */
     _Atomic uint32_t live;  /* rows with died = 0; the writer's count, read by who looks for dead space */
-    uint64_t ops_before;    /* of all blocks before it */
+    uint64_t rows_before;   /* of all blocks before it; of a block: those of the field that has most */
     uint64_t expires_min_ms; /* the first of its rows to expire; UINT64_MAX = none does */
 };
 
@@ -91,12 +91,20 @@ static inline uint32_t blocks_count(const struct blocks *blocks)
     return atomic_load_explicit(&blocks->count, memory_order_acquire);
 }
 
-/* Operations of published blocks [from, end). */
-static inline uint64_t blocks_ops(const struct blocks *blocks, uint32_t from, uint32_t end)
+static inline uint64_t block_rows(const struct block *b)
+{
+    uint32_t rows = 0;
+    for (uint32_t f = 0; f < OMEN_VECTOR_FIELDS_MAX; f++)
+        if (b->entry.row_count[f] > rows) rows = b->entry.row_count[f];
+    return rows;
+}
+
+/* Rows of published blocks [from, end), about: of the field that has most of them. */
+static inline uint64_t blocks_rows(const struct blocks *blocks, uint32_t from, uint32_t end)
 {
     if (from >= end) return 0;
     const struct block *last = blocks_at(blocks, end - 1);
-    return last->ops_before + last->entry.op_count - blocks_at(blocks, from)->ops_before;
+    return last->rows_before + block_rows(last) - blocks_at(blocks, from)->rows_before;
 }
 
 /* When the row died; 0 = it lives. What a writer asks. */

@@ -462,6 +462,39 @@ START_TEST(writes_over_the_admission_limit_are_told_when_to_retry)
 }
 END_TEST
 
+/* What the index has not taken in is bounded: writes wait for it, deletes and searches do not, and nothing is lost. */
+START_TEST(a_long_tail_slows_writes_down_until_it_is_indexed)
+{
+    enum { POINTS = 30 };
+    node_down();
+    options.index_tail_rows_max = 1;
+    options.host.checkpoint_interval_ns = 3600000000000; /* the index asks for what it needs */
+    node_up();
+    ck_assert_int_eq(catalog(CATALOG_CREATE, "docs", 1, METRIC_L2), OMEN_OK);
+    uint64_t shard = shard_of("docs"), busy = 0;
+    for (uint64_t done = 0; done < POINTS;) {
+        struct shard_call call;
+        if (upsert(shard, done + 1, (struct op_id){ 0 }, &call) == OMEN_OK) {
+            done++;
+            ck_assert_uint_eq(count_points(shard, CONSISTENCY_LINEARIZABLE, 0), done);
+            continue;
+        }
+        ck_assert_int_eq(call.code, OMEN_EBUSY);
+        ck_assert_uint_gt(call.err.retry_after_ms, 0);
+        ck_assert_ptr_nonnull(strstr(call.err.message, "index.tail_rows_max"));
+        busy++;
+        struct point_op gone = { .kind = POINT_DELETE, .id = { 0, POINTS + 1, POINT_ID_U64 } };
+        call = call_of(CALL_WRITE, shard);
+        call.in.write.ops = &gone;
+        call.in.write.count = 1;
+        ck_assert_int_eq(run(&call), OMEN_OK);
+        release(&call);
+        usleep(10000);
+    }
+    ck_assert_uint_gt(busy, 0);
+}
+END_TEST
+
 /* ---- collections ---- */
 
 static uint32_t shard_directories(void)
@@ -811,6 +844,7 @@ int main(void)
     tcase_add_test(tcase, past_deadline_is_not_begun);
     tcase_add_test(tcase, full_disk_refuses_writes_with_the_reason_and_takes_deletes);
     tcase_add_test(tcase, writes_over_the_admission_limit_are_told_when_to_retry);
+    tcase_add_test(tcase, a_long_tail_slows_writes_down_until_it_is_indexed);
     tcase_add_test(tcase, an_indexed_write_is_answered_when_the_index_has_it);
     tcase_add_test(tcase, an_indexed_write_that_runs_out_of_time_stands_and_says_so);
     tcase_add_test(tcase, an_accepted_write_is_answered_first_and_done_next);
