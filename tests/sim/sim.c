@@ -21,14 +21,17 @@ static void sim_step(struct sim *sim)
 
 /* ---- begin and end ---- */
 
-static struct sim *sim_new(uint64_t seed, const char *dir, bool trace)
+static struct sim *sim_new(const struct sim_options *o)
 {
+    uint64_t seed = o->seed;
     struct sim *sim = mem_must_calloc(1, sizeof *sim);
     sim->seed = seed;
-    snprintf(sim->dir, sizeof sim->dir, "%.500s/s%" PRIu64, dir, seed);
+    snprintf(sim->dir, sizeof sim->dir, "%.500s/s%" PRIu64, o->dir, seed);
+    (void)!vfs_remove_tree(vfs_posix(), sim->dir, NULL); /* of a seed that failed */
     if (vfs_mkdir(vfs_posix(), sim->dir, NULL) != OMEN_OK) panic("cannot make %s", sim->dir);
     sim->w = world_new(seed, seed % 4 == 0 ? 2 : 1, &sim_machine, sim);
-    sim->w->trace = trace;
+    sim->w->trace = o->trace;
+    sim->w->mutations = o->mutations;
     for (uint32_t g = 0; g < sim->w->group_count; g++) model_init(&sim->models[g]);
     static const uint64_t deltas[] = { 1, 2000, 8000, 1 << 30 };
     shard_store_options_default(&sim->store);
@@ -104,10 +107,10 @@ static void totals_add(uint64_t *totals, const void *counts, size_t bytes)
     for (size_t i = 0; i < bytes / sizeof *from; i++) totals[i] += from[i];
 }
 
-uint64_t sim_run(uint64_t seed, const char *dir, bool trace, struct sim_counts *totals,
+uint64_t sim_run(const struct sim_options *options, struct sim_counts *totals,
         struct world_counts *world_totals)
 {
-    struct sim *sim = sim_new(seed, dir, trace);
+    struct sim *sim = sim_new(options);
     for (uint32_t i = 0; i < STORM_STEPS; i++) sim_step(sim);
     calm(sim, "after the storm");
     for (uint32_t i = 0; i < WORLD_NODES; i++) world_crash(&sim->w->nodes[i]);

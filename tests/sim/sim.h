@@ -71,6 +71,9 @@ const struct model_op *model_find(const struct model *m, uint64_t client,
 const char *model_compare(const struct model *m, uint64_t sequence, uint64_t now_ms, uint64_t id,
         const struct point_view *point);
 uint32_t model_count(const struct model *m, uint64_t sequence, uint64_t now_ms);
+/* NULL, or what is wrong with the hits of a search for the nearest `k`. */
+const char *model_search(const struct model *m, uint64_t sequence, uint64_t now_ms,
+        const struct search_params *search, const struct hit *hits, uint32_t count);
 
 /* ---- disk ---- */
 
@@ -183,6 +186,7 @@ struct sim_call {           /* at a node, from submit to release */
     float vectors[SIM_OPS_MAX][SIM_DIM];
     uint8_t docs[SIM_OPS_MAX][64];
     struct call_get items[SIM_OPS_MAX];
+    struct search_params search;
 };
 void sim_calls_step(struct sim_node *node,
         bool all); /* releases those whose time has come, or all that are done */
@@ -201,8 +205,8 @@ struct sim_client {
 };
 
 struct sim_counts {
-    uint64_t writes, duplicates, expired, reads, linearizable, refused, power_cuts, undone, fetches, compared,
-            merges;
+    uint64_t writes, duplicates, expired, reads, linearizable, searches, segments, refused, power_cuts,
+            undone, fetches, compared, merges;
 };
 
 struct sim {
@@ -221,9 +225,14 @@ void sim_clients_step(struct sim *sim);
 void sim_message(struct world *w, uint32_t from, uint32_t to, const uint8_t *bytes, size_t len);
 bool sim_clients_idle(const struct sim *sim);
 
-/* Run one seed to its end; a breach ends the process. `dir`: for LMDB's files, emptied. Returns the hash of all that
- * happened. */
-uint64_t sim_run(uint64_t seed, const char *dir, bool trace, struct sim_counts *totals,
+struct sim_options {
+    uint64_t seed;
+    const char *dir; /* for LMDB's files */
+    bool trace;
+    struct world_mutations mutations;
+};
+/* Run one seed to its end; a breach ends the process. Returns the hash of all that happened. */
+uint64_t sim_run(const struct sim_options *options, struct sim_counts *totals,
         struct world_counts *world_totals);
 
 #endif

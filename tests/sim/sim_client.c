@@ -81,10 +81,23 @@ static void read_make(struct sim_call *c, const struct sim *sim, const struct me
     c->call.token_sequence = m->consistency == CONSISTENCY_SESSION ? m->floor : 0;
     c->call.now_ms = m->now_ms;
     c->floor = m->consistency == CONSISTENCY_EVENTUAL ? 0 : m->floor;
-    if (m->seq % 2 == 0) {
+    if (m->seq % 3 == 0) {
         c->call.kind = CALL_SCROLL;
         c->call.in.scroll.limit = SIM_POINTS + 1;
         c->call.in.scroll.selection = everything;
+        return;
+    }
+    if (m->seq % 3 == 1) {
+        const float query[SIM_DIM] = { (float)(m->seq % SIM_CLIENTS), (float)(m->seq / 8), 1,
+            (float)(m->seq % SIM_POINTS) };
+        memcpy(c->vectors[0], query, sizeof query);
+        c->search = (struct search_params){ .query = c->vectors[0],
+            .k = 1 + (uint32_t)(m->seq / 3 % 8),
+            .exact = m->seq % 2 == 0,
+            .selection = everything };
+        c->call.kind = CALL_SEARCH;
+        c->call.in.search.searches = &c->search;
+        c->call.in.search.count = 1;
         return;
     }
     c->call.kind = CALL_GET;
@@ -92,7 +105,7 @@ static void read_make(struct sim_call *c, const struct sim *sim, const struct me
     c->call.in.get.count = 2;
     c->call.in.get.selection = everything;
     for (uint32_t i = 0; i < 2; i++)
-        c->items[i].id = (point_id){ 0, 1 + (m->seq / 2 + i) % SIM_POINTS, POINT_ID_U64 };
+        c->items[i].id = (point_id){ 0, 1 + (m->seq / 3 + i) % SIM_POINTS, POINT_ID_U64 };
 }
 
 /* ---- what was read ---- */
@@ -142,6 +155,9 @@ static const char *read_wrong(const struct sim_call *c)
     if (call->sequence > m->sequence) return "a read from the future";
     if (call->kind == CALL_SCROLL)
         return all_compare(m, call->sequence, call->now_ms, call->out.points.points, call->out.points.count);
+    if (call->kind == CALL_SEARCH)
+        return model_search(m, call->sequence, call->now_ms, &c->search, call->out.search.hits[0],
+                call->out.search.counts[0]);
     for (uint32_t i = 0; i < call->in.get.count && wrong == NULL; i++) {
         uint64_t id = c->items[i].id.lo;
         wrong = model_compare(m, call->sequence, call->now_ms, id,
@@ -187,6 +203,7 @@ static void call_done(struct shard_call *call)
     sim->counts.refused += call->code != OMEN_OK;
     if (!write) {
         sim->counts.reads += call->code == OMEN_OK;
+        sim->counts.searches += call->code == OMEN_OK && call->kind == CALL_SEARCH;
         sim->counts.linearizable += call->code == OMEN_OK && call->consistency == CONSISTENCY_LINEARIZABLE;
         return;
     }

@@ -128,3 +128,42 @@ const char *model_compare(const struct model *m, uint64_t sequence, uint64_t now
         return "a point has another payload";
     return NULL;
 }
+
+static float distance(const float *a, const float *b)
+{
+    float sum = 0;
+    for (uint32_t i = 0; i < SIM_DIM; i++) sum += (a[i] - b[i]) * (a[i] - b[i]);
+    return sum;
+}
+
+/* How many live rows are nearer than `hit`, in the order of hits. */
+static uint32_t nearer(const struct model_rows *s, uint64_t at_ms, const float *query, const struct hit *hit)
+{
+    uint32_t count = 0;
+    for (uint64_t id = 1; id <= SIM_POINTS; id++) {
+        const struct model_row *row = &s->rows[id - 1];
+        if (!lives(row, at_ms)) continue;
+        float d = distance(query, row->vector);
+        count += d < hit->distance || (d == hit->distance && id < hit->point.id.lo);
+    }
+    return count;
+}
+
+const char *model_search(const struct model *m, uint64_t sequence, uint64_t now_ms,
+        const struct search_params *search, const struct hit *hits, uint32_t count)
+{
+    const struct model_rows *s = m->after[sequence];
+    uint64_t at_ms = read_time(s, now_ms);
+    uint32_t live = model_count(m, sequence, now_ms);
+    if (count != (live < search->k ? live : search->k)) return "a search has another number of hits";
+    for (uint32_t i = 0; i < count; i++) {
+        const char *wrong = model_compare(m, sequence, now_ms, hits[i].point.id.lo, &hits[i].point);
+        if (wrong != NULL) return wrong;
+        if (hits[i].distance != distance(search->query, hits[i].point.vectors[0]))
+            return "a hit has another distance";
+        if (i > 0 && hit_compare(&hits[i - 1], &hits[i]) >= 0) return "hits are not in order";
+        if (search->exact && nearer(s, at_ms, search->query, &hits[i]) != i)
+            return "an exact search missed a point";
+    }
+    return NULL;
+}

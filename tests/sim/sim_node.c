@@ -319,6 +319,21 @@ static void shard_compare(struct sim_shard *s)
     shard_host_store_unhold(s->host);
 }
 
+/* Background indexing: a segment, built, opened or merged. */
+static void shard_index(struct sim_shard *s)
+{
+    struct index_policy policy;
+    struct err err = { 0 };
+    _Atomic bool stop = false;
+    bool worked = false;
+    index_policy_default(&policy);
+    policy.rows_min = 6;
+    enum omen_err rc = shard_host_index(s->host, &policy, 1, &stop, &worked, &err);
+    if (rc != OMEN_OK && rc != OMEN_EFULL && !s->node->disk.is_cut) sim_shard_fail(s, err.message);
+    s->node->sim->counts.segments += worked;
+    world_note(s->r->world, "indexed", s->r->replica_id, worked, 0);
+}
+
 static void shard_step(struct world_replica *r)
 {
     struct sim_shard *s = shard_of(r);
@@ -332,6 +347,7 @@ static void shard_step(struct world_replica *r)
         }
     }
     sim_fetch_step(s);
+    if (world_chance(w, 3)) shard_index(s);
     if ((w->now_ms + r->node->place * WORLD_STEP_MS) % SWEEP_MS == 0) shard_host_sweep(s->host);
     r->node->cut = s->node->disk.is_cut;
     if (r->node->cut) return;

@@ -9,6 +9,7 @@
 
 #include <check.h>
 #include <inttypes.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -35,8 +36,10 @@ static uint64_t number(const char *name, uint64_t otherwise)
 static void print_totals(uint64_t count, const struct sim_counts *t, const struct world_counts *wt)
 {
     printf("%" PRIu64 " seeds: writes %" PRIu64 " duplicates %" PRIu64 " expired %" PRIu64 " refused %" PRIu64
-           " reads %" PRIu64 " (linearizable %" PRIu64 ") compared %" PRIu64 "\n",
-            count, t->writes, t->duplicates, t->expired, t->refused, t->reads, t->linearizable, t->compared);
+           " reads %" PRIu64 " (linearizable %" PRIu64 ", searches %" PRIu64 ") segments %" PRIu64
+           " compared %" PRIu64 "\n",
+            count, t->writes, t->duplicates, t->expired, t->refused, t->reads, t->linearizable, t->searches,
+            t->segments, t->compared);
     printf("  elections %" PRIu64 " crashes %" PRIu64 " power cuts within a change %" PRIu64
            " commits undone %" PRIu64 " copies %" PRIu64 " installs %" PRIu64 " changes of members %" PRIu64
            " truncations %" PRIu64 "\n",
@@ -54,7 +57,8 @@ START_TEST(shards_keep_what_they_acknowledged)
     log_configure(trace ? LOG_LEVEL_INFO : LOG_LEVEL_ERROR + 1, LOG_FORMAT_TEXT, 2);
     for (uint64_t seed = first; seed < first + count; seed++) {
         printf("seed %" PRIu64 "\n", seed); /* the last one printed is the one that failed */
-        uint64_t hash = sim_run(seed, dir, trace, &t, &wt);
+        struct sim_options o = { .seed = seed, .dir = dir, .trace = trace };
+        uint64_t hash = sim_run(&o, &t, &wt);
         printf("seed %" PRIu64 " hash %016" PRIx64 "\n", seed, hash);
     }
     print_totals(count, &t, &wt);
@@ -62,6 +66,8 @@ START_TEST(shards_keep_what_they_acknowledged)
     ck_assert_uint_gt(t.writes, 80 * count);
     ck_assert_uint_gt(t.duplicates, count / 4);
     ck_assert_uint_gt(t.linearizable, count);
+    ck_assert_uint_gt(t.searches, 20 * count);
+    ck_assert_uint_gt(t.segments, 20 * count);
     ck_assert_uint_gt(wt.elections, count);
     ck_assert_uint_gt(wt.crashes, count);
     ck_assert_uint_gt(wt.installs, count / 4);
@@ -75,7 +81,21 @@ START_TEST(a_seed_gives_the_same_run)
     struct sim_counts t = { 0 };
     struct world_counts wt = { 0 };
     log_configure(LOG_LEVEL_ERROR + 1, LOG_FORMAT_TEXT, 2);
-    ck_assert_uint_eq(sim_run(8, dir, false, &t, &wt), sim_run(8, dir, false, &t, &wt));
+    const struct sim_options o = { .seed = 8, .dir = dir };
+    ck_assert_uint_eq(sim_run(&o, &t, &wt), sim_run(&o, &t, &wt));
+}
+END_TEST
+
+/* What is broken is found: the process ends in abort. */
+START_TEST(a_log_that_lies_about_its_syncs_is_found)
+{
+    struct sim_counts t = { 0 };
+    struct world_counts wt = { 0 };
+    log_configure(LOG_LEVEL_ERROR + 1, LOG_FORMAT_TEXT, 2);
+    for (uint64_t seed = 1; seed <= 30; seed++) {
+        const struct sim_options o = { .seed = seed, .dir = dir, .mutations = { .lying_sync = true } };
+        (void)sim_run(&o, &t, &wt);
+    }
 }
 END_TEST
 
@@ -100,6 +120,10 @@ int main(void)
     suite_add_tcase(s, tc);
     tc = tcase_create("same");
     tcase_add_test(tc, a_seed_gives_the_same_run);
+    suite_add_tcase(s, tc);
+    tc = tcase_create("broken");
+    tcase_set_timeout(tc, 0);
+    tcase_add_test_raise_signal(tc, a_log_that_lies_about_its_syncs_is_found, SIGABRT);
     suite_add_tcase(s, tc);
     SRunner *runner = srunner_create(s);
     srunner_run_all(runner, CK_ENV);
