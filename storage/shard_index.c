@@ -342,6 +342,19 @@ static bool dead_job(const struct segment_set *set, struct job *job_out)
     return false;
 }
 
+static bool renew_job(const struct shard_store *s, const struct segment_set *set, struct job *job_out)
+{
+    uint64_t below = atomic_load(&s->index.renew_below);
+    for (uint32_t i = 0; i < set->count; i++) {
+        struct segment_info info;
+        segment_info(set->items[i], &info);
+        if (info.number >= below) continue;
+        *job_out = (struct job){ info.field, info.first_block, info.end_block, i, 1, info.rows };
+        return true;
+    }
+    return false;
+}
+
 static bool job_find(struct shard_store *s, const struct segment_set *set, const struct index_policy *policy,
         struct job *job_out)
 {
@@ -349,6 +362,7 @@ static bool job_find(struct shard_store *s, const struct segment_set *set, const
     for (uint32_t f = 0; f < s->schema.field_count; f++)
         if (tail_job(s, set, policy, f, tail_urgent(s, set, policy, f) ? durable : ripe, job_out))
             return true;
+    if (renew_job(s, set, job_out)) return true;
     pthread_mutex_lock(&s->version_mutex);
     uint64_t dead = atomic_load(&s->blocks->row_count) - s->points;
     pthread_mutex_unlock(&s->version_mutex);
@@ -431,6 +445,19 @@ enum omen_err shard_index_step(struct shard_store *store, const struct index_pol
     return rc;
 }
 
+void shard_index_renew(struct shard_store *store)
+{
+    struct segment_set *set = segment_set_acquire(store);
+    uint64_t below = 0;
+    for (uint32_t i = 0; set != NULL && i < set->count; i++) {
+        struct segment_info info;
+        segment_info(set->items[i], &info);
+        if (info.number >= below) below = info.number + 1;
+    }
+    segment_set_release(set);
+    atomic_store(&store->index.renew_below, below);
+}
+
 uint64_t shard_index_settled(struct shard_store *store, const struct index_policy *policy)
 {
     uint64_t durable = atomic_load(&store->durable);
@@ -467,6 +494,8 @@ void shard_index_stats(struct shard_store *store, struct shard_index_stats *stat
         struct segment_info info;
         segment_info(set->items[i], &info);
         stats_out->segments++;
+        if (info.number > stats_out->newest) stats_out->newest = info.number;
+        stats_out->renewing += info.number < atomic_load(&store->index.renew_below);
         stats_out->rows += info.rows;
         stats_out->memory_bytes += info.memory_bytes;
         stats_out->disk_bytes += info.disk_bytes;

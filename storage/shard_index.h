@@ -38,6 +38,10 @@ void index_policy_default(struct index_policy *policy);
 OMEN_CHECKED enum omen_err shard_index_step(struct shard_store *store, const struct index_policy *policy,
         const struct index_control *control, bool *worked_out, struct err *err);
 
+/* Have the steps to come build every segment that is there now anew, one each, and so calibrate it on the rows that live
+ * by then. Any thread. Not kept over a reopening. */
+void shard_index_renew(struct shard_store *store);
+
 /* Up to which sequence nothing is left to do: rows are in segments, or they are so few that the policy wants none of them.
  * Not beside shard_index_step. Cost: looks at the blocks that are in no segment. */
 uint64_t shard_index_settled(struct shard_store *store, const struct index_policy *policy);
@@ -55,6 +59,8 @@ struct shard_index_stats {
     uint64_t segments, rows; /* rows: in segments, dead ones included, of all fields */
     uint64_t tail_rows;      /* not in one, dead ones included */
     uint64_t memory_bytes, disk_bytes;
+    uint64_t newest;     /* number of the newest segment */
+    uint64_t renewing;   /* segments that shard_index_renew asked for and that are not built yet */
     uint64_t built_rows; /* since open; over `rows` it says how often a row was built */
 };
 void shard_index_stats(struct shard_store *store, struct shard_index_stats *stats_out);

@@ -1,6 +1,6 @@
 /* Search: the nearest points of a view, per vector field: a walk through the graph of every sealed segment, and one
  * exact pass over the blocks that are in none, shared by all searches on that field. Segments come first: what they
- * found bounds the pass.
+ * found bounds the pass. Searches that want to be exact share one pass over all blocks.
  *
  * Glue between the stream's blocks (rows, liveness), storage/segment (graphs), storage/index/flat (distances, heaps,
  * filters) and the reply. */
@@ -30,39 +30,42 @@ static enum omen_err search_check(const struct shard_store *s, const struct sear
     return err_set(err, OMEN_EINVAL, field, "out of range");
 }
 
-/* The searches on one field: their numbers, heaps and the pass over the data. */
+/* The searches on one field: their numbers, heaps and the pass over the data. Exact ones come first. */
 struct field_pass {
     uint32_t *searches; /* [count] positions in the request */
     struct flat_query *queries;
     struct topk *topks;
-    bool *exact;
-    uint32_t count;
+    uint32_t count, exact_count;
 };
+
+static enum omen_err pass_add(const struct store_view *view, const struct search_params *p, uint32_t search,
+        struct arena *arena, struct field_pass *pass)
+{
+    uint64_t live = view->pin->points;
+    uint32_t n = pass->count++;
+    uint32_t k = p->k < live ? p->k : live > 0 ? (uint32_t)live : 1;
+    enum metric metric = view->store->schema.fields[p->field].metric;
+    pass->searches[n] = search;
+    pass->exact_count += p->exact;
+    pass->queries[n] = (struct flat_query){ p->query, &pass->topks[n], p->filter,
+        p->has_score_threshold ? flat_distance_max(metric, p->score_threshold) : INFINITY };
+    return topk_init(&pass->topks[n], arena, k);
+}
 
 static enum omen_err pass_prepare(const struct store_view *view, const struct search_params *searches,
         uint32_t count, uint32_t field, struct arena *arena, struct field_pass *pass)
 {
-    const struct vector_field *f = &view->store->schema.fields[field];
-    uint64_t live = view->pin->points;
-    pass->count = 0;
+    pass->count = pass->exact_count = 0;
     pass->searches = arena_calloc(arena, count, sizeof *pass->searches);
     pass->queries = arena_calloc(arena, count, sizeof *pass->queries);
     pass->topks = arena_calloc(arena, count, sizeof *pass->topks);
-    pass->exact = arena_calloc(arena, count, sizeof *pass->exact);
-    if (pass->searches == NULL || pass->queries == NULL || pass->topks == NULL || pass->exact == NULL)
-        return OMEN_ENOMEM;
-    for (uint32_t i = 0; i < count; i++) {
-        if (searches[i].field != field) continue;
-        uint32_t n = pass->count++;
-        uint32_t k = searches[i].k < live ? searches[i].k : live > 0 ? (uint32_t)live : 1;
-        enum omen_err rc = topk_init(&pass->topks[n], arena, k);
-        if (rc != OMEN_OK) return rc;
-        pass->searches[n] = i;
-        pass->exact[n] = searches[i].exact;
-        pass->queries[n] = (struct flat_query){ searches[i].query, &pass->topks[n], searches[i].filter,
-            searches[i].has_score_threshold ? flat_distance_max(f->metric, searches[i].score_threshold)
-                                            : INFINITY };
-    }
+    if (pass->searches == NULL || pass->queries == NULL || pass->topks == NULL) return OMEN_ENOMEM;
+    for (uint32_t exact = 2; exact-- > 0;)
+        for (uint32_t i = 0; i < count; i++) {
+            if (searches[i].field != field || searches[i].exact != exact) continue;
+            enum omen_err rc = pass_add(view, &searches[i], i, arena, pass);
+            if (rc != OMEN_OK) return rc;
+        }
     return OMEN_OK;
 }
 
@@ -218,58 +221,60 @@ static enum omen_err query_sketch(const struct store_view *view, struct tail_ske
         .filter = pass->queries[n].filter != NULL ? EXPLAIN_FILTER_PAYLOAD : EXPLAIN_FILTER_NONE,
         .estimated = EXPLAIN_UNKNOWN,
         .real = EXPLAIN_UNKNOWN };
-    enum omen_err rc = OMEN_OK;
-    if (!pass->exact[n])
-        rc = tail_search(tail, view, &pass->queries[n], part, progress->limit, progress->arena, &enough,
-                &cost);
+    enum omen_err rc = tail_search(tail, view, &pass->queries[n], part, progress->limit, progress->arena,
+            &enough, &cost);
     told.distances = cost.distances + cost.rescored;
     told.estimates = told.rows_scanned = cost.estimates;
     progress->stats->sketches_searched += enough;
     progress->stats->distances_computed += told.distances;
     if (rc != OMEN_OK) return rc;
     if (enough) return part_tell(progress, &told);
-    if (!pass->exact[n]) told.given_up = EXPLAIN_SCAN;
+    told.given_up = EXPLAIN_SCAN;
     return query_blocks(view, &pass->queries[n], 1, pass->searches[n], &told, progress);
+}
+
+/* One pass over blocks [from, end) for the pass's queries [first, last). */
+static enum omen_err pass_scan(const struct store_view *view, struct field_pass *pass, uint32_t first,
+        uint32_t last, uint32_t field, uint32_t from, uint32_t end, const struct progress *progress)
+{
+    struct explain_part part = { .field = field, .first_block = from, .end_block = end };
+    uint32_t search = pass->count == 1 ? pass->searches[0] : EXPLAIN_ALL_SEARCHES;
+    return query_blocks(view, pass->queries + first, last - first, search, &part, progress);
 }
 
 /* What is in no segment: large parts by their sketches, the rest by one pass for all. */
 static enum omen_err tail_run(const struct store_view *view, struct field_pass *pass, uint32_t field,
         uint32_t from, const struct progress *progress)
 {
-    uint32_t end = blocks_count(view->store->blocks);
-    uint32_t search = pass->count == 1 ? pass->searches[0] : EXPLAIN_ALL_SEARCHES;
+    uint32_t end = blocks_count(view->store->blocks), exact = pass->exact_count;
     struct tail_set *tails = tail_set_acquire(view->store);
     enum omen_err rc = OMEN_OK;
     for (uint32_t i = 0; rc == OMEN_OK && tails != NULL && i < tails->count; i++) {
         struct tail_part part;
         if (!tail_part(tails->items[i], field, from, end, &part)) continue;
-        struct explain_part gap = { .field = field, .first_block = from, .end_block = part.first_block };
         if (from < part.first_block)
-            rc = query_blocks(view, pass->queries, pass->count, search, &gap, progress);
-        for (uint32_t n = 0; rc == OMEN_OK && n < pass->count; n++)
+            rc = pass_scan(view, pass, exact, pass->count, field, from, part.first_block, progress);
+        for (uint32_t n = exact; rc == OMEN_OK && n < pass->count; n++)
             rc = query_sketch(view, tails->items[i], &part, pass, n, field, progress);
         from = part.end_block;
     }
     tail_set_release(tails);
-    struct explain_part rest = { .field = field, .first_block = from, .end_block = end };
-    return rc == OMEN_OK ? query_blocks(view, pass->queries, pass->count, search, &rest, progress) : rc;
+    return rc == OMEN_OK ? pass_scan(view, pass, exact, pass->count, field, from, end, progress) : rc;
 }
 
 static enum omen_err pass_run(const struct store_view *view, struct field_pass *pass, uint32_t field,
         const struct progress *progress)
 {
     struct shard_store *s = view->store;
-    struct segment_set *set = segment_set_acquire(s);
     enum omen_err rc = OMEN_OK;
-    for (uint32_t n = 0; set != NULL && rc == OMEN_OK && n < pass->count; n++)
-        if (!pass->exact[n])
-            rc = query_segments(view, set, &pass->queries[n], pass->searches[n], field, progress);
+    if (pass->exact_count > 0)
+        rc = pass_scan(view, pass, 0, pass->exact_count, field, 0, blocks_count(s->blocks), progress);
+    if (rc != OMEN_OK || pass->exact_count == pass->count) return rc;
+    struct segment_set *set = segment_set_acquire(s);
+    for (uint32_t n = pass->exact_count; set != NULL && rc == OMEN_OK && n < pass->count; n++)
+        rc = query_segments(view, set, &pass->queries[n], pass->searches[n], field, progress);
     uint32_t covered = set == NULL ? 0 : set->covered[field];
     segment_set_release(set);
-    for (uint32_t n = 0; rc == OMEN_OK && covered > 0 && n < pass->count; n++) {
-        struct explain_part part = { .field = field, .end_block = covered };
-        if (pass->exact[n]) rc = query_blocks(view, &pass->queries[n], 1, pass->searches[n], &part, progress);
-    }
     return rc == OMEN_OK ? tail_run(view, pass, field, covered, progress) : rc;
 }
 

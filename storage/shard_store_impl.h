@@ -58,6 +58,7 @@ struct store_index {
     bool loaded;             /* these down to dead_steps are the indexer's */
     uint64_t next_number, dead_seen;
     uint32_t dead_steps;
+    _Atomic uint64_t renew_below; /* segments of lower numbers are to be built anew */
     _Atomic uint64_t built_rows;
     _Atomic uint64_t jobs; /* begun, that took a tail */
 };
