@@ -140,7 +140,7 @@ static enum omen_err range_scan(const struct store_view *view, struct flat_query
     return rc;
 }
 
-/* By the segment's graph, or by its blocks when that is no good for this view or filter. */
+/* By the segment's graph, or by its blocks when it may lack rows that this view still sees. */
 static enum omen_err query_segment(const struct store_view *view, struct segment *segment,
         const struct segment_info *info, struct flat_query *query, const struct progress *progress,
         struct explain_part *part)
@@ -158,17 +158,17 @@ static enum omen_err query_segment(const struct store_view *view, struct segment
         .stop = limit != NULL && limit->stop != NULL ? pass_stop : NULL,
         .stop_arg = (void *)(uintptr_t)limit,
     };
-    bool enough = false;
-    if (view->sequence >= info->as_of) { /* before it, rows may be missing that this view still sees */
-        enum omen_err rc = segment_search(segment, &q, query->topk, &enough, part);
-        progress->stats->segments_walked++;
-        progress->stats->hops += part->hops;
-        progress->stats->distances_computed += part->distances;
-        if (rc != OMEN_OK || enough) return rc;
-        part->given_up = part->plan;
+    if (view->sequence < info->as_of) {
+        progress->stats->segments_scanned++;
+        return range_scan(view, query, 1, progress, part);
     }
-    progress->stats->segments_scanned++;
-    return range_scan(view, query, 1, progress, part);
+    enum omen_err rc = segment_search(segment, &q, query->topk, part);
+    progress->stats->segments_walked += part->plan != EXPLAIN_PRUNED;
+    progress->stats->segments_pruned += part->plan == EXPLAIN_PRUNED;
+    progress->stats->hops += part->hops;
+    progress->stats->distances_computed += part->distances;
+    progress->stats->filter_evaluated += part->filter_evaluated;
+    return rc;
 }
 
 static enum omen_err query_segments(const struct store_view *view, const struct segment_set *set,

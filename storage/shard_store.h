@@ -136,7 +136,8 @@ struct read_limit {
 };
 
 struct search_stats {
-    uint64_t segments_walked, segments_scanned; /* by graph; of those, read whole all the same */
+    uint64_t segments_walked, segments_scanned; /* by graph; read whole: of after the view */
+    uint64_t segments_pruned;                   /* nothing there can pass the filter */
     uint64_t sketches_searched;                 /* parts of the tail */
     uint64_t hops;                              /* nodes of graphs */
     uint64_t rows_scanned, distances_computed, filter_evaluated, bytes_read;

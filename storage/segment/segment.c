@@ -10,7 +10,7 @@
 
 void segment_path(const char *dir, uint64_t number, enum segment_file file, char out[SEGMENT_PATH_BYTES])
 {
-    static const char *const endings[SEGMENT_FILES] = { "rows", "graph", "slots" };
+    static const char *const endings[SEGMENT_FILES] = { "rows", "graph", "payload", "slots" };
     snprintf(out, SEGMENT_PATH_BYTES, "%.*s/%016llx.%s", SEGMENT_PATH_BYTES - 64, dir,
             (unsigned long long)number, endings[file]);
 }
@@ -54,10 +54,12 @@ void segment_unref(struct segment *s)
         struct segment_scratch *scratch = s->idle;
         s->idle = scratch->next;
         index_scratch_free(s->index, scratch->scratch);
+        payload_scratch_free(scratch->sets);
         mem_free(scratch->hits);
         mem_free(scratch);
     }
     index_free(s->index);
+    payload_index_free(s->payload);
     if (s->rows_map != NULL) vfs_unmap(s->rows_file, s->rows_map, s->rows_bytes);
     vfs_close(s->rows_file);
     mem_free(s->slots);

@@ -8,8 +8,8 @@
  * its block (born, died), so a segment serves every view from its own `as_of` on and none is part of the replicated
  * state. What cannot be read is removed and built anew; a missing segment makes searches slower, never wrong.
  *
- * Files in the store's directory: segments/<number>.rows .graph .slots; storage/FORMAT.md. Slots are written last: a
- * number without them is the rest of an interrupted build.
+ * Files in the store's directory: segments/<number>.rows .graph .payload .slots; storage/FORMAT.md. Slots are
+ * written last: a number without them is the rest of an interrupted build.
  * Threads: build, open, load by one indexer; search by any. Determinism: local, never part of a digest. */
 #ifndef OMEN_STORAGE_SEGMENT_SEGMENT_H
 #define OMEN_STORAGE_SEGMENT_SEGMENT_H
@@ -80,10 +80,10 @@ struct segment_query {
     void *stop_arg;
 };
 
-/* The nearest rows that the view sees and the filter passes, pushed to `topk` with location {block, op}. *enough_out
- * false: too few of the nearest pass, and a walk is no good for more; nothing was pushed, and the caller scans the
- * segment's blocks. `part` is told how, and its counters are added to. Errors: OMEN_EDEADLINE, OMEN_ENOMEM. */
+/* The nearest rows that the view sees and the filter passes, pushed to `topk` with location {block, op}: k of them when
+ * there are k, at the recall target. `part` is told how, and its counters are added to. The view is not of before
+ * `as_of`. Errors: OMEN_EDEADLINE, OMEN_ENOMEM. */
 OMEN_CHECKED enum omen_err segment_search(struct segment *segment, const struct segment_query *query,
-        struct topk *topk, bool *enough_out, struct explain_part *part);
+        struct topk *topk, struct explain_part *part);
 
 #endif

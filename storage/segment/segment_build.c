@@ -86,6 +86,11 @@ static void sizes_take(struct segment *s)
     struct index_stats stats;
     index_stats(s->index, false, &stats);
     s->memory_bytes = stats.memory_bytes + (uint64_t)s->count * sizeof *s->slots;
+    if (s->payload != NULL) {
+        struct payload_index_stats payload;
+        payload_index_stats(s->payload, &payload);
+        s->memory_bytes += payload.memory_bytes;
+    }
     for (int f = 0; f < SEGMENT_FILES; f++) {
         char path[SEGMENT_PATH_BYTES];
         struct vfs_file *file;
@@ -113,6 +118,7 @@ enum omen_err segment_build(const struct segment_spec *spec, const struct index_
     if (rc == OMEN_OK && spec->by_shard_key && spec->schema->shard_key[0] != '\0') rc = slots_group(s, err);
     if (rc == OMEN_OK) rc = segment_rows_write(s, control, err);
     if (rc == OMEN_OK) rc = graph_build(s, spec, control, err);
+    if (rc == OMEN_OK) rc = segment_payload_build(s, control, err);
     if (rc == OMEN_OK) rc = segment_slots_write(s, err);
     if (rc != OMEN_OK) {
         segment_remove_files(s);
@@ -142,6 +148,7 @@ enum omen_err segment_open(const struct segment_spec *spec, struct segment **seg
         segment_unref(s);
         return rc;
     }
+    segment_payload_open(s);
     sizes_take(s);
     *segment_out = s;
     return OMEN_OK;

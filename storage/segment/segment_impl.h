@@ -5,13 +5,15 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
+#include "storage/payload/payload_index.h"
 #include "storage/segment/segment.h"
 
 #define SEGMENT_SCRATCHES_KEPT 64u
 
 struct segment_scratch {
     struct index_scratch *scratch;
-    struct index_hit *hits; /* [cap] owned */
+    struct index_hit *hits;       /* [cap] owned */
+    struct payload_scratch *sets; /* owned; NULL until a filter is asked for */
     uint32_t cap;
     struct segment_scratch *next;
 };
@@ -33,6 +35,7 @@ struct segment {
     uint64_t rows_bytes;
     size_t stride_floats;
     struct index *index;
+    struct payload_index *payload;     /* NULL: filters are asked of payloads */
     uint64_t disk_bytes, memory_bytes; /* looked up once: an index counts its links to tell */
     _Atomic uint32_t refs;
     pthread_mutex_t mutex; /* guards what follows */
@@ -40,11 +43,16 @@ struct segment {
     uint32_t idle_count;
 };
 
-enum segment_file { SEGMENT_ROWS, SEGMENT_GRAPH, SEGMENT_SLOTS, SEGMENT_FILES };
+enum segment_file { SEGMENT_ROWS, SEGMENT_GRAPH, SEGMENT_PAYLOAD, SEGMENT_SLOTS, SEGMENT_FILES };
 void segment_path(const char *dir, uint64_t number, enum segment_file file, char out[SEGMENT_PATH_BYTES]);
 
 struct segment *segment_new(const struct segment_spec *spec); /* refs 1; NULL: no memory */
 void segment_rows(const struct segment *s, struct index_rows *rows_out);
+
+/* segment_payload.c */
+OMEN_CHECKED enum omen_err segment_payload_build(struct segment *s, const struct index_control *control,
+        struct err *err);
+void segment_payload_open(struct segment *s); /* or build it again, or do without */
 
 /* segment_file.c */
 OMEN_CHECKED enum omen_err segment_rows_write(struct segment *s, const struct index_control *control,

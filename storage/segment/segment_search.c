@@ -1,16 +1,29 @@
-/* A search in a segment: the walk gives the nearest rows, the stream says which of them the view sees, the filter
- * which pass. When too few do, more are asked for, four times as many each time; a walk that would have to give a
- * sixteenth of the segment is dearer than scanning it, and the caller does that instead. */
+/* A search in a segment. The payload index tells which rows pass the filter, or proves that none does; the graph gives
+ * the nearest of them, by whatever plan of its own costs least for so many; the stream says which of these the view
+ * sees.
+ *
+ *   nothing can pass: pruned                            exact rows: the graph under them
+ *   rows that pass and others: few, or few of them pass -> every one is asked, then the graph under those that pass
+ *                              else                      -> the graph under all of them, what it finds is asked
+ *
+ * When too many of what was found are dead or fail, more are asked for, four times as many; past a sixteenth of the rows
+ * all are asked instead, and the graph is searched under exactly those that the view sees. So there are always k when k
+ * exist. */
 #include <math.h>
 #include <string.h>
 
 #include "common/check.h"
 #include "common/mem.h"
 #include "storage/payload/filter_eval.h"
+#include "storage/payload/rowbits.h"
 #include "storage/segment/segment_impl.h"
 
-#define SCAN_SHARE 16u /* of the rows: a scan is cheaper than a walk that has to give that many */
+#define ASK_SHARE 16u /* of the rows: asking all is cheaper than a walk that has to give that many */
 #define WIDEN 4u
+#define ASK_ALL 2048u /* rows that are asked without a look at how many pass */
+#define SAMPLE 64u    /* rows asked to see how many pass */
+#define SAMPLE_SHARE 16u
+#define STOP_WORDS 64u /* of rows asked between two polls of `stop` */
 
 static struct segment_scratch *scratch_get(struct segment *s)
 {
@@ -42,6 +55,7 @@ static void scratch_put(struct segment *s, struct segment_scratch *scratch)
     pthread_mutex_unlock(&s->mutex);
     if (keep) return;
     index_scratch_free(s->index, scratch->scratch);
+    payload_scratch_free(scratch->sets);
     mem_free(scratch->hits);
     mem_free(scratch);
 }
@@ -95,13 +109,6 @@ static bool hits_reserve(struct segment_scratch *scratch, uint32_t want)
     return scratch->hits != NULL;
 }
 
-/* How many nearest rows to ask for first: a filter lets some pass, deletes have taken some. */
-static uint32_t first_want(const struct segment *s, const struct segment_query *q)
-{
-    uint64_t want = q->filter != NULL ? (uint64_t)q->k * 4 + 16 : (uint64_t)q->k + q->k / 8 + 4;
-    return want < s->count ? (uint32_t)want : s->count;
-}
-
 /* Ask the index and tell what it did. */
 static enum omen_err index_ask(struct segment *s, const struct index_search *search,
         struct segment_scratch *scratch, uint32_t *count_out, struct explain_part *part)
@@ -113,12 +120,87 @@ static enum omen_err index_ask(struct segment *s, const struct index_search *sea
     part->hops += cost.hops;
     part->distances += cost.distances + cost.rescored;
     part->estimates += cost.estimates;
+    if (part->plan == EXPLAIN_SCAN) part->rows_scanned += cost.estimates;
     part->rounds++;
     return rc;
 }
 
-static enum omen_err walk(struct segment *s, const struct segment_query *q, struct segment_scratch *scratch,
-        struct topk *topk, bool *enough_out, struct explain_part *part)
+/* The rows to search among. */
+struct candidates {
+    uint64_t *rows; /* in the scratch; NULL = all */
+    uint64_t count;
+    bool exact; /* they pass the filter */
+    bool seen;  /* and the view sees them */
+};
+
+static bool candidate_passes(const struct segment *s, const struct segment_query *q, uint32_t row,
+        struct explain_part *part)
+{
+    struct topk_candidate ignored;
+    part->filter_evaluated += q->filter != NULL;
+    return row_passes(s, q, s->slots[row], &ignored);
+}
+
+/* Ask every one; those that the view sees and the filter passes stay. */
+static enum omen_err candidates_ask(struct segment *s, const struct segment_query *q,
+        struct segment_scratch *scratch, struct candidates *c, struct explain_part *part)
+{
+    if (c->rows == NULL) {
+        if (scratch->sets == NULL) scratch->sets = payload_scratch_new();
+        if (scratch->sets == NULL || payload_scratch_rows(scratch->sets, s->count, &c->rows) != OMEN_OK)
+            return OMEN_ENOMEM;
+    }
+    for (size_t w = 0; w < rowbits_words(s->count); w++) {
+        for (uint64_t left = c->rows[w]; left != 0; left &= left - 1) {
+            uint32_t row = (uint32_t)(w * 64) + (uint32_t)__builtin_ctzll(left);
+            if (!candidate_passes(s, q, row, part)) c->rows[w] &= ~(left & -left);
+        }
+        if (w % STOP_WORDS == 0 && q->stop != NULL && q->stop(q->stop_arg)) return OMEN_EDEADLINE;
+    }
+    c->count = rowbits_count(c->rows, s->count);
+    c->exact = c->seen = true;
+    part->real = c->count;
+    return OMEN_OK;
+}
+
+/* Of rows that may fail: is it worth to walk among them all? Some, spread evenly, are asked. */
+static bool candidates_mostly_pass(const struct segment *s, const struct segment_query *q,
+        const struct candidates *c, double *share_out, struct explain_part *part)
+{
+    uint32_t asked = 0, passed = 0;
+    size_t words = rowbits_words(s->count), step = words / SAMPLE + 1;
+    for (size_t from = 0; from < words; from += step) {
+        for (size_t w = from; w < from + step && w < words; w++) {
+            uint64_t bits = c->rows == NULL ? UINT64_MAX : c->rows[w];
+            uint32_t row = (uint32_t)(w * 64) + (bits == 0 ? 0 : (uint32_t)__builtin_ctzll(bits));
+            if (bits == 0 || row >= s->count) continue;
+            passed += candidate_passes(s, q, row, part);
+            asked++;
+            break;
+        }
+    }
+    *share_out = asked == 0 ? 0 : (double)passed / asked;
+    return asked > 0 && passed * SAMPLE_SHARE >= asked;
+}
+
+/* How many to ask the graph for at first: deletes have taken some, the filter lets a share pass. */
+static enum omen_err first_want(struct segment *s, const struct segment_query *q,
+        struct segment_scratch *scratch, struct candidates *c, uint64_t *want_out, struct explain_part *part)
+{
+    double share = 1;
+    *want_out = (uint64_t)q->k + q->k / 8 + 4;
+    if (c->exact) return OMEN_OK;
+    if (c->count > ASK_ALL && candidates_mostly_pass(s, q, c, &share, part)) {
+        *want_out = (uint64_t)((double)*want_out / share * 1.25) + 8;
+        return OMEN_OK;
+    }
+    enum omen_err rc = candidates_ask(s, q, scratch, c, part);
+    *want_out = q->k;
+    return rc;
+}
+
+static enum omen_err candidates_search(struct segment *s, const struct segment_query *q,
+        struct segment_scratch *scratch, struct candidates *c, struct topk *topk, struct explain_part *part)
 {
     struct index_search search = {
         .query = q->query,
@@ -128,39 +210,80 @@ static enum omen_err walk(struct segment *s, const struct segment_query *q, stru
         .stop = q->stop,
         .stop_arg = q->stop_arg,
     };
-    uint32_t most = s->count / SCAN_SHARE > 2 * q->k ? s->count / SCAN_SHARE : 2 * q->k;
+    uint64_t want, most = s->count / ASK_SHARE > 2 * q->k ? s->count / ASK_SHARE : 2 * q->k;
     if (most > OMEN_K_MAX) most = OMEN_K_MAX;
-    *enough_out = false;
-    for (uint32_t want = first_want(s, q);; want *= WIDEN) {
-        if (want > most && want < s->count) return OMEN_OK;
-        if (want > OMEN_K_MAX) return OMEN_OK;
-        if (want > s->count) want = s->count;
-        if (!hits_reserve(scratch, want)) return OMEN_ENOMEM;
+    enum omen_err rc = first_want(s, q, scratch, c, &want, part);
+    for (; rc == OMEN_OK; want *= WIDEN) {
+        if (want > c->count) want = c->count;
+        if (want > most && !c->seen) {
+            rc = candidates_ask(s, q, scratch, c, part);
+            want = q->k < c->count ? q->k : c->count;
+        }
+        if (rc != OMEN_OK || want == 0) break;
+        if (!hits_reserve(scratch, (uint32_t)want)) return OMEN_ENOMEM;
         uint32_t count = 0;
-        search.k = want;
-        enum omen_err rc = index_ask(s, &search, scratch, &count, part);
-        if (rc != OMEN_OK) return rc;
-        bool all = count < want || want == s->count; /* nothing else is near enough, or there */
+        search.k = (uint32_t)want;
+        search.filter = c->rows;
+        search.filter_count = c->rows == NULL ? 0 : c->count;
+        rc = index_ask(s, &search, scratch, &count, part);
+        if (rc != OMEN_OK) break;
+        bool all = count < want || want == c->count || c->seen; /* nothing else is near enough, or there */
         if (!all && hits_count_passing(s, q, scratch->hits, count, part) < q->k) continue;
         hits_push(s, q, scratch->hits, count, topk, part);
-        *enough_out = true;
         return OMEN_OK;
     }
+    if (rc == OMEN_OK) {
+        part->plan = EXPLAIN_PRUNED;
+        part->pruned_by = EXPLAIN_PRUNED_ALL_DEAD;
+    }
+    return rc;
+}
+
+/* What the payload index says of the filter. *pruned_out: no row passes. */
+static enum omen_err filter_ask(struct segment *s, const struct segment_query *q,
+        struct segment_scratch *scratch, struct candidates *c, bool *pruned_out, struct explain_part *part)
+{
+    struct payload_estimate estimate;
+    struct payload_answer answer;
+    payload_index_estimate(s->payload, q->filter, &estimate);
+    part->estimated = (uint64_t)estimate.rows;
+    part->pruned_by = estimate.pruned;
+    part->pruned_path = estimate.path;
+    *pruned_out = estimate.pruned != EXPLAIN_NOT_PRUNED;
+    if (!*pruned_out) {
+        if (scratch->sets == NULL) scratch->sets = payload_scratch_new();
+        if (scratch->sets == NULL) return OMEN_ENOMEM;
+        enum omen_err rc = payload_index_filter(s->payload, q->filter, scratch->sets, &answer);
+        if (rc != OMEN_OK) return rc;
+        *c = (struct candidates){ answer.rows, answer.count, answer.exact, false };
+        part->filter = answer.exact ? EXPLAIN_FILTER_INDEX : EXPLAIN_FILTER_PARTLY;
+        if (answer.exact) part->real = answer.count;
+        if (answer.count > 0) return OMEN_OK;
+        *pruned_out = true;
+        part->pruned_by = EXPLAIN_PRUNED_FILTER;
+    }
+    part->filter = EXPLAIN_FILTER_INDEX;
+    part->plan = EXPLAIN_PRUNED;
+    part->real = 0;
+    return OMEN_OK;
 }
 
 enum omen_err segment_search(struct segment *s, const struct segment_query *q, struct topk *topk,
-        bool *enough_out, struct explain_part *part)
+        struct explain_part *part)
 {
     if (s->count == 0) {
         part->plan = EXPLAIN_PRUNED;
         part->pruned_by = EXPLAIN_PRUNED_ALL_DEAD;
-        *enough_out = true;
         return OMEN_OK;
     }
     struct segment_scratch *scratch = scratch_get(s);
     if (scratch == NULL) return OMEN_ENOMEM;
+    struct candidates c = { NULL, s->count, q->filter == NULL, false };
+    bool pruned = false;
+    enum omen_err rc = OMEN_OK;
     part->filter = q->filter != NULL ? EXPLAIN_FILTER_PAYLOAD : EXPLAIN_FILTER_NONE;
-    enum omen_err rc = walk(s, q, scratch, topk, enough_out, part);
+    if (q->filter != NULL && s->payload != NULL) rc = filter_ask(s, q, scratch, &c, &pruned, part);
+    if (rc == OMEN_OK && !pruned) rc = candidates_search(s, q, scratch, &c, topk, part);
     scratch_put(s, scratch);
     return rc;
 }
