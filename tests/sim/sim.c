@@ -40,6 +40,8 @@ static struct sim *sim_new(const struct sim_options *o)
     sim->store.delta_bytes_max = deltas[world_below(sim->w, 4)];
     sim->store.op_retention_ms = SIM_RETENTION_MS;
     for (uint32_t i = 0; i < WORLD_NODES; i++) sim_node_init(&sim->nodes[i], sim, &sim->w->nodes[i]);
+    static const uint32_t rages[] = { 1000, 350, 100 };
+    sim->w->rage_per_mille = rages[world_below(sim->w, 3)];
     sim->storm = true;
     world_up(sim->w);
     return sim;

@@ -351,7 +351,7 @@ void sim_clients_step(struct sim *sim)
     for (uint32_t i = 0; i < SIM_CLIENTS; i++) {
         struct sim_client *c = &sim->clients[i];
         if (c->busy && sim->w->now_ms >= c->retry_at_ms) write_send(sim, i);
-        if (!c->busy && !sim->quiet && world_chance(sim->w, 60)) write_begin(sim, i);
+        if (!c->busy && !sim->quiet && world_chance(sim->w, 200)) write_begin(sim, i);
         if (world_chance(sim->w, 30)) read_send(sim, i);
     }
 }

@@ -66,6 +66,7 @@ static void commit_undo(struct sim_disk *d)
     size_t len;
     uint8_t *now = real_file(d->watched, &len);
     struct world *w = d->sim->w;
+    if (now == NULL) return; /* its replica has ended meanwhile */
     bool mixed = world_chance(w, 500);
     size_t longest = mixed && len > d->before_len ? len : d->before_len;
     uint8_t *after = mem_must_calloc(1, longest);

@@ -69,11 +69,14 @@ static uint32_t op_apply(struct model *m, struct model_rows *s, const struct ent
 static void request_apply(struct model *m, struct model_rows *s, const struct entry *e, uint32_t i)
 {
     struct entry_request r;
+    struct model_op nobody = { 0 }, *done = &nobody; /* a node's own have no op id */
     entry_request_at(e, i, &r);
-    if (r.op_id.issue_ms + SIM_RETENTION_MS < s->log_time_ms) return; /* expired */
-    if (model_find(m, r.op_id.client, r.op_id.seq) != NULL) return;   /* applied before */
-    struct model_op *done = &m->ops[m->op_count++];
-    *done = (struct model_op){ r.op_id.client, r.op_id.seq, m->sequence, 0 };
+    if (r.op_id.client != 0) {
+        if (r.op_id.issue_ms + SIM_RETENTION_MS < s->log_time_ms) return; /* expired */
+        if (model_find(m, r.op_id.client, r.op_id.seq) != NULL) return;   /* applied before */
+        done = &m->ops[m->op_count++];
+        *done = (struct model_op){ r.op_id.client, r.op_id.seq, m->sequence, 0 };
+    }
     for (uint32_t j = r.first_op; j < r.first_op + r.op_count; j++) {
         struct entry_op op;
         entry_op_at(e, j, &op);

@@ -120,7 +120,7 @@ static void node_up(struct world_node *n)
     node->searches_tail = &node->searches;
     host_up(node);
     env_up(node);
-    if (node->sim->storm && world_chance(w, 500))
+    if (node->sim->storm && world_chance(w, w->rage_per_mille / 2))
         node->disk.cut_in = 1 + world_below(w, world_chance(w, 500) ? 60 : 600);
 }
 
@@ -223,6 +223,7 @@ static void shard_end_calls(struct sim_shard *s)
         sim_tasks_run(node);
         node->worker.kick = true;
         while (worker_turn(&node->worker)) continue;
+        (void)shard_host_make_room(s->host); /* whoever waits for a leader is told that there is none */
         node->ending = true;
         shard_host_sweep(s->host);
         node->ending = false;
@@ -297,7 +298,8 @@ static void node_step(struct world_node *n)
         task->queued = false;
         task->run(task);
     }
-    if (node->sim->storm && node->disk.cut_in == 0 && world_chance(w, 1))
+    if (node->sim->storm && node->disk.cut_in == 0 && world_chance(w, 1) &&
+            world_chance(w, w->rage_per_mille))
         node->disk.cut_in = 1 + world_below(w, 200);
     n->cut = node->disk.is_cut;
 }

@@ -378,6 +378,12 @@ static void replica_step(struct world_replica *r)
     if (world_chance(w, 4)) checkpoint(r);
 }
 
+/* Of a storm: never drawn for when it does not count, so that seeds without stay what they were. */
+static bool strikes(struct world *w, uint32_t per_mille)
+{
+    return world_chance(w, per_mille) && (w->rage_per_mille == 0 || world_chance(w, w->rage_per_mille));
+}
+
 static void node_step(struct world_node *n, bool storm)
 {
     struct world *w = n->world;
@@ -400,10 +406,10 @@ static void node_step(struct world_node *n, bool storm)
         disk_full(n, false);
     }
     if (!storm) return;
-    if (world_chance(w, 1)) {
+    if (strikes(w, 1)) {
         world_crash(n);
         w->counts.crashes++;
-    } else if (world_chance(w, 1)) {
+    } else if (strikes(w, 1)) {
         n->full_until_ms = w->now_ms + world_below(w, 1500);
         disk_full(n, true);
     }
@@ -417,9 +423,9 @@ void world_step(struct world *w, bool storm)
     if (!storm) return;
     for (uint32_t g = 0; g < w->group_count; g++) {
         struct world_replica *leader = world_leader(w, g);
-        if (leader != NULL && !w->groups[g].change_out && world_chance(w, 8)) change_members(leader);
+        if (leader != NULL && !w->groups[g].change_out && strikes(w, 8)) change_members(leader);
     }
-    if (world_chance(w, 3)) cut_choose(w);
+    if (strikes(w, 3)) cut_choose(w);
     if (world_chance(w, 6)) memset(w->cut, 0, sizeof w->cut);
     if (world_chance(w, 3)) w->loss_per_mille = world_chance(w, 500) ? 0 : (uint32_t)world_below(w, 200);
 }

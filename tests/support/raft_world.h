@@ -133,6 +133,8 @@ struct world {
     uint32_t message_count;
     bool cut[WORLD_NODES + 1][WORLD_NODES + 1]; /* from, to */
     uint32_t loss_per_mille;
+    uint32_t
+            rage_per_mille; /* of the crashes, full disks, cuts and changes that a storm has; 0 = all of them */
     uint64_t next_replica;
     struct world_counts counts;
     struct world_mutations mutations;
