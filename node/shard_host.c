@@ -15,6 +15,7 @@
 #define ELECTION_MS 800                   /* as replica_host_options_default has it */
 #define IMMEDIATE_ROWS_MIN 1000u          /* fewer are scanned as fast as they are walked */
 #define INDEX_CHECKPOINT_NS 1000000000ull /* between two checkpoints for the index's sake */
+#define BULK_MS_MAX 600000u               /* that a bulk load may announce at once */
 #define RETIRE_POLL_MS 50 /* how often deadlines are looked at while a retired shard waits for its calls */
 
 void shard_env_init(struct shard_env *env)
@@ -174,24 +175,30 @@ static void policy_of_options(struct shard_host *shard, struct index_policy *pol
         policy->eager = true;
         if (policy->rows_min > IMMEDIATE_ROWS_MIN) policy->rows_min = IMMEDIATE_ROWS_MIN;
     }
-    if (o.write_mode == WRITE_STREAM_ONLY) {
-        uint64_t now_ms = clock_wall_ms(shard->env->clock), delay_ms = options_index_delay_ms(&o);
+    uint64_t now_ms = clock_wall_ms(shard->env->clock);
+    /* Built once, of all of it. A loader that dies, or whose clock is wrong, holds nothing up for long. */
+    if (now_ms < o.bulk_until_ms && o.bulk_until_ms - now_ms <= BULK_MS_MAX)
+        policy->ripe_ms = 0;
+    else if (o.write_mode == WRITE_STREAM_ONLY) {
+        uint64_t delay_ms = options_index_delay_ms(&o);
         policy->ripe_ms = now_ms > delay_ms ? now_ms - delay_ms : 0;
     }
 }
 
 /* Only what is in a durable checkpoint is indexed. Who wants it at once, or has writes waiting for it, does not wait for the
- * next one's time. */
+ * next one's time, and what a bulk load brought is taken as a whole. */
 static void checkpoint_for_index(struct shard_host *shard, const struct index_policy *policy)
 {
     uint64_t now_ns = clock_monotonic_ns(shard->env->clock);
-    bool waited = atomic_load(&shard->index_wait_count) > 0;
-    if (shard->replica == NULL || now_ns < shard->index_checkpoint_ns) return;
+    bool waited = atomic_load(&shard->index_wait_count) > 0, loading = policy->ripe_ms == 0;
+    bool loaded = shard->bulk_loading && !loading;
+    shard->bulk_loading = loading;
+    if (shard->replica == NULL || (!loaded && now_ns < shard->index_checkpoint_ns)) return;
     struct shard_store *store = shard_host_store_hold(shard);
     if (store == NULL) return;
     uint64_t tail = shard_index_tail_rows(store);
     bool urgent = policy->tail_rows_max != 0 && tail > 0 && tail >= policy->tail_rows_max / 2;
-    bool due = (waited || urgent || (policy->eager && tail >= policy->rows_min)) &&
+    bool due = (waited || urgent || ((policy->eager || loaded) && tail >= policy->rows_min)) &&
             shard_store_durable(store) < shard_store_applied(store);
     shard_host_store_unhold(shard);
     if (!due) return;

@@ -102,6 +102,7 @@ struct shard_host {
     pthread_mutex_t options_lock;
     struct collection_options options; /* guarded by options_lock */
     uint64_t index_checkpoint_ns;      /* none before, for the index's sake; the index thread's */
+    bool bulk_loading;                 /* at the last step; the index thread's */
     char collection_name[OMEN_NAME_BYTES_MAX + 1];
     /* Used between shard_host_store_hold and _unhold; NULL while there is none: between two generations of
      * it, or for ever when it could not be opened. */

@@ -15,7 +15,7 @@ bool collection_options_equal(const struct collection_options *a, const struct c
 {
     return a->profile == b->profile && a->write_mode == b->write_mode && a->quantization == b->quantization &&
             a->segments == b->segments && a->index_delay_ms == b->index_delay_ms &&
-            a->time_bucket_ms == b->time_bucket_ms;
+            a->time_bucket_ms == b->time_bucket_ms && a->bulk_until_ms == b->bulk_until_ms;
 }
 
 /* Where a change goes, before it is known to be right as a whole. */
@@ -117,6 +117,8 @@ static enum omen_err change_one(struct change *c, struct bytes key, struct doc v
     } else if (key_is(key, "time_bucket_ms")) {
         rc = ms_value(value, OPTIONS_BUCKET_MS_MIN, OPTIONS_BUCKET_MS_MAX, OPTIONS_BUCKET_MS,
                 "time_bucket_ms", &o->time_bucket_ms, err);
+    } else if (key_is(key, "bulk_until_ms")) {
+        rc = ms_value(value, 0, INT64_MAX, 0, "bulk_until_ms", &o->bulk_until_ms, err);
     } else if (key_is(key, "recall_target")) {
         rc = recall_value(value, "recall_target", &c->recall_target, err);
     } else {
@@ -170,4 +172,5 @@ void collection_options_put(const struct collection_options *options, struct doc
     put_name(b, "quantization", QUANTIZATIONS[options->quantization]);
     put_name(b, "segments", GROUPINGS[options->segments]);
     put_ms(b, "time_bucket_ms", options_time_bucket_ms(options));
+    if (options->bulk_until_ms != 0) put_ms(b, "bulk_until_ms", options->bulk_until_ms);
 }

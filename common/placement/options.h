@@ -35,13 +35,14 @@ struct collection_options {
     enum segment_grouping segments;
     uint64_t index_delay_ms; /* of WRITE_STREAM_ONLY; 0 = OPTIONS_DELAY_MS */
     uint64_t time_bucket_ms; /* of SEGMENTS_TIME_BASED; 0 = OPTIONS_BUCKET_MS */
-};                           /* zeroed: what a collection has that was asked nothing of */
+    uint64_t bulk_until_ms; /* Unix time: until then a bulk load runs and nothing is indexed; 0 = none runs */
+};                          /* zeroed: what a collection has that was asked nothing of */
 
 bool collection_options_equal(const struct collection_options *a, const struct collection_options *b);
 
 /* Change what the object `changes` names: "profile" first (it sets all values that it speaks of), then "write_mode",
- * "index_delay_ms", "quantization", "segments", "time_bucket_ms", "recall_target" (to *recall_target). An absent object
- * changes nothing. Errors: OMEN_EINVAL or OMEN_ETOOBIG, the field is the key; nothing is changed then. */
+ * "index_delay_ms", "quantization", "segments", "time_bucket_ms", "bulk_until_ms", "recall_target" (to *recall_target). An
+ * absent object changes nothing. Errors: OMEN_EINVAL or OMEN_ETOOBIG, the field is the key; nothing is changed then. */
 OMEN_CHECKED enum omen_err collection_options_change(struct collection_options *options, float *recall_target,
         struct doc changes, struct err *err);
 /* Members of an object that the caller has begun: all values, as collection_options_change takes them (without

@@ -21,7 +21,8 @@ _omenctl_options() {
     'points count') echo --filter --allow-partial ;;
     'points delete-payload') echo --path --filter --shard-key ;;
     'points '*) echo --filter --shard-key ;;
-    'import '*) echo --collection --create --shard-key --shards --replication --batch --depth --limit --id-field ;;
+    'import '*) echo --collection --create --shard-key --shards --replication --batch --depth --limit --id-field \
+        --no-bulk ;;
     'search '*) echo --vector --vector-file --id --shard-key --query-file --row --all --truth --k --offset --filter \
         --score-threshold --field --consistency --show --with-payload --no-payload --with-vectors --allow-partial ;;
     esac

@@ -35,7 +35,8 @@ START_TEST(every_value_comes_back)
             .quantization = (enum quantization)(n / 12 % 3),
             .segments = (enum segment_grouping)(n / 36 % 3),
             .index_delay_ms = delays[n / 108 % 3],
-            .time_bucket_ms = buckets[n / 324 % 3] };
+            .time_bucket_ms = buckets[n / 324 % 3],
+            .bulk_until_ms = n % 5 == 0 ? 1790000000000 : 0 };
         struct collection_options back = { .write_mode = WRITE_STREAM_ONLY, .index_delay_ms = 77 };
         float recall = 0.5f;
         ck_assert_int_eq(collection_options_change(&back, &recall, put(&o), NULL), OMEN_OK);
@@ -90,6 +91,7 @@ START_TEST(what_is_wrong_is_named_and_changes_nothing)
         { "{'index_delay_ms': '60s'}", "index_delay_ms" },
         { "{'index_delay_ms': 604800001}", "index_delay_ms" },
         { "{'time_bucket_ms': 59999}", "time_bucket_ms" },
+        { "{'bulk_until_ms': -1}", "bulk_until_ms" },
         { "{'recall_target': 0}", "recall_target" },
         { "{'recall_target': 1.01}", "recall_target" },
         { "{'recall_target': '0.9'}", "recall_target" },

@@ -655,6 +655,38 @@ START_TEST(expired_points_leave_a_shard_that_nobody_writes_to)
 }
 END_TEST
 
+/* Nothing is indexed while the load is announced, then all of it at once, what no checkpoint has reached yet included. */
+START_TEST(a_bulk_load_is_built_once_at_its_end)
+{
+    char text[80];
+    struct arena arena;
+    struct shard_call call;
+    arena_init(&arena, 1024, 0);
+    node_down();
+    options.index_rows_min = 100;
+    node_up();
+    snprintf(text, sizeof text, "{'bulk_until_ms': %llu}",
+            (unsigned long long)(clock_wall_ms(clock_system()) + 300000));
+    ck_assert_int_eq(create_with("docs", text), OMEN_OK);
+    ck_assert_int_eq(create_with("next", "{'write_mode': 'immediate_index'}"), OMEN_OK);
+    uint64_t shard = shard_of("docs"), next = shard_of("next");
+    write_call(&call, shard, 0, WAIT_POINTS, WAIT_COMMITTED, wait_ops, wait_vectors);
+    ck_assert_int_eq(run(&call), OMEN_OK);
+    release(&call);
+    write_call(&call, next, 0, WAIT_POINTS, WAIT_INDEXED, wait_ops, wait_vectors);
+    ck_assert_int_eq(run(&call), OMEN_OK); /* so both had their turns */
+    release(&call);
+    ck_assert_uint_eq(unindexed(shard), WAIT_POINTS);
+    struct shard_call set = { .kind = CALL_CATALOG };
+    set.in.catalog = (struct catalog_change){ .kind = CATALOG_SET, .name = "docs" };
+    set.in.catalog.options = doc_of(&arena, "{'bulk_until_ms': 0}");
+    ck_assert_int_eq(run(&set), OMEN_OK);
+    release(&set);
+    while (unindexed(shard) > 0) usleep(10000); /* within this test's time: no checkpoint is due for 30 s */
+    arena_fini(&arena);
+}
+END_TEST
+
 /* ---- by filter ---- */
 
 /* 2,500 points in several pages; sent again with its op id it is known, and what came since is left alone. Without one it
@@ -851,6 +883,7 @@ int main(void)
     tcase_add_test(tcase, a_node_without_indexes_refuses_to_wait_for_one);
     tcase_add_test(tcase, a_write_by_filter_is_done_once_under_its_op_id);
     tcase_add_test(tcase, expired_points_leave_a_shard_that_nobody_writes_to);
+    tcase_add_test(tcase, a_bulk_load_is_built_once_at_its_end);
     tcase_add_test(tcase, a_stream_is_left_alone_until_it_is_told_otherwise);
     tcase_add_test(tcase, dropped_collection_is_gone_and_its_name_is_free);
     tcase_add_test(tcase, interrupted_create_and_drop_heal_at_start);

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "common/check.h"
+#include "common/clock.h"
 #include "common/dataset/dataset.h"
 #include "common/json.h"
 #include "common/mem.h"
@@ -14,9 +15,12 @@
 #include "tools/omenctl/output.h"
 #include "tools/omenctl/progress.h"
 
+#define BULK_MS 60000u       /* that a load is announced for at a time */
+#define BULK_ROWS_MIN 50000u /* fewer are indexed at once anyway */
+
 static struct {
     const char *collection, *shard_key, *id_field;
-    bool create;
+    bool create, no_bulk;
     uint64_t batch, depth, limit, shards, replication;
 } o = { .batch = 500, .depth = 8, .shards = 1, .replication = 1 };
 
@@ -27,6 +31,8 @@ static const struct option OPTIONS[] = {
             "with --create: payload path whose value places a point" },
     { "--shards", OPTION_U64, &o.shards, "N", "with --create: shards, 1 to 256 (1)" },
     { "--replication", OPTION_U64, &o.replication, "R", "with --create: copies of each shard, 1 to 7 (1)" },
+    { "--no-bulk", OPTION_FLAG, &o.no_bulk, NULL,
+            "let indexes be built meanwhile, rather than once at the end" },
     { "--batch", OPTION_U64, &o.batch, "N", "points per request, 1 to 10000 (500)" },
     { "--depth", OPTION_U64, &o.depth, "N", "requests in flight, 1 to 256 (8)" },
     { "--limit", OPTION_U64, &o.limit, "N", "only the first N rows" },
@@ -40,6 +46,7 @@ struct import {
     const char *collection;
     omen_pipeline *pipeline;
     struct progress progress;
+    uint64_t bulk_renew_ms;         /* when the bulk load is to be announced again; UINT64_MAX: it is not */
     const struct doc_path *id_path; /* NULL = row numbers */
     struct arena arena;
     struct doc_builder *builder;
@@ -130,9 +137,23 @@ static int submit(struct import *im, uint64_t first, uint32_t count)
     return fail_text(rc, omen_last_error_field(), message);
 }
 
+/* Tell the collection that a bulk load runs for a while longer, so that indexes wait and are built once; 0: it is over. Who
+ * may not change collections loads without. */
+static void bulk_announce(struct import *im, bool runs)
+{
+    char text[80];
+    uint64_t now_ms = clock_wall_ms(clock_system());
+    if (runs ? now_ms < im->bulk_renew_ms : im->bulk_renew_ms == UINT64_MAX) return;
+    snprintf(text, sizeof text, "{\"bulk_until_ms\": %llu}",
+            runs ? (unsigned long long)(now_ms + BULK_MS) : 0ull);
+    bool told = omen_collection_set(im->cli->db, im->collection, text) == OMEN_OK;
+    im->bulk_renew_ms = runs && told ? now_ms + BULK_MS / 3 : UINT64_MAX;
+}
+
 static int send_rows(struct import *im, uint64_t rows)
 {
     for (uint64_t first = 0; first < rows; first += o.batch) {
+        bulk_announce(im, true);
         uint32_t count = (uint32_t)(rows - first < o.batch ? rows - first : o.batch);
         buf_clear(&im->text);
         int code = EXIT_OK;
@@ -147,6 +168,7 @@ static void on_ack(void *arg, size_t count) { progress_add(arg, count); }
 
 static int load(struct import *im, uint64_t rows)
 {
+    im->bulk_renew_ms = o.no_bulk || rows < BULK_ROWS_MIN ? UINT64_MAX : 0;
     omen_code rc = omen_pipeline_open(im->cli->db, im->collection, (uint32_t)o.depth, &im->pipeline);
     if (rc != OMEN_OK) return fail_with(rc);
     progress_start(&im->progress, "vectors", rows);
@@ -154,6 +176,7 @@ static int load(struct import *im, uint64_t rows)
     int code = send_rows(im, rows);
     uint64_t acknowledged = 0;
     rc = omen_pipeline_finish(im->pipeline, &acknowledged);
+    bulk_announce(im, false);
     double seconds = progress_end(&im->progress);
     if (rc != OMEN_OK && code == EXIT_OK) code = fail_with(rc);
     double rate = seconds > 0 ? (double)acknowledged / seconds : 0;
