@@ -377,9 +377,15 @@ enum omen_err payload_index_filter(const struct payload_index *index, const stru
         struct payload_scratch *scratch, struct payload_answer *answer_out)
 {
     const struct walk w = { index, scratch, index->rows };
-    enum omen_err rc = payload_scratch_rows(scratch, index->rows, &answer_out->rows);
     answer_out->exact = true;
-    if (rc == OMEN_OK && filter != NULL) rc = rows_of(&w, filter, NULL, answer_out->rows, &answer_out->exact);
+    if (filter == NULL) {
+        answer_out->count = index->rows;
+        return payload_scratch_rows(scratch, index->rows, &answer_out->rows);
+    }
+    scratch_begin(scratch, index->rows);
+    answer_out->rows = set_take(scratch);
+    if (answer_out->rows == NULL) return OMEN_ENOMEM;
+    enum omen_err rc = rows_of(&w, filter, NULL, answer_out->rows, &answer_out->exact);
     if (rc != OMEN_OK) return rc;
     answer_out->count = rowbits_count(answer_out->rows, index->rows);
     return OMEN_OK;

@@ -57,11 +57,10 @@ static uint64_t bytes_of_bits(uint64_t v)
     return (v + (v >> 4)) & UINT64_C(0x0f0f0f0f0f0f0f0f);
 }
 
-uint64_t rowbits_count(const uint64_t *words, uint32_t rows)
+static uint64_t count_floor(const uint64_t *words, size_t n)
 {
     uint64_t total = 0;
-    size_t n = rowbits_words(rows), i = 0;
-    while (i < n) { /* a byte holds the sums of 31 words */
+    for (size_t i = 0; i < n;) { /* a byte holds the sums of 31 words */
         size_t end = n - i > 31 ? i + 31 : n;
         uint64_t bytes = 0;
         for (; i < end; i++) bytes += bytes_of_bits(words[i]);
@@ -69,6 +68,23 @@ uint64_t rowbits_count(const uint64_t *words, uint32_t rows)
         total += (pairs * UINT64_C(0x0001000100010001)) >> 48;
     }
     return total;
+}
+
+#if defined(__x86_64__)
+__attribute__((target("popcnt"))) static uint64_t count_popcnt(const uint64_t *words, size_t n)
+{
+    uint64_t total = 0;
+    for (size_t i = 0; i < n; i++) total += (uint64_t)__builtin_popcountll(words[i]);
+    return total;
+}
+#endif
+
+uint64_t rowbits_count(const uint64_t *words, uint32_t rows)
+{
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("popcnt")) return count_popcnt(words, rowbits_words(rows));
+#endif
+    return count_floor(words, rowbits_words(rows));
 }
 
 void rowbits_or_list(uint64_t *words, const uint32_t *list, size_t count)
@@ -99,9 +115,10 @@ static void bitset_put(uint64_t *restrict words, const uint64_t *restrict bits, 
 
 static void array_put(uint64_t *words, const uint16_t *rows, int32_t count, bool set)
 {
-    for (int32_t i = 0; i < count; i++) {
-        uint64_t bit = UINT64_C(1) << (rows[i] % 64), *word = &words[rows[i] / 64];
-        *word = set ? *word | bit : *word & ~bit;
+    if (set) {
+        for (int32_t i = 0; i < count; i++) words[rows[i] / 64] |= UINT64_C(1) << (rows[i] % 64);
+    } else {
+        for (int32_t i = 0; i < count; i++) words[rows[i] / 64] &= ~(UINT64_C(1) << (rows[i] % 64));
     }
 }
 

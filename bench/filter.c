@@ -1,0 +1,224 @@
+/* omen-bench filter: the payload index of one segment of made payloads. How long it takes to build and open and what it
+ * takes on disk and in memory; how long filters take to become sets of rows, against asking every payload. Medians. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "bench/bench.h"
+#include "common/check.h"
+#include "common/json.h"
+#include "common/mem.h"
+#include "storage/payload/filter_eval.h"
+#include "storage/payload/payload_index.h"
+
+#define PAYLOAD_ROUNDS 3
+
+/* About what a catalog has: a word of 40, one of 1,000, a price, a time in order, tags, a flag. */
+struct rows {
+    struct buf bytes;
+    uint64_t *at;
+    uint32_t count;
+};
+
+static void payload_put(struct doc_builder *b, uint64_t row)
+{
+    char text[32];
+    uint64_t x = bench_mix(row);
+    doc_begin_object(b);
+    doc_key(b, "section", 7);
+    doc_put_string(b, text,
+            (size_t)snprintf(text, sizeof text, "section-%llu", (unsigned long long)(x % 40)));
+    doc_key(b, "shop", 4);
+    doc_put_string(b, text,
+            (size_t)snprintf(text, sizeof text, "shop-%llu", (unsigned long long)(x / 40 % 1000)));
+    doc_key(b, "price", 5);
+    doc_put_f64(b, (double)(x >> 20 & 0xfffff) / 0x100000 * 1000);
+    doc_key(b, "at", 2);
+    doc_put_i64(b, 1700000000000 + (int64_t)row * 37);
+    doc_key(b, "tags", 4);
+    doc_begin_array(b);
+    if (x >> 40 & 1) doc_put_string(b, "half", 4);
+    if ((x >> 41) % 10 == 0) doc_put_string(b, "tenth", 5);
+    if ((x >> 45) % 1000 == 0) doc_put_string(b, "rare", 4);
+    doc_end(b);
+    doc_key(b, "open", 4);
+    doc_put_bool(b, x >> 60 & 1);
+    doc_end(b);
+}
+
+static void rows_make(struct rows *r, uint32_t count)
+{
+    struct doc_builder *b = doc_builder_new(DOC_BYTES_MAX);
+    buf_init(&r->bytes);
+    r->count = count;
+    r->at = mem_must_calloc((size_t)count + 1, sizeof *r->at);
+    for (uint32_t i = 0; i < count; i++) {
+        struct doc doc;
+        doc_builder_reset(b, DOC_BYTES_MAX);
+        payload_put(b, i);
+        CHECK(doc_builder_finish(b, &doc, NULL) == OMEN_OK);
+        r->at[i] = r->bytes.len;
+        buf_append(&r->bytes, doc.data, doc.len);
+    }
+    CHECK(!r->bytes.failed);
+    r->at[count] = r->bytes.len;
+    doc_builder_free(b);
+}
+
+static bool row_at(void *arg, uint32_t row, point_id *id_out, struct doc *payload_out)
+{
+    const struct rows *r = arg;
+    *id_out = (point_id){ 0, row, POINT_ID_U64 };
+    *payload_out = (struct doc){ r->bytes.data + r->at[row], (uint32_t)(r->at[row + 1] - r->at[row]) };
+    return true;
+}
+
+static const struct {
+    const char *name, *json;
+} asked[] = {
+    { "match 50 %", "{\"must\": [{\"key\": \"tags\", \"match\": {\"value\": \"half\"}}]}" },
+    { "match 10 %", "{\"must\": [{\"key\": \"tags\", \"match\": {\"value\": \"tenth\"}}]}" },
+    { "match 2.5 %", "{\"must\": [{\"key\": \"section\", \"match\": {\"value\": \"section-7\"}}]}" },
+    { "match 0.1 %", "{\"must\": [{\"key\": \"shop\", \"match\": {\"value\": \"shop-77\"}}]}" },
+    { "match any of 4, 10 %",
+            "{\"must\": [{\"key\": \"section\", \"match\": {\"any\": [\"section-1\", \"section-2\", "
+            "\"section-3\", \"section-4\"]}}]}" },
+    { "range 50 %", "{\"must\": [{\"key\": \"price\", \"range\": {\"gte\": 211, \"lt\": 711}}]}" },
+    { "range 10 %", "{\"must\": [{\"key\": \"price\", \"range\": {\"gte\": 211, \"lt\": 311}}]}" },
+    { "range 1 %", "{\"must\": [{\"key\": \"price\", \"range\": {\"gte\": 211, \"lt\": 221}}]}" },
+    { "range 0.1 %", "{\"must\": [{\"key\": \"price\", \"range\": {\"gte\": 211, \"lt\": 212}}]}" },
+    { "range in order of rows, 50 %",
+            "{\"must\": [{\"key\": \"at\", \"range\": {\"gte\": 1700009000000, \"lt\": 1700027500000}}]}" },
+    { "match and range, 1 %",
+            "{\"must\": [{\"key\": \"tags\", \"match\": {\"value\": \"tenth\"}}, "
+            "{\"key\": \"price\", \"range\": {\"lt\": 100}}]}" },
+    { "must_not, 50 %", "{\"must_not\": [{\"key\": \"tags\", \"match\": {\"value\": \"half\"}}]}" },
+    { "no such value: pruned", "{\"must\": [{\"key\": \"shop\", \"match\": {\"value\": \"shop-1001\"}}]}" },
+};
+
+static const struct filter *filter_read(const char *json, struct arena *arena)
+{
+    struct err err;
+    struct doc doc;
+    const struct filter *filter;
+    struct doc_builder *b = doc_builder_new(DOC_FILTER_BYTES_MAX);
+    if (json_parse(json, strlen(json), b, &doc, &err) != OMEN_OK) panic("%s: %s", json, err.message);
+    doc.data = arena_copy(arena, doc.data, doc.len);
+    if (filter_parse(doc, arena, &filter, &err) != OMEN_OK) panic("%s: %s", json, err.message);
+    doc_builder_free(b);
+    return filter;
+}
+
+static uint64_t median(uint64_t *values, size_t count)
+{
+    qsort(values, count, sizeof *values, bench_compare_u64);
+    return values[count / 2];
+}
+
+/* As a search does: the estimate, and when that proves nothing, the set. */
+static uint64_t index_ns(const struct payload_index *index, const struct filter *filter,
+        struct payload_scratch *scratch, uint64_t rounds, uint64_t *count_out, double *estimate_out)
+{
+    uint64_t *ns = mem_must_calloc(rounds, sizeof *ns);
+    for (uint64_t i = 0; i < rounds; i++) {
+        struct payload_estimate estimate;
+        struct payload_answer answer = { NULL, 0, true };
+        uint64_t start = bench_now_ns();
+        payload_index_estimate(index, filter, &estimate);
+        if (estimate.pruned == EXPLAIN_NOT_PRUNED)
+            CHECK(payload_index_filter(index, filter, scratch, &answer) == OMEN_OK);
+        ns[i] = bench_now_ns() - start;
+        CHECK(answer.exact);
+        *count_out = answer.count;
+        *estimate_out = estimate.rows;
+    }
+    uint64_t middle = median(ns, rounds);
+    mem_free(ns);
+    return middle;
+}
+
+static uint64_t payloads_ns(struct rows *r, const struct filter *filter, uint64_t expected)
+{
+    uint64_t ns[PAYLOAD_ROUNDS];
+    for (int i = 0; i < PAYLOAD_ROUNDS; i++) {
+        uint64_t passed = 0, start = bench_now_ns();
+        for (uint32_t row = 0; row < r->count; row++) {
+            point_id id;
+            struct doc payload;
+            row_at(r, row, &id, &payload);
+            passed += filter_match(filter, id, payload);
+        }
+        ns[i] = bench_now_ns() - start;
+        CHECK(passed == expected);
+    }
+    return median(ns, PAYLOAD_ROUNDS);
+}
+
+static struct payload_index *index_make(struct rows *r, const char *path)
+{
+    struct err err;
+    struct payload_index *index;
+    struct payload_index_stats stats;
+    const struct payload_source source = { r->count, row_at, NULL, r };
+    uint64_t start = bench_now_ns();
+    if (payload_index_build(&source, vfs_posix(), path, &err) != OMEN_OK) panic("%s", err.message);
+    uint64_t built = bench_now_ns();
+    if (payload_index_open(vfs_posix(), path, r->count, &index, &err) != OMEN_OK) panic("%s", err.message);
+    uint64_t opened = bench_now_ns();
+    payload_index_stats(index, &stats);
+    json_line_begin("filter");
+    json_line_text("what", "index");
+    json_line_u64("count", r->count);
+    json_line_u64("fields", stats.fields);
+    json_line_f64("payload_bytes_per_row", (double)r->bytes.len / r->count);
+    json_line_f64("disk_bytes_per_row", (double)stats.disk_bytes / r->count);
+    json_line_f64("memory_bytes_per_row", (double)stats.memory_bytes / r->count);
+    json_line_f64("build_seconds", (double)(built - start) / 1e9);
+    json_line_f64("open_ms", (double)(opened - built) / 1e6);
+    json_line_end();
+    return index;
+}
+
+int bench_filter(int argc, char **argv)
+{
+    uint64_t count = 1000000, rounds = 201;
+    const char *path = "/tmp/omen-bench-filter.payload";
+    const struct bench_option options[] = {
+        { "--count", "rows of the segment (1000000)", &count, NULL, NULL },
+        { "--rounds", "of each filter (201)", &rounds, NULL, NULL },
+        { "--file", "scratch file (/tmp/omen-bench-filter.payload)", NULL, &path, NULL },
+    };
+    bench_parse(argc, argv, "filter [options]", options, sizeof options / sizeof options[0]);
+    if (count == 0 || count > 100000000 || rounds == 0 || rounds > 100000) {
+        fprintf(stderr, "omen-bench filter: --count 1..100000000, --rounds 1..100000\n");
+        return 2;
+    }
+    struct rows r;
+    struct arena arena;
+    struct payload_scratch *scratch = payload_scratch_new();
+    CHECK(scratch != NULL);
+    arena_init(&arena, 1 << 14, 0);
+    rows_make(&r, (uint32_t)count);
+    struct payload_index *index = index_make(&r, path);
+    for (size_t i = 0; i < sizeof asked / sizeof *asked; i++) {
+        const struct filter *filter = filter_read(asked[i].json, &arena);
+        uint64_t passed = 0, ns;
+        double estimate = 0;
+        ns = index_ns(index, filter, scratch, rounds, &passed, &estimate);
+        json_line_begin("filter");
+        json_line_text("what", asked[i].name);
+        json_line_u64("count", count);
+        json_line_u64("rows", passed);
+        json_line_f64("estimated", estimate);
+        json_line_f64("index_us", (double)ns / 1e3);
+        json_line_f64("payloads_us", (double)payloads_ns(&r, filter, passed) / 1e3);
+        json_line_end();
+    }
+    payload_index_free(index);
+    payload_scratch_free(scratch);
+    remove(path);
+    arena_fini(&arena);
+    buf_fini(&r.bytes);
+    mem_free(r.at);
+    return 0;
+}
