@@ -25,6 +25,7 @@
 
 struct state {
     bool live[IDS];
+    uint64_t expires_ms[IDS]; /* 0 = never */
     float vectors[IDS][DIM];
 };
 
@@ -115,8 +116,10 @@ static void write_ids(struct world *w, bool deletes, uint64_t first, uint32_t co
             vector_make(w, w->now.vectors[id]);
             op.vectors[0] = w->now.vectors[id];
             op.payload = payload_of(w, id);
+            if (below(w, 8) == 0) op.expires_ms = 1000 + ENTRY_MS * (w->sequence + below(w, 100));
         }
         w->now.live[id] = !deletes;
+        w->now.expires_ms[id] = op.expires_ms;
         ck_assert_int_eq(entry_builder_add(w->builder, &op), OMEN_OK);
     }
     struct err err;
@@ -207,22 +210,27 @@ static bool passes(int filter, uint64_t id)
     }
 }
 
-static void check_hits(struct world *w, const struct state *s, const struct hit *hits, uint32_t count,
-        const float *query, uint32_t k, int filter, bool exact)
+static bool is_there(const struct state *s, uint64_t id, uint64_t now_ms)
+{
+    return s->live[id] && (s->expires_ms[id] == 0 || s->expires_ms[id] > now_ms);
+}
+
+static void check_hits(struct world *w, const struct state *s, uint64_t now_ms, const struct hit *hits,
+        uint32_t count, const float *query, uint32_t k, int filter, bool exact)
 {
     static float all[IDS];
     static bool seen[IDS];
     uint32_t live = 0;
     for (uint64_t id = 0; id < IDS; id++) {
         seen[id] = false;
-        if (s->live[id] && passes(filter, id)) all[live++] = distance(s->vectors[id], query);
+        if (is_there(s, id, now_ms) && passes(filter, id)) all[live++] = distance(s->vectors[id], query);
     }
     qsort(all, live, sizeof *all, float_compare);
     ck_assert_uint_eq(count, k < live ? k : live);
     for (uint32_t i = 0; i < count; i++) {
         uint64_t id = hits[i].point.id.lo;
         ck_assert_uint_lt(id, IDS);
-        ck_assert_msg(s->live[id], "a point that is not there: %llu", (unsigned long long)id);
+        ck_assert_msg(is_there(s, id, now_ms), "a point that is not there: %llu", (unsigned long long)id);
         ck_assert_msg(!seen[id], "a point twice: %llu", (unsigned long long)id);
         seen[id] = true;
         ck_assert(passes(filter, id));
@@ -280,7 +288,7 @@ static void check_search(struct world *w, const struct store_view *view, const s
     w->sketched += stats.sketches_searched;
     w->pruned += stats.segments_pruned;
     check_explain(&explain, exact, filter >= 0);
-    check_hits(w, s, hits[0], count, query, k, filter, exact);
+    check_hits(w, s, view->now_ms, hits[0], count, query, k, filter, exact);
     arena_fini(&arena);
 }
 
@@ -298,6 +306,7 @@ static void check(struct world *w)
 {
     struct store_view view;
     store_view_acquire(w->store, &view);
+    store_view_at(&view, view.now_ms + ENTRY_MS * below(w, 50)); /* nobody may have written for a while */
     check_view(w, &view, &w->now);
     store_view_release(&view);
     if (w->holds) check_view(w, &w->held, &w->then);
