@@ -117,6 +117,8 @@ struct replica_bases {
     /* The log now begins after that checkpoint: use it. Apply worker, or the opener after a crash in between.
      * An error stops the replica. */
     enum omen_err (*switch_base)(void *self, uint64_t sequence, struct err *err);
+    /* It is not needed: the state reached as far without it, and is durable. Apply worker. May be NULL. */
+    void (*pass_over)(void *self);
 };
 
 struct replica_group_options {

@@ -139,6 +139,15 @@ static enum omen_err entry_apply(struct replica *r, struct work *work, struct er
     return rc;
 }
 
+/* The machine got as far by the log as the base that was fetched meanwhile. The log begins after that base now, so what
+ * is applied must be durable before the base may go. */
+static enum omen_err base_pass_over(struct replica *r, struct err *err)
+{
+    enum omen_err rc = replica_checkpoint(r, err);
+    if (rc == OMEN_OK && r->bases.pass_over != NULL) r->bases.pass_over(r->fsm.self);
+    return rc == OMEN_EBUSY || rc == OMEN_ENOMEM ? OMEN_EFULL : rc; /* tried again as well */
+}
+
 /* Entries up to `index` are in a base fetched from another replica: the machine goes over to it. What it then
  * holds may reach further; those entries come again and are passed over. True: the disk is full,
  * it is to be tried again. */
@@ -152,6 +161,8 @@ static bool base_switch(struct replica *r, uint64_t index)
         if (rc == OMEN_OK) rc = r->bases.switch_base(r->fsm.self, sequence, &err);
         if (rc == OMEN_OK && r->fsm.applied(r->fsm.self) < sequence)
             rc = err_set(&err, OMEN_ECORRUPT, NULL, "the base ends before its sequence");
+    } else {
+        rc = base_pass_over(r, &err);
     }
     pthread_mutex_lock(&r->mutex);
     if (rc == OMEN_OK) r->applied = replica_index(r, r->fsm.applied(r->fsm.self));

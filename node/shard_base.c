@@ -395,6 +395,21 @@ enum omen_err shard_base_switch(void *self, uint64_t sequence, struct err *err)
     return OMEN_OK;
 }
 
+/* Nobody fetches meanwhile: raft's base is still being gone over to, as they see it. */
+void shard_base_pass_over(void *self)
+{
+    struct shard_host *shard = self;
+    struct shard_group *g = shard->group;
+    path_buf dir;
+    pthread_mutex_lock(&g->base_lock);
+    struct shard_store *next = g->next;
+    g->next = NULL;
+    generation_dir(g, g->generation + 1, dir);
+    pthread_mutex_unlock(&g->base_lock);
+    shard_store_close(next);
+    tree_remove(shard, dir);
+}
+
 /* ---- for others ---- */
 
 /* A lease given to another node. */

@@ -393,7 +393,8 @@ static enum omen_err group_open(struct shard_host *shard, const struct shard_hos
         .replica_id = o->replica_id,
         .first_sequence = o->base_sequence,
         .fsm = &fsm,
-        .bases = { o->env->fetcher != NULL ? shard_base_fetch : NULL, shard_base_switch },
+        .bases = { o->env->fetcher != NULL ? shard_base_fetch : NULL, shard_base_switch,
+                shard_base_pass_over },
         .on_leader_change = on_leader_change,
         .arg = shard,
     };

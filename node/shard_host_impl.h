@@ -188,6 +188,7 @@ void shard_group_trouble(struct shard_host *shard, const struct err *why); /* NU
 OMEN_CHECKED enum omen_err shard_base_open(struct shard_host *shard, uint64_t base_sequence, struct err *err);
 void shard_base_fetch(void *self, uint64_t sequence, uint64_t node_id);          /* bases.fetch */
 enum omen_err shard_base_switch(void *self, uint64_t sequence, struct err *err); /* bases.switch_base */
+void shard_base_pass_over(void *self);                                           /* bases.pass_over */
 void shard_base_serve(struct shard_host *shard); /* others may copy from here, and this one may fetch */
 void shard_base_stop(struct shard_host *shard);  /* neither any more; the replica is still open */
 void shard_base_close(struct shard_host *shard); /* the replica is closed, the store's views are gone */
