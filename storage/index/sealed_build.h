@@ -85,7 +85,7 @@ void sketch_group(const struct packing *p, struct sealed_sketch *sketch, uint32_
 /* Leaders from the links as they are; what was there is freed. */
 enum omen_err build_leaders(const struct packing *p);
 /* Links of a new node from nodes found near it, and the links back: the touched nodes' links change, their
- * rows do not yet. found [count] by node, any order, at most BUILD_CANDIDATES; packed [padded * 32], 64-byte
+ * rows do not yet. found [count] by node, any order, at most BUILD_CANDIDATES; packed [padded * BUILD_CANDIDATES], 64-byte
  * aligned. touched_out has room for SEALED_DEGREE more. One thread at a time. */
 void build_link(struct build *b, uint32_t node, const uint32_t *found, uint32_t count, uint8_t *packed,
         uint32_t *touched_out, uint32_t *touched_count);

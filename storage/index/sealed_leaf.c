@@ -57,9 +57,11 @@ static void tiles_free(struct tiles *tiles)
 }
 
 /* The 16 nearest of the packed set for each of `count` <= BLOCK nodes. Values are distances less what depends
- * on the node; none that is not below bounds[i] (NULL = all), then with an id of UINT32_MAX. */
+ * on the node; none that is not below bounds[i] (NULL = all), then with an id of UINT32_MAX. The packed set is gone
+ * through from group `start` on and then from its beginning: where the near ones are likely to be comes first, so that
+ * most of the others are not even offered. */
 static void tiles_nearest(const struct build *b, const struct tiles *tiles, const uint32_t *nodes,
-        uint32_t count, const int32_t *bounds, struct code_top16 tops_out[BLOCK])
+        uint32_t count, uint32_t start, const int32_t *bounds, struct code_top16 tops_out[BLOCK])
 {
     const struct code_kernel *kernel = code_kernel_get();
     const int8_t *rows[BLOCK];
@@ -70,11 +72,12 @@ static void tiles_nearest(const struct build *b, const struct tiles *tiles, cons
         code_top16_init(&tops_out[i]);
         for (uint32_t j = 0; bounds != NULL && j < 16; j++) tops_out[i].value[j] = bounds[i];
     }
-    for (uint32_t g = 0; g < tiles->groups; g++) {
+    for (uint32_t i = 0; i < tiles->groups; i++) {
+        uint32_t g = start + i < tiles->groups ? start + i : start + i - tiles->groups;
         kernel->dot_tile(rows, count, b->padded, tiles->packed + g * group_bytes, &dots[0][0],
                 CODE_TILE_ROWS);
-        for (uint32_t i = 0; i < count; i++)
-            kernel->select_32(dots[i], tiles->bias + g * CODE_TILE_ROWS, g * CODE_TILE_ROWS, &tops_out[i]);
+        for (uint32_t j = 0; j < count; j++)
+            kernel->select_32(dots[j], tiles->bias + g * CODE_TILE_ROWS, g * CODE_TILE_ROWS, &tops_out[j]);
     }
 }
 
@@ -148,7 +151,7 @@ static bool assign_near(struct partition *p, uint32_t first, uint32_t end)
     for (uint32_t i = first; fine && i < end; i += BLOCK) {
         uint32_t block[BLOCK], n = end - i < BLOCK ? end - i : BLOCK;
         for (uint32_t j = 0; j < n; j++) block[j] = i + j;
-        tiles_nearest(p->b, &near, block, n, NULL, tops);
+        tiles_nearest(p->b, &near, block, n, 0, NULL, tops);
         for (uint32_t j = 0; j < n; j++)
             for (uint32_t o = 0; o < p->overlap; o++)
                 p->leader_of[(size_t)(i + j) * p->overlap + o] = chosen[tops[j].id[o]];
@@ -172,7 +175,7 @@ static bool assign_range(void *arg, uint32_t thread, uint32_t first, uint32_t en
     for (uint32_t i = first; i < end; i += BLOCK) {
         uint32_t nodes[BLOCK], n = end - i < BLOCK ? end - i : BLOCK;
         for (uint32_t j = 0; j < n; j++) nodes[j] = i + j;
-        tiles_nearest(p->b, &p->leaders, nodes, n, NULL, tops);
+        tiles_nearest(p->b, &p->leaders, nodes, n, 0, NULL, tops);
         for (uint32_t j = 0; j < n; j++)
             for (uint32_t o = 0; o < p->overlap; o++)
                 p->leader_of[(size_t)(i + j) * p->overlap + o] = tops[j].id[o];
@@ -281,7 +284,7 @@ static bool leaf_multiply(struct build *b, const uint32_t *members, uint32_t cou
     for (uint32_t first = 0; fine && first < count; first += BLOCK) {
         uint32_t n = count - first < BLOCK ? count - first : BLOCK;
         for (uint32_t j = 0; j < n; j++) bounds[j] = list_bound(b, members[first + j]);
-        tiles_nearest(b, &tiles, members + first, n, bounds, tops);
+        tiles_nearest(b, &tiles, members + first, n, first / CODE_TILE_ROWS, bounds, tops);
         for (uint32_t j = 0; j < n; j++) {
             uint32_t node = members[first + j], found = 0;
             struct build_near nearest[16];
@@ -321,7 +324,7 @@ static bool leaf_run(struct build *b, const uint32_t *members, uint32_t count, u
     for (uint32_t first = 0; fine && first < count; first += BLOCK) {
         struct code_top16 tops[BLOCK];
         uint32_t n = count - first < BLOCK ? count - first : BLOCK;
-        if (depth < LEAF_DEPTH_MAX) tiles_nearest(b, &tiles, members + first, n, NULL, tops);
+        if (depth < LEAF_DEPTH_MAX) tiles_nearest(b, &tiles, members + first, n, 0, NULL, tops);
         for (uint32_t j = 0; j < n; j++) {
             part_of[first + j] = depth < LEAF_DEPTH_MAX ? tops[j].id[0] : (first + j) / LEAF_ROWS % parts;
             starts[part_of[first + j] + 1]++;

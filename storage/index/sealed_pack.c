@@ -149,7 +149,7 @@ static enum omen_err held_out_insert(struct packing *p)
     struct build *b = p->b;
     struct packer packer;
     struct index_scratch *scratch = index_scratch_new(&b->s->base);
-    uint8_t *packed = mem_alloc_aligned(64, (size_t)b->padded * CODE_TILE_ROWS);
+    uint8_t *packed = mem_alloc_aligned(64, (size_t)b->padded * BUILD_CANDIDATES);
     uint32_t touched[SEALED_DEGREE], touched_count;
     bool ready = packer_init(&packer, b->padded);
     enum omen_err rc = ready && scratch != NULL && packed != NULL ? OMEN_OK : OMEN_ENOMEM;

@@ -110,6 +110,21 @@ void dot_tile_avx2(const int8_t *const *rows, uint32_t count, uint32_t dim, cons
     if (a < count) dot_rows(rows + a, 1, dim, packed, dots_out + a * stride, stride);
 }
 
+/* Words one place on: the last of `before`, then the first seven of `words`. */
+ALWAYS_INLINE __m256i moved(__m256i before, __m256i words)
+{
+    return _mm256_alignr_epi8(words, _mm256_permute2x128_si256(before, words, 0x21), 12);
+}
+
+/* `old` where nothing changes; past that `fresh` in the first place, then what stood one place before. */
+ALWAYS_INLINE __m256i pushed(__m256i old, __m256i fresh, __m256i after, __m256i old_moved,
+        __m256i after_moved)
+{
+    return _mm256_blendv_epi8(old, _mm256_blendv_epi8(fresh, old_moved, after_moved), after);
+}
+
+/* Insertion without branches in four registers: one after the other in memory took 1.7 us for the 16 nearest of 1,000,
+ * a sixth of a build. */
 void select_32_avx2(const int32_t *dots, const int32_t *bias, uint32_t first_id, struct code_top16 *top)
 {
     const __m256i worst = _mm256_set1_epi32(top->value[15]);
@@ -121,17 +136,23 @@ void select_32_avx2(const int32_t *dots, const int32_t *bias, uint32_t first_id,
         store(values + i, v);
         nearer |= (uint32_t)_mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpgt_epi32(worst, v))) << i;
     }
+    if (nearer == 0) return;
+    __m256i v0 = load(top->value), v1 = load(top->value + 8), id0 = load(top->id), id1 = load(top->id + 8);
     for (; nearer != 0; nearer &= nearer - 1) {
-        uint32_t i = (uint32_t)__builtin_ctz(nearer), at = 15;
-        int32_t value = values[i];
-        if (value >= top->value[15]) continue;
-        for (; at > 0 && top->value[at - 1] > value; at--) {
-            top->value[at] = top->value[at - 1];
-            top->id[at] = top->id[at - 1];
-        }
-        top->value[at] = value;
-        top->id[at] = first_id + i;
+        uint32_t i = (uint32_t)__builtin_ctz(nearer);
+        __m256i value = _mm256_set1_epi32(values[i]), id = _mm256_set1_epi32((int32_t)(first_id + i));
+        __m256i after0 = _mm256_cmpgt_epi32(v0, value), after1 = _mm256_cmpgt_epi32(v1, value);
+        v1 = pushed(v1, value, after1, moved(v0, v1), moved(after0, after1));
+        id1 = pushed(id1, id, after1, moved(id0, id1), moved(after0, after1));
+        v0 = pushed(v0, value, after0, moved(_mm256_setzero_si256(), v0),
+                moved(_mm256_setzero_si256(), after0));
+        id0 = pushed(id0, id, after0, moved(_mm256_setzero_si256(), id0),
+                moved(_mm256_setzero_si256(), after0));
     }
+    store(top->value, v0);
+    store(top->value + 8, v1);
+    store(top->id, id0);
+    store(top->id + 8, id1);
 }
 
 #endif
