@@ -54,8 +54,8 @@ static enum omen_err catalog_propose(struct node *node, const struct catalog_cha
     uint32_t node_id = (uint32_t)node->dir.identity.node_id;
     uint8_t *entry;
     uint32_t len;
-    enum omen_err rc = catalog_entry_encode(change, clock_wall_ms(node->options.clock), &node_id, 1, &entry,
-            &len);
+    enum omen_err rc = catalog_entry_encode(change, clock_wall_ms(node->options.clock), &node_id, 1, 1,
+            &entry, &len);
     if (rc != OMEN_OK) return err_set(err, rc, "", "no memory to record the change");
     struct proposal p = { .finished = false };
     pthread_mutex_init(&p.mutex, NULL);

@@ -40,7 +40,8 @@ struct catalog_change {
     struct collection_schema schema;      /* CREATE */
     uint32_t shard_count, replication;    /* CREATE */
     float recall_target;                  /* CREATE */
-    struct doc options; /* CREATE, SET: an object for collection_options_change, borrowed; absent = none */
+    struct doc options;    /* CREATE, SET: an object for collection_options_change, borrowed; absent = none */
+    struct op_id asked_as; /* by whoever may ask again; client 0 = none */
 };
 
 struct shard_stats { /* of one shard, for describe */

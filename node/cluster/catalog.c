@@ -52,12 +52,17 @@ static enum omen_err fsm_apply(void *self, uint64_t sequence, const void *entry,
     /* Only apply changes the state, so it may be read without the lock here. */
     bool map_changed = false;
     struct cluster_state *next = cluster_state_clone(catalog->state);
+    bool settled = next != NULL && cluster_result_settles(next, &decoded, outcome);
     if (next == NULL)
         rc = OMEN_ENOMEM;
+    else if (settled)
+        rc = OMEN_OK; /* asked for twice: nothing more happens */
     else if (decoded.kind < CLUSTER_CHANGE_INIT)
         rc = cluster_apply_collections(next, &decoded, outcome, &map_changed);
     else
         rc = cluster_apply_cluster(next, &decoded, outcome, &map_changed);
+    if (rc == OMEN_OK && outcome->code == OMEN_OK && !settled)
+        rc = cluster_result_keep(next, &decoded, outcome);
     cluster_entry_fini(&decoded);
     if (rc == OMEN_OK &&
             outcome->code != OMEN_OK) { /* rejected: the state is as before, but for its sequence */

@@ -1,9 +1,10 @@
 /* Changes of collections and aliases, and where new shards are placed.
  *
  * Placement in a cluster: every shard's replicas go to different active nodes, to different failure domains while
- * there are such, then to the nodes with the fewest replicas, then by the order that the entry prefers: alike on all
- * replicas, since all of it is in the state or the entry. On a single node everything goes to the nodes that the
- * entry names. */
+ * there are such, then to the nodes with the fewest replicas, then by the order that the entry prefers. Nodes that the
+ * entry calls a last resort, since they are down or full, get what the others cannot take, whatever domain they are
+ * in: what then stands together can be moved apart later. Alike on all replicas, since all of it is in the state or
+ * the entry. On a single node everything goes to the nodes that the entry names. */
 #include "common/err.h"
 
 #include <stdio.h>
@@ -87,6 +88,7 @@ struct place {
     const struct cluster_node *node;
     uint32_t replicas; /* of all shards, and on their way */
     bool taken;        /* by the shard being placed */
+    bool last;         /* a last resort */
 };
 
 struct places {
@@ -94,11 +96,11 @@ struct places {
     uint32_t count;
 };
 
-static void places_add(struct places *p, const struct cluster_node *node)
+static void places_add(struct places *p, const struct cluster_node *node, bool last)
 {
     bool known = node == NULL || node->state != CLUSTER_NODE_ACTIVE || p->count == CLUSTER_NODES_MAX;
     for (uint32_t i = 0; i < p->count; i++) known |= p->items[i].node == node;
-    if (!known) p->items[p->count++] = (struct place){ .node = node };
+    if (!known) p->items[p->count++] = (struct place){ .node = node, .last = last };
 }
 
 static void places_fill(struct places *p, const struct cluster_state *state,
@@ -106,8 +108,9 @@ static void places_fill(struct places *p, const struct cluster_state *state,
 {
     *p = (struct places){ .count = 0 };
     for (uint32_t i = 0; i < entry->node_count; i++)
-        places_add(p, cluster_state_node(state, entry->node_ids[i]));
-    for (uint32_t i = 0; i < state->node_count; i++) places_add(p, &state->nodes[i]);
+        places_add(p, cluster_state_node(state, entry->node_ids[i]), i >= entry->willing);
+    bool all_alike = entry->willing == entry->node_count;
+    for (uint32_t i = 0; i < state->node_count; i++) places_add(p, &state->nodes[i], !all_alike);
     for (uint32_t i = 0; i < p->count; i++) {
         uint32_t node_id = p->items[i].node->node_id, n = 0;
         for (uint32_t c = 0; c < state->map->collection_count; c++) {
@@ -138,8 +141,9 @@ static struct place *place_next(struct places *p)
         struct place *at = &p->items[i];
         if (at->taken) continue;
         uint32_t crowd = crowd_of(p, at);
-        bool better = best == NULL || crowd < best_crowd ||
-                (crowd == best_crowd && at->replicas < best->replicas);
+        bool better = best == NULL || at->last < best->last ||
+                (at->last == best->last &&
+                        (crowd < best_crowd || (crowd == best_crowd && at->replicas < best->replicas)));
         if (!better) continue;
         best = at;
         best_crowd = crowd;

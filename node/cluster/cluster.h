@@ -20,6 +20,8 @@
 #define CLUSTER_LABELS_BYTES_MAX 255
 #define CLUSTER_NAME_BYTES_MAX 63
 #define CLUSTER_HISTORY_MAX 64u
+#define CLUSTER_RESULTS_MAX 1024u
+#define CLUSTER_RESULT_MS 600000u /* of log time, for which an outcome is kept, if that many fit */
 #define CLUSTER_OPS_MAX 4096u
 #define CLUSTER_MOVES_MAX 1024u /* of one OPS_START */
 #define CLUSTER_NODES_MAX                                                                                    \
@@ -62,6 +64,16 @@ struct cluster_shard {
     uint32_t initial_node_ids[OMEN_REPLICAS_MAX];
 };
 
+/* A change that was made and may be asked for again under its op id: what was told then. Several kinds may share one id:
+ * a drain is two changes. */
+struct cluster_result {
+    struct op_id asked_as;
+    uint64_t log_time_ms;
+    uint32_t kind, node_id; /* as in the outcome */
+    uint64_t collection_id, catalog_replica_id, plan_id, first_op_id;
+    uint32_t op_count;
+};
+
 struct cluster_state {
     uint64_t sequence;   /* last applied entry */
     uint64_t cluster_id; /* 0: no CLUSTER_INIT yet, or a single node's */
@@ -76,7 +88,10 @@ struct cluster_state {
     uint32_t history_count;
     struct cluster_shard *shards; /* [shard_count] ascending by id */
     uint32_t shard_count;
-    struct map *map; /* one reference of ours */
+    struct cluster_result *results; /* [result_count] in order of the log */
+    uint32_t result_count;
+    uint64_t results_lost_ms; /* an op id that was issued up to then may be one that is not kept any more */
+    struct map *map;          /* one reference of ours */
     _Atomic uint32_t refs;
 };
 
@@ -86,6 +101,9 @@ void cluster_state_unref(struct cluster_state *state);                /* NULL is
 const struct cluster_node *cluster_state_node(const struct cluster_state *state,
         uint32_t node_id); /* NULL: unknown */
 const struct cluster_shard *cluster_state_shard(const struct cluster_state *state, uint64_t shard_id);
+/* What became of a change of this kind that was asked for under this id; NULL: not made, or too long ago. */
+const struct cluster_result *cluster_state_result(const struct cluster_state *state,
+        const struct op_id *asked_as, uint32_t kind);
 /* Whether what fails one may fail the other at the same time: the same node, or the same first label. */
 bool cluster_same_domain(const struct cluster_node *a, const struct cluster_node *b);
 
@@ -124,6 +142,7 @@ struct cluster_change {
     uint64_t op_id, plan_id;                 /* OP_STEP: op_id; OP_CANCEL: one of them, both 0 = all */
     enum cluster_op_step step_from, step_to; /* OP_STEP */
     uint64_t throttle_bytes_per_s;           /* THROTTLE */
+    struct op_id asked_as;                   /* by whoever may ask again; client 0 = none */
 };
 /* The same for a change of the cluster. */
 OMEN_CHECKED enum omen_err cluster_entry_encode(const struct cluster_change *change, uint64_t log_time_ms,
@@ -160,9 +179,11 @@ OMEN_CHECKED enum omen_err catalog_import_check(struct catalog *catalog, struct 
         struct err *err); /* would it */
 OMEN_CHECKED enum omen_err catalog_import(struct catalog *catalog, struct bytes bytes, struct err *err);
 /* A change of collections or aliases as an entry to propose (mem_free), a multiple of 8 bytes. `node_ids`
- * [node_count], at most CLUSTER_NODES_MAX: where shards of a new collection may be placed, the willing first.
+ * [node_count], at most CLUSTER_NODES_MAX: where shards of a new collection may be placed, the preferred first; those
+ * from `willing` on are a last resort, and so are active nodes that are not named. willing == node_count: none is.
  * OMEN_ENOMEM only. */
 OMEN_CHECKED enum omen_err catalog_entry_encode(const struct catalog_change *change, uint64_t log_time_ms,
-        const uint32_t *node_ids, uint32_t node_count, uint8_t **entry_out, uint32_t *len_out);
+        const uint32_t *node_ids, uint32_t node_count, uint32_t willing, uint8_t **entry_out,
+        uint32_t *len_out);
 
 #endif

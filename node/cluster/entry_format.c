@@ -1,11 +1,14 @@
 /* Entries of the cluster group, little-endian.
  *
- * Entry v2 (v1 without options): 0 magic "OMCC" | 4 u16 version | 6 u16 kind | 8 u32 total_bytes | 12 u32 crc32c of the
- *   rest | 16 u64 log_time_ms | 24 body, zeros to a multiple of 8
+ * Entry v3: 0 magic "OMCC" | 4 u16 version | 6 u16 kind | 8 u32 total_bytes | 12 u32 crc32c of the rest |
+ *   16 u64 log_time_ms | op id: 24 u64 client, 32 u64 seq, 40 u64 issue_ms | 48 u32 willing | 52 u32 zero | 56 body,
+ *   zeros to a multiple of 8
+ * v2 and v1 have the body at 24; v1 has no options. The oldest version that can say it is written.
  * Body of kinds 1-4 (collections, aliases): u32 shard_count, u32 replication, f32 recall_target, u32 node_count,
  * node_count x u32 node
- *   id, name, name (target), schema; v2: u32 length and bytes of the options, a doc
- * Kind 5 (options of a collection): as kinds 1-4, always v2
+ *   id, name, name (target), schema; from v2: u32 length and bytes of the options, a doc; v3: length 0, none
+ * Kind 5 (options of a collection): as kinds 1-4, always with options
+ * willing: so many of the nodes are preferred to all others (kinds 1-4); v1, v2: all are alike
  * Body of kinds 16-23 (cluster): u64 cluster_id, u64 incarnation, u64 birth, u64 op_id, u64 plan_id, u64 throttle,
  * u32 node_id, u8 node
  *   state, u8 why, u8 step_from, u8 step_to, name, address, raft address, labels, u32 move_count, count x {u64
@@ -21,8 +24,9 @@
 
 #define ENTRY_MAGIC 0x43434d4fu /* "OMCC" */
 #define ENTRY_HEADER 24u
-#define ENTRY_VERSION 2
-#define ENTRY_VERSION_PLAIN 1 /* of entries without options: every release reads them */
+#define ENTRY_VERSION 3
+#define ENTRY_VERSION_OPTIONS 2 /* of entries with options */
+#define ENTRY_VERSION_PLAIN 1   /* of entries without: every release reads them */
 #define MOVE_BYTES 20u
 
 static void header_put(struct buf *b, uint16_t version, uint16_t kind, uint64_t log_time_ms)
@@ -33,6 +37,15 @@ static void header_put(struct buf *b, uint16_t version, uint16_t kind, uint64_t 
     put_u16(b, kind);
     put_u64(b, 0); /* total and crc, below */
     put_u64(b, log_time_ms);
+}
+
+static void asked_put(struct buf *b, const struct op_id *asked_as, uint32_t willing)
+{
+    put_u64(b, asked_as->client);
+    put_u64(b, asked_as->seq);
+    put_u64(b, asked_as->issue_ms);
+    put_u32(b, willing);
+    put_u32(b, 0);
 }
 
 static enum omen_err entry_finish(struct buf *b, uint8_t **entry_out, uint32_t *len_out)
@@ -51,12 +64,19 @@ static enum omen_err entry_finish(struct buf *b, uint8_t **entry_out, uint32_t *
 }
 
 enum omen_err catalog_entry_encode(const struct catalog_change *change, uint64_t log_time_ms,
-        const uint32_t *node_ids, uint32_t node_count, uint8_t **entry_out, uint32_t *len_out)
+        const uint32_t *node_ids, uint32_t node_count, uint32_t willing, uint8_t **entry_out,
+        uint32_t *len_out)
 {
-    CHECK(node_count <= CLUSTER_NODES_MAX);
+    CHECK(node_count <= CLUSTER_NODES_MAX && willing <= node_count);
     struct buf b;
     bool options = change->options.data != NULL;
-    header_put(&b, options ? ENTRY_VERSION : ENTRY_VERSION_PLAIN, (uint16_t)change->kind, log_time_ms);
+    bool more = change->asked_as.client != 0 || willing < node_count;
+    header_put(&b,
+            more              ? ENTRY_VERSION
+                    : options ? ENTRY_VERSION_OPTIONS
+                              : ENTRY_VERSION_PLAIN,
+            (uint16_t)change->kind, log_time_ms);
+    if (more) asked_put(&b, &change->asked_as, willing);
     put_u32(&b, change->shard_count);
     put_u32(&b, change->replication);
     put_f32(&b, change->recall_target);
@@ -65,7 +85,7 @@ enum omen_err catalog_entry_encode(const struct catalog_change *change, uint64_t
     put_text(&b, change->name);
     put_text(&b, change->target);
     put_schema(&b, &change->schema);
-    if (options) put_doc(&b, change->options);
+    if (options || more) put_doc(&b, change->options);
     return entry_finish(&b, entry_out, len_out);
 }
 
@@ -74,7 +94,9 @@ enum omen_err cluster_entry_encode(const struct cluster_change *change, uint64_t
 {
     CHECK(change->move_count <= CLUSTER_MOVES_MAX);
     struct buf b;
-    header_put(&b, ENTRY_VERSION_PLAIN, (uint16_t)change->kind, log_time_ms);
+    bool asked = change->asked_as.client != 0;
+    header_put(&b, asked ? ENTRY_VERSION : ENTRY_VERSION_PLAIN, (uint16_t)change->kind, log_time_ms);
+    if (asked) asked_put(&b, &change->asked_as, 0);
     put_u64(&b, change->cluster_id);
     put_u64(&b, change->incarnation);
     put_u64(&b, change->birth);
@@ -113,7 +135,18 @@ static void take_catalog(struct reader *in, uint16_t version, struct cluster_ent
     take_schema(in, &change->schema);
     if (version == ENTRY_VERSION_PLAIN) return;
     change->options = take_doc(in, OPTIONS_DOC_BYTES_MAX);
-    if (change->options.data == NULL) in->failed = true; /* that would be version 1 */
+    bool needed = version == ENTRY_VERSION_OPTIONS || change->kind == CATALOG_SET;
+    if (change->options.data == NULL && needed) in->failed = true; /* that would be version 1 */
+}
+
+/* What version 3 has before the body. */
+static void take_asked(struct reader *in, struct cluster_entry *entry)
+{
+    entry->asked_as.client = take_u64(in);
+    entry->asked_as.seq = take_u64(in);
+    entry->asked_as.issue_ms = take_u64(in);
+    entry->willing = take_u32(in);
+    if (take_u32(in) != 0) in->failed = true;
 }
 
 static enum omen_err take_cluster(struct reader *in, struct cluster_entry *entry)
@@ -168,11 +201,15 @@ enum omen_err cluster_entry_decode(const void *bytes, size_t len, struct cluster
     struct reader in = { .data = data, .len = len, .at = 16 };
     entry_out->kind = load_u16(data + 6);
     entry_out->log_time_ms = take_u64(&in);
+    uint16_t version = load_u16(data + 4);
+    if (version == ENTRY_VERSION) take_asked(&in, entry_out);
     enum omen_err rc = OMEN_OK;
     if (entry_out->kind < CLUSTER_CHANGE_INIT)
-        take_catalog(&in, load_u16(data + 4), entry_out);
+        take_catalog(&in, version, entry_out);
     else
         rc = take_cluster(&in, entry_out);
+    if (version < ENTRY_VERSION) entry_out->willing = entry_out->node_count;
+    if (entry_out->willing > entry_out->node_count) in.failed = true;
     if (rc != OMEN_OK) return err_set(err, rc, "", "no memory for an entry of the catalog");
     if (!in.failed && align_up(in.at, 8) == len) return OMEN_OK;
     cluster_entry_fini(entry_out);

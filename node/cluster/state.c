@@ -11,6 +11,7 @@ static void state_free(struct cluster_state *s)
     mem_free(s->ops);
     mem_free(s->history);
     mem_free(s->shards);
+    mem_free(s->results);
     map_unref(s->map);
     mem_free(s);
 }
@@ -69,11 +70,13 @@ struct cluster_state *cluster_state_clone(const struct cluster_state *state)
     s->nodes = NULL;
     s->ops = s->history = NULL;
     s->shards = NULL;
+    s->results = NULL;
     s->map = map_clone(state->map);
     bool whole = s->map != NULL && items_copy(&s->nodes, state->nodes, s->node_count, sizeof *s->nodes) &&
             items_copy(&s->ops, state->ops, s->op_count, sizeof *s->ops) &&
             items_copy(&s->history, state->history, s->history_count, sizeof *s->history) &&
-            items_copy(&s->shards, state->shards, s->shard_count, sizeof *s->shards);
+            items_copy(&s->shards, state->shards, s->shard_count, sizeof *s->shards) &&
+            items_copy(&s->results, state->results, s->result_count, sizeof *s->results);
     if (whole) return s;
     state_free(s);
     return NULL;

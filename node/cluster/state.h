@@ -4,6 +4,7 @@
  *   state.c               snapshots: copies, references, look-ups
  *   change_collections.c  collections, aliases, placement
  *   change_cluster.c      nodes, operations
+ *   results.c             what became of changes, for those that are asked for twice
  *   entry_format.c        entries as bytes;  state_format.c  the CATALOG file;  format.h  README.md has the tables */
 #ifndef OMEN_NODE_CLUSTER_STATE_H
 #define OMEN_NODE_CLUSTER_STATE_H
@@ -15,9 +16,10 @@ struct cluster_entry {
     uint16_t kind;
     uint64_t log_time_ms;
     struct catalog_change catalog;        /* kind < CLUSTER_CHANGE_INIT */
-    uint32_t node_ids[CLUSTER_NODES_MAX]; /* where to place, the willing first */
-    uint32_t node_count;
-    struct cluster_change cluster; /* else; `moves` is owned: cluster_entry_fini */
+    struct op_id asked_as;                /* client 0 = none */
+    uint32_t node_ids[CLUSTER_NODES_MAX]; /* where to place, the preferred first */
+    uint32_t node_count, willing;         /* those from `willing` on: only if there are no others */
+    struct cluster_change cluster;        /* else; `moves` is owned: cluster_entry_fini */
 };
 OMEN_CHECKED enum omen_err cluster_entry_decode(const void *bytes, size_t len,
         struct cluster_entry *entry_out, struct err *err);
@@ -41,6 +43,14 @@ OMEN_CHECKED enum omen_err cluster_apply_collections(struct cluster_state *state
         const struct cluster_entry *entry, struct catalog_outcome *outcome, bool *map_changed);
 OMEN_CHECKED enum omen_err cluster_apply_cluster(struct cluster_state *state,
         const struct cluster_entry *entry, struct catalog_outcome *outcome, bool *map_changed);
+
+/* ---- results.c ---- */
+/* Whether the change was made before, or may have been: the outcome is then all there is to it. */
+bool cluster_result_settles(const struct cluster_state *state, const struct cluster_entry *entry,
+        struct catalog_outcome *outcome);
+/* Keep the outcome of a change that was made; those that are older make room. OMEN_ENOMEM. */
+OMEN_CHECKED enum omen_err cluster_result_keep(struct cluster_state *state, const struct cluster_entry *entry,
+        const struct catalog_outcome *outcome);
 
 /* ---- the file ---- */
 void cluster_state_encode(const struct cluster_state *state, struct buf *out); /* out->failed: no memory */

@@ -1,10 +1,10 @@
 /* The CATALOG file: the whole state of the cluster group, little-endian, read by one bounds-checked cursor.
  *
- * v3:  0 magic "OMCT" | 4 u16 version | 6 u16 zero | 8 u64 total_bytes | 16 u32 crc32c of the rest | 20 u32 zero |
+ * v4:  0 magic "OMCT" | 4 u16 version | 6 u16 zero | 8 u64 total_bytes | 16 u32 crc32c of the rest | 20 u32 zero |
  *   24 u64 sequence | 32 u64 epoch | 40 u64 incarnation | 48 u64 next_collection | 56 u64 next_group |
  *   64 u64 next_replica | 72 u32 collection_count | 76 u32 alias_count | 80 collections, aliases, then what v1 does
  *   not have: u64 next_node, u64 next_op, u64 cluster_id, u64 throttle, name, u32 count + nodes, u32 count + shards,
- *   u32 count + operations, u32 count + ended operations
+ *   u32 count + operations, u32 count + ended operations; from v4: u64 results_lost_ms, u32 count + results
  *   collection: u64 id, u64 created_ms, f32 recall_target, u32 replication, name, schema, u32 shard_count, shards,
  *     u32 length and bytes of the options, a doc (length 0: all of them default), which v1 and v2 do not have
  *   shard: u64 id, u64 base_sequence, u32 slot_first, u32 slot_count, u32 replica_count, count x {u64 replica, u32
@@ -14,6 +14,8 @@
  *   operation: u64 id, plan, shard, collection, from_replica, to_replica, started_ms, changed_ms, u32 from_node, u32
  *   to_node,
  *     u8 step, u8 why, u8 canceled, u8 zero
+ *   result: op id: u64 client, seq, issue_ms; u64 log_time_ms, collection, replica of the cluster group, plan, first
+ *     operation; u32 kind, node, operations
  *   name, addresses, labels: u16 len, bytes.   schema: u16 len + shard key path, u32 field_count, count x {name, u32
  *   dim, u32 metric}
  * v1 is a single node's and ends after the aliases. */
@@ -27,10 +29,11 @@
 
 #define FILE_MAGIC 0x54434d4fu /* "OMCT" */
 #define FILE_HEADER 80u
-#define FILE_VERSION 3
+#define FILE_VERSION 4
 #define NODE_BYTES_MIN 38u
 #define BEGIN_BYTES_MIN 12u
 #define OP_BYTES 76u
+#define RESULT_BYTES 76u
 
 /* ---- writing ---- */
 
@@ -106,6 +109,16 @@ static void put_op(struct buf *b, const struct cluster_op *op)
     buf_append(b, narrow, sizeof narrow);
 }
 
+static void put_result(struct buf *b, const struct cluster_result *r)
+{
+    const uint64_t wide[] = { r->asked_as.client, r->asked_as.seq, r->asked_as.issue_ms, r->log_time_ms,
+        r->collection_id, r->catalog_replica_id, r->plan_id, r->first_op_id };
+    buf_append(b, wide, sizeof wide);
+    put_u32(b, r->kind);
+    put_u32(b, r->node_id);
+    put_u32(b, r->op_count);
+}
+
 static void put_cluster(struct buf *b, const struct cluster_state *state)
 {
     put_u64(b, state->next_node);
@@ -121,6 +134,9 @@ static void put_cluster(struct buf *b, const struct cluster_state *state)
     for (uint32_t i = 0; i < state->op_count; i++) put_op(b, &state->ops[i]);
     put_u32(b, state->history_count);
     for (uint32_t i = 0; i < state->history_count; i++) put_op(b, &state->history[i]);
+    put_u64(b, state->results_lost_ms);
+    put_u32(b, state->result_count);
+    for (uint32_t i = 0; i < state->result_count; i++) put_result(b, &state->results[i]);
 }
 
 void cluster_state_encode(const struct cluster_state *state, struct buf *out)
@@ -278,6 +294,22 @@ static void take_op(struct reader *in, struct cluster_op *op)
     op->canceled = !in->failed && narrow[2] == 1;
 }
 
+static void take_result(struct reader *in, struct cluster_result *r)
+{
+    r->asked_as.client = take_u64(in);
+    r->asked_as.seq = take_u64(in);
+    r->asked_as.issue_ms = take_u64(in);
+    r->log_time_ms = take_u64(in);
+    r->collection_id = take_u64(in);
+    r->catalog_replica_id = take_u64(in);
+    r->plan_id = take_u64(in);
+    r->first_op_id = take_u64(in);
+    r->kind = take_u32(in);
+    r->node_id = take_u32(in);
+    r->op_count = take_u32(in);
+    if (r->asked_as.client == 0) in->failed = true;
+}
+
 /* [*count_out] items of `item_bytes` read by `one`; NULL: no memory. */
 static void *take_items(struct reader *in, uint32_t max, size_t bytes_min, size_t item_bytes,
         void (*one)(struct reader *in, void *item), uint32_t *count_out)
@@ -296,7 +328,9 @@ static void one_node(struct reader *in, void *item) { take_node(in, item); }
 static void one_begin(struct reader *in, void *item) { take_begin(in, item); }
 static void one_op(struct reader *in, void *item) { take_op(in, item); }
 
-static enum omen_err take_cluster(struct reader *in, struct cluster_state *s)
+static void one_result(struct reader *in, void *item) { take_result(in, item); }
+
+static enum omen_err take_cluster(struct reader *in, uint16_t version, struct cluster_state *s)
 {
     s->next_node = take_u64(in);
     s->next_op = take_u64(in);
@@ -308,6 +342,12 @@ static enum omen_err take_cluster(struct reader *in, struct cluster_state *s)
             &s->shard_count);
     s->ops = take_items(in, CLUSTER_OPS_MAX, OP_BYTES, sizeof *s->ops, one_op, &s->op_count);
     s->history = take_items(in, CLUSTER_HISTORY_MAX, OP_BYTES, sizeof *s->history, one_op, &s->history_count);
+    if (version >= 4) {
+        s->results_lost_ms = take_u64(in);
+        s->results = take_items(in, CLUSTER_RESULTS_MAX, RESULT_BYTES, sizeof *s->results, one_result,
+                &s->result_count);
+        if (s->results == NULL) return OMEN_ENOMEM;
+    }
     bool whole = s->nodes != NULL && s->shards != NULL && s->ops != NULL && s->history != NULL;
     for (uint32_t i = 1; whole && i < s->shard_count; i++)
         if (s->shards[i - 1].shard_id >= s->shards[i].shard_id) in->failed = true;
@@ -336,7 +376,7 @@ enum omen_err cluster_state_decode(const uint8_t *bytes, size_t len, const char 
     state->next_group = take_u64(&in);
     state->next_replica = take_u64(&in);
     enum omen_err rc = take_map(&in, version, state->map);
-    if (rc == OMEN_OK && version > 1 && !in.failed) rc = take_cluster(&in, state);
+    if (rc == OMEN_OK && version > 1 && !in.failed) rc = take_cluster(&in, version, state);
     if (rc == OMEN_OK && (in.failed || in.at != len))
         rc = err_corrupt(err, path, in.at, "fields do not fit together");
     if (rc == OMEN_ENOMEM) (void)err_set(err, rc, "", "no memory for the catalog");

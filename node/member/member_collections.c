@@ -10,12 +10,14 @@
 #define CREATE_WAIT_MS 10000u
 #define POLL_MS 20u
 
-/* Active nodes in the order in which new replicas should go to them: those that are up and have room first, more
- * room first. */
-static uint32_t nodes_preferred(struct member *m, const struct cluster_state *state, uint32_t *node_ids)
+/* Active nodes in the order in which new replicas should go to them, more room first. Those that are up and have room
+ * are willing and come first; the others are a last resort. */
+static uint32_t nodes_preferred(struct member *m, const struct cluster_state *state, uint32_t *node_ids,
+        uint32_t *willing_out)
 {
     uint64_t weight[MEMBER_NODES_MAX];
     uint32_t n = 0;
+    *willing_out = 0;
     pthread_mutex_lock(&m->lock);
     for (uint32_t i = 0; i < state->node_count && n < MEMBER_NODES_MAX; i++) {
         if (state->nodes[i].state != CLUSTER_NODE_ACTIVE) continue;
@@ -24,6 +26,7 @@ static uint32_t nodes_preferred(struct member *m, const struct cluster_state *st
         uint64_t w = r == NULL || r->disk_full || r->disk_total == 0
                 ? 0
                 : 1 + 8 * r->disk_free / (r->disk_total + 1);
+        *willing_out += w > 0;
         uint32_t at = n++;
         for (; at > 0 && weight[at - 1] < w; at--) {
             weight[at] = weight[at - 1];
@@ -77,13 +80,13 @@ void member_catalog_call(struct member *m, struct shard_call *call)
         call->done(call);
         return;
     }
-    uint32_t node_ids[MEMBER_NODES_MAX], count, len;
+    uint32_t node_ids[MEMBER_NODES_MAX], count, willing, len;
     uint8_t *entry;
     struct cluster_state *state = member_state(m);
-    count = nodes_preferred(m, state, node_ids);
+    count = nodes_preferred(m, state, node_ids, &willing);
     cluster_state_unref(state);
     enum omen_err rc = catalog_entry_encode(&call->in.catalog, clock_wall_ms(m->node->options.clock),
-            node_ids, count, &entry, &len);
+            node_ids, count, willing, &entry, &len);
     struct catalog_outcome outcome = { .code = OMEN_OK };
     if (rc != OMEN_OK)
         (void)err_set(err, rc, "", "no memory to record the change");

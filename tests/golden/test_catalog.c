@@ -13,7 +13,7 @@
 #include <stdlib.h>
 
 #define INCARNATION 42
-#define NEWEST "tests/golden/catalog-v3.hex"
+#define NEWEST "tests/golden/catalog-v4.hex"
 
 static char dir[200];
 static struct catalog *catalog;
@@ -61,7 +61,7 @@ static void apply_catalog(const struct catalog_change *change)
     static const uint32_t nodes[] = { 1 };
     uint8_t *entry;
     uint32_t len;
-    ck_assert_int_eq(catalog_entry_encode(change, 1000 + sequence, nodes, 1, &entry, &len), OMEN_OK);
+    ck_assert_int_eq(catalog_entry_encode(change, 1000 + sequence, nodes, 1, 1, &entry, &len), OMEN_OK);
     apply(entry, len);
 }
 
@@ -111,6 +111,14 @@ static void options_make(void)
     apply_catalog(&set);
 }
 
+static void result_make(void)
+{
+    struct cluster_change throttle = { .kind = CLUSTER_CHANGE_THROTTLE,
+        .throttle_bytes_per_s = 123,
+        .asked_as = { 0x1122334455667788, 3, 1005 } };
+    apply_cluster(&throttle);
+}
+
 static size_t unhex(const char *path, uint8_t *bytes, size_t cap)
 {
     FILE *in = fopen(path, "r");
@@ -158,6 +166,18 @@ static void check_state(bool with_options)
     cluster_state_unref(state);
 }
 
+static void check_result(bool there)
+{
+    struct cluster_state *state = cluster_state_acquire(catalog);
+    const struct op_id id = { 0x1122334455667788, 3, 1005 };
+    const struct cluster_result *r = cluster_state_result(state, &id, CLUSTER_CHANGE_THROTTLE);
+    ck_assert_uint_eq(state->result_count, there);
+    ck_assert(there == (r != NULL));
+    if (there) ck_assert_uint_eq(r->asked_as.issue_ms, 1005);
+    ck_assert_uint_eq(state->throttle_bytes_per_s, there ? 123 : 0);
+    cluster_state_unref(state);
+}
+
 START_TEST(the_newest_version_is_as_released)
 {
     struct buf bytes;
@@ -167,6 +187,7 @@ START_TEST(the_newest_version_is_as_released)
     open_catalog();
     state_make();
     options_make();
+    result_make();
     catalog_export(catalog, &bytes, &at);
     ck_assert(!bytes.failed);
     if (getenv("OMEN_GOLDEN_WRITE") != NULL) write_hex(NEWEST, &bytes);
@@ -180,21 +201,25 @@ END_TEST
 
 START_TEST(every_version_is_read)
 {
-    static const char *const paths[] = { "tests/golden/catalog-v2.hex", NEWEST };
+    static const char *const paths[] = { "tests/golden/catalog-v2.hex", "tests/golden/catalog-v3.hex",
+        NEWEST };
     static uint8_t golden[65536];
     char path[300];
     size_t len = unhex(paths[_i], golden, sizeof golden);
     snprintf(path, sizeof path, "%s/CATALOG", dir);
     ck_assert_int_eq(vfs_replace_file(vfs_posix(), path, golden, len, NULL), OMEN_OK);
     open_catalog();
-    check_state(_i == 1);
-    if (_i == 1) return;
-    options_make(); /* goes on as a file of the newest version does */
+    check_state(_i >= 1);
+    check_result(_i == 2);
+    if (_i == 2) return;
+    if (_i == 0) options_make(); /* goes on as a file of the newest version does */
+    result_make();
     check_state(true);
     ck_assert_int_eq(fsm.checkpoint(fsm.self, NULL), OMEN_OK);
     catalog_close(catalog);
     open_catalog();
     check_state(true);
+    check_result(true);
 }
 END_TEST
 
@@ -205,7 +230,7 @@ int main(void)
     TCase *tc = tcase_create("catalog");
     tcase_add_checked_fixture(tc, setup, teardown);
     tcase_add_test(tc, the_newest_version_is_as_released);
-    tcase_add_loop_test(tc, every_version_is_read, 0, 2);
+    tcase_add_loop_test(tc, every_version_is_read, 0, 3);
     suite_add_tcase(suite, tc);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_ENV);

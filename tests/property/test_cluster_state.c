@@ -93,12 +93,13 @@ static struct catalog_outcome collection(struct world *w, enum catalog_change_ki
         .shard_count = shards,
         .replication = replication,
         .recall_target = 0.95f };
-    uint32_t preferred[2] = { 1 + rnd(6), 1 + rnd(6) };
+    uint32_t preferred[2] = { 1 + rnd(6), 1 + rnd(6) }, willing = rnd(3);
     uint8_t *entry;
     uint32_t len;
     snprintf(c.name, sizeof c.name, "c%u", name);
     if (kind == CATALOG_CREATE) c.schema = test_schema_simple(8, "tenant");
-    ck_assert_int_eq(catalog_entry_encode(&c, 1000 + w->sequence, preferred, 2, &entry, &len), OMEN_OK);
+    ck_assert_int_eq(catalog_entry_encode(&c, 1000 + w->sequence, preferred, 2, willing, &entry, &len),
+            OMEN_OK);
     return propose(w, entry, len);
 }
 
@@ -322,6 +323,161 @@ START_TEST(replicas_are_spread_over_zones)
 }
 END_TEST
 
+/* A collection of one shard whose entry names `willing` of the nodes as willing. */
+static struct catalog_outcome create_one(struct world *w, const char *name, uint32_t replication,
+        const uint32_t *nodes, uint32_t count, uint32_t willing)
+{
+    struct catalog_change c = { .kind = CATALOG_CREATE,
+        .shard_count = 1,
+        .replication = replication,
+        .recall_target = 0.95f };
+    uint8_t *entry;
+    uint32_t len;
+    snprintf(c.name, sizeof c.name, "%s", name);
+    c.schema = test_schema_simple(8, "tenant");
+    ck_assert_int_eq(catalog_entry_encode(&c, 1000, nodes, count, willing, &entry, &len), OMEN_OK);
+    return propose(w, entry, len);
+}
+
+START_TEST(a_node_that_is_down_gets_a_replica_only_when_no_other_can)
+{
+    static const uint32_t nodes[] = { 1, 2, 3, 4 };
+    struct world w;
+    char name[16];
+    zones = false;
+    random_state = 4;
+    world_init(&w);
+    for (uint32_t n = 1; n <= 4; n++) ck_assert_int_eq(node_add(&w, n).code, OMEN_OK);
+    for (uint32_t i = 0; i < 8; i++) { /* node 4 is down, and the emptiest */
+        snprintf(name, sizeof name, "up%u", i);
+        ck_assert_int_eq(create_one(&w, name, 3, nodes, 4, 3).code, OMEN_OK);
+    }
+    ck_assert_int_eq(create_one(&w, "all", 4, nodes, 4, 3).code, OMEN_OK);
+    ck_assert_int_eq(create_one(&w, "alike", 1, nodes, 4, 4).code, OMEN_OK);
+    ck_assert_int_eq(create_one(&w, "unnamed", 2, nodes, 2, 1).code, OMEN_OK);
+    struct cluster_state *s = cluster_state_acquire(w.replicas[0]);
+    for (uint32_t i = 0; i < s->map->collection_count; i++) {
+        const struct map_collection *c = &s->map->collections[i];
+        bool there = false, first = c->shards[0].node_ids[0] == 1;
+        for (uint32_t r = 0; r < c->replication; r++) there |= c->shards[0].node_ids[r] == 4;
+        if (strcmp(c->name, "unnamed") == 0)
+            ck_assert(first); /* all but node 1 are a last resort */
+        else
+            ck_assert_msg(there == (c->name[0] == 'a'), "%s", c->name);
+    }
+    cluster_state_unref(s);
+    world_fini(&w);
+}
+END_TEST
+
+/* ---- asked for twice ---- */
+
+static struct cluster_change throttle(uint64_t client, uint64_t seq, uint64_t issue_ms, uint64_t value)
+{
+    return (struct cluster_change){ .kind = CLUSTER_CHANGE_THROTTLE,
+        .throttle_bytes_per_s = value,
+        .asked_as = { client, seq, issue_ms } };
+}
+
+static struct catalog_outcome change_at(struct world *w, const struct cluster_change *c, uint64_t log_time_ms)
+{
+    uint8_t *entry;
+    uint32_t len;
+    ck_assert_int_eq(cluster_entry_encode(c, log_time_ms, &entry, &len), OMEN_OK);
+    return propose(w, entry, len);
+}
+
+START_TEST(who_repeats_a_change_is_told_what_was_told_first)
+{
+    struct world w;
+    zones = false;
+    random_state = 6;
+    world_init(&w);
+    for (uint32_t n = 1; n <= 4; n++) ck_assert_int_eq(node_add(&w, n).code, OMEN_OK);
+    static const uint32_t nodes[] = { 1, 2, 3 };
+    ck_assert_int_eq(create_one(&w, "docs", 3, nodes, 3, 3).code, OMEN_OK);
+    struct cluster_state *s = cluster_state_acquire(w.replicas[0]);
+    const struct map_shard *shard = &s->map->collections[0].shards[0];
+    struct cluster_move move = { shard->shard_id, shard->replica_ids[0], 4 };
+    cluster_state_unref(s);
+    struct cluster_change c = { .kind = CLUSTER_CHANGE_OPS_START,
+        .why = OP_WHY_MOVE,
+        .moves = &move,
+        .move_count = 1,
+        .asked_as = { 9, 1, 1000 } };
+    struct catalog_outcome first = change(&w, &c);
+    ck_assert_int_eq(first.code, OMEN_OK);
+    ck_assert_uint_ne(first.first_op_id, 0);
+    for (int i = 0; i < 4; i++) { /* also by a replica that was read back, or got the other's base */
+        struct catalog_outcome again = change(&w, &c);
+        ck_assert_int_eq(again.code, OMEN_OK);
+        ck_assert_uint_eq(again.first_op_id, first.first_op_id);
+        ck_assert_uint_eq(again.plan_id, first.plan_id);
+        ck_assert_uint_eq(again.op_count, 1);
+        step_reopen(&w);
+        check(&w);
+    }
+    s = cluster_state_acquire(w.replicas[0]);
+    ck_assert_uint_eq(s->op_count, 1);
+    cluster_state_unref(s);
+    c.asked_as.seq = 2; /* another request for the same */
+    ck_assert_int_eq(change(&w, &c).code, OMEN_EBUSY);
+    struct cluster_change removed = { .kind = CLUSTER_CHANGE_NODE_STATE,
+        .node_id = 3,
+        .node_state = CLUSTER_NODE_REMOVED,
+        .asked_as = { 9, 3, 1000 } };
+    ck_assert_int_eq(change(&w, &removed).code, OMEN_EBUSY); /* changed nothing: judged anew */
+    struct catalog_change drop = { .kind = CATALOG_DROP, .name = "docs", .asked_as = { 9, 4, 1000 } };
+    for (int i = 0; i < 2; i++) {
+        uint8_t *entry;
+        uint32_t len;
+        ck_assert_int_eq(catalog_entry_encode(&drop, 1000, NULL, 0, 0, &entry, &len), OMEN_OK);
+        ck_assert_int_eq(propose(&w, entry, len).code, OMEN_OK);
+    }
+    struct cluster_change end = { .kind = CLUSTER_CHANGE_OP_STEP,
+        .op_id = first.first_op_id,
+        .step_from = OP_ADD,
+        .step_to = OP_END };
+    ck_assert_int_eq(change(&w, &end).code, OMEN_OK);
+    for (int i = 0; i < 2; i++) ck_assert_int_eq(change(&w, &removed).code, OMEN_OK);
+    world_fini(&w);
+}
+END_TEST
+
+START_TEST(what_may_have_been_made_long_ago_is_refused_and_memory_is_bounded)
+{
+    struct world w;
+    random_state = 8;
+    world_init(&w);
+    ck_assert_int_eq(node_add(&w, 1).code, OMEN_OK);
+    const uint64_t t = 10000000;
+    struct cluster_change first = throttle(5, 1, t, 1), late = throttle(6, 1, t - CLUSTER_RESULT_MS - 1, 2),
+                          ahead = throttle(6, 2, t + CLUSTER_RESULT_MS + 1, 3);
+    ck_assert_int_eq(change_at(&w, &first, t).code, OMEN_OK);
+    ck_assert_int_eq(change_at(&w, &late, t).code, OMEN_EOPEXPIRED);
+    ck_assert_int_eq(change_at(&w, &ahead, t).code, OMEN_EOPEXPIRED);
+    for (uint32_t i = 0; i < CLUSTER_RESULTS_MAX + 3; i++) {
+        struct cluster_change c = throttle(7, i, t + 1 + i, 100 + i);
+        ck_assert_int_eq(change_at(&w, &c, t + 1 + i).code, OMEN_OK);
+    }
+    ck_assert_int_eq(change_at(&w, &first, t + 2000).code, OMEN_EOPEXPIRED); /* there was no room for it */
+    struct cluster_state *s = cluster_state_acquire(w.replicas[0]);
+    ck_assert_uint_eq(s->result_count, CLUSTER_RESULTS_MAX);
+    ck_assert_uint_eq(s->throttle_bytes_per_s, 100 + CLUSTER_RESULTS_MAX + 2);
+    cluster_state_unref(s);
+    step_reopen(&w);
+    check(&w);
+    const uint64_t later = t + 3 * CLUSTER_RESULT_MS;
+    struct cluster_change fresh = throttle(5, 2, later, 4);
+    ck_assert_int_eq(change_at(&w, &fresh, later).code, OMEN_OK);
+    s = cluster_state_acquire(w.replicas[0]);
+    ck_assert_uint_eq(s->result_count, 1); /* the others were too old to be kept */
+    cluster_state_unref(s);
+    check(&w);
+    world_fini(&w);
+}
+END_TEST
+
 /* ---- plans ---- */
 
 static void loads(const struct cluster_state *s, const struct plan_size *sizes, const struct plan_move *moves,
@@ -417,6 +573,9 @@ int main(void)
     tcase_add_loop_test(tcase, replicas_stay_equal_and_the_map_valid, 0, RUNS);
     tcase_add_test(tcase, who_asks_twice_gets_the_same_ids_and_a_wiped_disk_none);
     tcase_add_test(tcase, replicas_are_spread_over_zones);
+    tcase_add_test(tcase, a_node_that_is_down_gets_a_replica_only_when_no_other_can);
+    tcase_add_test(tcase, who_repeats_a_change_is_told_what_was_told_first);
+    tcase_add_test(tcase, what_may_have_been_made_long_ago_is_refused_and_memory_is_bounded);
     tcase_add_loop_test(tcase, a_fourth_node_gets_its_share_and_no_byte_more_moves_than_must, 0, 5);
     tcase_add_test(tcase, a_drain_finds_a_place_for_everything_or_says_for_what_there_is_none);
     suite_add_tcase(suite, tcase);

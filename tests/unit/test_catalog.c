@@ -50,7 +50,7 @@ static struct catalog_outcome apply_to(const struct replica_fsm *machine, uint64
     uint8_t *entry;
     uint32_t len;
     struct catalog_outcome outcome;
-    ck_assert_int_eq(catalog_entry_encode(change, 1000 + at, nodes, 1, &entry, &len), OMEN_OK);
+    ck_assert_int_eq(catalog_entry_encode(change, 1000 + at, nodes, 1, 1, &entry, &len), OMEN_OK);
     ck_assert_uint_eq(len % 8, 0);
     ck_assert_int_eq(machine->apply(machine->self, at, entry, len, &outcome, NULL), OMEN_OK);
     mem_free(entry);
@@ -350,7 +350,7 @@ START_TEST(damaged_entries_stop_the_replica)
     static const uint32_t nodes[] = { 7 };
     uint8_t *entry;
     uint32_t len;
-    ck_assert_int_eq(catalog_entry_encode(&change, 1, nodes, 1, &entry, &len), OMEN_OK);
+    ck_assert_int_eq(catalog_entry_encode(&change, 1, nodes, 1, 1, &entry, &len), OMEN_OK);
     for (uint32_t i = 0; i < len; i++) {
         entry[i] ^= 0x10;
         ck_assert_int_ne(fsm.apply(fsm.self, 1, entry, len, NULL, NULL), OMEN_OK);
