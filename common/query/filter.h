@@ -4,17 +4,20 @@
  *   filter    := { "must": [c..], "should": [c..], "must_not": [c..],
  *                  "min_should": {"conditions": [c..], "min_count": n} }
  *   condition := filter
- *              | {"key": path, "match": {"value": v} | {"any": [v..]} | {"except": [v..]}}
+ *              | {"key": path, "match": {"value": v} | {"any": [v..]} | {"except": [v..]} | {"text": string}}
  *                                                                        v: string, i64, bool
  *              | {"key": path, "range": {"gt"|"gte"|"lt"|"lte": number}}
  *              | {"key": path, "range": {... : RFC 3339 string}}        or "datetime_range"
  *              | {"key": path, "values_count": {"gt"|"gte"|"lt"|"lte": n}}
+ *              | {"key": path, "geo_bounding_box": {"top_left": place, "bottom_right": place}}
+ *              | {"key": path, "geo_radius": {"center": place, "radius": metres}}
+ *              | {"key": path, "geo_polygon": {"exterior": {"points": [place..]}, "interiors": [{"points": ..}..]}}
+ *                                                                        place: {"lon": degrees, "lat": degrees}
  *              | {"is_empty": {"key": path}} | {"is_null": {"key": path}}
  *              | {"has_id": [id..]}                                      id: number or UUID string
  *              | {"nested": {"key": path, "filter": filter}}
  * A single object in place of a list of conditions is accepted, and null in place of a list or bound not
  * given. Unknown members are errors that name their place ("filter.must[1].rnage") and the name likely meant.
- * match text and geo arrive with the payload index.
  *
  * What the conditions mean (Qdrant's semantics; `values` = what doc_path_each gives for the path with
  * open_arrays, so one element of an array at the end of the path suffices, and an absent, null or [] value
@@ -28,9 +31,16 @@
  *   match any      one of the values is in the list; an empty list matches nothing
  *   match except   one of the values is not in the list, of whatever type, null excepted; so an empty list
  *                  matches every point that has a value, and ["x", "y"] passes except ["x"]
+ *   match text     one of the values is a string that holds every word of the given one, in any order; words as
+ *                  words.h has them. A text without words matches nothing
  *   range          one of the values is a number within all bounds; integers are compared as doubles. Bounds
  *                  that leave no room match nothing
  *   datetime       one of the values is a string that datetime_parse reads, within all bounds
+ *   geo_*          one of the values is an object with numbers lon (-180 .. 180) and lat (-90 .. 90) that lies in it,
+ *                  edges included. A box whose left side is east of its right one crosses the antimeridian;
+ *                  a radius is measured on the sphere of mean radius 6,371,008.8 m; a polygon's edges are straight
+ *                  in the plane of degrees, its rings are closed (4 points at least) and do not cross the
+ *                  antimeridian; interiors are holes
  *   values_count   the value at the path (arrays not opened) counts: an array its elements, null and absent
  *                  0, any other 1; when the path leads to several, one of them suffices
  *   is_empty       every value at the path (arrays not opened) is null or []; so also when there is none
@@ -47,20 +57,35 @@
 
 #define FILTER_DEPTH_MAX 8 /* filters in filters, those of nested included; the outermost is the first */
 #define FILTER_CONDITIONS_MAX 1024 /* nodes of the whole tree, the outermost filter included */
-#define FILTER_VALUES_MAX 65536    /* values of all any/except/has_id lists together */
+#define FILTER_VALUES_MAX 65536    /* values of all any/except/has_id lists and points of polygons together */
+#define FILTER_WORDS_MAX 64        /* distinct words of one match text */
 
 enum filter_kind {
     FILTER_BOOL,         /* must / should / must_not / min_should */
     FILTER_MATCH_ANY,    /* value and any: key holds one of values */
+    FILTER_MATCH_TEXT,   /* key holds a text with all words */
     FILTER_MATCH_EXCEPT, /* key holds a value that is none of values */
     FILTER_RANGE,        /* numbers */
     FILTER_DATETIME,     /* RFC 3339 strings as UTC microseconds */
+    FILTER_GEO_BOX,
+    FILTER_GEO_RADIUS,
+    FILTER_GEO_POLYGON,
     FILTER_VALUES_COUNT,
     FILTER_IS_EMPTY, /* absent, null or [] */
     FILTER_IS_NULL,  /* present and null */
     FILTER_HAS_ID,
     FILTER_NESTED, /* filter holds for one element of an array of objects */
 };
+
+struct geo_point {
+    double lon, lat; /* degrees */
+};
+struct geo_ring {
+    const struct geo_point *points; /* [count] >= 4, the last is the first */
+    uint32_t count;
+};
+/* A payload value as a place; false when it is none. */
+bool geo_point_read(struct doc value, struct geo_point *point_out);
 
 /* Bounds folded to one form (of gt and gte together the stricter); absent bounds are -inf / +inf,
  * never open. */
@@ -85,6 +110,21 @@ struct filter {
             const struct doc *values; /* sorted by doc_compare_bytes, distinct */
             uint32_t count;
         } match;
+        struct {
+            const struct bytes *words; /* in lower case, distinct */
+            uint32_t count;            /* 0 .. FILTER_WORDS_MAX */
+        } text;
+        struct {
+            struct geo_point top_left, bottom_right;
+        } geo_box;
+        struct {
+            struct geo_point center;
+            double metres;
+        } geo_radius;
+        struct {
+            const struct geo_ring *rings; /* [count] the first is the exterior, the others holes */
+            uint32_t count;
+        } geo_polygon;
         struct filter_range range; /* RANGE; VALUES_COUNT */
         struct filter_time_range time_range;
         struct {

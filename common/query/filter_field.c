@@ -1,6 +1,7 @@
 /* Conditions on the values at one payload path: match, range, datetime_range, values_count. Part of the
  * filter parser. */
 #include "common/query/filter_parser.h"
+#include "common/query/words.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -54,6 +55,35 @@ static enum omen_err parse_values(struct filter_parser *p, struct doc list, cons
     return OMEN_OK;
 }
 
+static bool word_is_known(const struct bytes *words, uint32_t count, struct bytes word)
+{
+    for (uint32_t i = 0; i < count; i++)
+        if (doc_key_compare(words[i], word) == 0) return true;
+    return false;
+}
+
+static enum omen_err parse_text(const struct filter_parser *p, struct doc value,
+        const struct doc_place *place, struct filter *node)
+{
+    if (doc_type(value) != DOC_STRING) return filter_refuse(p, place, OMEN_EINVAL, "must be a string");
+    struct bytes *words = arena_alloc(p->arena, FILTER_WORDS_MAX * sizeof *words);
+    if (words == NULL) return filter_no_memory(p);
+    uint8_t word[WORD_BYTES_MAX];
+    uint32_t count = 0;
+    size_t at = 0, len;
+    while ((len = words_next(doc_string(value), &at, word)) > 0) {
+        if (word_is_known(words, count, (struct bytes){ word, len })) continue;
+        if (count == FILTER_WORDS_MAX)
+            return filter_refuse(p, place, OMEN_ETOOBIG, "holds more than %d words", FILTER_WORDS_MAX);
+        words[count] = (struct bytes){ arena_copy(p->arena, word, len), len };
+        if (words[count++].data == NULL) return filter_no_memory(p);
+    }
+    node->kind = FILTER_MATCH_TEXT;
+    node->text.words = words;
+    node->text.count = count;
+    return OMEN_OK;
+}
+
 static enum omen_err parse_match(struct filter_parser *p, struct doc doc, const struct doc_place *up,
         struct filter *node)
 {
@@ -62,16 +92,14 @@ static enum omen_err parse_match(struct filter_parser *p, struct doc doc, const 
     enum omen_err rc = filter_check_members(p, doc, &place, names);
     if (rc != OMEN_OK) return rc;
     if (doc_count(doc) != 1)
-        return filter_refuse(p, &place, OMEN_EINVAL, "must hold one of value, any and except");
+        return filter_refuse(p, &place, OMEN_EINVAL, "must hold one of value, any, except and text");
     struct doc_iter it = doc_iter(doc);
     struct bytes key;
     struct doc value;
     doc_next(&it, &key, &value);
     const struct doc_place here = { .up = &place, .key = key };
     switch (key.data[0]) { /* the first letters differ */
-    case 't':
-        return filter_refuse(p, &here, OMEN_EINVAL,
-                "matching words of a text is not supported, use value or any");
+    case 't': return parse_text(p, value, &here, node);
     case 'v': {
         rc = check_match_value(p, value, &here);
         if (rc != OMEN_OK) return rc;
@@ -240,8 +268,8 @@ enum omen_err filter_parse_field(struct filter_parser *p, struct doc doc, const 
     }
     if (count != 1)
         return filter_refuse(p, place, OMEN_EINVAL,
-                "must hold one of match, range, datetime_range and values_count beside key; put others into "
-                "conditions of their own");
+                "must hold one of match, range, datetime_range, values_count, geo_radius, geo_bounding_box and "
+                "geo_polygon beside key; put others into conditions of their own");
     const struct doc_place key_place = filter_place_key(place, "key");
     rc = filter_parse_path(p, filter_member(doc, "key"), &key_place, &node->path);
     if (rc != OMEN_OK) return rc;
@@ -250,8 +278,6 @@ enum omen_err filter_parse_field(struct filter_parser *p, struct doc doc, const 
     case 1: return parse_range(p, tests[1], place, false, node);
     case 2: return parse_range(p, tests[2], place, true, node);
     case 3: return parse_values_count(p, tests[3], place, node);
-    default: break;
+    default: return filter_parse_geo(p, tests[which], names[which + 1], place, node);
     }
-    const struct doc_place here = filter_place_key(place, names[which + 1]);
-    return filter_refuse(p, &here, OMEN_EINVAL, "geographic conditions are not supported");
 }

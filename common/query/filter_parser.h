@@ -42,5 +42,8 @@ OMEN_CHECKED enum omen_err filter_begin_list(struct filter_parser *p, struct doc
 /* {"key": ..., "match"|"range"|"datetime_range"|"values_count": ...} into `node`. [filter_field.c] */
 OMEN_CHECKED enum omen_err filter_parse_field(struct filter_parser *p, struct doc doc,
         const struct doc_place *place, struct filter *node);
+/* One of geo_bounding_box, geo_radius and geo_polygon, by `name`. [filter_geo.c] */
+OMEN_CHECKED enum omen_err filter_parse_geo(struct filter_parser *p, struct doc doc, const char *name,
+        const struct doc_place *up, struct filter *node);
 
 #endif

@@ -5,7 +5,9 @@
  * walked by doc_path_each, bounded by the length of a path. Threads: no state. Nothing is allocated. */
 #include "common/err.h"
 #include "common/check.h"
+#include "common/query/words.h"
 #include "storage/payload/filter_eval.h"
+#include "storage/payload/filter_geo.h"
 
 struct point {
     point_id id;
@@ -70,6 +72,30 @@ static bool datetime_goes_on(void *arg, struct doc value)
     bool above = range->low_open ? us > range->low_us : us >= range->low_us;
     bool below = range->high_open ? us < range->high_us : us <= range->high_us;
     return !(above && below);
+}
+
+static bool text_goes_on(void *arg, struct doc value)
+{
+    const struct filter *f = ((const struct probe *)arg)->filter;
+    if (doc_type(value) != DOC_STRING || f->text.count == 0) return true;
+    uint8_t word[WORD_BYTES_MAX];
+    uint64_t missing = UINT64_MAX >> (64 - f->text.count); /* a bit per word */
+    size_t at = 0, len;
+    while (missing != 0 && (len = words_next(doc_string(value), &at, word)) > 0) {
+        for (uint32_t i = 0; i < f->text.count; i++)
+            if (f->text.words[i].len == len && memcmp(f->text.words[i].data, word, len) == 0)
+                missing &= ~(UINT64_C(1) << i);
+    }
+    return missing != 0;
+}
+
+static bool geo_goes_on(void *arg, struct doc value)
+{
+    const struct filter *f = ((const struct probe *)arg)->filter;
+    struct geo_point point;
+    if (!geo_point_read(value, &point)) return true;
+    if (f->kind == FILTER_GEO_BOX) return !geo_box_holds(f, point);
+    return f->kind == FILTER_GEO_RADIUS ? !geo_radius_holds(f, point) : !geo_polygon_holds(f, point);
 }
 
 static uint32_t values_in(struct doc value)
@@ -177,6 +203,10 @@ static bool holds(const struct filter *filter, const struct point *point)
     case FILTER_BOOL: return bool_holds(filter, point);
     case FILTER_MATCH_ANY: return some_value(filter, point, true, match_any_goes_on);
     case FILTER_MATCH_EXCEPT: return some_value(filter, point, true, match_except_goes_on);
+    case FILTER_MATCH_TEXT: return some_value(filter, point, true, text_goes_on);
+    case FILTER_GEO_BOX:
+    case FILTER_GEO_RADIUS:
+    case FILTER_GEO_POLYGON: return some_value(filter, point, true, geo_goes_on);
     case FILTER_RANGE: return some_value(filter, point, true, range_goes_on);
     case FILTER_DATETIME: return some_value(filter, point, true, datetime_goes_on);
     case FILTER_VALUES_COUNT: return values_count_holds(filter, point);

@@ -3,6 +3,7 @@
  * keep within its limits, and what is refused must name its place. */
 #include "common/check.h"
 #include "common/query/filter.h"
+#include "common/query/words.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -84,6 +85,17 @@ static uint32_t check_tree(const struct filter *f, uint32_t depth)
             CHECK(point_id_compare(f->has_id.ids[i - 1], f->has_id.ids[i]) < 0);
         return 1;
     case FILTER_NESTED: CHECK(doc_path_has_arrays(f->path)); return 1 + check_tree(f->nested, depth);
+    case FILTER_MATCH_TEXT:
+        CHECK(f->text.count <= FILTER_WORDS_MAX);
+        for (uint32_t i = 0; i < f->text.count; i++)
+            CHECK(f->text.words[i].len > 0 && f->text.words[i].len <= WORD_BYTES_MAX);
+        break;
+    case FILTER_GEO_BOX: CHECK(f->geo_box.top_left.lat >= f->geo_box.bottom_right.lat); break;
+    case FILTER_GEO_RADIUS: CHECK(f->geo_radius.metres >= 0); break;
+    case FILTER_GEO_POLYGON:
+        CHECK(f->geo_polygon.count > 0);
+        for (uint32_t i = 0; i < f->geo_polygon.count; i++) CHECK(f->geo_polygon.rings[i].count >= 4);
+        break;
     case FILTER_DATETIME:
     case FILTER_IS_EMPTY:
     case FILTER_IS_NULL: break;

@@ -7,6 +7,7 @@
 #include "tests/support/filter_random.h"
 
 #include <check.h>
+#include <ctype.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -104,11 +105,42 @@ static bool in_list(struct doc list, struct doc value)
     return false;
 }
 
+static const char *text_of(struct doc d, char buffer[64]);
+
+/* Words of ASCII text between spaces: " 2024 01 01t00 00 00z ". */
+static void spaced(struct doc d, char out[80])
+{
+    char text[64];
+    size_t n = 0;
+    text_of(d, text);
+    out[n++] = ' ';
+    for (const char *p = text; *p != '\0'; p++) out[n++] = (char)(isalnum(*p) ? tolower(*p) : ' ');
+    out[n++] = ' ';
+    out[n] = '\0';
+}
+
+static bool model_text(struct doc wanted, struct doc value)
+{
+    char words[80], text[80], word[80];
+    if (doc_type(value) != DOC_STRING) return false;
+    spaced(wanted, words);
+    spaced(value, text);
+    uint32_t count = 0;
+    for (char *save, *w = strtok_r(words, " ", &save); w != NULL; w = strtok_r(NULL, " ", &save)) {
+        snprintf(word, sizeof word, " %.70s ", w);
+        if (strstr(text, word) == NULL) return false;
+        count++;
+    }
+    return count > 0;
+}
+
 static bool model_match(struct doc match, const struct values *values)
 {
+    struct doc text = member(match, "text");
     struct doc value = member(match, "value"), any = member(match, "any"), except = member(match, "except");
     for (uint32_t i = 0; i < values->count; i++) {
         struct doc v = values->at[i];
+        if (text.data != NULL && model_text(text, v)) return true;
         if (value.data != NULL && same(v, value)) return true;
         if (any.data != NULL && in_list(any, v)) return true;
         if (except.data != NULL && doc_type(v) != DOC_NULL && !in_list(except, v)) return true;

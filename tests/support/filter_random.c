@@ -83,12 +83,14 @@ static void put_match_value(struct doc_builder *b)
 
 static void put_match(struct doc_builder *b)
 {
-    static const char *const forms[] = { "value", "any", "except" };
+    static const char *const forms[] = { "value", "any", "except", "text" };
     const char *form = PICK(forms);
     key(b, "match");
     doc_begin_object(b);
     key(b, form);
-    if (strcmp(form, "value") == 0) {
+    if (strcmp(form, "text") == 0) {
+        put_string(b, filter_random_below(3) == 0 ? "00 2024" : PICK(strings));
+    } else if (strcmp(form, "value") == 0) {
         put_match_value(b);
     } else {
         doc_begin_array(b);

@@ -14,6 +14,15 @@ struct row {
     bool matches;
 };
 
+#define STRING(x) #x
+#define PLACE(x, y) "{'lon': " STRING(x) ", 'lat': " STRING(y) "}"
+#define BOX(a, b, c, d) "'geo_bounding_box': {'top_left': " PLACE(a, b) ", 'bottom_right': " PLACE(c, d) "}"
+#define NEAR(x, y, r) "'geo_radius': {'center': " PLACE(x, y) ", 'radius': " STRING(r) "}"
+/* A square of 10 degrees with a hole from 4 to 6. */
+#define RINGS                                                                                                \
+    "'geo_polygon': {'exterior': {'points': [" PLACE(0, 0) "," PLACE(10, 0) "," PLACE(10, 10) "," PLACE(0,   \
+            10) "," PLACE(0, 0) "]}, 'interiors': [{'points': [" PLACE(4, 4) "," PLACE(6, 4) "," PLACE(6,    \
+            6) "," PLACE(4, 6) "," PLACE(4, 4) "]}]}"
 #define KEY(k, c) "{'must': [{'key': '" k "', " c "}]}"
 
 static const struct row rows[] = {
@@ -35,6 +44,51 @@ static const struct row rows[] = {
     { KEY("on", "'match': {'value': true}"), "{'on': false}", false },
     { KEY("on", "'match': {'value': true}"), "{'on': 1}", false },
     { KEY("color", "'match': {'value': ''}"), "{'color': ''}", true },
+    /* match text: every word, any order, lower case; one value holds them all */
+    { KEY("t", "'match': {'text': 'good cheap'}"), "{'t': 'Cheap, but GOOD!'}", true },
+    { KEY("t", "'match': {'text': 'good cheap'}"), "{'t': 'good'}", false },
+    { KEY("t", "'match': {'text': 'good'}"), "{'t': 'goods'}", false },
+    { KEY("t", "'match': {'text': 'good'}"), "{'t': ['bad', 'the good']}", true },
+    { KEY("t", "'match': {'text': 'good bad'}"), "{'t': ['bad', 'good']}", false },
+    { KEY("t", "'match': {'text': 'x-y'}"), "{'t': 'y x'}", true },
+    { KEY("t", "'match': {'text': '42'}"), "{'t': 42}", false },
+    { KEY("t", "'match': {'text': '42'}"), "{'t': 'is 42.'}", true },
+    { KEY("t", "'match': {'text': ''}"), "{'t': 'anything'}", false },
+    { KEY("t", "'match': {'text': '...'}"), "{'t': '...'}", false },
+    { KEY("t", "'match': {'text': 'größe ÉTÉ'}"), "{'t': 'été: GRÖSSE, GRÖßE'}", true },
+    { KEY("t", "'match': {'text': 'ΟΔΟΣ москва'}"), "{'t': 'МОСКВА οδος'}", true },
+    { KEY("t", "'match': {'text': '京'}"), "{'t': '東京都'}", true },
+    { KEY("t", "'match': {'text': 'カメラ'}"), "{'t': 'カメラ'}", true },
+    { KEY("t", "'match': {'text': 'ｄb'}"), "{'t': '「ＤB」'}", true },
+    { KEY("t[]", "'match': {'text': 'a'}"), "{'t': ['a b']}", true },
+    /* places */
+    { KEY("p", BOX(13.4, 52.6, 13.5, 52.4)), "{'p': {'lon': 13.45, 'lat': 52.5}}", true },
+    { KEY("p", BOX(13.4, 52.6, 13.5, 52.4)), "{'p': {'lon': 13.4, 'lat': 52.6}}", true },
+    { KEY("p", BOX(13.4, 52.6, 13.5, 52.4)), "{'p': {'lon': 13.39, 'lat': 52.5}}", false },
+    { KEY("p", BOX(13.4, 52.6, 13.5, 52.4)), "{'p': [{'lon': 0, 'lat': 0}, {'lon': 13.45, 'lat': 52.5}]}",
+            true },
+    { KEY("p", BOX(13.4, 52.6, 13.5, 52.4)), "{'p': {'lon': '13.45', 'lat': 52.5}}", false },
+    { KEY("p", BOX(13.4, 52.6, 13.5, 52.4)), "{'p': {'lat': 52.5}}", false },
+    { KEY("p", BOX(170, 10, -170, -10)), "{'p': {'lon': -175, 'lat': 0}}", true },
+    { KEY("p", BOX(170, 10, -170, -10)), "{'p': {'lon': 175, 'lat': 0}}", true },
+    { KEY("p", BOX(170, 10, -170, -10)), "{'p': {'lon': 0, 'lat': 0}}", false },
+    { KEY("p", BOX(-180, 90, 180, -90)), "{'p': {'lon': 181, 'lat': 0}}", false },
+    /* Berlin to Potsdam: 26.5 km; one degree of the equator: 111,195 m; over the pole */
+    { KEY("p", NEAR(13.4050, 52.5200, 26000)), "{'p': {'lon': 13.0645, 'lat': 52.3906}}", false },
+    { KEY("p", NEAR(13.4050, 52.5200, 28000)), "{'p': {'lon': 13.0645, 'lat': 52.3906}}", true },
+    { KEY("p", NEAR(0, 0, 111196)), "{'p': {'lon': 1, 'lat': 0}}", true },
+    { KEY("p", NEAR(0, 0, 111194)), "{'p': {'lon': 1, 'lat': 0}}", false },
+    { KEY("p", NEAR(179.5, 0, 111196)), "{'p': {'lon': -179.5, 'lat': 0}}", true },
+    { KEY("p", NEAR(0, 89.5, 111196)), "{'p': {'lon': 180, 'lat': 89.5}}", true },
+    { KEY("p", NEAR(5, 5, 0)), "{'p': {'lon': 5, 'lat': 5}}", true },
+    { KEY("p", NEAR(0, 0, 20015200)), "{'p': {'lon': 180, 'lat': 0}}", true },
+    { KEY("p", RINGS), "{'p': {'lon': 1, 'lat': 1}}", true },
+    { KEY("p", RINGS), "{'p': {'lon': 5, 'lat': 5}}", false },   /* in the hole */
+    { KEY("p", RINGS), "{'p': {'lon': 4, 'lat': 5}}", true },    /* on its edge */
+    { KEY("p", RINGS), "{'p': {'lon': 10, 'lat': 10}}", true },  /* a corner */
+    { KEY("p", RINGS), "{'p': {'lon': 0, 'lat': 3}}", true },    /* an edge */
+    { KEY("p", RINGS), "{'p': {'lon': 11, 'lat': 10}}", false }, /* beside a corner */
+    { KEY("p", RINGS), "{'p': {'lon': -1, 'lat': 4}}", false },  /* through two corners of the hole */
     /* match any (IN) */
     { KEY("color", "'match': {'any': ['black', 'yellow']}"), "{'color': 'yellow'}", true },
     { KEY("color", "'match': {'any': ['black', 'yellow']}"), "{'color': 'red'}", false },

@@ -231,8 +231,6 @@ START_TEST(wrong_shapes_are_refused)
     refuse("{'min_should': {'conditions': [], 'min_count': -1}}", OMEN_EINVAL, "filter.min_should.min_count",
             "integer");
     refuse("{'min_should': {'min_count': 1}}", OMEN_EINVAL, "filter.min_should.conditions", "list");
-    refuse("{'must': [{'key': 'a', 'geo_radius': {}}]}", OMEN_EINVAL, "filter.must[0].geo_radius",
-            "not supported");
     refuse("{'must': [{'nested': {'key': 'a'}}]}", OMEN_EINVAL, "filter.must[0].nested.filter", "missing");
     refuse("{'must': [{'nested': {'filter': {}}}]}", OMEN_EINVAL, "filter.must[0].nested.key", "missing");
 }
@@ -257,8 +255,53 @@ START_TEST(match_refuses_other_values)
             "list");
     refuse("{'must': [{'key': 'a', 'match': {'any': ['x', 'y', 1.5]}}]}", OMEN_EINVAL,
             "filter.must[0].match.any[2]", "use range");
-    refuse("{'must': [{'key': 'a', 'match': {'text': 'x'}}]}", OMEN_EINVAL, "filter.must[0].match.text",
-            "not supported");
+    refuse("{'must': [{'key': 'a', 'match': {'text': 1}}]}", OMEN_EINVAL, "filter.must[0].match.text",
+            "must be a string");
+}
+END_TEST
+
+START_TEST(text_has_a_limit_of_words)
+{
+    struct buf text;
+    buf_init(&text);
+    buf_printf(&text, "{'must': [{'key': 'a', 'match': {'text': '");
+    for (int i = 0; i < FILTER_WORDS_MAX; i++) buf_printf(&text, "word%d Word%d ", i, i);
+    size_t len = text.len;
+    buf_printf(&text, "'}}]}");
+    buf_append_zero(&text, 1);
+    const struct filter *f = parse((const char *)text.data);
+    ck_assert_int_eq(f->all.must[0]->kind, FILTER_MATCH_TEXT);
+    ck_assert_uint_eq(f->all.must[0]->text.count, FILTER_WORDS_MAX);
+    text.len = len;
+    buf_printf(&text, "more'}}]}");
+    buf_append_zero(&text, 1);
+    refuse((const char *)text.data, OMEN_ETOOBIG, "filter.must[0].match.text", "64 words");
+    buf_fini(&text);
+}
+END_TEST
+
+START_TEST(geo_refuses_what_is_no_place)
+{
+#define GEO(c) "{'must': [{'key': 'a', " c "}]}"
+    refuse(GEO("'geo_radius': {}"), OMEN_EINVAL, "filter.must[0].geo_radius.center", "lon");
+    refuse(GEO("'geo_radius': {'center': {'lon': 181, 'lat': 0}, 'radius': 1}"), OMEN_EINVAL,
+            "filter.must[0].geo_radius.center", "180");
+    refuse(GEO("'geo_radius': {'center': {'lon': 0, 'lat': 0}, 'radius': -1}"), OMEN_EINVAL,
+            "filter.must[0].geo_radius.radius", "metres");
+    refuse(GEO("'geo_radius': {'centre': {'lon': 0, 'lat': 0}, 'radius': 1}"), OMEN_EINVAL,
+            "filter.must[0].geo_radius.centre", "unknown member");
+    refuse(GEO("'geo_bounding_box': {'top_left': {'lon': 0, 'lat': 0}}"), OMEN_EINVAL,
+            "filter.must[0].geo_bounding_box.bottom_right", "lon");
+    refuse(GEO("'geo_bounding_box': {'top_left': {'lon': 0, 'lat': 0}, "
+               "'bottom_right': {'lon': 1, 'lat': 1}}"),
+            OMEN_EINVAL, "filter.must[0].geo_bounding_box", "below");
+    refuse(GEO("'geo_polygon': {'exterior': {'points': [{'lon': 0, 'lat': 0}, {'lon': 1, 'lat': 0}, "
+               "{'lon': 1, 'lat': 1}]}}"),
+            OMEN_EINVAL, "filter.must[0].geo_polygon.exterior.points", "4 points");
+    refuse(GEO("'geo_polygon': {'exterior': {'points': [{'lon': 0, 'lat': 0}, {'lon': 1, 'lat': 'x'}]}}"),
+            OMEN_EINVAL, "filter.must[0].geo_polygon.exterior.points[1]", "lat");
+    refuse(GEO("'geo_polygon': {'interiors': []}"), OMEN_EINVAL, "filter.must[0].geo_polygon.exterior",
+            "points");
 }
 END_TEST
 
@@ -496,6 +539,8 @@ int main(void)
     tcase_add_test(tc, errors_name_their_place_and_the_likely_name);
     tcase_add_test(tc, wrong_shapes_are_refused);
     tcase_add_test(tc, match_refuses_other_values);
+    tcase_add_test(tc, text_has_a_limit_of_words);
+    tcase_add_test(tc, geo_refuses_what_is_no_place);
     tcase_add_test(tc, ranges_refuse_other_bounds);
     tcase_add_test(tc, has_id_refuses_what_is_no_id);
     tcase_add_test(tc, depth_is_limited);
