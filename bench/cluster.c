@@ -3,6 +3,8 @@
  *   cluster_write     --clients pipelines load the data set: a batch is on the disks of a majority when acknowledged
  *   cluster_commit    one client, one small write at a time on an idle cluster; beside it the disk's own fsync
  *   cluster_search    --clients clients, one search at a time each; recall against exact truth, ties by distance
+ *   cluster_live      --mix live: the same for --seconds each, quiet and while 1,000 and 10,000 points of the data set arrive
+ *                     a second, once more under the ids that they have, so that the truth stays what it was
  *   cluster_failover  --spawn only: kill -9 of the node that leads a shard while a client writes to it; how long
  *                     nothing is acknowledged
  */
@@ -27,7 +29,7 @@
 struct options {
     const char *router, *data, *mix, *dir;
     bool spawn;
-    uint64_t clients, nodes, shards, replication, limit, batch, depth, k, queries, commits, kills;
+    uint64_t clients, nodes, shards, replication, limit, batch, depth, k, queries, commits, kills, seconds;
 };
 
 struct run {
@@ -269,6 +271,100 @@ static void run_search(struct run *run)
     mem_free(s.recall);
 }
 
+/* ---- searches while points arrive ---- */
+
+#define LIVE_SAMPLES_MAX (1u << 22)
+#define ARRIVAL_BATCH 100u
+
+struct live {
+    struct run *run;
+    uint64_t rate; /* points a second */
+    uint64_t end_ns;
+    _Atomic uint64_t arrived, samples;
+    uint64_t *ns; /* [LIVE_SAMPLES_MAX] */
+    double *recall;
+};
+
+/* A batch at its time; late ones follow one another at once. */
+static void *arrivals_main(void *arg)
+{
+    struct live *l = arg;
+    const struct index_rows *rows = &l->run->data.rows;
+    omen_client *client = client_open(l->run);
+    omen_id ids[ARRIVAL_BATCH];
+    uint64_t begin = bench_now_ns(), first = 0;
+    for (uint64_t sent = 0; bench_now_ns() < l->end_ns;) {
+        uint64_t due = begin + sent * 1000000000ull / l->rate, now = bench_now_ns();
+        if (due > now) usleep((useconds_t)((due - now) / 1000));
+        uint64_t n = rows->count - first < ARRIVAL_BATCH ? rows->count - first : ARRIVAL_BATCH;
+        for (uint64_t i = 0; i < n; i++) ids[i] = (omen_id){ .number = first + i };
+        must(omen_upsert(client, COLLECTION, ids, rows->data + first * rows->stride_floats, rows->dim,
+                     l->run->payloads == NULL ? NULL : l->run->payloads + first, n, NULL),
+                "upsert");
+        first = first + n == rows->count ? 0 : first + n;
+        sent += n;
+        atomic_fetch_add(&l->arrived, n);
+    }
+    omen_close(client);
+    return NULL;
+}
+
+static void *live_searcher_main(void *arg)
+{
+    struct live *l = arg;
+    const struct bench_data *data = &l->run->data;
+    uint32_t *slots = mem_must_calloc(l->run->o->k, sizeof *slots), dim = data->rows.dim;
+    omen_search_options options = { .k = (uint32_t)l->run->o->k };
+    omen_client *client = client_open(l->run);
+    for (uint64_t begin = bench_now_ns(), at; begin < l->end_ns; begin = bench_now_ns()) {
+        omen_results *results;
+        at = atomic_fetch_add(&l->samples, 1);
+        if (at >= LIVE_SAMPLES_MAX) panic("too many searches to remember");
+        uint32_t q = (uint32_t)(at % data->query_count);
+        must(omen_search(client, COLLECTION, data->queries + (size_t)q * dim, dim, &options, &results),
+                "search");
+        l->ns[at] = bench_now_ns() - begin;
+        for (size_t i = 0; i < results->count; i++) slots[i] = (uint32_t)results->points[i].id.number;
+        l->recall[at] = bench_data_recall(data, q, slots, (uint32_t)results->count);
+        omen_results_free(results);
+    }
+    mem_free(slots);
+    omen_close(client);
+    return NULL;
+}
+
+static void run_live(struct run *run, uint64_t rate)
+{
+    pthread_t arrivals, searchers[CLIENTS_MAX];
+    struct live l = { .run = run,
+        .rate = rate,
+        .end_ns = bench_now_ns() + run->o->seconds * 1000000000ull,
+        .ns = mem_must_calloc(LIVE_SAMPLES_MAX, sizeof *l.ns),
+        .recall = mem_must_calloc(LIVE_SAMPLES_MAX, sizeof *l.recall) };
+    if (rate > 0 && pthread_create(&arrivals, NULL, arrivals_main, &l) != 0) panic("cannot start a thread");
+    for (uint64_t i = 0; i < run->o->clients; i++)
+        if (pthread_create(&searchers[i], NULL, live_searcher_main, &l) != 0) panic("cannot start a thread");
+    for (uint64_t i = 0; i < run->o->clients; i++) pthread_join(searchers[i], NULL);
+    if (rate > 0) pthread_join(arrivals, NULL);
+    uint64_t count = atomic_load(&l.samples);
+    double recall = 0;
+    for (uint64_t i = 0; i < count; i++) recall += l.recall[i] / (double)count;
+    qsort(l.ns, count, sizeof *l.ns, bench_compare_u64);
+    line_begin(run, "cluster_live");
+    json_line_u64("count", run->data.rows.count);
+    json_line_u64("clients", run->o->clients);
+    json_line_u64("k", run->o->k);
+    json_line_u64("arriving_per_second", rate);
+    json_line_f64("arrived_per_second", (double)atomic_load(&l.arrived) / (double)run->o->seconds);
+    json_line_f64("recall", recall);
+    json_line_f64("qps", (double)count / (double)run->o->seconds);
+    json_line_f64("p50_us", (double)l.ns[count / 2] / 1e3);
+    json_line_f64("p99_us", (double)l.ns[count * 99 / 100] / 1e3);
+    json_line_end();
+    mem_free(l.ns);
+    mem_free(l.recall);
+}
+
 /* ---- failover ---- */
 
 struct witness { /* writes one point after the other */
@@ -344,7 +440,7 @@ static bool out_of_range(const struct options *o)
 {
     return o->clients == 0 || o->clients > CLIENTS_MAX || o->nodes == 0 || o->nodes > SPAWNED_NODES_MAX ||
             o->shards == 0 || o->replication == 0 || o->batch == 0 || o->depth == 0 || o->k == 0 ||
-            o->commits == 0;
+            o->commits == 0 || o->seconds == 0;
 }
 
 int bench_cluster(int argc, char **argv)
@@ -359,12 +455,15 @@ int bench_cluster(int argc, char **argv)
         .depth = 4,
         .k = 10,
         .commits = 300,
-        .kills = 3 };
+        .kills = 3,
+        .seconds = 20 };
     const struct bench_option options[] = {
         { "--router", "where a cluster's clients connect; or --spawn", NULL, &o.router, NULL },
         { "--spawn", "start nodes and a router of its own", NULL, NULL, &o.spawn },
         { "--data", "data-set folder, e.g. build/demo/data", NULL, &o.data, NULL },
-        { "--mix", "write, search (what is there already) or both (both)", NULL, &o.mix, NULL },
+        { "--mix", "write, search or live (what is there already), or both: write and search (both)", NULL,
+                &o.mix, NULL },
+        { "--seconds", "of each part of live (20)", &o.seconds, NULL, NULL },
         { "--clients", "clients at once (4)", &o.clients, NULL, NULL },
         { "--nodes", "with --spawn (3)", &o.nodes, NULL, NULL },
         { "--shards", "of the collection (4)", &o.shards, NULL, NULL },
@@ -381,8 +480,9 @@ int bench_cluster(int argc, char **argv)
     };
     bench_parse(argc, argv, "cluster --router URL|--spawn --data DIR [options]", options,
             sizeof options / sizeof options[0]);
-    bool write = strcmp(o.mix, "search") != 0, search = strcmp(o.mix, "write") != 0;
-    bool known = !(write && search) || strcmp(o.mix, "both") == 0;
+    bool both = strcmp(o.mix, "both") == 0, write = both || strcmp(o.mix, "write") == 0;
+    bool search = both || strcmp(o.mix, "search") == 0, live = strcmp(o.mix, "live") == 0;
+    bool known = write || search || live;
     if ((o.router != NULL) == o.spawn || o.data == NULL || !known || out_of_range(&o)) {
         fprintf(stderr, "omen-bench cluster: give --router or --spawn, --data DIR and numbers in range\n");
         return 2;
@@ -398,6 +498,7 @@ int bench_cluster(int argc, char **argv)
     if (write) run_write(&run);
     if (write) run_commit(&run);
     if (search) run_search(&run);
+    for (uint64_t rate = 0; live && rate <= 10000; rate = rate == 0 ? 1000 : 10 * rate) run_live(&run, rate);
     if (write && o.spawn && o.kills > 0 && o.replication > 1) run_failover(&run);
     if (o.spawn) spawned_stop(&run.spawned);
     mem_free(run.payloads);

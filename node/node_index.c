@@ -73,7 +73,8 @@ static void priority_lower(int nice_by)
 {
     pid_t self = (pid_t)syscall(SYS_gettid);
     struct sched_param batch = { 0 };
-    if (setpriority(PRIO_PROCESS, (id_t)self, nice_by) != 0) LOG_WARN("index.priority", "nice=%d", nice_by);
+    int nice_now = getpriority(PRIO_PROCESS, (id_t)self) + nice_by;
+    if (setpriority(PRIO_PROCESS, (id_t)self, nice_now) != 0) LOG_WARN("index.priority", "nice=%d", nice_now);
     (void)pthread_setschedparam(pthread_self(), SCHED_BATCH, &batch);
     (void)syscall(SYS_ioprio_set, IOPRIO_WHO_PROCESS, self, IOPRIO_BEST_EFFORT_LOWEST);
 }
