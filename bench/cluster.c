@@ -3,8 +3,8 @@
  *   cluster_write     --clients pipelines load the data set: a batch is on the disks of a majority when acknowledged
  *   cluster_commit    one client, one small write at a time on an idle cluster; beside it the disk's own fsync
  *   cluster_search    --clients clients, one search at a time each; recall against exact truth, ties by distance
- *   cluster_live      --mix live: the same for --seconds each, quiet and while 1,000 and 10,000 points of the data set arrive
- *                     a second, once more under the ids that they have, so that the truth stays what it was
+ *   cluster_live      --mix live: the same for --seconds each, quiet and while 1,000 and 10,000 points of the data set
+ *                     arrive a second, once more under the ids that they have, so that the truth stays what it was
  *   cluster_failover  --spawn only: kill -9 of the node that leads a shard while a client writes to it; how long
  *                     nothing is acknowledged
  */

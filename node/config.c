@@ -235,6 +235,12 @@ const struct config_key node_config_keys[] = {
             .min = 1,
             .max = 1000000,
             .help = "reads waiting for a thread; above it clients are told to retry" },
+    { .name = "memory.budget",
+            .type = CONFIG_BYTES,
+            AT(memory_budget),
+            .default_text = "0",
+            .help = "memory for graphs, tables and deltas: less, and graphs are compact, then mapped; 0 = half of the "
+                    "machine's or cgroup's" },
     { .name = "index.disabled",
             .type = CONFIG_BOOL,
             AT(index_disabled),
@@ -265,7 +271,7 @@ const struct config_key node_config_keys[] = {
             .type = CONFIG_BYTES,
             AT(index_memory_bytes),
             .default_text = "0",
-            .help = "graphs are kept in memory up to here and mapped above; 0 = a quarter of the machine's" },
+            .help = "graphs are kept in memory up to here and mapped above; 0 = what memory.budget leaves" },
     { .name = "disk.min_free_percent",
             .type = CONFIG_F64,
             AT(disk_min_free_percent),
@@ -285,6 +291,7 @@ void node_config_node(const struct node_config *config, struct node_options *opt
     options->shard_inflight_bytes_max = config->write_shard_bytes;
     options->node_inflight_bytes_max = config->write_node_bytes;
     options->shards_max = (uint32_t)config->shards;
+    options->memory_budget = config->memory_budget;
     options->index_disabled = config->index_disabled;
     options->index_threads = (uint32_t)config->index_threads;
     options->index_rows_min = (uint32_t)config->index_rows_min;

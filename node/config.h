@@ -20,6 +20,7 @@ struct node_config {
     uint64_t write_shard_bytes, write_node_bytes, apply_threads;
     uint64_t search_threads, search_queue;
     double disk_min_free_percent;
+    uint64_t memory_budget;
     bool index_disabled;
     uint64_t index_threads, index_rows_min, index_memory_bytes, index_tail_rows_max;
 };

@@ -17,6 +17,8 @@
 #include "node/ship.h"
 
 #define MIB (1ull << 20)
+#define DELTA_SHARE 8u /* of the memory budget: a shard's delta is merged when it is larger */
+#define DELTA_BYTES_MIN MIB
 #define TAIL_ROWS_MAX 2000000u /* scanned by sketch in some hundred microseconds */
 
 void node_options_default(struct node_options *options)
@@ -299,6 +301,9 @@ static void env_fill(struct node *node)
     env->vfs = o->vfs;
     env->clock = o->clock;
     env->store = o->store;
+    uint64_t delta_bytes = node_memory_budget(node) / DELTA_SHARE;
+    if (delta_bytes < DELTA_BYTES_MIN) delta_bytes = DELTA_BYTES_MIN;
+    if (env->store.delta_bytes_max > delta_bytes) env->store.delta_bytes_max = delta_bytes;
     env->read_arena_bytes_max = o->read_arena_bytes_max;
     env->shard_inflight_bytes_max = o->shard_inflight_bytes_max;
     env->node_inflight_bytes_max = o->node_inflight_bytes_max;
@@ -378,6 +383,7 @@ static void node_free(struct node *node)
     shard_env_fini(&node->env);
     pthread_cond_destroy(&node->scrub_wake);
     pthread_mutex_destroy(&node->scrub_lock);
+    pthread_mutex_destroy(&node->memory_lock);
     pthread_cond_destroy(&node->watch_wake);
     pthread_mutex_destroy(&node->watch_lock);
     pthread_cond_destroy(&node->catalog_wake);
@@ -403,6 +409,7 @@ static struct node *node_new(const struct node_options *options)
     pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
     pthread_cond_init(&node->watch_wake, &attr);
     pthread_mutex_init(&node->scrub_lock, NULL);
+    pthread_mutex_init(&node->memory_lock, NULL);
     pthread_cond_init(&node->scrub_wake, &attr);
     pthread_condattr_destroy(&attr);
     shard_env_init(&node->env);

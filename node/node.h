@@ -46,11 +46,12 @@ struct node_options {
     uint64_t node_inflight_bytes_max; /* of all shards; 256 MiB */
     uint32_t shards_max;              /* open shards; creating more is OMEN_ETOOBIG; default 1024 */
     bool index_disabled;              /* no graphs: every search is exact */
-    uint32_t index_threads;           /* of one build; default 1 */
-    uint32_t index_rows_min;          /* rows that are worth a graph; 0 = storage's own */
+    uint64_t memory_budget;  /* of what the node keeps in memory; 0 = half of the machine's or cgroup's */
+    uint32_t index_threads;  /* of one build; default 1 */
+    uint32_t index_rows_min; /* rows that are worth a graph; 0 = storage's own */
     uint64_t index_tail_rows_max; /* of a shard in no graph: past it writes come again later; 0 = no bound */
     uint64_t
-            index_memory_bytes; /* graphs are kept in memory up to here, mapped above; 0 = a quarter of the machine's */
+            index_memory_bytes; /* graphs are kept in memory up to here, mapped above; 0 = what the budget leaves */
     double disk_min_free_percent; /* writes but deletes are refused below; default 10; 0 = off */
 };
 void node_options_default(struct node_options *options);

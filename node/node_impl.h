@@ -33,12 +33,20 @@ struct shard_slot {
 struct node_gauges {
     struct metric_gauge *disk_free, *disk_total, *disk_full, *queue_depth, *log_bytes, *collections, *shards,
             *inflight, *resident, *uptime;
+    struct metric_gauge *memory_budget, *memory_rows, *memory_deltas, *memory_sketches, *memory_pinned,
+            *memory_mapped;
     struct metric_gauge *shards_damaged;
     struct metric_counter *log_syncs, *log_appends, *log_written, *scrubbed;
     /* Of the connections between members; NULL of a node by itself. */
     struct metric_gauge *raft_connections, *raft_unsent;
     struct metric_counter *raft_frames_in, *raft_frames_out, *raft_bytes_in, *raft_bytes_out, *raft_dropped;
     struct metric_counter *raft_refused[NODE_RAFT_REFUSALS];
+};
+
+/* Bytes, as node_memory.c counts them. */
+struct node_memory {
+    uint64_t budget, fixed, pinned, mapped;
+    uint64_t rows, deltas, sketches; /* of fixed */
 };
 
 struct member;
@@ -87,6 +95,9 @@ struct node {
     bool watch_started;
     uint64_t disk_checked_ns;
 
+    pthread_mutex_t memory_lock; /* guards `memory` */
+    struct node_memory memory;
+
     _Atomic bool index_stop;
     pthread_t index_thread, tail_thread;
     bool index_started, tail_started;
@@ -133,6 +144,11 @@ void node_scrub_stop(struct node *node);
 /* node_index.c: graphs over what was written, in the background. */
 OMEN_CHECKED enum omen_err node_index_start(struct node *node, struct err *err);
 void node_index_stop(struct node *node);
+
+/* node_memory.c: what memory goes for. */
+uint64_t node_memory_budget(const struct node *node);
+void node_memory_look(struct node *node);
+void node_memory_get(struct node *node, struct node_memory *memory_out); /* as it was when last looked at */
 
 /* node_watch.c: metrics. */
 void node_metrics_register(struct node *node);

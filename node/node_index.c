@@ -6,8 +6,7 @@
  * is much of it, so that searches need not scan it however long a graph takes. Past index.tail_rows_max writes are told
  * to come again later (shard_write.c).
  *
- * Graphs lie in memory of their own while all of them together stay below index.memory_bytes, else they are mapped.
- * */
+ * How graphs lie in memory follows from the node's budget; see node_memory.c. */
 #include "common/err.h"
 
 #include <sched.h>
@@ -28,26 +27,6 @@
 #define TAIL_NICE 4
 #define IOPRIO_WHO_PROCESS 1 /* of ioprio_set(2), which has no header */
 #define IOPRIO_BEST_EFFORT_LOWEST (2 << 13 | 7)
-#define INDEX_MEMORY_SHARE 4u /* of the machine's, when the configuration says nothing */
-
-static uint64_t memory_bytes_max(const struct node *node)
-{
-    if (node->options.index_memory_bytes != 0) return node->options.index_memory_bytes;
-    return (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE) / INDEX_MEMORY_SHARE;
-}
-
-static uint64_t memory_bytes(struct node *node)
-{
-    uint64_t bytes = 0;
-    pthread_rwlock_rdlock(&node->table_lock);
-    for (uint32_t i = 0; i < node->slot_count; i++) {
-        struct shard_index_stats stats;
-        shard_host_index_stats(node->slots[i].shard, &stats);
-        bytes += stats.memory_bytes;
-    }
-    pthread_rwlock_unlock(&node->table_lock);
-    return bytes;
-}
 
 /* The first shard whose id is above `after`, held; NULL when there is none. */
 static struct shard_host *shard_after(struct node *node, uint64_t after)
@@ -59,6 +38,16 @@ static struct shard_host *shard_after(struct node *node, uint64_t after)
     if (shard != NULL) shard_host_hold(shard);
     pthread_rwlock_unlock(&node->table_lock);
     return shard;
+}
+
+static void memory_policy(struct node *node, struct index_policy *policy)
+{
+    struct node_memory m;
+    node_memory_get(node, &m);
+    uint64_t most = node->options.index_memory_bytes; /* of graphs; 0 = what the budget leaves */
+    policy->memory_left = m.budget > m.fixed + m.pinned ? m.budget - m.fixed - m.pinned : 0;
+    policy->memory_over = m.fixed + m.pinned > m.budget || (most != 0 && m.pinned > most);
+    policy->pin = most == 0 || m.pinned < most;
 }
 
 static void policy_of(const struct node *node, struct index_policy *policy)
@@ -90,7 +79,8 @@ static bool index_round(struct node *node, bool *failed_out)
         struct err err;
         bool worked = false;
         after = shard_host_id(shard);
-        policy.pin = memory_bytes(node) < memory_bytes_max(node);
+        node_memory_look(node);
+        memory_policy(node, &policy);
         enum omen_err rc = shard_host_index(shard, &policy, node->options.index_threads, &node->index_stop,
                 &worked, &err);
         shard_host_unhold(shard);
@@ -127,6 +117,7 @@ static bool tail_round(struct node *node)
     struct shard_host *shard;
     bool any = false;
     policy_of(node, &policy);
+    memory_policy(node, &policy);
     for (uint64_t after = 0; !atomic_load(&node->index_stop) && (shard = shard_after(node, after)) != NULL;) {
         struct err err;
         bool worked = false;
@@ -147,6 +138,7 @@ static void *tail_main(void *arg)
     pthread_setname_np(pthread_self(), "omen-tail");
     priority_lower(TAIL_NICE);
     while (!atomic_load(&node->index_stop)) {
+        node_memory_look(node);
         if (tail_round(node)) continue;
         struct timespec until = { 0, TAIL_TURN_MS * 1000000L };
         (void)nanosleep(&until, NULL);

@@ -199,6 +199,15 @@ static void node_collect(void *arg)
     metric_set(g->queue_depth, search_pool_depth(node->env.pool));
     metric_set(g->inflight, (int64_t)atomic_load(&node->env.inflight_bytes));
     metric_set(g->resident, (int64_t)resident_bytes());
+    struct node_memory memory;
+    node_memory_look(node);
+    node_memory_get(node, &memory);
+    metric_set(g->memory_budget, (int64_t)memory.budget);
+    metric_set(g->memory_rows, (int64_t)memory.rows);
+    metric_set(g->memory_deltas, (int64_t)memory.deltas);
+    metric_set(g->memory_sketches, (int64_t)memory.sketches);
+    metric_set(g->memory_pinned, (int64_t)memory.pinned);
+    metric_set(g->memory_mapped, (int64_t)memory.mapped);
     metric_set(g->uptime,
             (int64_t)((clock_monotonic_ns(node->options.clock) - node->opened_ns) / 1000000000ull));
     pthread_rwlock_rdlock(&node->table_lock);
@@ -253,6 +262,14 @@ void node_metrics_register(struct node *node)
             "Bytes of streams read again and compared with their checksums", NULL);
     g->inflight = metrics_gauge(m, "omendb_node_write_inflight_bytes", "Bytes of writes queued or proposed",
             NULL);
+    static const char help[] = "What memory goes for; mapped graphs are the system's to take back";
+    const char *name = "omendb_node_memory_bytes";
+    g->memory_budget = metrics_gauge(m, "omendb_node_memory_budget_bytes", "memory.budget", NULL);
+    g->memory_rows = metrics_gauge(m, name, help, "component=\"rows\"");
+    g->memory_deltas = metrics_gauge(m, name, help, "component=\"deltas\"");
+    g->memory_sketches = metrics_gauge(m, name, help, "component=\"sketches\"");
+    g->memory_pinned = metrics_gauge(m, name, help, "component=\"graphs\"");
+    g->memory_mapped = metrics_gauge(m, name, help, "component=\"mapped_graphs\"");
     g->resident = metrics_gauge(m, "omendb_process_resident_bytes", "Resident memory, mapped files included",
             NULL);
     g->uptime = metrics_gauge(m, "omendb_node_uptime_seconds", "Seconds since the node was opened", NULL);

@@ -239,6 +239,18 @@ enum omen_err shard_host_index_tail(struct shard_host *shard, const struct index
     return rc;
 }
 
+void shard_host_memory(struct shard_host *shard, struct shard_index_memory *memory_out, uint64_t *deltas_io)
+{
+    struct shard_store_stats stats;
+    *memory_out = (struct shard_index_memory){ 0 };
+    struct shard_store *store = shard_host_store_hold(shard);
+    if (store == NULL) return;
+    shard_index_memory(store, memory_out);
+    shard_store_stats(store, &stats);
+    *deltas_io += stats.delta_bytes;
+    shard_host_store_unhold(shard);
+}
+
 void shard_host_index_stats(struct shard_host *shard, struct shard_index_stats *stats_out)
 {
     *stats_out = (struct shard_index_stats){ 0 };

@@ -55,7 +55,8 @@ struct shard_env {
     bool indexes;                    /* somebody calls shard_host_index */
     uint64_t election_ms;            /* of Raft groups; as the replica_host has it */
     struct room_keeper *rooms;
-    uint64_t tail_rows_max;          /* rows of a shard in no segment, past which writes wait; 0 = no bound */
+    _Atomic bool memory_full; /* what cannot be had smaller passes memory.budget: only deletes and reads */
+    uint64_t tail_rows_max;   /* rows of a shard in no segment, past which writes wait; 0 = no bound */
     _Atomic uint64_t inflight_bytes; /* of all shards */
     /* Bytes that may be written before the disk is looked at again, counting down by what was let in. */
     _Atomic int64_t disk_headroom;
@@ -137,6 +138,8 @@ OMEN_CHECKED enum omen_err shard_host_index(struct shard_host *shard, const stru
 /* The same for the next rows of its tail; see shard_index_tail. One thread, beside the one above. */
 OMEN_CHECKED enum omen_err shard_host_index_tail(struct shard_host *shard, const struct index_policy *policy,
         _Atomic bool *stop, bool *worked_out, struct err *err);
+/* Memory of its indexes and tables; what its deltas take is added to *deltas_io. Cheap. */
+void shard_host_memory(struct shard_host *shard, struct shard_index_memory *memory_out, uint64_t *deltas_io);
 void shard_host_index_stats(struct shard_host *shard, struct shard_index_stats *stats_out);
 /* End calls whose deadline has passed. */
 void shard_host_sweep(struct shard_host *shard);

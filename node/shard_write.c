@@ -497,6 +497,10 @@ static enum omen_err write_need_of(struct shard_host *shard, struct shard_call *
     shard_store_stats(store, &stats);
     uint64_t tail = shard_index_tail_rows(store);
     shard_host_store_unhold(shard);
+    if (rc == OMEN_OK && atomic_load(&shard->env->memory_full) && !only_deletes(call))
+        return err_set(&call->err, OMEN_ENOMEM, "",
+                "the node's memory budget is used up by what it must keep of its points, with all graphs on disk: "
+                "raise memory.budget, delete points or add nodes");
     if (rc == OMEN_OK && shard->env->tail_rows_max != 0 && tail >= shard->env->tail_rows_max &&
             !only_deletes(call)) {
         write_busy(shard, call, TAIL_RETRY_MS * RETRY_BYTES_PER_MS,

@@ -25,6 +25,7 @@ void index_policy_default(struct index_policy *policy)
     *policy = (struct index_policy){ .rows_min = ROWS_MIN,
         .tail_rows_min = TAIL_ROWS_MIN,
         .recall_target = 0.95f,
+        .memory_left = UINT64_MAX,
         .ripe_ms = UINT64_MAX };
 }
 
@@ -205,6 +206,78 @@ static enum omen_err segments_load(struct shard_store *s, const struct index_pol
     return rc;
 }
 
+/* ---- memory ---- */
+
+/* Bytes a row, about, as storage/index/README.md has them: rows of many dimensions are reduced. */
+static uint64_t row_share(const struct shard_store *s, uint32_t field)
+{
+    uint32_t dim = s->schema.fields[field].dim;
+    return dim < 256 ? dim : 256;
+}
+static uint64_t fast_bytes(const struct shard_store *s, uint32_t field)
+{
+    return 8 * row_share(s, field) + 64;
+}
+static uint64_t compact_bytes(const struct shard_store *s, uint32_t field)
+{
+    return 2 * row_share(s, field) + 64;
+}
+static uint64_t build_bytes(const struct shard_store *s, uint32_t field)
+{
+    return fast_bytes(s, field) + 6 * row_share(s, field) + 64;
+}
+
+/* How many rows can be built at once. */
+static uint64_t rows_buildable(const struct shard_store *s, const struct index_policy *policy, uint32_t field)
+{
+    return policy->memory_left / build_bytes(s, field);
+}
+
+static void layout_choose(const struct shard_store *s, const struct index_policy *policy, uint32_t field,
+        uint64_t rows, struct segment_spec *spec)
+{
+    uint64_t left = policy->memory_left / 2; /* the other half for what comes after it */
+    if (!policy->pin || rows * fast_bytes(s, field) <= left) return;
+    spec->compact = true;
+    spec->pin = rows * compact_bytes(s, field) <= left;
+}
+
+/* The largest graph in memory of its own becomes a mapped one. *done_out false: there is none. */
+static enum omen_err graph_unpin(struct shard_store *s, const struct segment_set *set,
+        const struct index_policy *policy, bool *done_out, struct err *err)
+{
+    struct segment_info info, largest = { 0 };
+    char dir[STORE_PATH_BYTES];
+    uint32_t at = set->count;
+    for (uint32_t i = 0; i < set->count; i++) {
+        segment_info(set->items[i], &info);
+        if (!info.pinned || info.memory_bytes <= largest.memory_bytes) continue;
+        largest = info;
+        at = i;
+    }
+    *done_out = at < set->count;
+    if (!*done_out) return OMEN_OK;
+    enum omen_err rc = dir_make(s, dir, err);
+    if (rc != OMEN_OK) return rc;
+    struct segment_spec spec = spec_of(s, policy, dir);
+    struct segment *mapped;
+    spec.number = largest.number;
+    spec.pin = false;
+    rc = segment_open(&spec, &mapped, err);
+    if (rc != OMEN_OK) return rc;
+    struct segment_set *next = set_new(set->count);
+    if (next == NULL) {
+        segment_unref(mapped);
+        return err_set(err, OMEN_ENOMEM, "", "no memory for a set of segments");
+    }
+    next->count = set->count;
+    for (uint32_t i = 0; i < set->count; i++) next->items[i] = i == at ? mapped : segment_ref(set->items[i]);
+    LOG_INFO("segment.mapped", "dir=\"%s\" number=%llu bytes=%llu", s->dir,
+            (unsigned long long)largest.number, (unsigned long long)largest.memory_bytes);
+    set_publish(s, next);
+    return OMEN_OK;
+}
+
 /* ---- what to build next ---- */
 
 /* A range of a field's blocks, and the segments that it takes the place of: items [first, first + taken). */
@@ -313,6 +386,12 @@ static bool tail_job(const struct shard_store *s, const struct segment_set *set,
     bool soon = ended || policy->eager, now = tail_urgent(s, set, policy, field);
     if (tail == 0) return false;
     if (!now && (tail < policy->rows_min || (!soon && tail < in_segments / TAIL_SHARE))) return false;
+    uint64_t most = rows_buildable(s, policy, field);
+    while (tail > most && end_block > covered + 1) { /* as much as there is memory to build */
+        end_block -= (end_block - covered) / 2;
+        tail = rows_between(s, field, covered, end_block);
+    }
+    if (tail == 0 || tail > most) return false;
     *job_out = (struct job){ .field = field,
         .first_block = covered,
         .end_block = end_block,
@@ -321,7 +400,8 @@ static bool tail_job(const struct shard_store *s, const struct segment_set *set,
     while (job_out->first > first) { /* the last segments that are no larger than what comes after them */
         struct segment_info info;
         segment_info(set->items[job_out->first - 1], &info);
-        if (info.rows > job_out->rows || !same_bucket(s, policy, info.first_block, covered)) break;
+        if (info.rows > job_out->rows || info.rows + job_out->rows > most) break;
+        if (!same_bucket(s, policy, info.first_block, covered)) break;
         job_out->rows += info.rows;
         job_out->first_block = info.first_block;
         job_out->first--;
@@ -330,11 +410,13 @@ static bool tail_job(const struct shard_store *s, const struct segment_set *set,
     return true;
 }
 
-static bool dead_job(const struct segment_set *set, struct job *job_out)
+static bool dead_job(const struct shard_store *s, const struct segment_set *set,
+        const struct index_policy *policy, struct job *job_out)
 {
     for (uint32_t i = 0; i < set->count; i++) {
         struct segment_info info;
         segment_info(set->items[i], &info);
+        if (info.rows > rows_buildable(s, policy, info.field)) continue;
         if (segment_dead(set->items[i]) <= info.rows / DEAD_SHARE) continue;
         *job_out = (struct job){ info.field, info.first_block, info.end_block, i, 1, info.rows };
         return true;
@@ -369,7 +451,7 @@ static bool job_find(struct shard_store *s, const struct segment_set *set, const
     if (dead == s->index.dead_seen || ++s->index.dead_steps < DEAD_EVERY) return false;
     s->index.dead_steps = 0;
     s->index.dead_seen = dead;
-    return dead_job(set, job_out);
+    return dead_job(s, set, policy, job_out);
 }
 
 /* The set with the job's segments replaced by `made`, whose reference it takes. */
@@ -400,6 +482,7 @@ static enum omen_err job_run(struct shard_store *s, const struct segment_set *se
     spec.end_block = job->end_block;
     spec.as_of = shard_store_applied(s);
     spec.number = s->index.next_number++;
+    layout_choose(s, policy, job->field, job->rows, &spec);
     if (job->end_block > set->covered[job->field]) atomic_fetch_add(&s->index.jobs, 1);
     rc = segment_build(&spec, control, &made, err);
     if (rc != OMEN_OK) return rc;
@@ -436,7 +519,10 @@ enum omen_err shard_index_step(struct shard_store *store, const struct index_pol
     uint32_t era = store_hold(store); /* before the sequence is read that the segment is as of */
     struct segment_set *set = segment_set_acquire(store);
     struct job job;
-    if (job_find(store, set, policy, &job)) {
+    bool unpinned = false;
+    if (policy->memory_over) rc = graph_unpin(store, set, policy, &unpinned, err);
+    *worked_out = unpinned && rc == OMEN_OK;
+    if (rc == OMEN_OK && !unpinned && job_find(store, set, policy, &job)) {
         rc = job_run(store, set, policy, &job, control, err);
         *worked_out = rc == OMEN_OK;
     }
@@ -471,6 +557,24 @@ uint64_t shard_index_settled(struct shard_store *store, const struct index_polic
     bool all = end == blocks_count(store->blocks) || blocks_at(store->blocks, end)->sequence > durable;
     if (all) return durable; /* entries without rows included */
     return end == 0 ? 0 : blocks_at(store->blocks, end)->sequence - 1;
+}
+
+void shard_index_memory(struct shard_store *store, struct shard_index_memory *memory_out)
+{
+    *memory_out = (struct shard_index_memory){ .sketches = tail_memory_bytes(store) };
+    struct segment_set *set = segment_set_acquire(store);
+    for (uint32_t i = 0; set != NULL && i < set->count; i++) {
+        struct segment_info info;
+        segment_info(set->items[i], &info);
+        memory_out->rows += info.kept_bytes;
+        if (info.pinned)
+            memory_out->pinned += info.memory_bytes - info.kept_bytes;
+        else
+            memory_out->mapped += info.memory_bytes - info.kept_bytes;
+    }
+    segment_set_release(set);
+    memory_out->rows += (uint64_t)blocks_count(store->blocks) * sizeof(struct block) +
+            atomic_load(&store->blocks->row_count) * sizeof(uint64_t);
 }
 
 uint64_t shard_index_tail_rows(struct shard_store *store)

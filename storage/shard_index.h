@@ -20,8 +20,12 @@ struct index_policy {
     uint32_t
             tail_rows_min; /* of rows in no segment, fewer are scanned and more have a sketch; default 4,096 */
     float recall_target;   /* of the collection; default 0.95 */
-    bool pin;              /* graphs in memory of their own rather than mapped */
-    bool eager;            /* a tail of rows_min is taken at once, however large the segments are */
+    /* What graphs in memory of their own, sketches and a build may still take. Less than a segment needs: it is compact,
+     * then also mapped, and no larger than can be built. Default UINT64_MAX. */
+    uint64_t memory_left;
+    bool memory_over; /* more is taken than there is: a step maps a graph that was in memory of its own */
+    bool pin;         /* graphs in memory of their own rather than mapped */
+    bool eager;       /* a tail of rows_min is taken at once, however large the segments are */
     uint64_t
             tail_rows_max; /* half of it, and the tail is taken however few or young its rows are; 0 = never */
     uint64_t ripe_ms;      /* only what was written (log time) up to then; default UINT64_MAX = all */
@@ -48,9 +52,17 @@ uint64_t shard_index_settled(struct shard_store *store, const struct index_polic
 
 /* Take some of the newest rows into a sketch (shard_tail.c), where the tail is large: what a search then goes by instead
  * of a scan. *worked_out false: there was nothing to add. One thread at a time, beside shard_index_step. Of `policy`
- * the recall target counts. OMEN_ECANCELED, OMEN_ENOMEM: searches scan what is in no sketch. */
+ * the recall target and the memory count. OMEN_ECANCELED, OMEN_ENOMEM: searches scan what is in no sketch. */
 OMEN_CHECKED enum omen_err shard_index_tail(struct shard_store *store, const struct index_policy *policy,
         const struct index_control *control, bool *worked_out, struct err *err);
+
+/* Where the memory is. Cheap; any thread. */
+struct shard_index_memory {
+    uint64_t pinned, mapped; /* graphs; the system takes back what is mapped */
+    uint64_t sketches;
+    uint64_t rows; /* the table of blocks, when rows died, segments' slots and payload indexes */
+};
+void shard_index_memory(struct shard_store *store, struct shard_index_memory *memory_out);
 
 /* Rows that are in no segment, of the field that has most of them, dead ones included. Cheap; any thread. */
 uint64_t shard_index_tail_rows(struct shard_store *store);

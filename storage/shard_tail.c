@@ -230,6 +230,12 @@ static enum omen_err tail_calibrate(struct tail_sketch *t, const struct index_co
     return rc == OMEN_OK ? OMEN_OK : err_set(err, rc, NULL, "calibrating a sketch of the tail");
 }
 
+/* Of a row, about; see storage/index/README.md. */
+static uint64_t sketch_bytes(const struct shard_store *s, uint32_t field)
+{
+    return s->schema.fields[field].dim / 2 + 32;
+}
+
 /* The newest sketch of a field, and how many there are. */
 static struct tail_sketch *newest_of(const struct tail_set *set, uint32_t field, uint32_t *count_out)
 {
@@ -255,7 +261,8 @@ static enum omen_err field_step(struct shard_store *s, const struct index_policy
     enum omen_err rc = OMEN_OK;
     if (t == NULL || covered_all || begun || t->closed) {
         struct tail_sketch *more = NULL;
-        bool many = end > from && blocks_rows(s->blocks, from, end) >= policy->tail_rows_min;
+        uint64_t rows = blocks_rows(s->blocks, from, end);
+        bool many = rows >= policy->tail_rows_min && 2 * rows * sketch_bytes(s, field) <= policy->memory_left;
         if (many) rc = tail_new(s, policy, field, from, &more, err);
         if (rc == OMEN_OK && (many || covered_all)) rc = set_change(s, set, covered, more, err);
         t = rc == OMEN_OK ? more : NULL; /* the set holds it; only this thread changes the set */

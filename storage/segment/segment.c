@@ -100,6 +100,8 @@ void segment_info(const struct segment *s, struct segment_info *info_out)
         .rows = s->count,
         .as_of = s->as_of,
         .memory_bytes = s->memory_bytes,
+        .kept_bytes = s->kept_bytes,
+        .pinned = s->pinned,
         .disk_bytes = s->disk_bytes,
         .recall_target = s->recall_target,
     };

@@ -35,6 +35,7 @@ struct segment_spec {
     uint64_t as_of;                  /* sequence applied before the build: rows visible then are in it */
     float recall_target;             /* 0 < r <= 1 */
     bool pin;                        /* graph in memory of its own rather than mapped */
+    bool compact; /* short codes beside the ids, rows from disk for rescoring: about a quarter */
     enum quant_profile quantization;
     bool by_shard_key; /* rows of one shard key lie together */
 };
@@ -62,7 +63,9 @@ struct segment_info {
     uint32_t field, first_block, end_block;
     uint32_t rows;
     uint64_t as_of; /* views before it may see rows that are not in it: they scan its blocks */
-    uint64_t memory_bytes, disk_bytes;
+    uint64_t memory_bytes, disk_bytes; /* memory: what searches look at, also when it is mapped */
+    uint64_t kept_bytes;               /* of memory_bytes: slots and payload index, never mapped */
+    bool pinned;                       /* the graph: in memory of its own; else the system may take it back */
     float recall_target;
 };
 void segment_info(const struct segment *segment, struct segment_info *info_out);

@@ -70,11 +70,13 @@ static enum omen_err graph_build(struct segment *s, const struct segment_spec *s
     if (spec->quantization == QUANT_AGGRESSIVE &&
             quant_choose(spec->recall_target, QUANT_AGGRESSIVE) > QUANT_SCALAR)
         params.layout = INDEX_LAYOUT_COMPACT;
+    if (spec->compact) params.layout = INDEX_LAYOUT_COMPACT;
     segment_rows(s, &rows);
     enum omen_err rc = index_build(INDEX_SEALED, &rows, &params, control, &s->index, err);
     if (rc != OMEN_OK) return rc;
     segment_path(s->dir, s->number, SEGMENT_GRAPH, path);
     rc = index_save(s->index, s->vfs, path, err);
+    s->pinned = spec->pin;
     if (rc != OMEN_OK || spec->pin) return rc;
     index_free(s->index);
     s->index = NULL;
@@ -85,11 +87,13 @@ static void sizes_take(struct segment *s)
 {
     struct index_stats stats;
     index_stats(s->index, false, &stats);
-    s->memory_bytes = stats.memory_bytes + (uint64_t)s->count * sizeof *s->slots;
+    s->kept_bytes = (uint64_t)s->count * sizeof *s->slots;
+    s->memory_bytes = stats.memory_bytes + s->kept_bytes;
     if (s->payload != NULL) {
         struct payload_index_stats payload;
         payload_index_stats(s->payload, &payload);
         s->memory_bytes += payload.memory_bytes;
+        s->kept_bytes += payload.memory_bytes;
     }
     for (int f = 0; f < SEGMENT_FILES; f++) {
         char path[SEGMENT_PATH_BYTES];
@@ -143,6 +147,7 @@ enum omen_err segment_open(const struct segment_spec *spec, struct segment **seg
         segment_rows(s, &rows);
         segment_path(s->dir, s->number, SEGMENT_GRAPH, path);
         rc = index_map(s->vfs, path, &rows, spec->pin, &s->index, err);
+        s->pinned = spec->pin;
     }
     if (rc != OMEN_OK) {
         segment_unref(s);

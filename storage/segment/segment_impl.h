@@ -35,7 +35,9 @@ struct segment {
     uint64_t rows_bytes;
     size_t stride_floats;
     struct index *index;
-    struct payload_index *payload;     /* NULL: filters are asked of payloads */
+    struct payload_index *payload; /* NULL: filters are asked of payloads */
+    bool pinned;
+    uint64_t kept_bytes;               /* of memory_bytes: slots and payload index, never mapped */
     uint64_t disk_bytes, memory_bytes; /* looked up once: an index counts its links to tell */
     _Atomic uint32_t refs;
     pthread_mutex_t mutex; /* guards what follows */

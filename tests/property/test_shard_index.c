@@ -155,6 +155,8 @@ static void index_step(struct world *w)
     if (below(w, 3) == 0) policy.quantization = QUANT_AGGRESSIVE;
     if (policy.quantization == QUANT_AGGRESSIVE) policy.recall_target = 0.9f;
     policy.pin = below(w, 2) == 0;
+    if (below(w, 3) == 0) policy.memory_left = below(w, 600000);
+    policy.memory_over = below(w, 4) == 0;
     ck_assert_int_eq(shard_store_checkpoint(w->store, NULL, &err), OMEN_OK);
     enum omen_err rc = shard_index_step(w->store, &policy, &control, &worked, &err);
     ck_assert_msg(rc == OMEN_OK, "step: %s", err.message);
@@ -343,7 +345,7 @@ static void delete_all(struct world *w)
     write_ids(w, true, 0, IDS);
     w->rows_min = 1;
     for (int i = 0; i < 3; i++) {
-        for (int n = 0; n < 50 && shard_index_tail_rows(w->store) > 0; n++) index_step(w);
+        for (int n = 0; n < 200 && shard_index_tail_rows(w->store) > 0; n++) index_step(w);
         ck_assert_uint_eq(shard_index_tail_rows(w->store), 0);
         check(w);
         reopen(w);

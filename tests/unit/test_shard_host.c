@@ -495,6 +495,29 @@ START_TEST(a_long_tail_slows_writes_down_until_it_is_indexed)
 }
 END_TEST
 
+/* A budget that not even the tables of the points fit: said when writing; what makes room, and reads, go on. */
+START_TEST(a_memory_budget_that_is_used_up_refuses_writes)
+{
+    node_down();
+    options.memory_budget = 1;
+    node_up();
+    ck_assert_int_eq(catalog(CATALOG_CREATE, "docs", 1, METRIC_L2), OMEN_OK);
+    uint64_t shard = shard_of("docs"), done = 0;
+    struct shard_call call;
+    while (upsert(shard, done + 1, (struct op_id){ 0 }, &call) == OMEN_OK)
+        done++; /* until it was looked at */
+    ck_assert_int_eq(call.code, OMEN_ENOMEM);
+    ck_assert_ptr_nonnull(strstr(call.err.message, "memory.budget"));
+    ck_assert_uint_eq(count_points(shard, CONSISTENCY_LINEARIZABLE, 0), done);
+    struct point_op gone = { .kind = POINT_DELETE, .id = { 0, 1, POINT_ID_U64 } };
+    call = call_of(CALL_WRITE, shard);
+    call.in.write.ops = &gone;
+    call.in.write.count = 1;
+    ck_assert_int_eq(run(&call), OMEN_OK);
+    release(&call);
+}
+END_TEST
+
 /* ---- collections ---- */
 
 static uint32_t shard_directories(void)
@@ -877,6 +900,7 @@ int main(void)
     tcase_add_test(tcase, full_disk_refuses_writes_with_the_reason_and_takes_deletes);
     tcase_add_test(tcase, writes_over_the_admission_limit_are_told_when_to_retry);
     tcase_add_test(tcase, a_long_tail_slows_writes_down_until_it_is_indexed);
+    tcase_add_test(tcase, a_memory_budget_that_is_used_up_refuses_writes);
     tcase_add_test(tcase, an_indexed_write_is_answered_when_the_index_has_it);
     tcase_add_test(tcase, an_indexed_write_that_runs_out_of_time_stands_and_says_so);
     tcase_add_test(tcase, an_accepted_write_is_answered_first_and_done_next);
