@@ -239,7 +239,7 @@ static bool values_put(struct gather *g, struct buf *out)
     uint32_t *rows = mem_alloc(((size_t)total + 1) * sizeof *rows);
     bool ok = next != NULL && rank != NULL && rows != NULL;
     if (ok) {
-        qsort(g->table, count, sizeof *g->table, known_compare);
+        if (count > 0) qsort(g->table, count, sizeof *g->table, known_compare);
         for (uint32_t i = 0; i < count; i++) rank[g->table[i].id] = i;
         for (uint32_t i = 0; i < count; i++) {
             u64_put(out, g->table[i].hash.hi);
