@@ -72,6 +72,15 @@ enum omen_err sealed_scratch_reserve(struct index_scratch *scratch, uint32_t poo
 void sealed_query_prepare(const struct sealed *s, const float *query, struct index_scratch *scratch)
 {
     sealed_internal(s, query, false, scratch->query);
+    scratch->stretch = 1;
+    if (s->rows.metric ==
+            METRIC_IP) { /* as long as the longest row: answers do not depend on a query's length, and
+                                          neither may the walk and what calibration says of it */
+        float squared = kernel_get()->dot_f32(query, query, s->rows.dim);
+        if (squared > 0 && s->norm_max > 0) scratch->stretch = sqrtf(s->norm_max / squared);
+        if (!isfinite(scratch->stretch)) scratch->stretch = 1;
+        for (uint32_t i = 0; i < s->padded; i++) scratch->query[i] *= scratch->stretch;
+    }
     memcpy(scratch->rotated, scratch->query, s->padded * sizeof(float));
     sealed_rotate(s, scratch->rotated);
     rabitq_prepare(scratch->rotated, s->padded, scratch->lut, &scratch->code);

@@ -131,9 +131,10 @@ struct scan {
     const struct index_search *search;
     struct index_heap heap; /* final distances */
     float base;             /* |q - mean|^2 */
-    float query_sq;         /* |q|^2 */
-    float near;             /* an estimate below this, error allowed for, may enter the heap */
-    float error;            /* allowed for, by the largest |g| of a group */
+    float query_sq;         /* |q|^2, of the stretched query */
+    float stretch;
+    float near;  /* an estimate below this, error allowed for, may enter the heap */
+    float error; /* allowed for, by the largest |g| of a group */
     uint32_t pending[SCAN_PENDING];
     uint32_t pending_count, rescored;
 };
@@ -144,7 +145,7 @@ static float scan_near(const struct scan *c)
     float d = index_heap_bound(&c->heap);
     if (c->search->has_distance_max) d = fminf(d, c->search->distance_max);
     if (c->s->rows.metric == METRIC_L2) return d;
-    return c->query_sq + (c->s->rows.metric == METRIC_IP ? c->s->norm_max : 1) + 2 * d;
+    return c->query_sq + (c->s->rows.metric == METRIC_IP ? c->s->norm_max : 1) + 2 * c->stretch * d;
 }
 
 static void scan_rescore(struct scan *c)
@@ -187,7 +188,8 @@ enum omen_err sealed_scan(const struct sealed *s, const struct index_search *sea
     struct scan c = { .s = s, .search = search, .heap = { hits_out, search->k, 0 } };
     sealed_query_prepare(s, search->query, scratch);
     c.base = f32->dot_f32(scratch->rotated, scratch->rotated, s->padded);
-    c.query_sq = f32->dot_f32(search->query, search->query, s->rows.dim);
+    c.stretch = scratch->stretch;
+    c.query_sq = f32->dot_f32(search->query, search->query, s->rows.dim) * c.stretch * c.stretch;
     c.near = scan_near(&c);
     /* |r| = |g| sum|r_j| / (2 |r|), and sum|r_j| is sqrt(2 D / pi) |r| after rotation; the largest |g| of a group
      * is 32768 of its scales. */

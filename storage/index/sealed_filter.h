@@ -12,6 +12,7 @@ struct compact_scratch;
 struct index_scratch {
     float *query;   /* [padded] internal, unrotated */
     float *rotated; /* [padded] */
+    float stretch;  /* of the query: ip only, else 1 */
     uint8_t *lut;   /* [padded * 4] */
     struct code_query code;
     uint64_t *pool; /* [2][pool_cap + 8] estimate bits << 32 | node << 2 | flags, ascending */

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "storage/kernel/kernel.h"
 #include "tests/support/recall_support.h"
 
 #define ROWS 5000
@@ -30,11 +31,16 @@ static bool least_effort(const struct recall_result *result, uint32_t k)
     return effort <= 10 || k == 100; /* of 5,000 rows the curve is short there */
 }
 
-static void delivered(enum metric metric, float target)
+/* `query_length`: what queries are scaled to, 0 = left as they are. */
+static void delivered(enum metric metric, float target, float query_length)
 {
     struct recall_set set;
     recall_set_init(&set, ROWS, QUERIES, 40, metric, 11 + (uint64_t)metric);
     recall_set_fill(&set, 100, 16);
+    for (uint32_t q = 0; query_length != 0 && q < QUERIES; q++) {
+        vector_normalise(set.queries + (size_t)q * 40, 40);
+        for (uint32_t j = 0; j < 40; j++) set.queries[(size_t)q * 40 + j] *= query_length;
+    }
     for (int kind = 0; kind < INDEX_KIND_COUNT; kind++) {
         if (!built_in((enum index_kind)kind)) continue;
         struct index *index = recall_build(&set, (enum index_kind)kind, INDEX_QUANT_AUTO);
@@ -52,13 +58,20 @@ static void delivered(enum metric metric, float target)
     recall_set_fini(&set);
 }
 
-START_TEST(l2_delivers_what_was_asked) { delivered(METRIC_L2, 0.95f); }
+START_TEST(l2_delivers_what_was_asked) { delivered(METRIC_L2, 0.95f, 0); }
 END_TEST
-START_TEST(ip_delivers_what_was_asked) { delivered(METRIC_IP, 0.95f); }
+START_TEST(ip_delivers_what_was_asked) { delivered(METRIC_IP, 0.95f, 0); }
 END_TEST
-START_TEST(cosine_delivers_what_was_asked) { delivered(METRIC_COSINE, 0.95f); }
+/* Norms of rows are spread 1..16; answers under ip do not depend on a query's length, and neither may recall. */
+START_TEST(ip_delivers_to_queries_of_any_length)
+{
+    delivered(METRIC_IP, 0.95f, 0.01f);
+    delivered(METRIC_IP, 0.95f, 1000);
+}
 END_TEST
-START_TEST(high_targets_are_delivered) { delivered(METRIC_L2, 0.99f); }
+START_TEST(cosine_delivers_what_was_asked) { delivered(METRIC_COSINE, 0.95f, 0); }
+END_TEST
+START_TEST(high_targets_are_delivered) { delivered(METRIC_L2, 0.99f, 0); }
 END_TEST
 
 int main(void)
@@ -68,6 +81,7 @@ int main(void)
     tcase_set_timeout(tcase, 120);
     tcase_add_test(tcase, l2_delivers_what_was_asked);
     tcase_add_test(tcase, ip_delivers_what_was_asked);
+    tcase_add_test(tcase, ip_delivers_to_queries_of_any_length);
     tcase_add_test(tcase, cosine_delivers_what_was_asked);
     tcase_add_test(tcase, high_targets_are_delivered);
     suite_add_tcase(suite, tcase);
