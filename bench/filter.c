@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "bench/bench.h"
+#include "bench/filter_search.h"
 #include "common/check.h"
 #include "common/json.h"
 #include "common/mem.h"
@@ -181,17 +182,26 @@ static struct payload_index *index_make(struct rows *r, const char *path)
 
 int bench_filter(int argc, char **argv)
 {
-    uint64_t count = 1000000, rounds = 201;
+    uint64_t count = 1000000, rounds = 201, queries = 200;
+    const char *data = NULL, *dir = "/tmp/omen-bench-filter";
     const char *path = "/tmp/omen-bench-filter.payload";
     const struct bench_option options[] = {
         { "--count", "rows of the segment (1000000)", &count, NULL, NULL },
         { "--rounds", "of each filter (201)", &rounds, NULL, NULL },
+        { "--data", "searches over this data set instead (debpkg-lsa-128: it has sections)", NULL, &data,
+                NULL },
+        { "--queries", "of the data set (200)", &queries, NULL, NULL },
+        { "--dir", "scratch directory of --data (/tmp/omen-bench-filter)", NULL, &dir, NULL },
         { "--file", "scratch file (/tmp/omen-bench-filter.payload)", NULL, &path, NULL },
     };
     bench_parse(argc, argv, "filter [options]", options, sizeof options / sizeof options[0]);
     if (count == 0 || count > 100000000 || rounds == 0 || rounds > 100000) {
         fprintf(stderr, "omen-bench filter: --count 1..100000000, --rounds 1..100000\n");
         return 2;
+    }
+    if (data != NULL) {
+        filter_search(data, dir, queries);
+        return 0;
     }
     struct rows r;
     struct arena arena;
