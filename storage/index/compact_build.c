@@ -32,6 +32,7 @@ static const struct candidate {
     { INDEX_QUANT_BINARY, QUANT_BINARY, 6, false },
     { INDEX_QUANT_SCALAR, QUANT_SCALAR, 8, false },
     { INDEX_QUANT_BINARY, QUANT_BINARY, 8, false },
+    { INDEX_QUANT_NONE, QUANT_NONE, 16, false },
     { INDEX_QUANT_NONE, QUANT_NONE, 32, false },
 };
 #define CANDIDATES (sizeof candidates / sizeof candidates[0])

@@ -70,7 +70,7 @@ struct index_params {
     enum index_quant quant;
     /* Auto: fast, unless quant or bytes_per_vector_max ask for what only compact has. */
     enum index_layout layout;
-    uint32_t bits; /* of a component's code in the compact layout: 8, 6, 4, 2, 1; 0 = calibrated */
+    uint32_t bits; /* of a component's code in the compact layout: 16 (f16), 8, 6, 4, 2, 1; 0 = calibrated */
     /* Budget of all that must be in RAM, rows that rescoring touches apart; 0 = none. OMEN_EINVAL when no code
      * is short enough. */
     uint32_t bytes_per_vector_max;

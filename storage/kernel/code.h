@@ -59,6 +59,9 @@ struct code_kernel {
             const struct code_factors *factors, float base, float bound, float estimates_out[CODE_GROUP]);
     /* sum (q - (lo + scale * c))^2, fused as written in code_scalar.c. */
     float (*l2sq_f32_u8)(const float *query, const uint8_t *code, float lo, float scale, uint32_t dim);
+    /* Of f16 bits, D a multiple of 64, 2-byte aligned: l2sq_f32 and dot_f32 of the widened row, bit by bit. */
+    float (*l2sq_f32_f16)(const float *query, const uint16_t *row, uint32_t dim);
+    float (*dot_f32_f16)(const float *query, const uint16_t *row, uint32_t dim);
     /* Rows of i8, D bytes each, as 32-row groups for dot_tile: groups of 4 dims, then rows; values +
      * CODE_TILE_OFFSET.
      * Missing rows (count < 32) are written as zero bytes. packed_out [D * 32], 64-byte aligned. */

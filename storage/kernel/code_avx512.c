@@ -349,6 +349,8 @@ const struct code_kernel code_kernel_avx512 = {
     .pool_merge = pool_merge_avx2,
     .lut_build = lut_build_avx512,
     .narrow_f16 = narrow_f16_avx512,
+    .l2sq_f32_f16 = l2sq_f32_f16_avx2,
+    .dot_f32_f16 = dot_f32_f16_avx2,
     .hadamard = hadamard_avx512,
 };
 

@@ -22,6 +22,9 @@ extern const struct code_kernel code_kernel_avx512;
 /* pool_avx2.c */
 uint32_t pool_merge_avx2(const uint64_t *keys, uint32_t count, uint32_t cap, const uint64_t *fresh,
         uint32_t n, uint64_t *out);
+/* f16_avx2.c */
+float l2sq_f32_f16_avx2(const float *query, const uint16_t *row, uint32_t dim);
+float dot_f32_f16_avx2(const float *query, const uint16_t *row, uint32_t dim);
 /* tile_avx2.c */
 void pack_tile_avx2(const int8_t *const *rows, uint32_t count, uint32_t dim, uint8_t *packed_out);
 void dot_tile_avx2(const int8_t *const *rows, uint32_t count, uint32_t dim, const uint8_t *packed,

@@ -116,6 +116,33 @@ static void widen_f16_neon(const uint16_t *f16, uint32_t dim, float *out)
         vst1q_f32(out + i, vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(f16 + i))));
 }
 
+/* The 16 lanes are four registers and the tree is that of neon.c. */
+static float f16_sum(const float *query, const uint16_t *row, uint32_t dim, bool dot)
+{
+    float32x4_t acc[4] = { vdupq_n_f32(0), vdupq_n_f32(0), vdupq_n_f32(0), vdupq_n_f32(0) };
+    for (uint32_t i = 0; i < dim; i += 16) {
+        for (uint32_t p = 0; p < 4; p++) {
+            float32x4_t q = vld1q_f32(query + i + 4 * p);
+            float32x4_t x = vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(row + i + 4 * p)));
+            float32x4_t d = vsubq_f32(q, x);
+            acc[p] = dot ? vfmaq_f32(acc[p], q, x) : vfmaq_f32(acc[p], d, d);
+        }
+    }
+    float32x4_t s = vaddq_f32(vaddq_f32(acc[0], acc[2]), vaddq_f32(acc[1], acc[3]));
+    float32x2_t two = vadd_f32(vget_low_f32(s), vget_high_f32(s));
+    return vget_lane_f32(two, 0) + vget_lane_f32(two, 1);
+}
+
+static float l2sq_f32_f16_neon(const float *query, const uint16_t *row, uint32_t dim)
+{
+    return f16_sum(query, row, dim, false);
+}
+
+static float dot_f32_f16_neon(const float *query, const uint16_t *row, uint32_t dim)
+{
+    return f16_sum(query, row, dim, true);
+}
+
 static void narrow_f16_neon(const float *v, uint32_t dim, uint16_t *f16_out)
 {
     for (uint32_t i = 0; i < dim; i += 4)
@@ -158,6 +185,8 @@ const struct code_kernel code_kernel_neon = {
     .pool_merge = pool_merge_scalar,
     .lut_build = lut_build_scalar,
     .narrow_f16 = narrow_f16_neon,
+    .l2sq_f32_f16 = l2sq_f32_f16_neon,
+    .dot_f32_f16 = dot_f32_f16_neon,
     .hadamard = hadamard_neon,
 };
 

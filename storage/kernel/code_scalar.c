@@ -178,6 +178,28 @@ void lut_build_scalar(const float *z, uint32_t dim, float inverse, uint8_t *lut_
     }
 }
 
+static float f16_sum(const float *query, const uint16_t *row, uint32_t dim, bool dot)
+{
+    float lanes[16] = { 0 };
+    for (uint32_t i = 0; i < dim; i++) {
+        float x = code_f32_of_f16(row[i]), d = query[i] - x;
+        lanes[i % 16] = dot ? fmaf(query[i], x, lanes[i % 16]) : fmaf(d, d, lanes[i % 16]);
+    }
+    for (uint32_t half = 8; half > 0; half /= 2)
+        for (uint32_t i = 0; i < half; i++) lanes[i] += lanes[i + half];
+    return lanes[0];
+}
+
+static float l2sq_f32_f16_scalar(const float *query, const uint16_t *row, uint32_t dim)
+{
+    return f16_sum(query, row, dim, false);
+}
+
+static float dot_f32_f16_scalar(const float *query, const uint16_t *row, uint32_t dim)
+{
+    return f16_sum(query, row, dim, true);
+}
+
 static void narrow_f16_scalar(const float *v, uint32_t dim, uint16_t *f16_out)
 {
     for (uint32_t i = 0; i < dim; i++) f16_out[i] = code_f16_of_f32(v[i]);
@@ -210,5 +232,7 @@ const struct code_kernel code_kernel_scalar = {
     .pool_merge = pool_merge_scalar,
     .lut_build = lut_build_scalar,
     .narrow_f16 = narrow_f16_scalar,
+    .l2sq_f32_f16 = l2sq_f32_f16_scalar,
+    .dot_f32_f16 = dot_f32_f16_scalar,
     .hadamard = hadamard_scalar,
 };

@@ -7,6 +7,7 @@
 #include "common/bytes.h"
 #include "common/check.h"
 #include "common/crc32c.h"
+#include "storage/kernel/code.h"
 #include "storage/kernel/kernel.h"
 #include "storage/quant/quant_impl.h"
 
@@ -36,16 +37,37 @@ void quant_turn(const struct quant *quant, const float *vector, bool keep_mean, 
 
 /* ---- none ---- */
 
+#define F16_LARGEST 65504.0f
+
+/* Beyond the largest f16 rows keep their direction; infinite distances would lose them. */
+static float f16_clamped(float value) { return fminf(fmaxf(value, -F16_LARGEST), F16_LARGEST); }
+
 static enum omen_err none_train(struct quant *quant, const float *rows, size_t stride, uint32_t count,
         const struct quant_control *control)
 {
-    (void)quant, (void)rows, (void)stride, (void)count, (void)control;
+    (void)control;
+    if (quant->params.bits == 32) return OMEN_OK;
+    /* |q - x + e|^2 for a rounding error e in no particular direction: 2 |q - x| |e| / sqrt(dim) */
+    double squares = 0;
+    for (uint32_t row = 0; row < count; row++) {
+        for (uint32_t i = 0; i < quant->dim; i++) {
+            double e = (double)rows[row * stride + i] -
+                    (double)code_f32_of_f16(code_f16_of_f32(f16_clamped(rows[row * stride + i])));
+            squares += e * e;
+        }
+    }
+    if (count > 0) quant->spread = (float)(2 * sqrt(squares / count / quant->dim));
     return OMEN_OK;
 }
 
 static void none_encode(const struct quant *quant, const float *vector, uint8_t *code_out)
 {
-    memcpy(code_out, vector, quant->dim * sizeof(float));
+    if (quant->params.bits == 32) {
+        memcpy(code_out, vector, quant->dim * sizeof(float));
+        return;
+    }
+    for (uint32_t i = 0; i < quant->padded; i++)
+        store_u16(code_out + 2 * (size_t)i, i < quant->dim ? code_f16_of_f32(f16_clamped(vector[i])) : 0);
 }
 
 static bool none_query_init(const struct quant *quant, struct quant_query *query)
@@ -57,12 +79,33 @@ static bool none_query_init(const struct quant *quant, struct quant_query *query
 static void none_prepare(const struct quant *quant, const float *vector, struct quant_query *query)
 {
     memcpy(query->memory, vector, quant->dim * sizeof(float));
+    memset(query->memory + quant->dim, 0, (quant->padded - quant->dim) * sizeof(float));
     query->exact = query->memory;
+    query->length = sqrtf(kernel_get()->dot_f32(query->memory, query->memory, quant->padded));
+}
+
+/* Rows of f16, which lie at odd addresses where codes have no alignment. */
+static void half_estimate(const struct quant *quant, const struct quant_query *query, const uint8_t *codes,
+        size_t stride, const uint32_t *ids, uint32_t count, float *estimates_out)
+{
+    const struct code_kernel *kernel = code_kernel_get();
+    uint16_t row[QUANT_DIM_MAX];
+    for (uint32_t i = 0; i < count; i++) {
+        const uint8_t *code = codes + stride * (ids == NULL ? i : ids[i]);
+        const uint16_t *at = (const uint16_t *)(const void *)code;
+        if ((uintptr_t)code % sizeof *at != 0) at = memcpy(row, code, quant->code_bytes);
+        estimates_out[i] = query->metric == METRIC_L2 ? kernel->l2sq_f32_f16(query->exact, at, quant->padded)
+                                                      : -kernel->dot_f32_f16(query->exact, at, quant->padded);
+    }
 }
 
 static void none_estimate(const struct quant *quant, const struct quant_query *query, const uint8_t *codes,
         size_t stride, const uint32_t *ids, uint32_t count, float *estimates_out)
 {
+    if (quant->params.bits == 16) {
+        half_estimate(quant, query, codes, stride, ids, count, estimates_out);
+        return;
+    }
     const struct kernel *kernel = kernel_get();
     float row[QUANT_DIM_MAX] __attribute__((aligned(64)));
     for (uint32_t i = 0; i < count; i++) {
@@ -102,7 +145,7 @@ static bool params_complete(struct quant_params *params, uint32_t dim)
     uint32_t bits = params->bits;
     if (params->kind != QUANT_PRODUCT && params->subvectors != 0) return false;
     switch (params->kind) {
-    case QUANT_NONE: return bits == 32;
+    case QUANT_NONE: return bits == 32 || bits == 16;
     case QUANT_SCALAR: return bits == 8 || bits == 6 || bits == 4;
     case QUANT_BINARY: return bits == 8 || bits == 6 || bits == 4 || bits == 2 || bits == 1;
     default: break;
@@ -117,7 +160,7 @@ static size_t code_bytes(const struct quant_params *params, uint32_t dim)
 {
     uint32_t padded = (dim + CODE_DIM_ALIGN - 1) / CODE_DIM_ALIGN * CODE_DIM_ALIGN;
     switch (params->kind) {
-    case QUANT_NONE: return dim * sizeof(float);
+    case QUANT_NONE: return params->bits == 32 ? dim * sizeof(float) : padded * sizeof(uint16_t);
     case QUANT_SCALAR: return packed_bytes(padded, params->bits);
     case QUANT_BINARY: return packed_bytes(padded, params->bits) + PACKED_FACTORS_BYTES;
     default: return ((size_t)params->subvectors * params->bits + 7) / 8;
@@ -266,7 +309,6 @@ float quant_error(const struct quant *quant, const struct quant_query *query, fl
     bool l2 = query->metric == METRIC_L2;
     float half = l2 ? 1 : 0.5f; /* |q - x|^2 holds the product twice */
     switch (quant->params.kind) {
-    case QUANT_NONE: return 0;
     case QUANT_BINARY: return half * quant->spread * quant->radius * query->length;
     default: return half * quant->spread * (l2 ? sqrtf(estimate) : query->length);
     }

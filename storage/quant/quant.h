@@ -29,8 +29,8 @@ const char *quant_kind_name(enum quant_kind kind); /* "none", "scalar", "product
 
 struct quant_params {
     enum quant_kind kind;
-    /* none: 32. scalar: 8 (default), 6, 4. product: 8 (default), 4: per subvector. binary: 1 (default), 2, 4,
-     * 6, 8 per component. 0 = default. */
+    /* none: 32 (default), 16 = f16. scalar: 8 (default), 6, 4. product: 8 (default), 4: per subvector. binary: 1
+     * (default), 2, 4, 6, 8 per component. 0 = default. */
     uint32_t bits;
     uint32_t subvectors; /* product only: 0 = as many as make a sixteenth of f32 */
     bool rotated;        /* vectors come centred and randomly rotated (rotation.h), dim a multiple of 64 */

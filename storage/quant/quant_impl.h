@@ -27,7 +27,7 @@ struct quant_query {
     void *levels;       /* for packed.wide or packed.narrow, owned */
     float *table;       /* product: [subvectors][2^bits], owned */
     enum metric metric;
-    float length; /* |q - mean| */
+    float length; /* |q - mean|, without centring |q| */
 };
 
 struct quant_ops {

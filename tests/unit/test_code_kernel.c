@@ -161,6 +161,11 @@ START_TEST(transform_halves_signs_and_pool_are_equal)
         scalar->narrow_f16(a, n, h[0]);
         kernel->narrow_f16(a, n, h[1]);
         ck_assert(memcmp(h[0], h[1], n * 2) == 0);
+        scalar->widen_f16(h[0], n, b); /* and distances to such rows are those to the widened ones */
+        float l2 = kernel->l2sq_f32_f16(c, h[0], n), dot = kernel->dot_f32_f16(c, h[0], n);
+        float f32[2] = { kernel_get()->l2sq_f32(c, b, n), kernel_get()->dot_f32(c, b, n) };
+        ck_assert(memcmp(&l2, &f32[0], sizeof l2) == 0 && memcmp(&dot, &f32[1], sizeof dot) == 0);
+        memcpy(b, a, n * sizeof(float));
         kernel->hadamard(a, n);
         scalar->hadamard(b, n);
         ck_assert(memcmp(a, b, n * sizeof(float)) == 0);

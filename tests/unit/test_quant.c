@@ -69,6 +69,7 @@ static const struct {
     double bias, outside;
 } forms[] = {
     { QUANT_NONE, 32, 1, 0.001, 0.0001 },
+    { QUANT_NONE, 16, 0.999, 0.1, 0.02 },
     { QUANT_SCALAR, 8, 0.999, 0.1, 0.01 },
     { QUANT_SCALAR, 6, 0.99, 0.1, 0.02 },
     { QUANT_SCALAR, 4, 0.95, 0.4, 0.02 }, /* the ends of the range are cut off */
