@@ -272,6 +272,13 @@ const struct config_key node_config_keys[] = {
             AT(index_memory_bytes),
             .default_text = "0",
             .help = "graphs are kept in memory up to here and mapped above; 0 = what memory.budget leaves" },
+    { .name = "recall.cpu_percent",
+            .type = CONFIG_F64,
+            AT(recall_cpu_percent),
+            .default_text = "1",
+            .min = 0,
+            .max = 100,
+            .help = "of one core, at most, for answering live searches exactly too; 0 = not measured" },
     { .name = "disk.min_free_percent",
             .type = CONFIG_F64,
             AT(disk_min_free_percent),
@@ -297,6 +304,7 @@ void node_config_node(const struct node_config *config, struct node_options *opt
     options->index_rows_min = (uint32_t)config->index_rows_min;
     options->index_memory_bytes = config->index_memory_bytes;
     options->index_tail_rows_max = config->index_tail_rows_max;
+    options->recall_cpu_percent = config->recall_cpu_percent;
     options->disk_min_free_percent = config->disk_min_free_percent;
     options->store.chunk_bytes = config->chunk_bytes;
     options->store.delta_bytes_max = config->delta_bytes_max;

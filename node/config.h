@@ -19,7 +19,7 @@ struct node_config {
     uint64_t checkpoint_interval_ns, checkpoint_log_bytes;
     uint64_t write_shard_bytes, write_node_bytes, apply_threads;
     uint64_t search_threads, search_queue;
-    double disk_min_free_percent;
+    double disk_min_free_percent, recall_cpu_percent;
     uint64_t memory_budget;
     bool index_disabled;
     uint64_t index_threads, index_rows_min, index_memory_bytes, index_tail_rows_max;

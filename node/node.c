@@ -33,6 +33,7 @@ void node_options_default(struct node_options *options)
         .node_inflight_bytes_max = 256 * MIB,
         .shards_max = 1024,
         .disk_min_free_percent = 10,
+        .recall_cpu_percent = 1,
         .index_threads = 1,
         .index_tail_rows_max = TAIL_ROWS_MAX,
     };
@@ -310,6 +311,7 @@ static void env_fill(struct node *node)
     env->tail_rows_max = o->index_disabled ? 0 : o->index_tail_rows_max;
     env->election_ms = o->host.cluster.election_ms;
     env->indexes = !o->index_disabled;
+    env->recalls = o->recall_cpu_percent > 0;
     env->disk_look = node_disk_look;
     env->disk_arg = node;
 }
@@ -450,6 +452,7 @@ static enum omen_err threads_start(struct node *node, struct err *err)
     if (rc == OMEN_OK) rc = node_watch_start(node, err);
     if (rc == OMEN_OK) rc = node_scrub_start(node, err);
     if (rc == OMEN_OK) rc = node_index_start(node, err);
+    if (rc == OMEN_OK) rc = node_recall_start(node, err);
     if (rc == OMEN_OK && node->member != NULL) rc = member_start(node->member, err);
     return rc;
 }
@@ -458,6 +461,7 @@ static void threads_stop(struct node *node)
 {
     node_catalog_stop(node);
     if (node->member != NULL) member_stop(node->member);
+    node_recall_stop(node);
     node_index_stop(node);
     node_scrub_stop(node);
     node_watch_stop(node); /* retiring shards look after their deadlines themselves */

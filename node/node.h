@@ -52,6 +52,8 @@ struct node_options {
     uint64_t index_tail_rows_max; /* of a shard in no graph: past it writes come again later; 0 = no bound */
     uint64_t
             index_memory_bytes; /* graphs are kept in memory up to here, mapped above; 0 = what the budget leaves */
+    /* Of one core, that live recall may take at most; default 1; 0 = none is measured. */
+    double recall_cpu_percent;
     double disk_min_free_percent; /* writes but deletes are refused below; default 10; 0 = off */
 };
 void node_options_default(struct node_options *options);

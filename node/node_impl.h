@@ -20,6 +20,8 @@
 struct shard_gauges {
     struct metric_gauge *points, *applied, *durable, *unindexed, *stream_bytes, *meta_bytes, *delta_bytes,
             *applied_ops, *inflight_bytes, *stopped;
+    struct metric_gauge *recall, *recall_low, *recall_high, *recall_searches, *recall_boost;
+    struct metric_counter *recall_compared;
 };
 
 struct shard_slot {
@@ -36,7 +38,7 @@ struct node_gauges {
     struct metric_gauge *memory_budget, *memory_rows, *memory_deltas, *memory_sketches, *memory_pinned,
             *memory_mapped;
     struct metric_gauge *shards_damaged;
-    struct metric_counter *log_syncs, *log_appends, *log_written, *scrubbed;
+    struct metric_counter *log_syncs, *log_appends, *log_written, *scrubbed, *recall_cpu;
     /* Of the connections between members; NULL of a node by itself. */
     struct metric_gauge *raft_connections, *raft_unsent;
     struct metric_counter *raft_frames_in, *raft_frames_out, *raft_bytes_in, *raft_bytes_out, *raft_dropped;
@@ -102,6 +104,11 @@ struct node {
     pthread_t index_thread, tail_thread;
     bool index_started, tail_started;
 
+    _Atomic bool recall_stop;
+    pthread_t recall_thread;
+    bool recall_started;
+    _Atomic uint64_t recall_cpu_ns; /* that it took */
+
     pthread_mutex_t scrub_lock; /* guards scrub_stop */
     pthread_cond_t scrub_wake;  /* monotonic clock */
     bool scrub_stop;
@@ -149,6 +156,10 @@ void node_index_stop(struct node *node);
 uint64_t node_memory_budget(const struct node *node);
 void node_memory_look(struct node *node);
 void node_memory_get(struct node *node, struct node_memory *memory_out); /* as it was when last looked at */
+
+/* node_recall.c: live searches answered exactly as well, in the background. */
+OMEN_CHECKED enum omen_err node_recall_start(struct node *node, struct err *err);
+void node_recall_stop(struct node *node);
 
 /* node_watch.c: metrics. */
 void node_metrics_register(struct node *node);

@@ -137,6 +137,28 @@ static uint64_t resident_bytes(void)
     return n == 2 ? resident * (uint64_t)sysconf(_SC_PAGESIZE) : 0;
 }
 
+/* A counter that is kept elsewhere: brought up to its value. */
+static void counter_follow(struct metric_counter *counter, uint64_t value)
+{
+    atomic_store_explicit(&counter->value, value, memory_order_relaxed);
+}
+
+#define SHARE_PPM 1e6 /* gauges are whole numbers */
+
+static void collect_recall(const struct shard_slot *slot)
+{
+    const struct shard_gauges *g = &slot->gauges;
+    struct shard_recall_stats recall;
+    shard_host_recall_stats(slot->shard, &recall);
+    struct recall_estimate e = recall_estimate(&recall.counts);
+    metric_set(g->recall, (int64_t)(e.recall * SHARE_PPM));
+    metric_set(g->recall_low, (int64_t)(e.low * SHARE_PPM));
+    metric_set(g->recall_high, (int64_t)(e.high * SHARE_PPM));
+    metric_set(g->recall_searches, (int64_t)recall.counts.searches);
+    metric_set(g->recall_boost, recall.boost);
+    counter_follow(g->recall_compared, recall.compared);
+}
+
 /* Returns whether it is damaged. */
 static bool collect_shard(const struct shard_slot *slot)
 {
@@ -156,13 +178,8 @@ static bool collect_shard(const struct shard_slot *slot)
     metric_set(g->applied_ops, (int64_t)store.applied_ops);
     metric_set(g->inflight_bytes, (int64_t)replica.inflight_bytes);
     metric_set(g->stopped, store.stopped != OMEN_OK || replica.stopped != OMEN_OK);
+    collect_recall(slot);
     return store.damaged;
-}
-
-/* A counter that is kept elsewhere: brought up to its value. */
-static void counter_follow(struct metric_counter *counter, uint64_t value)
-{
-    atomic_store_explicit(&counter->value, value, memory_order_relaxed);
 }
 
 static void collect_raft(struct node *node)
@@ -193,6 +210,7 @@ static void node_collect(void *arg)
     counter_follow(g->log_appends, log.appends);
     counter_follow(g->log_written, log.bytes_written);
     metric_set(g->log_bytes, (int64_t)log.bytes);
+    counter_follow(g->recall_cpu, atomic_load(&node->recall_cpu_ns) / 1000000);
     metric_set(g->disk_free, (int64_t)atomic_load(&node->disk_free));
     metric_set(g->disk_total, (int64_t)atomic_load(&node->disk_total));
     metric_set(g->disk_full, atomic_load(&node->env.disk_full));
@@ -260,6 +278,8 @@ void node_metrics_register(struct node *node)
             "Shards in which the scrubber found damage; they serve nothing", NULL);
     g->scrubbed = metrics_counter(m, "omendb_node_scrubbed_bytes_total",
             "Bytes of streams read again and compared with their checksums", NULL);
+    g->recall_cpu = metrics_counter(m, "omendb_node_recall_cpu_milliseconds_total",
+            "CPU time that live recall took", NULL);
     g->inflight = metrics_gauge(m, "omendb_node_write_inflight_bytes", "Bytes of writes queued or proposed",
             NULL);
     static const char help[] = "What memory goes for; mapped graphs are the system's to take back";
@@ -319,6 +339,19 @@ void node_metrics_shard(struct node *node, struct shard_slot *slot, const char *
     g->applied_ops = metrics_gauge(m, "omendb_node_applied_ops", "Op ids remembered", labels);
     g->inflight_bytes = metrics_gauge(m, "omendb_node_shard_inflight_bytes",
             "Bytes proposed, not yet applied", labels);
+    g->recall = metrics_gauge(m, "omendb_node_recall_ppm",
+            "Measured recall of live searches at this replica, in millionths; counts with searches > 0",
+            labels);
+    g->recall_low = metrics_gauge(m, "omendb_node_recall_low_ppm",
+            "Lower end of its interval of 95 % confidence", labels);
+    g->recall_high = metrics_gauge(m, "omendb_node_recall_high_ppm",
+            "Upper end of its interval of 95 % confidence", labels);
+    g->recall_searches = metrics_gauge(m, "omendb_node_recall_searches",
+            "Searches that the measured recall is of", labels);
+    g->recall_boost = metrics_gauge(m, "omendb_node_recall_boost",
+            "Steps of search effort above the calibrated one", labels);
+    g->recall_compared = metrics_counter(m, "omendb_node_recall_searches_total",
+            "Live searches that were answered exactly as well", labels);
     g->stopped = metrics_gauge(m, "omendb_node_shard_stopped", "1 when the shard cannot apply any more",
             labels);
 }

@@ -355,6 +355,7 @@ static void shard_free(struct shard_host *shard)
 {
     entry_builder_free(shard->builder);
     mem_free(shard->row);
+    recall_meter_fini(&shard->recall);
     pthread_mutex_destroy(&shard->options_lock);
     pthread_mutex_destroy(&shard->read_lock);
     pthread_mutex_destroy(&shard->write_lock);
@@ -374,6 +375,7 @@ static struct shard_host *shard_new(const struct shard_host_options *o)
     shard->schema = *o->schema;
     atomic_init(&shard->recall_target, o->recall_target);
     shard->options = o->options;
+    recall_meter_init(&shard->recall, o->replica_id);
     pthread_mutex_init(&shard->options_lock, NULL);
     snprintf(shard->collection_name, sizeof shard->collection_name, "%s", o->collection_name);
     shard->builder = entry_builder_new(&shard->schema);

@@ -19,6 +19,7 @@
 #include "common/clock.h"
 #include "common/metrics.h"
 #include "common/placement/shard_call.h"
+#include "common/recall.h"
 #include "common/siphash.h"
 #include "consensus/replica.h"
 #include "node/room_keeper.h"
@@ -52,6 +53,7 @@ struct shard_env {
     struct ship *ship;               /* of Raft groups: serves checkpoints to other nodes; NULL = does not */
     struct fetcher *fetcher;         /* of Raft groups: brings theirs; NULL = stays behind */
     uint64_t behind_bytes, grace_ms; /* SHARD_BEHIND_BYTES, SHARD_GRACE_MS; 0 = these */
+    bool recalls;                    /* somebody calls shard_host_recall */
     bool indexes;                    /* somebody calls shard_host_index */
     uint64_t election_ms;            /* of Raft groups; as the replica_host has it */
     struct room_keeper *rooms;
@@ -141,6 +143,17 @@ OMEN_CHECKED enum omen_err shard_host_index_tail(struct shard_host *shard, const
 /* Memory of its indexes and tables; what its deltas take is added to *deltas_io. Cheap. */
 void shard_host_memory(struct shard_host *shard, struct shard_index_memory *memory_out, uint64_t *deltas_io);
 void shard_host_index_stats(struct shard_host *shard, struct shard_index_stats *stats_out);
+/* Live recall (recall_meter.h): how many searches wait to be compared; compare them, in one pass over the shard's rows, and
+ * draw the conclusions. Given up when *stop or when the shard is retired. One thread; no more memory than a read has. The
+ * number of searches compared. */
+uint32_t shard_host_recall_kept(struct shard_host *shard);
+uint32_t shard_host_recall(struct shard_host *shard, _Atomic bool *stop);
+struct shard_recall_stats {
+    struct recall_counts counts; /* of the last searches compared, all with the effort there is now */
+    uint64_t compared;           /* searches, since open */
+    uint32_t boost;              /* steps of effort above what the target asks for by calibration */
+};
+void shard_host_recall_stats(struct shard_host *shard, struct shard_recall_stats *stats_out);
 /* End calls whose deadline has passed. */
 void shard_host_sweep(struct shard_host *shard);
 

@@ -3,6 +3,7 @@
 #define OMEN_NODE_SHARD_HOST_IMPL_H
 
 #include "node/fetch.h"
+#include "node/recall_meter.h"
 #include "node/shard_host.h"
 #include "node/ship.h"
 
@@ -46,6 +47,7 @@ struct shard_read {
     struct arena arena;
     struct store_view view;
     bool view_held;
+    uint32_t boost;                  /* of live recall, when the view was taken */
     uint64_t wanted_sequence;        /* waiting until this is applied; 0 = for the barrier */
     struct barrier_wait *barrier;    /* while one is outstanding; guarded by read_lock */
     struct shard_read *next, **link; /* in shard->waiting, or in env->reads */
@@ -104,6 +106,7 @@ struct shard_host {
     uint64_t index_checkpoint_ns;      /* none before, for the index's sake; the index thread's */
     bool bulk_loading;                 /* at the last step; the index thread's */
     char collection_name[OMEN_NAME_BYTES_MAX + 1];
+    struct recall_meter recall;
     /* Used between shard_host_store_hold and _unhold; NULL while there is none: between two generations of
      * it, or for ever when it could not be opened. */
     struct shard_store *_Atomic store;
@@ -229,5 +232,8 @@ void shard_read_release(struct shard_read *read);
 void shard_read_sweep(struct shard_host *shard);
 void shard_read_applied(struct shard_host *shard, uint64_t sequence); /* apply worker, after each entry */
 void shard_read_free_kept(struct shard_env *env);
+
+/* shard_recall.c: searches [count] of the call were answered; some are kept to be answered exactly too. */
+void shard_recall_keep(struct shard_read *read, const struct search_params *params);
 
 #endif

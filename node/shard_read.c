@@ -102,6 +102,7 @@ static enum omen_err search_params_copy(struct shard_read *read, struct search_p
     if (params == NULL) return OMEN_ENOMEM;
     for (uint32_t i = 0; i < count; i++) {
         CHECK(params[i].field < schema->field_count);
+        if (read->boost >= RECALL_BOOST_MAX) params[i].exact = true;
         const struct vector_field *field = &schema->fields[params[i].field];
         if (field->metric != METRIC_COSINE) continue;
         float *query = arena_alloc_aligned(&read->arena, 64, 4 * (size_t)field->dim);
@@ -129,6 +130,7 @@ static enum omen_err run_search(struct shard_read *read, const struct read_limit
     rc = shard_store_search(&read->view, params, count, limit, &read->arena, call->out.search.hits,
             call->out.search.counts, &stats, &call->err);
     call->out.search.rows_scanned = stats.rows_scanned;
+    if (rc == OMEN_OK) shard_recall_keep(read, params);
     return rc;
 }
 
@@ -152,7 +154,9 @@ static void run_stats(struct shard_read *read)
     struct replica_status replica;
     struct shard_index_stats index;
     shard_host_stats(read->state.shard, &s, &replica);
+    struct shard_recall_stats recall;
     shard_host_index_stats(read->state.shard, &index);
+    shard_host_recall_stats(read->state.shard, &recall);
     read->call->out.stats = (struct shard_stats){
         .points = s.points,
         .applied = s.applied,
@@ -161,6 +165,8 @@ static void run_stats(struct shard_read *read)
         .meta_bytes = s.meta_bytes,
         .unindexed = index.tail_rows < s.points ? index.tail_rows : s.points,
         .applied_ops = s.applied_ops,
+        .recall = recall.counts,
+        .recall_boost = recall.boost,
     };
 }
 
@@ -209,7 +215,10 @@ static void read_run(struct shard_read *read)
         return;
     }
     read->view_held = true;
-    read->view.recall_target = atomic_load_explicit(&shard->recall_target, memory_order_relaxed);
+    read->boost = atomic_load_explicit(&shard->recall.boost, memory_order_relaxed);
+    read->view.recall_target = recall_meter_ask(atomic_load_explicit(&shard->recall_target,
+                                                        memory_order_relaxed),
+            read->boost, &read->view.effort);
     store_view_at(&read->view, call->now_ms != 0 ? call->now_ms : clock_wall_ms(shard->env->clock));
     call->sequence = read->view.sequence;
     uint64_t began_ns = clock_monotonic_ns(shard->env->clock);

@@ -94,6 +94,18 @@ void op_cluster(struct request *r)
 
 /* ---- list and describe: the map, and CALL_STATS of the shards ---- */
 
+/* Of a shard's own k nearest: what is missed among those of all shards together is less, so it is a careful figure. */
+static void recall_fill(struct wire_collection_info *info, const struct shard_stats *shards, uint32_t count)
+{
+    struct recall_counts sum = { 0 };
+    for (uint32_t s = 0; s < count; s++) {
+        recall_counts_add(&sum, &shards[s].recall);
+        if (shards[s].recall_boost > info->recall_boost) info->recall_boost = shards[s].recall_boost;
+    }
+    info->recall = recall_estimate(&sum);
+    info->recall_searches = sum.searches;
+}
+
 static enum omen_err collections_fill(struct request *r, const struct map_collection *collections,
         uint32_t count, bool with_shards)
 {
@@ -113,6 +125,7 @@ static enum omen_err collections_fill(struct request *r, const struct map_collec
             info->unindexed += shards[s].unindexed;
             info->applied_ops += shards[s].applied_ops;
         }
+        recall_fill(info, shards, collections[i].shard_count);
         if (with_shards) info->shards = shards;
     }
     r->reply.collections.items = infos;

@@ -153,6 +153,7 @@ static enum omen_err query_segment(const struct store_view *view, struct segment
         .view_sequence = view->sequence,
         .now_ms = view->now_ms,
         .recall_target = view->recall_target,
+        .effort = view->effort,
         .filter = query->filter,
         .distance_max = bound < query->distance_max ? bound : query->distance_max,
         .stop = limit != NULL && limit->stop != NULL ? pass_stop : NULL,

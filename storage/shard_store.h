@@ -114,6 +114,7 @@ struct store_view {
     uint64_t now_ms;      /* points that expire then or earlier are absent; log time of `sequence` at least */
     struct view_pin *pin; /* the room's own */
     float recall_target; /* of searches through graphs, the caller's after acquire; 0 = what they were built for */
+    uint32_t effort; /* likewise: width of the walk, whatever calibration says; 0 = as it says */
     struct search_explain
             *explain; /* what searches did, the caller's after acquire, zeroed; NULL = not asked */
 };

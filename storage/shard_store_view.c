@@ -55,7 +55,7 @@ static void view_take(struct shard_store *store, struct store_view *view_out)
     pin->era = store->era;
     store->era_holds[pin->era]++;
     *view_out = (struct store_view){ store, atomic_load_explicit(&store->applied, memory_order_relaxed),
-        pin->log_time_ms, pin, 0, NULL };
+        pin->log_time_ms, pin, 0, 0, NULL };
 }
 
 void store_view_acquire(struct shard_store *store, struct store_view *view_out)

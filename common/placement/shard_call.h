@@ -9,6 +9,7 @@
 #include "common/placement/map.h"
 #include "common/query/filter.h"
 #include "common/query/point.h"
+#include "common/recall.h"
 
 enum shard_call_kind {
     CALL_WRITE,
@@ -46,6 +47,8 @@ struct catalog_change {
 
 struct shard_stats { /* of one shard, for describe */
     uint64_t points, applied, durable, stream_bytes, meta_bytes, unindexed, applied_ops;
+    struct recall_counts recall; /* measured on live searches, by the replica that answers */
+    uint64_t recall_boost;       /* steps of effort above the calibrated one */
 };
 
 struct call_get {

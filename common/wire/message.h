@@ -173,6 +173,9 @@ OMEN_CHECKED enum omen_err message_encode_request(const struct wire_request *req
 struct wire_collection_info {
     const struct map_collection *collection;
     uint64_t points, stream_bytes, meta_bytes, unindexed, applied_ops;
+    struct recall_estimate recall; /* measured on live searches; counts when recall_searches > 0 */
+    uint64_t recall_searches;
+    uint64_t recall_boost;            /* of the shard with most of it */
     const struct shard_stats *shards; /* [collection->shard_count], or NULL when not asked (list) */
 };
 

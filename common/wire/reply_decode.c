@@ -415,6 +415,29 @@ static enum omen_err decode_options(struct reply_reader *q, const msgpack_object
     return OMEN_OK;
 }
 
+static enum omen_err get_share(struct reply_reader *q, const msgpack_object *map, const char *name,
+        double *out)
+{
+    const msgpack_object *v = get(map, name);
+    if (v == NULL) return missing(q, name);
+    enum omen_err rc = named(q, name, read_f64(&q->r, v, out));
+    if (rc == OMEN_OK && !(*out >= 0 && *out <= 1))
+        rc = err_set(q->r.err, OMEN_EPROTO, name, "must be 0 to 1");
+    return rc;
+}
+
+static enum omen_err decode_recall(struct reply_reader *q, const msgpack_object *map,
+        struct wire_collection_info *info)
+{
+    if (map == NULL) return OMEN_OK;
+    enum omen_err rc = get_share(q, map, "measured", &info->recall.recall);
+    if (rc == OMEN_OK) rc = get_share(q, map, "low", &info->recall.low);
+    if (rc == OMEN_OK) rc = get_share(q, map, "high", &info->recall.high);
+    if (rc == OMEN_OK) rc = get_u64(q, map, "searches", UINT64_MAX, &info->recall_searches);
+    if (rc == OMEN_OK) rc = get_u64(q, map, "boost", UINT64_MAX, &info->recall_boost);
+    return named(q, "recall", rc);
+}
+
 static enum omen_err decode_collection(struct reply_reader *q, const msgpack_object *map,
         struct map_collection *c, struct wire_collection_info *info)
 {
@@ -431,6 +454,7 @@ static enum omen_err decode_collection(struct reply_reader *q, const msgpack_obj
     if (rc == OMEN_OK) rc = get_u64(q, map, "meta_bytes", UINT64_MAX, &info->meta_bytes);
     if (rc == OMEN_OK) rc = get_u64(q, map, "applied_ops", UINT64_MAX, &info->applied_ops);
     if (rc == OMEN_OK) rc = named(q, "options", decode_options(q, get(map, "options"), c));
+    if (rc == OMEN_OK) rc = decode_recall(q, get(map, "recall"), info);
     const msgpack_object *recall = get(map, "recall_target");
     if (rc == OMEN_OK && recall != NULL) {
         double target = 0;

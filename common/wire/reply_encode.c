@@ -219,10 +219,28 @@ static void pack_options(msgpack_packer *pk, const struct collection_options *op
     if (docs != NULL) doc_builder_free(docs);
 }
 
+static void pack_double(msgpack_packer *pk, const char *name, double v)
+{
+    pack_str(pk, name);
+    msgpack_pack_double(pk, v);
+}
+
+static void pack_recall(msgpack_packer *pk, const struct wire_collection_info *info)
+{
+    pack_str(pk, "recall");
+    msgpack_pack_map(pk, 5);
+    pack_double(pk, "measured", info->recall.recall);
+    pack_double(pk, "low", info->recall.low);
+    pack_double(pk, "high", info->recall.high);
+    pack_number(pk, "searches", info->recall_searches);
+    pack_number(pk, "boost", info->recall_boost);
+}
+
 static void pack_collection(msgpack_packer *pk, const struct wire_collection_info *info)
 {
     const struct map_collection *c = info->collection;
-    msgpack_pack_map(pk, info->shards == NULL ? 14 : 15);
+    bool measured = info->recall_searches > 0;
+    msgpack_pack_map(pk, (info->shards == NULL ? 14u : 15u) + measured);
     pack_str(pk, "name");
     pack_str(pk, c->name);
     pack_number(pk, "id", c->id);
@@ -252,6 +270,7 @@ static void pack_collection(msgpack_packer *pk, const struct wire_collection_inf
     pack_number(pk, "stream_bytes", info->stream_bytes);
     pack_number(pk, "meta_bytes", info->meta_bytes);
     pack_number(pk, "applied_ops", info->applied_ops);
+    if (measured) pack_recall(pk, info);
     if (info->shards == NULL) return;
     pack_str(pk, "shards");
     msgpack_pack_array(pk, c->shard_count);

@@ -10,7 +10,7 @@
 
 enum view_flag { VIEW_PAYLOAD = 1, VIEW_EXPIRES = 2 };
 
-static_assert(sizeof(struct shard_stats) == 7 * sizeof(uint64_t),
+static_assert(sizeof(struct shard_stats) == (7 + 7) * sizeof(uint64_t),
         "shard_stats travels member by member: a new one is a new version of the protocol");
 
 /* ---- encoding ---- */
@@ -75,6 +75,14 @@ static void put_stats(struct buf *out, const struct shard_stats *s)
     put_u64(out, s->meta_bytes);
     put_u64(out, s->unindexed);
     put_u64(out, s->applied_ops);
+    if (s->recall.searches == 0 && s->recall_boost == 0) return;
+    put_u64(out, s->recall.searches);
+    put_u64(out, s->recall.imperfect);
+    put_u64(out, s->recall.found);
+    put_u64(out, s->recall.sought);
+    put_u64(out, s->recall.shares);
+    put_u64(out, s->recall.squares);
+    put_u64(out, s->recall_boost);
 }
 
 static void put_outputs(struct buf *out, const struct shard_call *call,
@@ -206,6 +214,16 @@ static void in_stats(struct wire_in *in, struct shard_stats *s)
     s->meta_bytes = in_u64(in, "meta_bytes");
     s->unindexed = in_u64(in, "unindexed");
     s->applied_ops = in_u64(in, "applied_ops");
+    if (!in_ok(in) || in_left(in) == 0) return; /* nothing was measured */
+    s->recall.searches = in_u64(in, "recall");
+    s->recall.imperfect = in_u64(in, "recall");
+    s->recall.found = in_u64(in, "recall");
+    s->recall.sought = in_u64(in, "recall");
+    s->recall.shares = in_u64(in, "recall");
+    s->recall.squares = in_u64(in, "recall");
+    s->recall_boost = in_u64(in, "recall");
+    if (in_ok(in) && (!recall_counts_valid(&s->recall) || s->recall_boost > UINT32_MAX))
+        in_fail(in, OMEN_EPROTO, "recall", "cannot have been counted");
 }
 
 static void in_cluster(struct wire_in *in, struct doc *reply)

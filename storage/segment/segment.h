@@ -79,6 +79,7 @@ struct segment_query {
     const struct filter *filter;    /* NULL = all */
     float distance_max;             /* INFINITY = none */
     float recall_target;            /* 0 = the segment's own */
+    uint32_t effort;                /* 0 = what the target takes by calibration */
     bool (*stop)(void *arg);
     void *stop_arg;
 };

@@ -205,6 +205,7 @@ static enum omen_err candidates_search(struct segment *s, const struct segment_q
     struct index_search search = {
         .query = q->query,
         .recall_target = q->recall_target != 0 ? q->recall_target : s->recall_target,
+        .effort = q->effort,
         .has_distance_max = q->distance_max < INFINITY,
         .distance_max = q->distance_max,
         .stop = q->stop,

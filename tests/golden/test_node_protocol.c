@@ -306,8 +306,18 @@ START_TEST(replies)
     call.stale = true;
     expect_reply("count_stale_reply", &call, NULL);
     call = call_of(CALL_STATS);
-    call.out.stats = (struct shard_stats){ 1, 2, 3, 4, 5, 6, 7 };
+    call.out.stats = (struct shard_stats){ .points = 1,
+        .applied = 2,
+        .durable = 3,
+        .stream_bytes = 4,
+        .meta_bytes = 5,
+        .unindexed = 6,
+        .applied_ops = 7 };
     expect_reply("stats_reply", &call, NULL);
+    recall_counts_take(&call.out.stats.recall, 9, 10);
+    recall_counts_take(&call.out.stats.recall, 10, 10);
+    call.out.stats.recall_boost = 2;
+    expect_reply("stats_recall_reply", &call, NULL);
     call = call_of(CALL_CATALOG);
     call.out.catalog.collection_id = 4;
     expect_reply("catalog_reply", &call, NULL);

@@ -274,6 +274,20 @@ static void draw_error(struct call_source *s, struct shard_call *call)
     if (call->code == OMEN_ENOTLEADER) call->leader_hint = call_draw(s, 4);
 }
 
+static void draw_stats(struct call_source *s, struct shard_stats *stats)
+{
+    *stats = (struct shard_stats){ .points = draw64(s),
+        .applied = 2,
+        .durable = 3,
+        .stream_bytes = 4,
+        .meta_bytes = 5,
+        .unindexed = 6,
+        .applied_ops = draw64(s) };
+    uint32_t compared = call_draw(s, 3); /* half the replies come from a shard that nobody searched */
+    for (uint32_t i = 0; i < compared; i++) recall_counts_take(&stats->recall, call_draw(s, 10), 10);
+    stats->recall_boost = compared == 0 ? 0 : call_draw(s, 8);
+}
+
 void call_draw_outputs(struct call_source *s, struct shard_call *call)
 {
     memset(&call->out, 0, sizeof call->out);
@@ -299,7 +313,7 @@ void call_draw_outputs(struct call_source *s, struct shard_call *call)
         for (uint32_t i = 0; i < call->out.points.count; i++) draw_view(s, &call->out.points.points[i]);
         return;
     case CALL_COUNT: call->out.count.points = draw64(s); return;
-    case CALL_STATS: call->out.stats = (struct shard_stats){ draw64(s), 2, 3, 4, 5, 6, draw64(s) }; return;
+    case CALL_STATS: draw_stats(s, &call->out.stats); return;
     case CALL_CATALOG: call->out.catalog.collection_id = draw64(s); return;
     case CALL_CLUSTER: call->out.cluster.reply = draw_payload(s); return;
     }

@@ -233,6 +233,13 @@ static void put_collection(struct buf *out, const struct wire_collection_info *i
     put_u64(out, "stream_bytes", info->stream_bytes);
     put_u64(out, "meta_bytes", info->meta_bytes);
     put_u64(out, "applied_ops", info->applied_ops);
+    if (info->recall_searches > 0) {
+        buf_printf(out, ",\"recall\":{\"measured\":%.6g,\"low\":%.6g,\"high\":%.6g", info->recall.recall,
+                info->recall.low, info->recall.high);
+        put_u64(out, "searches", info->recall_searches);
+        put_u64(out, "boost", info->recall_boost);
+        buf_printf(out, "}");
+    }
     put_u64(out, "shard_count", collection->shard_count);
     put_aliases(out, map, collection->id);
     if (info->shards != NULL && collection->shards != NULL) put_shards(out, info);

@@ -167,6 +167,23 @@ static void print_shards(struct doc shards)
     table_free(table);
 }
 
+/* "0.9731 (0.9612 to 0.9810) over 512 searches", and whether they take more effort than planned. */
+static void recall_cell(struct table *table, struct doc recall)
+{
+    static const char *const SHARES[] = { "measured", "low", "high" };
+    double v[3] = { 0 };
+    for (int i = 0; i < 3; i++) {
+        struct doc share = doc_get(recall, SHARES[i]);
+        if (share.data == NULL) continue;
+        v[i] = doc_type(share) == DOC_F64 ? doc_f64(share) : (double)doc_get_u64(recall, SHARES[i]);
+    }
+    uint64_t boost = doc_get_u64(recall, "boost");
+    char more[40] = "";
+    if (boost > 0) snprintf(more, sizeof more, ", effort +%llu", (unsigned long long)boost);
+    table_cellf(table, "%.4f (%.4f to %.4f, 95 %%) over %llu searches%s", v[0], v[1], v[2],
+            (unsigned long long)doc_get_u64(recall, "searches"), more);
+}
+
 static void print_description(struct doc doc)
 {
     struct table *table = table_new();
@@ -184,6 +201,8 @@ static void print_description(struct doc doc)
             field_text(value, &text);
             table_cell(table, text.len == 0 ? "" : (const char *)text.data, text.len);
             buf_fini(&text);
+        } else if (key.len == 6 && memcmp(key.data, "recall", 6) == 0) {
+            recall_cell(table, value);
         } else if (key.len == 10 && memcmp(key.data, "created_ms", 10) == 0) {
             time_t seconds = (time_t)(doc_get_u64(doc, "created_ms") / 1000);
             struct tm tm;
