@@ -50,10 +50,11 @@ static void *writer_run(void *arg)
     return NULL;
 }
 
-static void search_one(struct shared *shared, struct sketch_scratch *scratch, uint64_t number)
+/* False when there is nothing to search yet. */
+static bool search_one(struct shared *shared, struct sketch_scratch *scratch, uint64_t number)
 {
     uint32_t count = sketch_count(shared->sketch), found;
-    if (count == 0) return;
+    if (count == 0) return false;
     uint32_t slot = number % 2 == 0 ? count - 1 : (uint32_t)(mix(number) % count);
     struct index_hit hits[10];
     struct sketch_search search = { .base = { .query = row_at(shared, slot), .k = 10, .effort = 300 },
@@ -67,13 +68,15 @@ static void search_one(struct shared *shared, struct sketch_scratch *scratch, ui
     }
     atomic_fetch_add(&shared->searches, 1);
     if (hits[0].slot != slot) atomic_fetch_add(&shared->missed, 1);
+    return true;
 }
 
 static void *reader_run(void *arg)
 {
     struct shared *shared = arg;
     struct sketch_scratch *scratch = sketch_scratch_new(shared->sketch);
-    for (uint64_t i = 0; !atomic_load(&shared->done) || i < 200; i++) search_one(shared, scratch, i);
+    for (uint64_t i = 0, searched = 0; !atomic_load(&shared->done) || searched < 200; i++)
+        searched += search_one(shared, scratch, i);
     sketch_scratch_free(scratch);
     return NULL;
 }
