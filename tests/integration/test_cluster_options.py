@@ -77,7 +77,8 @@ class ClusterOptions(unittest.TestCase):
 
     def test_a_write_by_filter_is_finished_though_its_leader_is_killed(self):
         rng = random.Random(SEED)
-        with omendb.connect(self.cluster.endpoints, timeout=120) as db, \
+        # What another client deleted, a session of this one may not see yet.
+        with omendb.connect(self.cluster.endpoints, timeout=120, consistency="linearizable") as db, \
                 omendb.connect(self.cluster.endpoints, timeout=120) as other:
             docs = db.create_collection("docs", dim=DIM, replication=3)
             for turn in range(3):
