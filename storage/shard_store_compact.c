@@ -81,10 +81,26 @@ static uint32_t rows_kept(const struct block *b, uint64_t dropped_through)
     return kept;
 }
 
-/* About how large the file would be if `kept` of a block's rows stay. */
+/* Rows that a body still holds: in one that was compacted those that were dead are deletes already. */
+static uint32_t rows_held(const struct block *b)
+{
+    uint32_t held = 0;
+    if (!b->unit.compacted) return b->entry.op_count;
+    for (uint32_t at = 0; at < b->entry.op_count; at++) {
+        struct entry_op op;
+        entry_op_at(&b->entry, at, &op);
+        held += op.kind == POINT_UPSERT;
+    }
+    return held;
+}
+
+/* About how large a body would be if `kept` of its rows stay. Its table of operations does, whatever they are. */
 static uint64_t body_part(const struct block *b, uint32_t kept)
 {
-    return b->entry.op_count == 0 ? 0 : (uint64_t)b->unit.body_bytes * kept / b->entry.op_count;
+    if (kept == 0) return 0;
+    uint64_t table = (uint64_t)b->entry.op_count * b->entry.op_stride, held = rows_held(b);
+    if (held < kept) held = kept;
+    return table + (b->unit.body_bytes - table) * kept / held;
 }
 
 /* Is it worth it? Also adds to waiting_bytes what would be if LMDB were up to date. */

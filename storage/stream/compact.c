@@ -198,6 +198,8 @@ enum omen_err stream_compact(struct stream *stream, uint32_t chunk, const struct
     stream_chunk_name(chunk, name);
     snprintf(path, sizeof path, "%s/%s.compact", stream->dir, name);
     enum omen_err rc = image_make(stream, chunk, units, count, &image, &c->file_bytes, err);
+    /* The old file's space comes back later; what is left of a full disk until then is the log's. */
+    if (rc == OMEN_OK) rc = stream_space_check(stream, 0, 2ull * c->file_bytes, err);
     if (rc == OMEN_OK) rc = image_write(stream, path, image, c, err);
     if (rc == OMEN_OK) rc = stream_compacted_open(stream, c, err);
     if (rc == OMEN_OK) rc = image_publish(stream, path, c, old_out, err);

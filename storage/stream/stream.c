@@ -329,6 +329,8 @@ enum omen_err stream_unit_check(struct stream *stream, const struct stream_unit 
     const struct stream_chunk *c = stream_chunk_in_use(stream, unit->position.chunk);
     struct vfs_file *file = c->file;
     if (unit->body == NULL) return OMEN_OK; /* nothing is left of it */
+    /* Its chunk was compacted since the unit was looked up; what is left of it is checked the next time. */
+    if ((uintptr_t)unit->body - (uintptr_t)c->map >= c->file_bytes) return OMEN_OK;
     if (unit->compacted) {
         enum omen_err read = body_read(file, (uint64_t)(unit->body - c->map), unit->body_bytes, head, &crc,
                 err);
@@ -440,9 +442,16 @@ static struct stream_chunk *chunk_ready(const struct stream *s, uint32_t number,
  * create_mutex held. */
 static enum omen_err space_check(struct stream *s, uint32_t number, uint64_t file_bytes, struct err *err)
 {
+    uint64_t given_up = 0;
+    for (uint32_t n = number; n <= s->chunk_count; n++) given_up += s->chunks[n - 1]->file_bytes;
+    return stream_space_check(s, given_up, file_bytes, err);
+}
+
+enum omen_err stream_space_check(struct stream *s, uint64_t given_up, uint64_t file_bytes, struct err *err)
+{
     uint64_t free_bytes = 0, total_bytes = 0;
     enum omen_err rc = vfs_free_space(s->vfs, s->dir, &free_bytes, &total_bytes, err);
-    for (uint32_t n = number; n <= s->chunk_count; n++) free_bytes += s->chunks[n - 1]->file_bytes;
+    free_bytes += given_up;
     if (rc == OMEN_OK && free_bytes < file_bytes)
         rc = err_set(err, OMEN_EFULL, NULL, "a chunk of %llu bytes does not fit %s, %llu are free",
                 (unsigned long long)file_bytes, s->dir, (unsigned long long)free_bytes);

@@ -37,6 +37,9 @@ struct stream {
     struct stream_chunk *retired; /* replaced before they held a published unit; closed at the end */
 };
 
+/* OMEN_EFULL when so many bytes are not free, those of files about to be given up counted. */
+OMEN_CHECKED enum omen_err stream_space_check(struct stream *s, uint64_t given_up, uint64_t file_bytes,
+        struct err *err);
 void stream_chunk_path(const struct stream *s, uint32_t number, char out[STREAM_PATH_BYTES]);
 /* Closed and freed; NULL is fine. */
 void stream_chunk_close(struct stream_chunk *c);

@@ -120,6 +120,7 @@ static void *run_indexer(void *arg)
         policy.pin = !policy.pin;
         enum omen_err rc = shard_index_step(s->store, &policy, &control, &worked, &err);
         ck_assert_msg(rc == OMEN_OK, "index: %s", err.message);
+        (void)shard_index_settled(s->store, &policy);
         shard_index_stats(s->store, &stats);
         if (worked && stats.segments > 0) atomic_fetch_add(&s->segments, 1);
     }
@@ -230,6 +231,18 @@ static void *run_reader(void *arg)
     return NULL;
 }
 
+/* Files are looked at while they are written anew: nothing that is right is called damaged. */
+static void *run_scrubber(void *arg)
+{
+    struct shared *s = arg;
+    while (!atomic_load(&s->done)) {
+        struct err err;
+        enum omen_err rc = shard_store_scrub(s->store, 20000, NULL, &err);
+        ck_assert_msg(rc == OMEN_OK, "scrub: %s", err.message);
+    }
+    return NULL;
+}
+
 START_TEST(readers_see_every_point_exactly_once)
 {
     const char *tmp = getenv("TMPDIR");
@@ -247,16 +260,21 @@ START_TEST(readers_see_every_point_exactly_once)
     options.delta_bytes_max = 1;
     enum omen_err rc = shard_store_open(&options, &s.store, &err);
     ck_assert_msg(rc == OMEN_OK, "open: %s", err.message);
-    pthread_t writer, checkpointer, indexer, tail, readers[READERS];
+    pthread_t writer, checkpointer, indexer, tail, scrubber, readers[READERS];
     pthread_create(&writer, NULL, run_writer, &s);
     pthread_create(&checkpointer, NULL, run_checkpoints, &s);
     pthread_create(&indexer, NULL, run_indexer, &s);
     pthread_create(&tail, NULL, run_tail, &s);
+    pthread_create(&scrubber, NULL, run_scrubber, &s);
     for (int i = 0; i < READERS; i++) pthread_create(&readers[i], NULL, run_reader, &s);
     pthread_join(writer, NULL);
     pthread_join(checkpointer, NULL);
     pthread_join(indexer, NULL);
     pthread_join(tail, NULL);
+    pthread_join(scrubber, NULL);
+    struct shard_store_stats stats;
+    shard_store_stats(s.store, &stats);
+    ck_assert_uint_gt(stats.given_back_bytes, 0);
     for (int i = 0; i < READERS; i++) pthread_join(readers[i], NULL);
     struct store_view view;
     struct arena arena;
