@@ -384,14 +384,14 @@ static bool tail_job(const struct shard_store *s, const struct segment_set *set,
         in_segments += info.rows;
     }
     bool soon = ended || policy->eager, now = tail_urgent(s, set, policy, field);
-    if (tail == 0) return false;
+    if (tail == 0 && !now) return false; /* urgent, an empty segment steps over what was compacted away */
     if (!now && (tail < policy->rows_min || (!soon && tail < in_segments / TAIL_SHARE))) return false;
     uint64_t most = rows_buildable(s, policy, field);
     while (tail > most && end_block > covered + 1) { /* as much as there is memory to build */
         end_block -= (end_block - covered) / 2;
         tail = rows_between(s, field, covered, end_block);
     }
-    if (tail == 0 || tail > most) return false;
+    if (tail > most) return false;
     *job_out = (struct job){ .field = field,
         .first_block = covered,
         .end_block = end_block,
@@ -550,13 +550,15 @@ uint64_t shard_index_settled(struct shard_store *store, const struct index_polic
     struct segment_set *set = segment_set_acquire(store);
     struct job job;
     if (set == NULL) return 0;
+    uint32_t era = store_hold(store);
     uint32_t ripe = written_after(store, 0, durable_end(store), policy->ripe_ms), end = ripe;
     for (uint32_t f = 0; f < store->schema.field_count; f++)
         if (tail_job(store, set, policy, f, ripe, &job) && set->covered[f] < end) end = set->covered[f];
     segment_set_release(set);
-    bool all = end == blocks_count(store->blocks) || blocks_at(store->blocks, end)->sequence > durable;
-    if (all) return durable; /* entries without rows included */
-    return end == 0 ? 0 : blocks_at(store->blocks, end)->sequence - 1;
+    uint64_t next = end == blocks_count(store->blocks) ? UINT64_MAX : blocks_at(store->blocks, end)->sequence;
+    store_unhold(store, era);
+    if (next > durable) return durable; /* entries without rows included */
+    return end == 0 ? 0 : next - 1;
 }
 
 void shard_index_memory(struct shard_store *store, struct shard_index_memory *memory_out)

@@ -169,13 +169,15 @@ static enum omen_err plan_age(struct plan *p, struct err *err)
     struct shard_store *s = p->store;
     uint64_t most = PLAN_AGED_MIN + 2ull * p->entry->op_count;
     p->aged_count = 0;
-    while (p->aged_count < most && expiry_next_ms(&s->expiry) <= s->log_time_ms) {
+    /* Those that died before do not count: how many of them there are depends on when this store was opened. */
+    for (uint64_t living = 0; living < most && expiry_next_ms(&s->expiry) <= s->log_time_ms;) {
         enum omen_err rc = PLAN_RESERVE_ONE(p->aged, p->aged_count, p->aged_cap, err);
         if (rc != OMEN_OK) return rc;
         struct expiry_item item = expiry_take(&s->expiry);
         p->aged[p->aged_count++] = item;
         const struct block *b = blocks_at(s->blocks, item.row.block);
         if (block_row_died(b, item.row.op) != 0) continue;
+        living++;
         struct entry_op op;
         uint32_t slot;
         row_op(s, item.row, &op);
