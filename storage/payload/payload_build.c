@@ -9,6 +9,8 @@
 #include "common/mem.h"
 #include "storage/payload/payload_build.h"
 
+#define GATHER_BYTES_MIN (64u << 20) /* of one path's values at a time, and so much more a row */
+#define GATHER_ROW_BYTES 256u
 #define STOP_EVERY 4096u /* rows between two looks at `stop` */
 
 /* ---- one field's rows ---- */
@@ -176,6 +178,14 @@ static void row_gather(struct gather *g, point_id id, struct doc payload)
     row_sort_out(&g->times, &g->many_times, times);
 }
 
+/* Arrays of thousands of values in every row must not cost what the node has: then the segment goes without. */
+static bool gather_too_big(const struct gather *g)
+{
+    uint64_t bytes = (uint64_t)g->postings.cap + g->numbers.cap + g->times.cap + g->many_numbers.cap +
+            g->many_times.cap;
+    return bytes > GATHER_BYTES_MIN + GATHER_ROW_BYTES * (uint64_t)g->source->count;
+}
+
 static enum omen_err gather_run(struct gather *g, struct err *err)
 {
     const struct payload_source *source = g->source;
@@ -185,6 +195,9 @@ static enum omen_err gather_run(struct gather *g, struct err *err)
         if (source->row(source->arg, g->row, &id, &payload)) row_gather(g, id, payload);
         if (g->row % STOP_EVERY == 0 && source->stop != NULL && source->stop(source->arg))
             return err_set(err, OMEN_ECANCELED, "", "the segment is not wanted any more");
+        if (gather_too_big(g))
+            return err_set(err, OMEN_ETOOBIG, "",
+                    "the values at one path take more memory than a payload index may");
     }
     g->failed |= g->postings.failed || g->numbers.failed || g->times.failed || g->many_numbers.failed ||
             g->many_times.failed;

@@ -9,8 +9,8 @@
  * as equal.
  *
  * The answer is what filter_match says, row by row, where `exact`; else every row for which it says yes and some others,
- * and who wants to know asks it. Rows that were dead when the index was built have no payload in it; who asks looks at
- * liveness anyway.
+ * and who wants to know asks it. Rows that were compacted away before it was built have no payload in it; who asks
+ * looks at liveness anyway.
  * Threads: any number of readers, each with its own scratch. Determinism: local, rebuildable, in no digest. */
 #ifndef OMEN_STORAGE_PAYLOAD_PAYLOAD_INDEX_H
 #define OMEN_STORAGE_PAYLOAD_PAYLOAD_INDEX_H

@@ -30,15 +30,25 @@ static bool row_stop(void *arg)
     return control != NULL && control->stop != NULL && control->stop(control->arg);
 }
 
+/* Searches may still look at the file that stands there through their maps: a new one never goes into it. */
+static void payload_unlink(const struct segment *s, const char *path)
+{
+    struct err ignored;
+    (void)!vfs_unlink(s->vfs, path, &ignored);
+}
+
 enum omen_err segment_payload_build(struct segment *s, const struct index_control *control, struct err *err)
 {
     char path[SEGMENT_PATH_BYTES];
     struct rows_of_segment rows = { s, control };
     const struct payload_source source = { s->count, row_at, row_stop, &rows };
     segment_path(s->dir, s->number, SEGMENT_PAYLOAD, path);
+    payload_unlink(s, path);
     enum omen_err rc = payload_index_build(&source, s->vfs, path, err);
     if (rc == OMEN_OK) rc = payload_index_open(s->vfs, path, s->count, &s->payload, err);
-    return rc == OMEN_ETOOBIG ? OMEN_OK : rc; /* then without */
+    if (rc == OMEN_OK) return OMEN_OK;
+    payload_unlink(s, path);
+    return rc == OMEN_ETOOBIG || rc == OMEN_ENOMEM ? OMEN_OK : rc; /* then without */
 }
 
 void segment_payload_open(struct segment *s)
@@ -48,9 +58,12 @@ void segment_payload_open(struct segment *s)
     segment_path(s->dir, s->number, SEGMENT_PAYLOAD, path);
     enum omen_err rc = payload_index_open(s->vfs, path, s->count, &s->payload, &err);
     if (rc == OMEN_OK) return;
-    LOG_INFO("segment.payload_rebuild", "number=%llu reason=\"%s\"", (unsigned long long)s->number,
-            err.message);
-    rc = segment_payload_build(s, NULL, &err);
+    bool rebuild = rc == OMEN_ENOTFOUND || rc == OMEN_ECORRUPT || rc == OMEN_EVERSION;
+    if (rebuild) {
+        LOG_INFO("segment.payload_rebuild", "number=%llu reason=\"%s\"", (unsigned long long)s->number,
+                err.message);
+        rc = segment_payload_build(s, NULL, &err);
+    }
     if (rc != OMEN_OK)
         LOG_WARN("segment.payload_missing", "number=%llu reason=\"%s\"", (unsigned long long)s->number,
                 err.message);

@@ -23,7 +23,7 @@
 #define ASK_ALL 2048u /* rows that are asked without a look at how many pass */
 #define SAMPLE 64u    /* rows asked to see how many pass */
 #define SAMPLE_SHARE 16u
-#define STOP_WORDS 64u /* of rows asked between two polls of `stop` */
+#define STOP_WORDS 4u /* of rows asked between two polls of `stop` */
 
 static struct segment_scratch *scratch_get(struct segment *s)
 {
@@ -229,13 +229,15 @@ static enum omen_err candidates_search(struct segment *s, const struct segment_q
         rc = index_ask(s, &search, scratch, &count, part);
         if (rc != OMEN_OK) break;
         bool all = count < want || want == c->count || c->seen; /* nothing else is near enough, or there */
-        if (!all && hits_count_passing(s, q, scratch->hits, count, part) < q->k) continue;
-        hits_push(s, q, scratch->hits, count, topk, part);
+        struct segment_query rest = *q;                         /* what the candidates leave to ask */
+        if (c->exact) rest.filter = NULL;
+        if (!all && hits_count_passing(s, &rest, scratch->hits, count, part) < q->k) continue;
+        hits_push(s, &rest, scratch->hits, count, topk, part);
         return OMEN_OK;
     }
     if (rc == OMEN_OK) {
         part->plan = EXPLAIN_PRUNED;
-        part->pruned_by = EXPLAIN_PRUNED_ALL_DEAD;
+        part->pruned_by = part->filter_evaluated > 0 ? EXPLAIN_PRUNED_FILTER : EXPLAIN_PRUNED_ALL_DEAD;
     }
     return rc;
 }
