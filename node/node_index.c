@@ -20,12 +20,8 @@
 #include "node/node_impl.h"
 #include "storage/shard_index.h"
 
-#define INDEX_TURN_MS 200u
-#define INDEX_FAILED_TURNS 25u /* left out after an error: 5 s */
-#define INDEX_NICE 10
-#define TAIL_TURN_MS 50u
-#define TAIL_NICE 4
-#define IOPRIO_WHO_PROCESS 1 /* of ioprio_set(2), which has no header */
+#define INDEX_FAILED_MS 5000u /* without work after an error */
+#define IOPRIO_WHO_PROCESS 1  /* of ioprio_set(2), which has no header */
 #define IOPRIO_BEST_EFFORT_LOWEST (2 << 13 | 7)
 
 /* The first shard whose id is above `after`, held; NULL when there is none. */
@@ -68,8 +64,34 @@ static void priority_lower(int nice_by)
     (void)syscall(SYS_ioprio_set, IOPRIO_WHO_PROCESS, self, IOPRIO_BEST_EFFORT_LOWEST);
 }
 
-/* One piece of work of every shard. Whether there was any; *failed_out: something went wrong. */
-static bool index_round(struct node *node, bool *failed_out)
+/* What the two threads differ in. */
+struct index_duty {
+    const char *thread, *event; /* names, of the log's too */
+    int nice;
+    uint32_t turn_ms;
+    bool spares_disk; /* what is left of a nearly full disk is for writes */
+    enum omen_err (*step)(struct node *node, struct shard_host *shard, const struct index_policy *policy,
+            bool *worked_out, struct err *err);
+};
+
+static enum omen_err graph_step(struct node *node, struct shard_host *shard,
+        const struct index_policy *policy, bool *worked_out, struct err *err)
+{
+    return shard_host_index(shard, policy, node->options.index_threads, &node->index_stop, worked_out, err);
+}
+
+static enum omen_err tail_step(struct node *node, struct shard_host *shard, const struct index_policy *policy,
+        bool *worked_out, struct err *err)
+{
+    return shard_host_index_tail(shard, policy, &node->index_stop, worked_out, err);
+}
+
+static const struct index_duty GRAPHS = { "omen-index", "index.step", 10, 200, true, graph_step };
+static const struct index_duty TAILS = { "omen-tail", "index.tail", 4, 50, false, tail_step };
+
+/* One piece of work of every shard, each within what memory the one before it left. Whether there was any;
+ * *failed_out: something went wrong. */
+static bool duty_round(struct node *node, const struct index_duty *duty, bool *failed_out)
 {
     struct index_policy policy;
     struct shard_host *shard;
@@ -81,68 +103,43 @@ static bool index_round(struct node *node, bool *failed_out)
         after = shard_host_id(shard);
         node_memory_look(node);
         memory_policy(node, &policy);
-        enum omen_err rc = shard_host_index(shard, &policy, node->options.index_threads, &node->index_stop,
-                &worked, &err);
+        enum omen_err rc = duty->step(node, shard, &policy, &worked, &err);
         shard_host_unhold(shard);
         any |= worked;
         if (rc == OMEN_OK || rc == OMEN_ECANCELED) continue;
-        LOG_WARN("index.step", "shard=%llu error=%s reason=\"%s\"", (unsigned long long)after, err_name(rc),
+        LOG_WARN(duty->event, "shard=%llu error=%s reason=\"%s\"", (unsigned long long)after, err_name(rc),
                 err.message);
         *failed_out = true;
     }
     return any;
 }
 
-static void *index_main(void *arg)
+/* Round after round; after one that failed, a rest, so that a damaged shard does not fill the log. */
+static void duty_run(struct node *node, const struct index_duty *duty)
 {
-    struct node *node = arg;
-    uint32_t rest = 0;
-    pthread_setname_np(pthread_self(), "omen-index");
-    priority_lower(INDEX_NICE);
+    uint32_t rest_ms = 0;
+    pthread_setname_np(pthread_self(), duty->thread);
+    priority_lower(duty->nice);
     while (!atomic_load(&node->index_stop)) {
         bool failed = false;
-        bool room = !atomic_load(&node->env.disk_full); /* what is left of the disk is for writes */
-        if (rest == 0 && room && index_round(node, &failed) && !failed) continue;
-        rest = failed ? INDEX_FAILED_TURNS : rest > 0 ? rest - 1 : 0;
-        struct timespec until = { 0, INDEX_TURN_MS * 1000000L };
+        bool room = !duty->spares_disk || !atomic_load(&node->env.disk_full);
+        if (rest_ms == 0 && room && duty_round(node, duty, &failed) && !failed) continue;
+        if (failed) rest_ms = INDEX_FAILED_MS;
+        struct timespec until = { 0, duty->turn_ms * 1000000L };
         (void)nanosleep(&until, NULL);
+        rest_ms = rest_ms > duty->turn_ms ? rest_ms - duty->turn_ms : 0;
     }
-    return NULL;
 }
 
-/* Some rows of every shard whose tail is large. Whether there were any. */
-static bool tail_round(struct node *node)
+static void *index_main(void *arg)
 {
-    struct index_policy policy;
-    struct shard_host *shard;
-    bool any = false;
-    policy_of(node, &policy);
-    memory_policy(node, &policy);
-    for (uint64_t after = 0; !atomic_load(&node->index_stop) && (shard = shard_after(node, after)) != NULL;) {
-        struct err err;
-        bool worked = false;
-        after = shard_host_id(shard);
-        enum omen_err rc = shard_host_index_tail(shard, &policy, &node->index_stop, &worked, &err);
-        shard_host_unhold(shard);
-        any |= worked && rc == OMEN_OK;
-        if (rc != OMEN_OK && rc != OMEN_ECANCELED)
-            LOG_WARN("index.tail", "shard=%llu error=%s reason=\"%s\"", (unsigned long long)after,
-                    err_name(rc), err.message);
-    }
-    return any;
+    duty_run(arg, &GRAPHS);
+    return NULL;
 }
 
 static void *tail_main(void *arg)
 {
-    struct node *node = arg;
-    pthread_setname_np(pthread_self(), "omen-tail");
-    priority_lower(TAIL_NICE);
-    while (!atomic_load(&node->index_stop)) {
-        node_memory_look(node);
-        if (tail_round(node)) continue;
-        struct timespec until = { 0, TAIL_TURN_MS * 1000000L };
-        (void)nanosleep(&until, NULL);
-    }
+    duty_run(arg, &TAILS);
     return NULL;
 }
 

@@ -267,7 +267,9 @@ static enum omen_err field_step(struct shard_store *s, const struct index_policy
         if (rc == OMEN_OK && (many || covered_all)) rc = set_change(s, set, covered, more, err);
         t = rc == OMEN_OK ? more : NULL; /* the set holds it; only this thread changes the set */
     }
-    if (t != NULL) rc = tail_grow(t, end, worked_out, err);
+    /* One that memory has run out for stays as it is: what comes after it is scanned. */
+    bool room = policy->memory_left >= TAIL_STEP_ROWS * sketch_bytes(s, field);
+    if (t != NULL && room) rc = tail_grow(t, end, worked_out, err);
     if (t != NULL && rc == OMEN_OK) rc = tail_calibrate(t, control, err);
     tail_set_release(set);
     return rc;
