@@ -85,9 +85,9 @@ static enum omen_err ms_value(struct doc value, uint64_t min, uint64_t max, uint
 
 static enum omen_err recall_value(struct doc value, const char *key, float *out, struct err *err)
 {
-    double target = doc_is_number(value) ? doc_f64(value) : 0;
+    float target = doc_is_number(value) ? (float)doc_f64(value) : 0; /* as it is kept: 1e-60 is 0 there */
     if (!(target > 0 && target <= 1)) return err_set(err, OMEN_EINVAL, key, "must be above 0 and at most 1");
-    *out = (float)target;
+    *out = target;
     return OMEN_OK;
 }
 

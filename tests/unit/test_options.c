@@ -93,6 +93,7 @@ START_TEST(what_is_wrong_is_named_and_changes_nothing)
         { "{'time_bucket_ms': 59999}", "time_bucket_ms" },
         { "{'bulk_until_ms': -1}", "bulk_until_ms" },
         { "{'recall_target': 0}", "recall_target" },
+        { "{'recall_target': 1e-60}", "recall_target" },
         { "{'recall_target': 1.01}", "recall_target" },
         { "{'recall_target': '0.9'}", "recall_target" },
         { "{'recall': 0.9}", "recall" },
