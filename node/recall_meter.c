@@ -4,6 +4,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "common/check.h"
 #include "common/mem.h"
 
 #define TIE 1e-5f /* of a distance: DESIGN 12 */
@@ -134,13 +135,18 @@ static bool has_row(const struct recall_row *rows, uint32_t count, const struct 
     return false;
 }
 
-/* Hits of the search that are nearer than `distance` and that the exact answer lacks: they died since. */
-static uint32_t died_before(const struct recall_sample *s, const struct recall_row *exact, uint32_t count,
+/* Which hits of the search the exact answer lacks; nearer than what it ends with, they died since. */
+static void rows_lacking(const struct recall_sample *s, const struct recall_row *exact, uint32_t count,
+        bool lacking[RECALL_K_MAX])
+{
+    for (uint32_t i = 0; i < s->count; i++) lacking[i] = !has_row(exact, count, &s->rows[i]);
+}
+
+static uint32_t lacking_before(const struct recall_sample *s, const bool lacking[RECALL_K_MAX],
         float distance)
 {
     uint32_t died = 0;
-    for (uint32_t i = 0; i < s->count && s->rows[i].distance < distance; i++)
-        died += !has_row(exact, count, &s->rows[i]);
+    for (uint32_t i = 0; i < s->count && s->rows[i].distance < distance; i++) died += lacking[i];
     return died;
 }
 
@@ -148,17 +154,19 @@ void recall_sample_compare(const struct recall_sample *s, const struct recall_ro
         uint32_t *found_out, uint32_t *sought_out)
 {
     uint32_t both[RECALL_K_MAX], sought = 0, found = 0; /* exact rows that the search could see */
+    bool lacking[RECALL_K_MAX];
+    CHECK(s->count <= RECALL_K_MAX);
+    rows_lacking(s, exact, count, lacking);
     for (uint32_t i = 0; i < count && sought < RECALL_K_MAX; i++)
         if (exact[i].version <= s->sequence) both[sought++] = i;
-    while (sought > 0 &&
-            sought + died_before(s, exact, count, exact[both[sought - 1]].distance) > s->params.k)
+    while (sought > 0 && sought + lacking_before(s, lacking, exact[both[sought - 1]].distance) > s->params.k)
         sought--;
     *found_out = *sought_out = sought;
     if (sought == 0) return;
     float last = exact[both[sought - 1]].distance;
     float near = last + TIE * fabsf(last);
     for (uint32_t i = 0; i < s->count && s->rows[i].distance <= near; i++)
-        found += s->rows[i].distance >= last || has_row(exact, count, &s->rows[i]);
+        found += s->rows[i].distance >= last || !lacking[i];
     *found_out = found < sought ? found : sought;
 }
 

@@ -64,7 +64,7 @@ static bool batch_compare(struct recall_batch *b, const struct hit *const *hits,
     for (uint32_t i = 0; i < b->count; i++) {
         struct recall_row *rows = arena_alloc(&b->arena, sizeof *rows * ((size_t)counts[i] + 1));
         uint32_t found, sought;
-        if (rows == NULL) return false;
+        if (rows == NULL || batch_stop(b)) return false;
         for (uint32_t j = 0; j < counts[i]; j++)
             rows[j] = (struct recall_row){ point_key_make(hits[i][j].point.id, hits[i][j].point.key),
                 hits[i][j].point.version, hits[i][j].distance };
