@@ -21,6 +21,7 @@
 struct filter_write {
     struct search_task task;
     struct shard_host *shard;
+    struct shard_write *write; /* of the outer call */
     struct shard_call *outer, inner;
     bool inner_flying, last;
     struct arena arena; /* of a page's operations */
@@ -130,6 +131,15 @@ static void inner_done(struct shard_call *inner)
     fail(f, OMEN_EBUSY, "too many searches are waiting"); /* released with the outer one */
 }
 
+/* Whether the op id will still be taken when the last page is applied. A write that took longer is answered without its
+ * outcome being kept: refusing the last page would leave it undone for ever. Asked again it is refused as too old, or in
+ * between begins anew. */
+static bool op_id_lives(const struct filter_write *f)
+{
+    uint64_t now_ms = clock_wall_ms(f->shard->env->clock), keep_ms = f->shard->env->store.op_retention_ms;
+    return now_ms < f->outer->in.write.op_id.issue_ms + keep_ms / 2;
+}
+
 static void inner_start(struct filter_write *f, struct point_op *ops, uint32_t count)
 {
     const struct shard_call *outer = f->outer;
@@ -143,7 +153,7 @@ static void inner_start(struct filter_write *f, struct point_op *ops, uint32_t c
         .arg = f };
     f->inner.in.write.ops = ops;
     f->inner.in.write.count = count;
-    if (f->last) f->inner.in.write.op_id = outer->in.write.op_id;
+    if (f->last && op_id_lives(f)) f->inner.in.write.op_id = outer->in.write.op_id;
     if (f->last && outer->in.write.wait == WAIT_INDEXED) f->inner.in.write.wait = WAIT_INDEXED;
     f->inner_flying = true;
     shard_write_submit(f->shard, &f->inner);
@@ -166,6 +176,20 @@ static bool inner_end(struct filter_write *f)
 
 /* ---- the task ---- */
 
+/* Judged before the first page is written: only the last one carries the op id to where apply judges it. Answers. */
+static bool op_id_timely(struct filter_write *f, uint64_t now_ms)
+{
+    const struct op_id *id = &f->outer->in.write.op_id;
+    enum omen_err code = id->client == 0
+            ? OMEN_OK
+            : store_op_id_timely(id, now_ms, f->shard->env->store.op_retention_ms);
+    if (code == OMEN_OK) return true;
+    f->outer->code = code;
+    shard_write_explain(f->shard, now_ms, code, f->outer);
+    f->outer->done(f->outer); /* may free f */
+    return false;
+}
+
 /* Done before, or not to be begun here and now: answered. */
 static bool begin_settled(struct filter_write *f)
 {
@@ -185,13 +209,21 @@ static bool begin_settled(struct filter_write *f)
         fail(f, OMEN_EUNAVAILABLE, "the store is being replaced");
         return true;
     }
-    bool known = shard_store_op_outcome(store, &f->outer->in.write.op_id, &outcome);
+    const struct op_id *id = &f->outer->in.write.op_id;
+    bool known = shard_store_op_outcome(store, id, &outcome);
+    uint64_t now_ms = clock_wall_ms(shard->env->clock), log_ms = shard_store_log_time(store);
     shard_host_store_unhold(shard);
-    if (!known) return false;
+    if (log_ms > now_ms) now_ms = log_ms;
+    if (!known) return !op_id_timely(f, now_ms);
     f->outer->sequence = outcome.sequence;
     f->outer->out.write.affected = outcome.affected;
     f->outer->out.write.duplicate = true;
-    finish(f, OMEN_OK, NULL);
+    f->outer->code = OMEN_OK;
+    if (shard_wait_park(shard, f->write)) return true;
+    if (f->outer->code == OMEN_OK)
+        finish(f, OMEN_OK, NULL);
+    else
+        f->outer->done(f->outer); /* too many wait; may free f */
     return true;
 }
 
@@ -222,11 +254,7 @@ static void filter_task(struct search_task *task)
         }
         f->last = !more;
         if (count == 0 && more) continue; /* all of them were written meanwhile */
-        if (count == 0 && f->outer->in.write.op_id.client == 0) {
-            finish(f, OMEN_OK, NULL);
-            return;
-        }
-        inner_start(f, ops, count); /* without operations: the op id alone */
+        inner_start(f, ops, count);       /* without operations too: that it is committed proves who leads */
         return;
     }
 }
@@ -235,6 +263,7 @@ void shard_filter_write_start(struct shard_host *shard, struct shard_write *writ
 {
     struct filter_write *f = mem_must_calloc(1, sizeof *f);
     f->shard = shard;
+    f->write = write;
     f->outer = write->call;
     f->task.run = filter_task;
     arena_init(&f->arena, 64u << 10, shard->env->read_arena_bytes_max);

@@ -206,6 +206,9 @@ bool shard_call_late(const struct shard_host *shard, const struct shard_call *ca
 
 /* shard_write.c */
 void shard_write_submit(struct shard_host *shard, struct shard_call *call);
+/* What apply refused, or would refuse at this log time, as a sentence in the call's err. */
+void shard_write_explain(const struct shard_host *shard, uint64_t now_ms, enum omen_err code,
+        struct shard_call *call);
 void shard_write_release(struct shard_write *write);
 void shard_write_sweep(struct shard_host *shard);
 void shard_write_pump(struct shard_host *shard);

@@ -211,11 +211,10 @@ static enum omen_err batch_build(struct write_batch *batch, uint8_t **entry_out,
 
 /* ---- completion ---- */
 
-/* What apply refused, as a sentence. */
-static void outcome_explain(const struct write_batch *batch, enum omen_err code, struct shard_call *call)
+void shard_write_explain(const struct shard_host *shard, uint64_t now_ms, enum omen_err code,
+        struct shard_call *call)
 {
-    uint64_t issue_ms = call->in.write.op_id.issue_ms, now_ms = batch->log_time_ms;
-    uint64_t retention_ms = batch->shard->env->store.op_retention_ms;
+    uint64_t issue_ms = call->in.write.op_id.issue_ms, retention_ms = shard->env->store.op_retention_ms;
     bool has_id = call->in.write.op_id.client != 0;
     if (code == OMEN_EOPEXPIRED)
         err_set(&call->err, code, "", "the op id is too old to know whether it was applied");
@@ -250,7 +249,8 @@ static void batch_answer(struct write_batch *batch, enum omen_err result, uint64
             call->sequence = outcome->sequence != 0 ? outcome->sequence : sequence;
             call->out.write.affected = outcome->affected;
             call->out.write.duplicate = outcome->duplicate;
-            if (outcome->code != OMEN_OK) outcome_explain(batch, outcome->code, call);
+            if (outcome->code != OMEN_OK)
+                shard_write_explain(batch->shard, batch->log_time_ms, outcome->code, call);
             if (shard_wait_park(batch->shard, write)) continue;
         }
         call->done(call); /* may release and free the write */

@@ -67,6 +67,10 @@ OMEN_CHECKED enum omen_err shard_store_apply(struct shard_store *store, uint64_t
 bool shard_store_op_outcome(struct shard_store *store, const struct op_id *op_id,
         struct apply_outcome *outcome_out);
 
+/* OMEN_EOPEXPIRED when the op id was issued longer than the retention before this log time: whether it was applied may be
+ * forgotten. OMEN_EINVAL when as far ahead of it. What apply judges every request by. */
+enum omen_err store_op_id_timely(const struct op_id *id, uint64_t log_time_ms, uint64_t retention_ms);
+
 uint64_t shard_store_applied(const struct shard_store *store); /* visible; any thread */
 uint64_t shard_store_log_time(
         struct shard_store *store); /* of what is applied; any thread, may wait for apply */

@@ -127,19 +127,19 @@ static enum omen_err plan_request_ops(struct plan *p, const struct entry_request
     return rc;
 }
 
+enum omen_err store_op_id_timely(const struct op_id *id, uint64_t log_time_ms, uint64_t retention_ms)
+{
+    if (log_time_ms > retention_ms && id->issue_ms < log_time_ms - retention_ms) return OMEN_EOPEXPIRED;
+    return id->issue_ms > log_time_ms && id->issue_ms - log_time_ms > retention_ms ? OMEN_EINVAL : OMEN_OK;
+}
+
 /* Was the op applied before, or is it out of the time the table remembers? Then nothing is to be done. */
 static bool op_id_answers(struct plan *p, const struct op_id *id, struct apply_outcome *outcome)
 {
     const struct shard_store *s = p->store;
     if (id->client == 0) return false;
-    if (s->log_time_ms > s->op_retention_ms && id->issue_ms < s->log_time_ms - s->op_retention_ms) {
-        outcome->code = OMEN_EOPEXPIRED;
-        return true;
-    }
-    if (id->issue_ms > s->log_time_ms && id->issue_ms - s->log_time_ms > s->op_retention_ms) {
-        outcome->code = OMEN_EINVAL;
-        return true;
-    }
+    outcome->code = store_op_id_timely(id, s->log_time_ms, s->op_retention_ms);
+    if (outcome->code != OMEN_OK) return true;
     const struct op_record *r = op_table_find(s->ops, id->client, id->seq);
     if (r == NULL) return false;
     *outcome = (struct apply_outcome){ (enum omen_err)r->code, r->affected, r->sequence, true };

@@ -746,9 +746,31 @@ START_TEST(a_write_by_filter_is_done_once_under_its_op_id)
         ck_assert_int_eq(run(&call), OMEN_OK);
         release(&call);
     }
+    for (uint64_t first = 0; first < 2500; first += 250) {
+        write_call(&call, shard, first, 250, WAIT_COMMITTED, wait_ops, wait_vectors);
+        ck_assert_int_eq(run(&call), OMEN_OK);
+        release(&call);
+    }
+    /* An id that is too old or from the future changes nothing, not even the pages before the last. */
+    uint64_t now_ms = clock_wall_ms(clock_system());
+    by.in.write.op_id = (struct op_id){ 9, 2, now_ms - 130000 };
+    ck_assert_int_eq(run(&by), OMEN_EOPEXPIRED);
+    release(&by);
+    by.in.write.op_id = (struct op_id){ 9, 3, now_ms + 3600000 };
+    ck_assert_int_eq(run(&by), OMEN_EINVAL);
+    ck_assert_str_eq(by.err.field, "op_id[2]");
+    release(&by);
+    ck_assert_uint_eq(count_points(shard, CONSISTENCY_LINEARIZABLE, 0), 2500);
+    by.in.write.op_id = (struct op_id){ 0 };
     by.deadline_ns = 1; /* long ago */
     ck_assert_int_eq(run(&by), OMEN_EDEADLINE);
     release(&by);
+    /* One that gets old while the work goes on is done to its end. */
+    by.deadline_ns = call.deadline_ns;
+    by.in.write.op_id = (struct op_id){ 9, 4, now_ms - 100000 };
+    ck_assert_int_eq(run(&by), OMEN_OK);
+    release(&by);
+    ck_assert_uint_eq(count_points(shard, CONSISTENCY_LINEARIZABLE, 0), 0);
     arena_fini(&arena);
 }
 END_TEST
