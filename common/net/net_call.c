@@ -176,30 +176,20 @@ static struct net_call *calls_seize(struct net_client *client, uint64_t generati
 
 void calls_opened(struct net_client *client, uint64_t generation)
 {
-    struct net_frame *frames = NULL, **end = &frames;
     pthread_mutex_lock(&client->lock);
     client->connected = true;
     client->generation = generation;
     client->heard_ms = nng_clock();
     client->pause_ms = NET_RECONNECT_MIN_MS;
+    /* When the connection is closing already, they wait on for the next one. */
     for (struct net_call *call = client->first; call != NULL; call = call->next) {
         if (call->state != CALL_WAITING) continue;
+        if (!net_conn_send(&client->conn, generation, call->frame)) break;
         call->state = CALL_GIVEN;
         call->generation = generation;
-        *end = call->frame;
-        end = &call->frame->next;
         call->frame = NULL;
     }
-    *end = NULL;
     pthread_mutex_unlock(&client->lock);
-    while (frames != NULL) {
-        struct net_frame *frame = frames;
-        frames = frame->next;
-        uint32_t id = (uint32_t)frame->tag;
-        if (net_conn_send(&client->conn, generation, frame)) continue;
-        mem_free(frame);
-        calls_unsent(client, id);
-    }
 }
 
 void calls_lost(struct net_client *client, uint64_t generation)
@@ -276,7 +266,7 @@ void calls_timer(void *arg)
     pthread_mutex_lock(&client->lock);
     bool closing = client->closing;
     struct net_call *list = closing ? calls_seize(client, 0, true) : calls_due(client, &next_ms);
-    client->starting++; /* the client stays until those are ended */
+    client->ending++; /* the client stays until those are ended */
     client->timer_busy = false;
     if (next_ms != UINT64_MAX) timer_set(client, next_ms);
     pthread_mutex_unlock(&client->lock);
@@ -287,7 +277,7 @@ void calls_timer(void *arg)
         call_end(call, call_expired(call), NULL);
     }
     pthread_mutex_lock(&client->lock);
-    client->starting--;
+    client->ending--;
     if (client->closing) pthread_cond_signal(&client->changed);
     pthread_mutex_unlock(&client->lock);
 }
@@ -361,34 +351,25 @@ static enum omen_err call_start(struct net_client *client, const struct net_call
     }
     struct net_call *call = *call_out = call_take(client);
     nng_time now_ms = nng_clock();
-    uint64_t generation = call->generation = client->generation;
-    uint32_t id = call->id;
-    bool give = client->connected;
+    store_u32_be(net_frame_content(frame), call->id);
+    frame->tag = call->id;
+    /* Under the lock, so that a connection that ends now knows of the call, or the call of its end. */
+    bool given = client->connected && net_conn_send(&client->conn, client->generation, frame);
     call->async = wish->async;
     call->done = wish->done;
     call->arg = wish->arg;
     call->deadline_ms = now_ms + timeout_ms;
-    call->send_by_ms = now_ms + client_send_wait_ms(client, timeout_ms);
-    call->state = give ? CALL_GIVEN : CALL_WAITING;
-    call->frame = give ? NULL : frame;
-    store_u32_be(net_frame_content(frame), id);
-    frame->tag = id;
+    uint32_t wait_ms = client_send_wait_ms(client, timeout_ms);
+    if (client->connected && wait_ms > NET_CONNECT_GRACE_MS)
+        wait_ms = NET_CONNECT_GRACE_MS;  /* it is ending */
+    call->send_by_ms = now_ms + wait_ms; /* looked at while CALL_WAITING */
+    call->state = given ? CALL_GIVEN : CALL_WAITING;
+    call->generation = client->generation;
+    call->frame = given ? NULL : frame;
     outstanding_append(client, call);
     if (call->async) timer_set(client, call_limit_ms(call));
-    client->starting++;
     pthread_mutex_unlock(&client->lock);
-    bool given = !give || net_conn_send(&client->conn, generation, frame);
-    if (!given) mem_free(frame);
-    pthread_mutex_lock(&client->lock);
-    client->starting--;
-    if (!given && call_find(client, id) == call) { /* else its end, with the connection's, is under way */
-        rc = client->closing ? err_canceled(client, err) : err_unavailable(client, err);
-        call_seize(call);
-        call_release(call);
-    }
-    if (client->closing) pthread_cond_signal(&client->changed);
-    pthread_mutex_unlock(&client->lock);
-    return rc;
+    return OMEN_OK;
 }
 
 enum omen_err net_call_start(struct net_client *client, struct bytes message, uint32_t timeout_ms,

@@ -2,9 +2,6 @@
 #ifndef OMEN_COMMON_NET_CLIENT_IMPL_H
 #define OMEN_COMMON_NET_CLIENT_IMPL_H
 
-#include <nng/nng.h>
-#include <nng/supplemental/util/platform.h>
-
 #include "common/net/net.h"
 #include "common/net/net_conn.h"
 
@@ -59,7 +56,7 @@ struct net_client {
     struct net_call *pool;
     struct net_call *first, *last; /* outstanding: WAITING or GIVEN */
     uint32_t busy;                 /* calls not FREE */
-    uint32_t starting;             /* threads that begin one */
+    uint32_t ending;               /* timer callbacks that still end some */
     bool timer_busy;
     nng_time timer_ms; /* when it goes off, while busy */
     bool closing;

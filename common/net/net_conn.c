@@ -63,11 +63,28 @@ static size_t prefix_bytes(const struct net_conn *conn, const struct net_frame *
     return frame->greeting ? 0 : conn->options->ipc ? 9 : 8;
 }
 
+/* How long the kernel may still take for the first frame. A peer that sips gets no more time than one that takes
+ * nothing. */
+static nng_duration head_left_ms(const struct net_conn *conn)
+{
+    const struct net_conn_options *o = conn->options;
+    if (o->send_timeout_ms == 0 || conn->queue == NULL) return NNG_DURATION_INFINITE;
+    uint64_t most_ms = o->send_timeout_ms + (uint64_t)o->send_mib_ms * (conn->queue->len >> 20);
+    uint64_t spent_ms = nng_clock() - conn->head_since_ms;
+    return spent_ms < most_ms ? (nng_duration)(most_ms - spent_ms) : NNG_DURATION_ZERO;
+}
+
 /* Hands the first frames of the queue to the kernel. Under the lock, nothing in flight, not closing. */
 static void conn_send_next(struct net_conn *conn)
 {
     nng_iov iov[NET_SEND_FRAMES];
     uint32_t count = 0;
+    if (conn->head_sent == 0) conn->head_since_ms = nng_clock();
+    nng_duration left_ms = head_left_ms(conn);
+    if (left_ms == NNG_DURATION_ZERO) { /* which nng would take for no operation at all */
+        conn_begin_end(conn);
+        return;
+    }
     for (struct net_frame *f = conn->queue; f != NULL && count < NET_SEND_FRAMES; f = f->next) {
         size_t prefix = prefix_bytes(conn, f), gone = count == 0 ? conn->head_sent : 0;
         iov[count].iov_buf = net_frame_content(f) - prefix + gone;
@@ -76,6 +93,7 @@ static void conn_send_next(struct net_conn *conn)
     }
     if (count == 0) return;
     CHECK(nng_aio_set_iov(conn->tx, count, iov) == 0);
+    nng_aio_set_timeout(conn->tx, left_ms);
     conn->flying = count;
     conn->tx_busy = true;
     nng_stream_send(conn->stream, conn->tx);
@@ -92,6 +110,7 @@ static struct net_frame *conn_take_sent(struct net_conn *conn, size_t bytes)
         conn->queue = frame->next;
         conn->flying--;
         frame->next = NULL;
+        conn->head_since_ms = nng_clock();
         *sent_end = frame;
         sent_end = &frame->next;
     }
@@ -189,7 +208,11 @@ static void conn_read(struct net_conn *conn)
         iov[count++].iov_len = NET_STAGING_BYTES - conn->staged_len;
     }
     CHECK(nng_aio_set_iov(conn->rx, count, iov) == 0);
-    nng_aio_set_timeout(conn->rx, conn->greeted ? NNG_DURATION_INFINITE : NET_GREETING_MS);
+    /* Between frames a peer may be silent for ever, inside of one it may not. */
+    nng_aio_set_timeout(conn->rx,
+            !conn->greeted                   ? NET_GREETING_MS
+                    : conn->incoming != NULL ? NET_FRAME_PAUSE_MS
+                                             : NNG_DURATION_INFINITE);
     nng_stream_recv(conn->stream, conn->rx);
 }
 
@@ -386,7 +409,6 @@ bool net_conn_open(struct net_conn *conn, nng_stream *stream)
     conn->queue = greeting;
     conn->queue_end = &greeting->next;
     conn->head_sent = 0;
-    nng_aio_set_timeout(conn->tx, (nng_duration)conn->options->send_timeout_ms);
     conn_send_next(conn);
     conn->rx_busy = true;
     conn_read(conn);

@@ -21,6 +21,7 @@
 #include <pthread.h>
 
 #include <nng/nng.h>
+#include <nng/supplemental/util/platform.h>
 
 #include "common/bytes.h"
 #include "common/mem.h"
@@ -76,7 +77,8 @@ struct net_conn_options {
     uint8_t protocol, peer_protocol;      /* 0x30 req, 0x31 rep */
     bool ipc;                             /* one byte 01 before each length */
     size_t frame_bytes_max;               /* a longer announcement cuts the connection */
-    uint32_t send_timeout_ms;             /* for a peer that takes nothing */
+    uint32_t send_timeout_ms; /* for the first frame of the queue to be taken whole; 0 = for ever */
+    uint32_t send_mib_ms;     /* and so much more for every MiB of it */
 };
 
 struct net_conn {
@@ -97,6 +99,7 @@ struct net_conn {
     struct net_frame *queue, **queue_end; /* owned; the first may be partly gone */
     uint32_t flying;                      /* of them, in the present operation */
     size_t head_sent;                     /* bytes of the first that are gone, its prefix included */
+    nng_time head_since_ms;               /* when it became the first */
 };
 
 /* Not open yet. nng's error number, or 0. */

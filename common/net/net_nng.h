@@ -15,10 +15,12 @@
 #define NET_PEERS_MAX 4096 /* connections per server; further ones are cut before their first byte is read */
 #define NET_GREETING_MS 5000 /* for the first 8 bytes of a connection */
 #define NET_REPLY_TIMEOUT_MS                                                                                 \
-    30000                      /* a peer that takes nothing of its replies for so long loses its connection */
-#define NET_STOP_FLUSH_MS 2000 /* for the last replies to be taken, once a server stops */
-#define NET_STOP_LINGER_MS 100 /* after the last reply, for a peer to read it before the connection goes */
-#define NET_ACCEPT_PAUSE_MS 50 /* out of descriptors or memory: before the next attempt */
+    30000                        /* a peer that has not taken the first of its replies after so long is cut */
+#define NET_REPLY_MIB_MS 1000    /* but has this much longer for each MiB of it */
+#define NET_FRAME_PAUSE_MS 30000 /* a peer that sends nothing for so long in the middle of a frame is cut */
+#define NET_STOP_FLUSH_MS 2000   /* for the last replies to be taken, once a server stops */
+#define NET_STOP_LINGER_MS 100   /* after the last reply, for a peer to read it before the connection goes */
+#define NET_ACCEPT_PAUSE_MS 50   /* out of descriptors or memory: before the next attempt */
 
 #define NET_CALLS_MAX 4096       /* outstanding calls per client */
 #define NET_CONNECT_GRACE_MS 200 /* without a connection for so long, calls fail at once */

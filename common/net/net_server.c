@@ -161,6 +161,8 @@ static void *peer_reserve(struct net_conn *conn)
     struct peer *peer = peer_of(conn);
     struct net_server *server = peer->server;
     pthread_mutex_lock(&server->lock);
+    waiting_remove(server,
+            peer); /* a resume meant for an earlier life of the peer may find it in line again */
     struct net_request *request = peer->reserved;
     peer->reserved = NULL;
     if (request == NULL && !server->stopping) {
@@ -402,7 +404,8 @@ static struct net_server *server_new(const struct net_server_options *options, u
         .peer_protocol = NET_PROTOCOL_REQ,
         .ipc = net_url_is_ipc(options->url),
         .frame_bytes_max = options->message_bytes_max + NET_ID_BYTES,
-        .send_timeout_ms = NET_REPLY_TIMEOUT_MS };
+        .send_timeout_ms = NET_REPLY_TIMEOUT_MS,
+        .send_mib_ms = NET_REPLY_MIB_MS };
     server->contexts = contexts;
     server->requests = mem_must_calloc(contexts, sizeof *server->requests);
     for (uint32_t i = 0; i < contexts; i++) {
@@ -469,7 +472,9 @@ void net_server_stop(struct net_server *server)
     server_drain(server);
     for (struct peer *peer = peers; peer != NULL; peer = peer->next) net_conn_close(&peer->conn, 0);
     pthread_mutex_lock(&server->lock);
-    while (server->open > 0 || server->kicking) pthread_cond_wait(&server->changed, &server->lock);
+    /* A reply to a peer that is gone may still be on its way through net_reply. */
+    while (server->open > 0 || server->kicking || server->sending > 0)
+        pthread_cond_wait(&server->changed, &server->lock);
     pthread_mutex_unlock(&server->lock);
     server_free(server);
 }

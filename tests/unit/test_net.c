@@ -190,6 +190,7 @@ START_TEST(many_calls_are_outstanding_at_once)
 END_TEST
 
 #define BACK_TO_BACK 400
+#define LARGE_MAX (5u << 20)
 struct sized {
     struct results results;
     uint32_t sizes[BACK_TO_BACK], wrong;
@@ -212,23 +213,32 @@ static void check_pattern(void *arg, enum omen_err result, struct bytes reply)
     collect(&call->all->results, result, reply);
 }
 
-/* Whatever their sizes, above all around those of the buffers on the way (staging 16 KiB, first room 1 MiB, one
- * readv). */
-START_TEST(frames_back_to_back_come_whole)
+/* Whatever their sizes, above all around those of the buffers on the way: staging of 16 KiB, first room of 1 MiB, which
+ * doubles. */
+static void frames_come_whole(const char *listen, bool ipc)
 {
     static struct sized all = { .results = RESULTS };
     static struct sized_call calls[BACK_TO_BACK];
-    static const uint32_t edges[] = { 0, 1, 100, (16u << 10) - 12, 16u << 10, 65536, MESSAGE_MAX - 4,
-        MESSAGE_MAX };
+    static const uint32_t edges[] = { 0, 1, 100, (16u << 10) - 12, 16u << 10, 65536, (1u << 20) - 20,
+        (2u << 20) - 20, (4u << 20) - 20, LARGE_MAX - 20 };
+    char url[64];
     unsigned seed = (unsigned)time(NULL);
     printf("seed %u\n", seed);
     srand(seed);
-    struct net_server *server = serve("tcp://127.0.0.1:0", 16, (void *)(uintptr_t)echo, NULL);
-    struct net_client *client = client_of(net_server_port(server));
-    uint8_t *message = mem_must_alloc(MESSAGE_MAX);
+    struct net_server_options options = { .url = listen,
+        .contexts = 16,
+        .message_bytes_max = LARGE_MAX,
+        .handle = echo };
+    struct net_server *server = NULL;
+    struct net_client *client = NULL;
+    ck_assert_int_eq(net_server_start(&options, &server, &err), OMEN_OK);
+    snprintf(url, sizeof url, "tcp://127.0.0.1:%u", net_server_port(server));
+    ck_assert_int_eq(net_client_open(ipc ? listen : url, LARGE_MAX, &client, &err), OMEN_OK);
+    wait_connected(client);
+    uint8_t *message = mem_must_alloc(LARGE_MAX);
     for (uint32_t n = 0; n < BACK_TO_BACK; n++) {
-        uint32_t edge = edges[(uint32_t)rand() % (n % 10 == 0 ? 8 : 6)], size = edge + (uint32_t)rand() % 40;
-        all.sizes[n] = size < 20 + edge ? edge : size > MESSAGE_MAX ? MESSAGE_MAX : size;
+        uint32_t size = edges[(uint32_t)rand() % (n % 20 == 0 ? 10 : 6)] + (uint32_t)rand() % 40;
+        all.sizes[n] = size > LARGE_MAX ? LARGE_MAX : size;
         calls[n] = (struct sized_call){ &all, n };
         for (uint32_t i = 0; i < all.sizes[n]; i++) message[i] = pattern(n, i);
         ck_assert_int_eq(net_call_start(client, (struct bytes){ message, all.sizes[n] }, 60000, check_pattern,
@@ -239,6 +249,48 @@ START_TEST(frames_back_to_back_come_whole)
     ck_assert_uint_eq(all.wrong, 0);
     mem_free(message);
     net_client_close(client);
+    net_server_stop(server);
+}
+
+START_TEST(frames_back_to_back_come_whole) { frames_come_whole("tcp://127.0.0.1:0", false); }
+END_TEST
+
+START_TEST(frames_back_to_back_come_whole_over_ipc)
+{
+    char dir[] = "/tmp/omen-XXXXXX", url[64];
+    ck_assert_ptr_nonnull(mkdtemp(dir));
+    snprintf(url, sizeof url, "ipc://%s/s", dir);
+    frames_come_whole(url, true);
+    ck_assert_int_eq(rmdir(dir), 0);
+}
+END_TEST
+
+static void *hang_up_often(void *arg)
+{
+    static const char bytes[] = "\0SP\0\0\x30\0\0\0\0\0\0\0\0\0\x06\x80\0\0\1hi";
+    struct sockaddr_in address = { .sin_family = AF_INET,
+        .sin_port = htons(*(uint16_t *)arg),
+        .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+    for (int i = 0; i < 300; i++) {
+        int fd = socket(AF_INET, SOCK_STREAM, 0);
+        ck_assert_int_eq(connect(fd, (struct sockaddr *)&address, sizeof address), 0);
+        (void)!send(fd, bytes, sizeof bytes - 1, MSG_NOSIGNAL);
+        if (i % 3 == 0) sleep_ms(1);
+        close(fd);
+    }
+    return NULL;
+}
+
+/* One context, and peers that send a whole request and hang up: whoever waits in line may be gone, and its place with
+ * another, when the context is free. None keeps it for ever, and the server stops. */
+START_TEST(peers_that_hang_up_in_line_keep_no_context)
+{
+    struct net_server *server = serve("tcp://127.0.0.1:0", 1, (void *)(uintptr_t)echo, NULL);
+    uint16_t port = net_server_port(server);
+    pthread_t threads[6];
+    for (int i = 0; i < 6; i++) ck_assert_int_eq(pthread_create(&threads[i], NULL, hang_up_often, &port), 0);
+    for (int i = 0; i < 6; i++) pthread_join(threads[i], NULL);
+    net_client_close(client_of(port));
     net_server_stop(server);
 }
 END_TEST
@@ -713,6 +765,8 @@ int main(void)
     tcase_add_test(calls, replies_reach_their_callers);
     tcase_add_test(calls, many_calls_are_outstanding_at_once);
     tcase_add_test(calls, frames_back_to_back_come_whole);
+    tcase_add_test(calls, frames_back_to_back_come_whole_over_ipc);
+    tcase_add_test(calls, peers_that_hang_up_in_line_keep_no_context);
     tcase_add_test(calls, requests_beyond_the_contexts_wait);
     tcase_add_test(calls, deadline_after_sending_is_unknown);
     tcase_add_test(calls, nobody_listening_is_unavailable_long_before_the_deadline);
