@@ -250,7 +250,21 @@ static void frame_finish(struct conn *c)
         c->t->options.on_frame(c->t->options.arg, c->node_id, frame);
 }
 
-/* A header, and what is staged of its body; the rest is read in place. */
+/* Room for twice what has come of the body, or for all of it. */
+static void body_grow(struct conn *c)
+{
+    uint64_t cap = c->body_cap * 2 < c->header.body_bytes ? c->body_cap * 2 : c->header.body_bytes;
+    uint8_t *body = mem_realloc(c->body, cap + 1);
+    if (body == NULL) {
+        conn_close(c, "no memory for a frame");
+        return;
+    }
+    c->body = body;
+    c->body_cap = cap;
+}
+
+/* A header, and what is staged of its body; the rest is read in place, into room that grows as it comes: what is
+ * announced costs CONN_BODY_FIRST_BYTES. */
 static uint32_t frame_begin(struct conn *c, uint32_t at)
 {
     struct err err = { 0 };
@@ -259,7 +273,8 @@ static uint32_t frame_begin(struct conn *c, uint32_t at)
         bad_frame(c, &err);
         return 0;
     }
-    c->body = mem_alloc_aligned(64, c->header.body_bytes + 1);
+    c->body_cap = c->header.body_bytes < CONN_BODY_FIRST_BYTES ? c->header.body_bytes : CONN_BODY_FIRST_BYTES;
+    c->body = mem_alloc(c->body_cap + 1);
     if (c->body == NULL) {
         conn_close(c, "no memory for a frame");
         return 0;
@@ -300,7 +315,7 @@ static void on_alloc(uv_handle_t *handle, size_t suggested, uv_buf_t *buf)
     struct conn *c = handle->data;
     (void)suggested;
     if (c->body != NULL)
-        *buf = uv_buf_init((char *)c->body + c->body_read, (unsigned)(c->header.body_bytes - c->body_read));
+        *buf = uv_buf_init((char *)c->body + c->body_read, (unsigned)(c->body_cap - c->body_read));
     else
         *buf = uv_buf_init((char *)c->staging + c->staged, CONN_STAGING_BYTES - c->staged);
 }
@@ -318,7 +333,10 @@ static void on_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf)
     counter_add(&c->t->counters.bytes_in, (uint64_t)n);
     if (c->body != NULL) {
         c->body_read += (uint64_t)n;
-        if (c->body_read == c->header.body_bytes) frame_finish(c);
+        if (c->body_read == c->header.body_bytes)
+            frame_finish(c);
+        else if (c->body_read == c->body_cap)
+            body_grow(c);
         return;
     }
     c->staged += (uint32_t)n;

@@ -16,7 +16,8 @@
 #include "consensus/transport.h"
 
 #define CONN_STAGING_BYTES (64u << 10)
-#define CONN_WRITE_PIECES 512u /* handed to one write */
+#define CONN_BODY_FIRST_BYTES (1u << 20) /* of a body that is announced; at least CONN_STAGING_BYTES */
+#define CONN_WRITE_PIECES 512u           /* handed to one write */
 
 enum conn_state {
     CONN_DIALING,
@@ -46,8 +47,8 @@ struct conn {
     uint8_t staging[CONN_STAGING_BYTES]; /* [staged] bytes not yet understood */
     uint32_t staged;
     struct frame_header header; /* of the frame whose body is being read */
-    uint8_t *body;              /* mem_alloc'ed, header.body_bytes */
-    uint64_t body_read;
+    uint8_t *body;              /* mem_alloc'ed, body_cap and one more */
+    uint64_t body_read, body_cap;
 
     struct frame_out *out_head, **out_tail; /* not yet written whole */
     uint64_t out_offset;                    /* bytes of the head that are written */

@@ -24,6 +24,7 @@ from test_cluster_faults import Writer
 DIM = 16
 SEED = int(os.environ.get("OMEN_TEST_SEED", random.randrange(1 << 32)))
 GROWTH_BYTES = 48 << 20  # of anonymous memory, under a client that writes, over all that is announced here
+ASKED_BYTES = 256 << 20  # likewise, of memory asked for and not touched: the stacks of new threads, say
 STRANGERS = 200          # connections at once that never say who they are; 64 are listened to
 SECONDS_UNTIL_CUT = 30   # of one that is silent (2 s) or sent something wrong (at once), on a loaded machine
 
@@ -82,8 +83,8 @@ def hello(cluster, to, dialer=77, version=1, nonce=b"n" * 32):
     return sealed(struct.pack("<4sHHQQQ32s28x", b"OMRH", version, 0, cluster, dialer, to, nonce))
 
 
-def proof(mac):
-    return sealed(struct.pack("<4sHHQ32s12x", b"OMRP", 1, 0, 77, mac))
+def proof(mac, dialer=77):
+    return sealed(struct.pack("<4sHHQ32s12x", b"OMRP", 1, 0, dialer, mac))
 
 
 def frame_header(body_bytes, kind=2, meta_bytes=64):
@@ -115,7 +116,7 @@ class ClusterBadInput(unittest.TestCase):
         self.writer = Writer(self.cluster.endpoints)
         self.addCleanup(self.writer.stop)
         self.wait(lambda: len(self.writer.acked) > 100)
-        self.memory = self.anonymous_bytes()
+        self.memory = self.memory_bytes()
 
     def tearDown(self):
         """The node is the same process, has kept its memory, its connections and its place, and serves."""
@@ -124,7 +125,7 @@ class ClusterBadInput(unittest.TestCase):
         self.writer.stop()
         self.assertIsNone(self.writer.error)
         self.assertTrue(self.node.alive() and self.node.pid == self.pid, self.node.log_path.read_text()[-3000:])
-        self.assertLess(self.anonymous_bytes() - self.memory, GROWTH_BYTES)
+        self.assert_little_memory()
         self.wait(lambda: self.metric("omendb_raft_connections") == 2)
         self.cluster.wait_whole()
 
@@ -134,9 +135,15 @@ class ClusterBadInput(unittest.TestCase):
             self.assertLess(time.monotonic(), deadline)
             time.sleep(0.02)
 
-    def anonymous_bytes(self):
+    def memory_bytes(self):
+        """Anonymous memory that was touched, and private memory that was asked for, touched or not."""
         text = Path(f"/proc/{self.pid}/status").read_text()
-        return int(re.search(r"RssAnon:\s+(\d+)", text)[1]) << 10
+        return [int(re.search(name + r":\s+(\d+)", text)[1]) << 10 for name in ("RssAnon", "VmData")]
+
+    def assert_little_memory(self):
+        touched, asked = (now - then for now, then in zip(self.memory_bytes(), self.memory))
+        self.assertLess(touched, GROWTH_BYTES)
+        self.assertLess(asked, ASKED_BYTES)
 
     def metric(self, name):
         with urllib.request.urlopen(self.node.http + "/metrics", timeout=30) as reply:
@@ -194,13 +201,13 @@ class ClusterBadInput(unittest.TestCase):
         self.assertEqual((reply[:4], reply[6]), (b"OMRC", 1))  # it is told which: another cluster
         self.counted(self.refused("secret"), lambda: self.sent(self.raft, hello(self.cluster_id, node) + proof(b"m" * 32)))
 
-    def belong(self):
+    def belong(self, dialer=77):
         """A connection that has proven the secret."""
         s, node = self.dial(self.raft), self.node.node_id
-        s.sendall(hello(self.cluster_id, node))
+        s.sendall(hello(self.cluster_id, node, dialer))
         challenge = s.recv(64, socket.MSG_WAITALL)
-        text = struct.pack("<16sQQQ", b"omendb dialer 1", self.cluster_id, 77, node) + b"n" * 32 + challenge[16:48]
-        s.sendall(proof(hmac.new(self.key, text, hashlib.sha256).digest()))
+        text = struct.pack("<16sQQQ", b"omendb dialer 1", self.cluster_id, dialer, node) + b"n" * 32 + challenge[16:48]
+        s.sendall(proof(hmac.new(self.key, text, hashlib.sha256).digest(), dialer))
         self.assertEqual(s.recv(64, socket.MSG_WAITALL)[6], 0)
         return s
 
@@ -210,11 +217,13 @@ class ClusterBadInput(unittest.TestCase):
             s = self.belong()
             self.counted(self.refused("frame"), lambda: s.sendall(header))
             self.cut(s)
-        for _ in range(5):  # as much as may be, announced and not sent: memory is taken when it comes
-            s = self.belong()
-            s.sendall(frame_header(64 << 20))
-            time.sleep(0.1)
-            self.assertLess(self.anonymous_bytes() - self.memory, GROWTH_BYTES)
+        members = [self.belong(100 + i) for i in range(16)]
+        for s in members:  # as much as may be, announced and hardly begun, by all at once: memory is taken when it comes
+            s.sendall(frame_header(64 << 20) + bytes(10000))
+        for _ in range(20):
+            self.assert_little_memory()
+            time.sleep(0.05)
+        for s in members:
             s.close()
 
     def test_silent_slow_and_half_closed_strangers_leave_and_hold_up_nobody(self):
@@ -288,7 +297,7 @@ class ClusterBadInput(unittest.TestCase):
             slow.append(s)
         acked = len(self.writer.acked)
         self.wait(lambda: len(self.writer.acked) > acked + 100)
-        self.assertLess(self.anonymous_bytes() - self.memory, GROWTH_BYTES)
+        self.assert_little_memory()
         for s in slow:
             s.close()
 

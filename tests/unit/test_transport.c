@@ -142,7 +142,8 @@ static void send_vote(struct node *n, uint64_t to)
 static void send_entry(struct node *n, uint64_t to, uint32_t bytes)
 {
     struct group_log log;
-    uint8_t *data = mem_must_calloc(1, bytes);
+    uint8_t *data = mem_must_alloc(bytes);
+    for (uint32_t i = 0; i < bytes; i++) data[i] = (uint8_t)(i * 2654435761u >> 24);
     group_log_init(&log, 1, 0);
     struct log_slot slot = { .term = 1,
         .owner = shared_new(data),
@@ -253,6 +254,11 @@ START_TEST(two_nodes_keep_one_connection_and_speak_both_ways)
     for (uint32_t i = 0; i < 50; i++) send_entry(&a, 2, 300u << 10);
     wait_for(b.frames == 51);
     ck_assert_uint_eq(b.last_entries, 1);
+    send_entry(&a, 2, 24u << 20); /* longer than what is made room for at once */
+    send_entry(&a, 2, (1u << 20) + 8);
+    send_vote(&a, 2);
+    wait_for(b.frames == 54);
+    ck_assert_uint_eq(stats(&b).refused_frames, 0);
     node_stop(&a);
     node_stop(&b);
 }
@@ -415,6 +421,60 @@ START_TEST(garbage_and_announced_gigabytes_are_cut)
 }
 END_TEST
 
+/* Of private memory that this process may write to, touched or not. */
+static uint64_t data_bytes(void)
+{
+    char line[256];
+    uint64_t kib = 0;
+    FILE *f = fopen("/proc/self/status", "r");
+    ck_assert_ptr_nonnull(f);
+    while (kib == 0 && fgets(line, sizeof line, f) != NULL) {
+        if (strncmp(line, "VmData:", 7) == 0) kib = strtoull(line + 7, NULL, 10);
+    }
+    fclose(f);
+    ck_assert_uint_gt(kib, 0);
+    return kib << 10;
+}
+
+/* Members, even: who knows the secret can be mistaken or ill. */
+START_TEST(what_is_announced_and_does_not_come_costs_little)
+{
+    enum { MEMBERS = 20, SENT = 100000 };
+    struct node a;
+    int fds[MEMBERS];
+    uint8_t header[FRAME_HEADER_BYTES];
+    uint8_t *some = mem_must_calloc(1, SENT);
+    struct frame_parts parts = { .type = FRAME_APPEND,
+        .group = 5,
+        .from = 11,
+        .to = 12,
+        .message = &(struct raft_message){ .type = RAFT_APPEND_ENTRIES, .append_entries = { .term = 1 } } };
+    struct frame_out *f = frame_encode(&parts);
+    memcpy(header, f->head, sizeof header);
+    frame_out_free(f);
+    store_u32(header + 32, load_u32(header + 32) + 24); /* one entry */
+    store_u32(header + 36, 1);
+    store_u64(header + 40, FRAME_BODY_BYTES_MAX);
+    store_u32(header + 60, crc32c(0, header, 60));
+    node_start(&a, 1, CLUSTER, secret, 0);
+    for (uint32_t i = 0; i < MEMBERS; i++) {
+        fds[i] = dial(&a);
+        ck_assert_int_eq(shake(fds[i], CLUSTER, 7 + i, 1, secret), HANDSHAKE_OK);
+    }
+    uint64_t before = data_bytes(), bytes = stats(&a).bytes_in;
+    for (uint32_t i = 0; i < MEMBERS; i++) {
+        put(fds[i], header, sizeof header);
+        put(fds[i], some, SENT);
+    }
+    wait_for(stats(&a).bytes_in == bytes + MEMBERS * (sizeof header + SENT));
+    ck_assert_uint_lt(data_bytes() - before, MEMBERS * (2ull << 20));
+    ck_assert_uint_eq(stats(&a).refused_frames, 0);
+    for (uint32_t i = 0; i < MEMBERS; i++) close(fds[i]);
+    node_stop(&a);
+    mem_free(some);
+}
+END_TEST
+
 START_TEST(silent_strangers_are_few_and_leave)
 {
     struct node a;
@@ -491,6 +551,7 @@ int main(void)
     tcase_add_test(tc, nodes_with_different_secrets_never_connect);
     tcase_add_test(tc, a_proof_cannot_be_replayed_or_reflected);
     tcase_add_test(tc, garbage_and_announced_gigabytes_are_cut);
+    tcase_add_test(tc, what_is_announced_and_does_not_come_costs_little);
     tcase_add_test(tc, silent_strangers_are_few_and_leave);
     tcase_add_test(tc, what_a_deaf_peer_leaves_unsent_is_bounded);
     tcase_add_test(tc, options_and_addresses_are_checked);
