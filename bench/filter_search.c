@@ -121,7 +121,7 @@ static void query_run(const struct store_view *view, const float *query, const s
     struct hit *hits, *truth;
     uint32_t count, truth_count;
     uint64_t passing;
-    struct search_explain explain = { NULL, 0, 0 };
+    struct search_explain explain = { .parts = NULL };
     struct store_view asked = *view;
     struct err err;
     arena_init(&arena, 1 << 16, 0);

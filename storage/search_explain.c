@@ -27,6 +27,14 @@ const char *explain_filter_name(enum explain_filter filter)
     return names[filter];
 }
 
+const char *explain_why_name(enum explain_why why)
+{
+    static const char *const names[EXPLAIN_WHY_COUNT] = { "pruned", "no_filter", "cheapest", "most_pass",
+        "gave_up", "exact", "older_view", "not_sealed", "sketch" };
+    CHECK(why < EXPLAIN_WHY_COUNT);
+    return names[why];
+}
+
 struct explain_part *search_explain_add(struct search_explain *explain, struct arena *arena)
 {
     if (explain->count == explain->cap) {

@@ -1,10 +1,12 @@
 /* What a search did, part by part: every segment of the field, and the rows that are in none. Filled by
- * shard_store_search when the view carries one (store_view.explain); whoever passes it on adds shards, names and times:
- * storage reads no clock.
+ * shard_store_search when the view carries one (store_view.explain); whoever passes it on adds shards and names. Times
+ * are read from the caller's clock, if it gives one: storage has none.
  *
  * Threads: the searching one. Memory: the arena of the search; dies with it. Cost: an allocation per part. */
 #ifndef OMEN_STORAGE_SEARCH_EXPLAIN_H
 #define OMEN_STORAGE_SEARCH_EXPLAIN_H
+
+#include <stdbool.h>
 
 #include "common/mem.h"
 
@@ -41,10 +43,34 @@ enum explain_filter {
     EXPLAIN_FILTER_COUNT
 };
 
+/* Why that plan gave the answer. */
+enum explain_why {
+    EXPLAIN_WHY_PRUNED,    /* pruned_by says it */
+    EXPLAIN_WHY_NO_FILTER, /* a walk is what graphs are for */
+    EXPLAIN_WHY_CHEAPEST,  /* of all plans, for so many rows that pass */
+    EXPLAIN_WHY_MOST_PASS, /* of the rows that may pass most do: all are walked through, what is found is asked */
+    EXPLAIN_WHY_GAVE_UP,    /* the one tried before turned out dearer, or found too few */
+    EXPLAIN_WHY_EXACT,      /* every row was asked for */
+    EXPLAIN_WHY_OLD_VIEW,   /* the segment is younger than what is read: it may lack rows */
+    EXPLAIN_WHY_NOT_SEALED, /* in no segment yet, too few or too new for a sketch */
+    EXPLAIN_WHY_SKETCH,     /* in no segment yet, but a sketch knows them */
+    EXPLAIN_WHY_COUNT
+};
+
 const char *explain_plan_name(enum explain_plan plan); /* "pruned", "walk", "gather", "scan", "rows" */
 const char *explain_prune_name(
         enum explain_prune prune); /* "", "field", "values", "range", "filter", "all_dead" */
 const char *explain_filter_name(enum explain_filter filter); /* "none", "index", "partly", "payload" */
+/* "pruned", "no_filter", "cheapest", "most_pass", "gave_up", "exact", "older_view", "not_sealed", "sketch" */
+const char *explain_why_name(enum explain_why why);
+
+/* The index of a segment. Names are static; NULL: there is none. */
+struct explain_index {
+    const char *kind, *layout; /* index_kind_name, index_layout_name */
+    const char *quant;         /* quant_kind_name of the codes that a walk compares */
+    uint32_t bits;             /* of a component in these */
+    bool pinned;               /* in memory of its own; else mapped */
+};
 
 struct explain_part {
     uint64_t segment;                /* its number, or EXPLAIN_TAIL */
@@ -54,6 +80,10 @@ struct explain_part {
     uint64_t rows;                   /* in it, dead ones included */
     enum explain_plan plan;          /* the one that gave the answer */
     enum explain_plan given_up;      /* one tried before and found dearer; EXPLAIN_PRUNED = none */
+    enum explain_why why;
+    struct explain_index index;
+    float recall_target; /* that the index was asked for; 0 = none was asked */
+    uint64_t effort;     /* width of its candidate pool, summed over rounds */
     enum explain_prune pruned_by;
     const char *pruned_path; /* payload path of the condition that pruned it; NULL = none alone did */
     enum explain_filter filter;
@@ -61,16 +91,21 @@ struct explain_part {
     uint64_t real;             /* as the bitmap has them; EXPLAIN_UNKNOWN */
     uint64_t rows_scanned;     /* read whole, or compared by short codes under a bitmap */
     uint64_t distances;        /* in full or by full codes */
+    uint64_t rescored;         /* of those, rows read in full for their final distance */
+    uint64_t bytes_read;       /* of full vectors */
     uint64_t estimates;        /* from short codes */
     uint64_t hops;             /* nodes of the graph */
     uint64_t filter_evaluated; /* payloads asked */
     uint64_t rounds;           /* times the index was asked: again when too many of what it found are dead */
     uint64_t found;            /* rows that entered the k nearest, at that time */
+    uint64_t ns;               /* by the caller's clock; 0 without one */
 };
 
 struct search_explain {
     struct explain_part *parts; /* [count] in the search's arena, in the order of work */
     uint32_t count, cap;
+    uint64_t (*now_ns)(void *arg); /* the caller's clock, monotonic; NULL = parts have no times */
+    void *clock_arg;
 };
 
 /* A zeroed part at the end; NULL: no memory. */

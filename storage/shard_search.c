@@ -74,6 +74,7 @@ static void scan_count(struct search_stats *stats, struct explain_part *part, co
     part->rows_scanned += scan->stats.rows_scanned;
     part->distances += scan->stats.distances_computed;
     part->filter_evaluated += scan->stats.filter_evaluated;
+    part->bytes_read += scan->stats.bytes_read;
     stats->rows_scanned += scan->stats.rows_scanned;
     stats->distances_computed += scan->stats.distances_computed;
     stats->filter_evaluated += scan->stats.filter_evaluated;
@@ -112,12 +113,21 @@ struct progress {
     struct search_explain *explain; /* NULL = nobody asks */
 };
 
-static enum omen_err part_tell(const struct progress *progress, const struct explain_part *part)
+/* 0 when nobody asks. */
+static uint64_t part_begin(const struct progress *progress)
+{
+    const struct search_explain *explain = progress->explain;
+    return explain == NULL || explain->now_ns == NULL ? 0 : explain->now_ns(explain->clock_arg);
+}
+
+static enum omen_err part_tell(const struct progress *progress, const struct explain_part *part,
+        uint64_t began_ns)
 {
     if (progress->explain == NULL) return OMEN_OK;
     struct explain_part *told = search_explain_add(progress->explain, progress->arena);
     if (told == NULL) return OMEN_ENOMEM;
     *told = *part;
+    told->ns = part_begin(progress) - began_ns;
     return OMEN_OK;
 }
 
@@ -161,6 +171,7 @@ static enum omen_err query_segment(const struct store_view *view, struct segment
     };
     if (view->sequence < info->as_of) {
         progress->stats->segments_scanned++;
+        part->why = EXPLAIN_WHY_OLD_VIEW;
         return range_scan(view, query, 1, progress, part);
     }
     enum omen_err rc = segment_search(segment, &q, query->topk, part);
@@ -185,10 +196,12 @@ static enum omen_err query_segments(const struct store_view *view, const struct 
             .first_block = info.first_block,
             .end_block = info.end_block,
             .rows = info.rows,
+            .index = info.index,
             .estimated = EXPLAIN_UNKNOWN,
             .real = EXPLAIN_UNKNOWN };
+        uint64_t began_ns = part_begin(progress);
         enum omen_err rc = query_segment(view, set->items[i], &info, query, progress, &part);
-        if (rc == OMEN_OK) rc = part_tell(progress, &part);
+        if (rc == OMEN_OK) rc = part_tell(progress, &part, began_ns);
         if (rc != OMEN_OK) return rc;
     }
     return OMEN_OK;
@@ -198,11 +211,12 @@ static enum omen_err query_segments(const struct store_view *view, const struct 
 static enum omen_err query_blocks(const struct store_view *view, struct flat_query *queries, uint32_t count,
         uint32_t search, struct explain_part *part, const struct progress *progress)
 {
+    uint64_t began_ns = part_begin(progress);
     part->search = search;
     part->estimated = part->real = EXPLAIN_UNKNOWN;
     enum omen_err rc = range_scan(view, queries, count, progress, part);
     part->rows = part->rows_scanned;
-    return rc == OMEN_OK ? part_tell(progress, part) : rc;
+    return rc == OMEN_OK ? part_tell(progress, part, began_ns) : rc;
 }
 
 /* One search of the part of the tail that a sketch knows; by its blocks when that is no good. */
@@ -219,18 +233,25 @@ static enum omen_err query_sketch(const struct store_view *view, struct tail_ske
         .end_block = part->end_block,
         .rows = part->rows,
         .plan = EXPLAIN_SCAN,
+        .why = EXPLAIN_WHY_SKETCH,
+        .recall_target = view->recall_target,
         .filter = pass->queries[n].filter != NULL ? EXPLAIN_FILTER_PAYLOAD : EXPLAIN_FILTER_NONE,
         .estimated = EXPLAIN_UNKNOWN,
         .real = EXPLAIN_UNKNOWN };
+    uint64_t began_ns = part_begin(progress);
     enum omen_err rc = tail_search(tail, view, &pass->queries[n], part, progress->limit, progress->arena,
             &enough, &cost);
     told.distances = cost.distances + cost.rescored;
+    told.rescored = cost.rescored;
+    told.bytes_read = cost.rescored * 4 * view->store->schema.fields[field].dim;
+    told.effort = cost.effort;
     told.estimates = told.rows_scanned = cost.estimates;
     progress->stats->sketches_searched += enough;
     progress->stats->distances_computed += told.distances;
     if (rc != OMEN_OK) return rc;
-    if (enough) return part_tell(progress, &told);
+    if (enough) return part_tell(progress, &told, began_ns);
     told.given_up = EXPLAIN_SCAN;
+    told.why = EXPLAIN_WHY_GAVE_UP;
     return query_blocks(view, &pass->queries[n], 1, pass->searches[n], &told, progress);
 }
 
@@ -238,7 +259,10 @@ static enum omen_err query_sketch(const struct store_view *view, struct tail_ske
 static enum omen_err pass_scan(const struct store_view *view, struct field_pass *pass, uint32_t first,
         uint32_t last, uint32_t field, uint32_t from, uint32_t end, const struct progress *progress)
 {
-    struct explain_part part = { .field = field, .first_block = from, .end_block = end };
+    struct explain_part part = { .field = field,
+        .first_block = from,
+        .end_block = end,
+        .why = first < pass->exact_count ? EXPLAIN_WHY_EXACT : EXPLAIN_WHY_NOT_SEALED };
     uint32_t search = pass->count == 1 ? pass->searches[0] : EXPLAIN_ALL_SEARCHES;
     return query_blocks(view, pass->queries + first, last - first, search, &part, progress);
 }

@@ -140,7 +140,10 @@ struct index_stats {
                            */
     double build_seconds; /* 0: storage reads no clock; filled in by who measures */
     uint32_t layer_count;
-    float effort_default; /* calibrated for k = 10 at the index's own target; 0 = not calibrated */
+    float effort_default;     /* calibrated for k = 10 at the index's own target; 0 = not calibrated */
+    enum index_layout layout; /* INDEX_LAYOUT_AUTO: the kind has but one */
+    enum index_quant quant;   /* of the codes that a walk compares; INDEX_QUANT_AUTO = not told */
+    uint32_t bits;            /* of a component in these; 0 = not told */
 };
 
 struct index;

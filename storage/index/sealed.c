@@ -154,6 +154,18 @@ static enum omen_err sealed_search(const struct index *index, const struct index
     return OMEN_OK;
 }
 
+/* Of the fast layout the node's own vector: neighbours are met by shorter codes first. */
+static void sealed_stats_codes(const struct sealed *s, struct index_stats *stats)
+{
+    static const enum index_quant quants[QUANT_KIND_COUNT] = { [QUANT_NONE] = INDEX_QUANT_NONE,
+        [QUANT_SCALAR] = INDEX_QUANT_SCALAR,
+        [QUANT_PRODUCT] = INDEX_QUANT_PRODUCT,
+        [QUANT_BINARY] = INDEX_QUANT_BINARY };
+    const struct quant *codes = s->compact != NULL ? s->compact->quant : NULL;
+    stats->quant = codes != NULL ? quants[quant_kind(codes)] : INDEX_QUANT_SCALAR;
+    stats->bits = codes != NULL ? quant_bits(codes) : 8;
+}
+
 static void sealed_stats(const struct index *index, bool deep, struct index_stats *stats_out)
 {
     const struct sealed *s = (const struct sealed *)index;
@@ -170,6 +182,8 @@ static void sealed_stats(const struct index *index, bool deep, struct index_stat
     stats_out->layer_count = 1;
     uint32_t effort = sealed_effort(s, 10, s->recall_target);
     stats_out->effort_default = effort == SEALED_EFFORT_SCAN ? 0 : (float)effort;
+    stats_out->layout = s->compact != NULL ? INDEX_LAYOUT_COMPACT : INDEX_LAYOUT_FAST;
+    sealed_stats_codes(s, stats_out);
     if (!(s->lossless && s->rows.metric == METRIC_L2))
         stats_out->rescore_bytes = (uint64_t)sealed_want(s, 10, effort == SEALED_EFFORT_SCAN ? 0 : effort) *
                 s->rows.dim * sizeof(float);

@@ -104,7 +104,9 @@ void segment_info(const struct segment *s, struct segment_info *info_out)
         .pinned = s->pinned,
         .disk_bytes = s->disk_bytes,
         .recall_target = s->recall_target,
+        .index = s->about,
     };
+    info_out->index.pinned = s->pinned;
 }
 
 uint32_t segment_dead(const struct segment *s)

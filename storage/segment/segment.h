@@ -67,6 +67,7 @@ struct segment_info {
     uint64_t kept_bytes;               /* of memory_bytes: slots and payload index, never mapped */
     bool pinned;                       /* the graph: in memory of its own; else the system may take it back */
     float recall_target;
+    struct explain_index index; /* NULL names when it has no rows */
 };
 void segment_info(const struct segment *segment, struct segment_info *info_out);
 /* Rows that do not live any more. Cost: looks at all of them. */

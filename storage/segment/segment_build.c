@@ -87,6 +87,10 @@ static void sizes_take(struct segment *s)
 {
     struct index_stats stats;
     index_stats(s->index, false, &stats);
+    s->about = (struct explain_index){ .kind = index_kind_name(s->index->ops->kind),
+        .layout = index_layout_name(stats.layout),
+        .quant = index_quant_name(stats.quant),
+        .bits = stats.bits };
     s->kept_bytes = (uint64_t)s->count * sizeof *s->slots;
     s->memory_bytes = stats.memory_bytes + s->kept_bytes;
     if (s->payload != NULL) {

@@ -37,6 +37,7 @@ struct segment {
     struct index *index;
     struct payload_index *payload; /* NULL: filters are asked of payloads */
     bool pinned;
+    struct explain_index about;        /* of index, but for `pinned` */
     uint64_t kept_bytes;               /* of memory_bytes: slots and payload index, never mapped */
     uint64_t disk_bytes, memory_bytes; /* looked up once: an index counts its links to tell */
     _Atomic uint32_t refs;

@@ -119,6 +119,9 @@ static enum omen_err index_ask(struct segment *s, const struct index_search *sea
     if (cost.aborted > 0) part->given_up = EXPLAIN_WALK;
     part->hops += cost.hops;
     part->distances += cost.distances + cost.rescored;
+    part->rescored += cost.rescored;
+    part->bytes_read += cost.rescored * 4 * s->dim;
+    part->effort += cost.effort;
     part->estimates += cost.estimates;
     if (part->plan == EXPLAIN_SCAN) part->rows_scanned += cost.estimates;
     part->rounds++;
@@ -183,6 +186,15 @@ static bool candidates_mostly_pass(const struct segment *s, const struct segment
     return asked > 0 && passed * SAMPLE_SHARE >= asked;
 }
 
+static enum explain_why plan_why(const struct segment_query *q, const struct candidates *c,
+        const struct explain_part *part)
+{
+    if (part->plan == EXPLAIN_PRUNED) return EXPLAIN_WHY_PRUNED;
+    if (part->given_up != EXPLAIN_PRUNED) return EXPLAIN_WHY_GAVE_UP;
+    if (part->plan == EXPLAIN_WALK && q->filter == NULL && c->rows == NULL) return EXPLAIN_WHY_NO_FILTER;
+    return q->filter != NULL && !c->exact ? EXPLAIN_WHY_MOST_PASS : EXPLAIN_WHY_CHEAPEST;
+}
+
 /* How many to ask the graph for at first: deletes have taken some, the filter lets a share pass. */
 static enum omen_err first_want(struct segment *s, const struct segment_query *q,
         struct segment_scratch *scratch, struct candidates *c, uint64_t *want_out, struct explain_part *part)
@@ -213,6 +225,7 @@ static enum omen_err candidates_search(struct segment *s, const struct segment_q
     };
     uint64_t want, most = s->count / ASK_SHARE > 2 * q->k ? s->count / ASK_SHARE : 2 * q->k;
     if (most > OMEN_K_MAX) most = OMEN_K_MAX;
+    part->recall_target = search.recall_target;
     enum omen_err rc = first_want(s, q, scratch, c, &want, part);
     for (; rc == OMEN_OK; want *= WIDEN) {
         if (want > c->count) want = c->count;
@@ -233,6 +246,7 @@ static enum omen_err candidates_search(struct segment *s, const struct segment_q
         if (c->exact) rest.filter = NULL;
         if (!all && hits_count_passing(s, &rest, scratch->hits, count, part) < q->k) continue;
         hits_push(s, &rest, scratch->hits, count, topk, part);
+        part->why = plan_why(q, c, part);
         return OMEN_OK;
     }
     if (rc == OMEN_OK) {

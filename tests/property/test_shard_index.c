@@ -246,6 +246,25 @@ static void check_hits(struct world *w, const struct state *s, uint64_t now_ms, 
 }
 
 /* The parts of an explained search: the tail last and once, blocks covered once, no graph for an exact search. */
+static void check_why(const struct explain_part *p, bool exact, bool filtered)
+{
+    bool tail = p->segment == EXPLAIN_TAIL;
+    ck_assert_int_eq(p->plan == EXPLAIN_PRUNED, p->why == EXPLAIN_WHY_PRUNED);
+    ck_assert_int_eq(exact, p->why == EXPLAIN_WHY_EXACT);
+    if (p->why == EXPLAIN_WHY_NOT_SEALED || p->why == EXPLAIN_WHY_SKETCH) ck_assert(tail && !exact);
+    if (p->why == EXPLAIN_WHY_NO_FILTER) ck_assert(!tail && !filtered && p->plan == EXPLAIN_WALK);
+    if (p->why == EXPLAIN_WHY_MOST_PASS) ck_assert(!tail && filtered);
+    if (p->why == EXPLAIN_WHY_GAVE_UP) ck_assert_int_ne(p->given_up, EXPLAIN_PRUNED);
+    if (!tail && p->rows > 0) ck_assert_str_eq(p->index.kind, "sealed");
+    if (!tail && p->rows > 0) ck_assert(p->index.bits > 0 && p->index.layout != NULL);
+    if (p->plan == EXPLAIN_WALK || p->plan == EXPLAIN_GATHER) ck_assert(p->recall_target > 0);
+    ck_assert_uint_gt(p->ns, 0);
+    ck_assert(explain_why_name(p->why)[0] != '\0');
+}
+
+/* Every look at it finds it one later. */
+static uint64_t ticks(void *arg) { return ++*(uint64_t *)arg; }
+
 static void check_explain(const struct search_explain *explain, bool exact, bool filtered)
 {
     ck_assert_uint_ge(explain->count, 1);
@@ -257,6 +276,7 @@ static void check_explain(const struct search_explain *explain, bool exact, bool
         ck_assert_uint_ge(p->end_block, end);
         end = p->end_block;
         ck_assert_uint_eq(p->search, 0);
+        check_why(p, exact, filtered);
         if (i + 1 == explain->count) ck_assert(tail);
         if (tail && (exact || p->plan != EXPLAIN_SCAN)) ck_assert_int_eq(p->plan, EXPLAIN_ROWS);
         if (exact) ck_assert(tail);
@@ -274,7 +294,8 @@ static void check_search(struct world *w, const struct store_view *view, const s
     struct hit *hits[1];
     uint32_t count = 0;
     float query[DIM];
-    struct search_explain explain = { NULL, 0, 0 };
+    uint64_t now = 0;
+    struct search_explain explain = { .now_ns = ticks, .clock_arg = &now };
     struct store_view asked = *view;
     struct search_params search = { .query = query, .k = k, .exact = exact };
     arena_init(&arena, 1 << 16, 0);
