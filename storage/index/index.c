@@ -149,9 +149,14 @@ void index_scratch_free(const struct index *index, struct index_scratch *scratch
     if (scratch != NULL) index->ops->scratch_free(scratch);
 }
 
+bool index_takes_runs(const struct index *index) { return index->ops->takes_runs; }
+
 static bool search_valid(const struct index *index, const struct index_search *search)
 {
     uint32_t position;
+    bool run = search->run_first != 0 || search->run_end != 0;
+    if (run && (search->run_first >= search->run_end || search->filter != NULL || !index->ops->takes_runs))
+        return false;
     return search->k > 0 && search->k <= OMEN_K_MAX && search->effort <= INDEX_EFFORT_MAX &&
             search->recall_target >= 0 && search->recall_target <= 1 &&
             (unsigned)search->plan < INDEX_PLAN_COUNT &&

@@ -108,7 +108,9 @@ struct index_search {
     float recall_target;    /* 0 .. 1 */
     const uint64_t *filter; /* bit `slot` set = may be returned; [ceil(slot_count/64)]; NULL = all */
     uint64_t filter_count;  /* set bits; 0 with a filter = unknown, it is counted */
-    float distance_max;     /* inclusive; only with has_distance_max */
+    uint32_t run_first,
+            run_end;    /* instead of a filter: only slots [first, end); 0, 0 = all. See index_takes_runs */
+    float distance_max; /* inclusive; only with has_distance_max */
     bool has_distance_max;
     bool (*stop)(void *arg); /* NULL = never; polled at least every INDEX_POLL_HOPS hops */
     void *stop_arg;
@@ -153,6 +155,7 @@ struct index_scratch; /* a searching thread's memory: pools, visited marks, the 
  * OMEN_EINVAL). */
 struct index_ops {
     enum index_kind kind;
+    bool takes_runs;
     void (*free)(struct index *index);
     struct index_scratch *(*scratch_new)(const struct index *index); /* NULL: out of memory */
     void (*scratch_free)(struct index_scratch *scratch);
@@ -214,6 +217,8 @@ void index_scratch_free(const struct index *index, struct index_scratch *scratch
 OMEN_CHECKED enum omen_err index_search(const struct index *index, const struct index_search *search,
         struct index_scratch *scratch, struct index_hit *hits_out, uint32_t *count_out,
         struct index_cost *cost);
+/* Whether index_search takes a run of slots for a filter; what does not answers OMEN_EINVAL. */
+bool index_takes_runs(const struct index *index);
 /* Several queries at once; those on a flat index share the scan. Answers equal those of index_search one by
  * one. */
 OMEN_CHECKED enum omen_err index_search_batch(const struct index *index, const struct index_search *searches,

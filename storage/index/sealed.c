@@ -121,7 +121,7 @@ static enum omen_err sealed_search(const struct index *index, const struct index
     *count_out = 0;
     if (s->count == 0) return OMEN_OK;
     float target = search->recall_target > 0 ? search->recall_target : s->recall_target;
-    if (search->filter != NULL || search->plan != INDEX_PLAN_AUTO) {
+    if (search->filter != NULL || search->run_end != 0 || search->plan != INDEX_PLAN_AUTO) {
         uint32_t effort = search->effort != 0 ? search->effort : sealed_effort(s, search->k, target);
         return sealed_filtered(s, search, effort != 0 ? effort : EFFORT_DEFAULT, scratch, hits_out, count_out,
                 cost);
@@ -191,6 +191,7 @@ static void sealed_stats(const struct index *index, bool deep, struct index_stat
 
 const struct index_ops sealed_ops = {
     .kind = INDEX_SEALED,
+    .takes_runs = true,
     .free = sealed_free,
     .scratch_new = sealed_scratch_new,
     .scratch_free = sealed_scratch_free,

@@ -88,10 +88,12 @@ static bool stopped(const struct index_search *search)
     return search->stop != NULL && search->stop(search->stop_arg);
 }
 
+/* Of slots [first, first + 64): `first` is a multiple of 64 below sealed_end. */
 static uint64_t filter_word(const struct sealed *s, const struct index_search *search, uint32_t first)
 {
-    uint32_t n = s->count - first < 64 ? s->count - first : 64;
+    uint32_t end = sealed_end(s, search), n = end - first < 64 ? end - first : 64;
     uint64_t word = n == 64 ? UINT64_MAX : (UINT64_C(1) << n) - 1;
+    if (first < sealed_first(search)) word &= UINT64_MAX << (sealed_first(search) - first);
     return search->filter == NULL ? word : word & search->filter[first / 64];
 }
 
@@ -100,7 +102,7 @@ enum omen_err sealed_gather(const struct sealed *s, const struct index_search *s
 {
     struct index_heap heap = { hits_out, search->k, 0 };
     uint32_t ahead[GATHER_AHEAD], taken = 0, polled = 0; /* a ring of slots whose rows are on their way */
-    for (uint32_t first = 0; first < s->count; first += 64) {
+    for (uint32_t first = sealed_first(search) & ~63u; first < sealed_end(s, search); first += 64) {
         uint64_t word = filter_word(s, search, first);
         for (; word != 0; word &= word - 1) {
             uint32_t *place = &ahead[taken % GATHER_AHEAD];
@@ -196,7 +198,7 @@ enum omen_err sealed_scan(const struct sealed *s, const struct index_search *sea
     float target = search->recall_target > 0 ? search->recall_target : s->recall_target;
     c.error = scan_sigmas(target) * rabitq_error(s->padded) * sqrtf(c.base) * 32768 *
             sqrtf((float)s->padded * (float)M_2_PI) / 2;
-    for (uint32_t first = 0; first < s->count; first += 64) {
+    for (uint32_t first = sealed_first(search) & ~63u; first < sealed_end(s, search); first += 64) {
         uint64_t word = filter_word(s, search, first);
         uint32_t group = first / CODE_GROUP;
         if ((uint32_t)word != 0) scan_group(&c, kernel, &scratch->code, group, (uint32_t)word);
@@ -317,11 +319,10 @@ static enum omen_err walk_hop_compact(struct filter_walk *w, uint32_t node)
     float estimates[SEALED_DEGREE + 1], bound = walk_bound(w);
     enum omen_err rc = compact_neighbours(w->s, w->scratch, node, ids, estimates, &count);
     if (rc != OMEN_OK) return rc;
-    const uint64_t *filter = w->search->filter;
-    w->passed += filter == NULL || index_bit(filter, sealed_slot(w->s, node));
+    w->passed += sealed_passes(w->search, sealed_slot(w->s, node));
     for (uint32_t i = 0; i < count; i++) {
         if (ids[i] != node && estimates[i] < bound) candidate_push(w, pool_key(estimates[i], ids[i]));
-        if (filter != NULL && !index_bit(filter, sealed_slot(w->s, ids[i]))) continue;
+        if (!sealed_passes(w->search, sealed_slot(w->s, ids[i]))) continue;
         index_heap_push(&w->found, (struct index_hit){ estimates[i], ids[i] });
         index_heap_push(&w->near, (struct index_hit){ estimates[i], ids[i] });
     }
@@ -343,7 +344,7 @@ static void walk_hop(struct filter_walk *w, const struct code_kernel *kernel, ui
     float estimates[CODE_GROUP],
             exact = kernel->l2sq_f32_u8(scratch->query, row + s->layout.own, head->own_lo, head->own_scale,
                     s->dim);
-    if (w->search->filter == NULL || index_bit(w->search->filter, head->slot)) {
+    if (sealed_passes(w->search, head->slot)) {
         index_heap_push(&w->found, (struct index_hit){ exact, node });
         index_heap_push(&w->near, (struct index_hit){ exact, node });
         w->passed++;
@@ -399,8 +400,12 @@ static void plans_weigh(const struct sealed *s, const struct index_search *searc
     double share = (double)passing / s->count, groups = (double)s->count / CODE_GROUP;
     plans->costs = costs_of(s);
     plans->gather_ns = (double)passing * plans->costs.gather_row;
-    /* Groups in which a row passes, if these lie anyhow; rows in full by what was seen, see README.md. */
-    plans->scan_ns = groups * (1 - pow(1 - share, CODE_GROUP)) * plans->costs.scan_group +
+    if (search->run_end != 0)
+        groups = (double)passing / CODE_GROUP + 1;
+    else /* those in which a row passes, if these lie anyhow */
+        groups *= 1 - pow(1 - share, CODE_GROUP);
+    /* Rows in full by what was seen, see README.md. */
+    plans->scan_ns = groups * plans->costs.scan_group +
             (SCAN_ROWS + SCAN_ROWS_PER_K * search->k) * plans->costs.gather_row;
     plans->exact = plans->gather_ns <= plans->scan_ns ? INDEX_PLAN_GATHER : INDEX_PLAN_SCAN;
 }
@@ -430,9 +435,10 @@ enum omen_err sealed_filtered(const struct sealed *s, const struct index_search 
         struct index_scratch *scratch, struct index_hit *hits_out, uint32_t *count_out,
         struct index_cost *cost)
 {
-    uint64_t passing = search->filter == NULL ? s->count
-            : search->filter_count != 0       ? search->filter_count
-                                              : index_bits_count(search->filter, s->count);
+    uint64_t passing = search->run_end != 0 ? sealed_end(s, search) - sealed_first(search)
+            : search->filter == NULL        ? s->count
+            : search->filter_count != 0     ? search->filter_count
+                                            : index_bits_count(search->filter, s->count);
     if (passing == 0) return OMEN_OK;
     struct plans plans;
     plans_weigh(s, search, passing, &plans);

@@ -31,7 +31,19 @@ enum omen_err sealed_scratch_reserve(struct index_scratch *scratch, uint32_t poo
 /* The query's internal and rotated vector and its look-up table, into `scratch`. */
 void sealed_query_prepare(const struct sealed *s, const float *query, struct index_scratch *scratch);
 
-/* Answers `search` under its filter, or by the plan it names: by whatever costs least. `effort` is that of a walk
+/* Slots that may pass lie in [first, end). */
+static inline uint32_t sealed_first(const struct index_search *search) { return search->run_first; }
+static inline uint32_t sealed_end(const struct sealed *s, const struct index_search *search)
+{
+    return search->run_end != 0 && search->run_end < s->count ? search->run_end : s->count;
+}
+static inline bool sealed_passes(const struct index_search *search, uint32_t slot)
+{
+    if (search->run_end != 0) return slot >= search->run_first && slot < search->run_end;
+    return search->filter == NULL || index_bit(search->filter, slot);
+}
+
+/* Answers `search` under its filter or run, or by the plan it names: by whatever costs least. `effort` is that of a walk
  * without filter, SEALED_EFFORT_SCAN when no effort reaches the target. */
 enum omen_err sealed_filtered(const struct sealed *s, const struct index_search *search, uint32_t effort,
         struct index_scratch *scratch, struct index_hit *hits_out, uint32_t *count_out,

@@ -390,3 +390,48 @@ enum omen_err payload_index_filter(const struct payload_index *index, const stru
     answer_out->count = rowbits_count(answer_out->rows, index->rows);
     return OMEN_OK;
 }
+
+/* ---- runs ---- */
+
+/* Rows of a value are ascending: as many as lie between the first and the last are all there are. */
+static bool values_run(const struct payload_field *f, const struct filter *filter,
+        struct payload_run *run_out)
+{
+    bool found = false;
+    for (uint32_t i = 0; i < filter->match.count; i++) {
+        uint32_t v;
+        if (!payload_value_find(f, filter->match.values[i], &v) || f->firsts[v] == f->firsts[v + 1]) continue;
+        if (found) return false; /* rows with two of the values would count twice */
+        const uint32_t *first = f->postings + f->firsts[v], *last = f->postings + f->firsts[v + 1] - 1;
+        if (*last - *first != (uint32_t)(last - first)) return false;
+        *run_out = (struct payload_run){ *first, *last + 1 };
+        found = true;
+    }
+    return found;
+}
+
+static bool bool_run(const struct payload_index *index, const struct filter *filter,
+        struct payload_run *run_out)
+{
+    struct payload_run one;
+    if (filter->all.should_count > 0 || filter->all.must_not_count > 0 || filter->all.min_count > 0)
+        return false;
+    *run_out = (struct payload_run){ 0, index->rows };
+    for (uint32_t i = 0; i < filter->all.must_count; i++) {
+        if (!payload_index_run(index, filter->all.must[i], &one)) return false;
+        if (one.first > run_out->first) run_out->first = one.first;
+        if (one.end < run_out->end) run_out->end = one.end;
+        if (run_out->first >= run_out->end) return false;
+    }
+    return true;
+}
+
+bool payload_index_run(const struct payload_index *index, const struct filter *filter,
+        struct payload_run *run_out)
+{
+    struct payload_place place;
+    if (filter->kind == FILTER_BOOL) return bool_run(index, filter, run_out);
+    if (filter->kind != FILTER_MATCH_ANY) return false;
+    payload_place_find(index, filter, NULL, &place);
+    return place.field != NULL && !place.superset && values_run(place.field, filter, run_out);
+}

@@ -77,6 +77,13 @@ struct payload_answer {
 /* Errors: OMEN_ENOMEM. Cost: about rows / 64 word operations per condition. */
 OMEN_CHECKED enum omen_err payload_index_filter(const struct payload_index *index,
         const struct filter *filter, struct payload_scratch *scratch, struct payload_answer *answer_out);
+/* The rows that pass, when these are exactly a run [first, end) and that is known without a look at rows: as those of
+ * one value are where rows were grouped by it. False: they are not, or it takes payload_index_filter to tell. */
+struct payload_run {
+    uint32_t first, end;
+};
+bool payload_index_run(const struct payload_index *index, const struct filter *filter,
+        struct payload_run *run_out);
 /* All rows, for who wants to clear bits of what does not pass. OMEN_ENOMEM. */
 OMEN_CHECKED enum omen_err payload_scratch_rows(struct payload_scratch *scratch, uint32_t rows,
         uint64_t **rows_out);

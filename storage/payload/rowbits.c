@@ -21,6 +21,16 @@ void rowbits_all(uint64_t *words, uint32_t rows)
     tail_clear(words, rows);
 }
 
+void rowbits_run(uint64_t *words, uint32_t rows, uint32_t first, uint32_t end)
+{
+    rowbits_none(words, rows);
+    for (uint32_t at = first; at < end;) {
+        uint32_t bit = at % 64, n = end - at < 64 - bit ? end - at : 64 - bit;
+        words[at / 64] |= (n == 64 ? UINT64_MAX : (UINT64_C(1) << n) - 1) << bit;
+        at += n;
+    }
+}
+
 void rowbits_and(uint64_t *restrict words, const uint64_t *restrict other, uint32_t rows)
 {
     for (size_t i = 0, n = rowbits_words(rows); i < n; i++) words[i] &= other[i];

@@ -26,6 +26,7 @@ static inline void rowbits_add(uint64_t *words, uint32_t row)
 
 void rowbits_none(uint64_t *words, uint32_t rows);
 void rowbits_all(uint64_t *words, uint32_t rows);
+void rowbits_run(uint64_t *words, uint32_t rows, uint32_t first, uint32_t end); /* exactly [first, end) */
 void rowbits_and(uint64_t *words, const uint64_t *other, uint32_t rows);
 void rowbits_or(uint64_t *words, const uint64_t *other, uint32_t rows);
 void rowbits_and_not(uint64_t *words, const uint64_t *other, uint32_t rows);

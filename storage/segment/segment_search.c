@@ -3,6 +3,7 @@
  * sees.
  *
  *   nothing can pass: pruned                            exact rows: the graph under them
+ *   every row passes: as without a filter               a run of rows: the graph, or a scan, under that run
  *   rows that pass and others: few, or few of them pass -> every one is asked, then the graph under those that pass
  *                              else                      -> the graph under all of them, what it finds is asked
  *
@@ -130,7 +131,8 @@ static enum omen_err index_ask(struct segment *s, const struct index_search *sea
 
 /* The rows to search among. */
 struct candidates {
-    uint64_t *rows; /* in the scratch; NULL = all */
+    uint64_t *rows;         /* in the scratch; NULL = all, or those of the run */
+    struct payload_run run; /* 0, 0 = none */
     uint64_t count;
     bool exact; /* they pass the filter */
     bool seen;  /* and the view sees them */
@@ -152,6 +154,8 @@ static enum omen_err candidates_ask(struct segment *s, const struct segment_quer
         if (scratch->sets == NULL) scratch->sets = payload_scratch_new();
         if (scratch->sets == NULL || payload_scratch_rows(scratch->sets, s->count, &c->rows) != OMEN_OK)
             return OMEN_ENOMEM;
+        if (c->run.end != 0) rowbits_run(c->rows, s->count, c->run.first, c->run.end);
+        c->run = (struct payload_run){ 0, 0 };
     }
     for (size_t w = 0; w < rowbits_words(s->count); w++) {
         for (uint64_t left = c->rows[w]; left != 0; left &= left - 1) {
@@ -239,6 +243,8 @@ static enum omen_err candidates_search(struct segment *s, const struct segment_q
         search.k = (uint32_t)want;
         search.filter = c->rows;
         search.filter_count = c->rows == NULL ? 0 : c->count;
+        search.run_first = c->run.first;
+        search.run_end = c->run.end;
         rc = index_ask(s, &search, scratch, &count, part);
         if (rc != OMEN_OK) break;
         bool all = count < want || want == c->count || c->seen; /* nothing else is near enough, or there */
@@ -256,6 +262,21 @@ static enum omen_err candidates_search(struct segment *s, const struct segment_q
     return rc;
 }
 
+/* Rows that were grouped by what the filter asks for lie together: no set of rows is needed. */
+static bool run_ask(struct segment *s, const struct segment_query *q, struct candidates *c,
+        struct explain_part *part)
+{
+    struct payload_run run;
+    if (!payload_index_run(s->payload, q->filter, &run)) return false;
+    bool all = run.first == 0 && run.end == s->count;
+    if (!all && !index_takes_runs(s->index)) return false;
+    if (all) run.end = 0;
+    *c = (struct candidates){ NULL, run, all ? s->count : run.end - run.first, true, false };
+    part->filter = EXPLAIN_FILTER_INDEX;
+    part->real = c->count;
+    return true;
+}
+
 /* What the payload index says of the filter. *pruned_out: no row passes. */
 static enum omen_err filter_ask(struct segment *s, const struct segment_query *q,
         struct segment_scratch *scratch, struct candidates *c, bool *pruned_out, struct explain_part *part)
@@ -267,12 +288,13 @@ static enum omen_err filter_ask(struct segment *s, const struct segment_query *q
     part->pruned_by = estimate.pruned;
     part->pruned_path = estimate.path;
     *pruned_out = estimate.pruned != EXPLAIN_NOT_PRUNED;
+    if (!*pruned_out && run_ask(s, q, c, part)) return OMEN_OK;
     if (!*pruned_out) {
         if (scratch->sets == NULL) scratch->sets = payload_scratch_new();
         if (scratch->sets == NULL) return OMEN_ENOMEM;
         enum omen_err rc = payload_index_filter(s->payload, q->filter, scratch->sets, &answer);
         if (rc != OMEN_OK) return rc;
-        *c = (struct candidates){ answer.rows, answer.count, answer.exact, false };
+        *c = (struct candidates){ answer.rows, { 0, 0 }, answer.count, answer.exact, false };
         part->filter = answer.exact ? EXPLAIN_FILTER_INDEX : EXPLAIN_FILTER_PARTLY;
         if (answer.exact) part->real = answer.count;
         if (answer.count > 0) return OMEN_OK;
@@ -295,7 +317,7 @@ enum omen_err segment_search(struct segment *s, const struct segment_query *q, s
     }
     struct segment_scratch *scratch = scratch_get(s);
     if (scratch == NULL) return OMEN_ENOMEM;
-    struct candidates c = { NULL, s->count, q->filter == NULL, false };
+    struct candidates c = { NULL, { 0, 0 }, s->count, q->filter == NULL, false };
     bool pruned = false;
     enum omen_err rc = OMEN_OK;
     part->filter = q->filter != NULL ? EXPLAIN_FILTER_PAYLOAD : EXPLAIN_FILTER_NONE;

@@ -72,8 +72,25 @@ static struct payload_index *index_of(struct rows *r)
 }
 
 struct tally {
-    uint64_t exact, superset, pruned, passed, candidates;
+    uint64_t exact, superset, pruned, passed, candidates, runs;
 };
+
+/* A run is exactly the rows that pass. */
+static void check_run(const struct rows *r, const struct payload_index *index, const struct filter *filter,
+        const char *what, struct tally *tally)
+{
+    struct payload_run run;
+    if (!payload_index_run(index, filter, &run)) return;
+    ck_assert_uint_lt(run.first, run.end);
+    ck_assert_uint_le(run.end, r->count);
+    tally->runs++;
+    for (uint32_t i = 0; i < r->count; i++) {
+        bool in = i >= run.first && i < run.end;
+        if (r->payloads[i].data == NULL) continue;
+        if (filter_match(filter, r->ids[i], r->payloads[i]) != in)
+            ck_abort_msg("%s: row %u and the run %u..%u", what, i, run.first, run.end);
+    }
+}
 
 static void check_filter(const struct rows *r, const struct payload_index *index, const struct filter *filter,
         struct payload_scratch *scratch, struct tally *tally, const char *what)
@@ -94,6 +111,7 @@ static void check_filter(const struct rows *r, const struct payload_index *index
     }
     ck_assert_msg(candidates == answer.count, "%s: %llu rows counted as %llu", what,
             (unsigned long long)candidates, (unsigned long long)answer.count);
+    check_run(r, index, filter, what, tally);
     if (estimate.pruned != EXPLAIN_NOT_PRUNED) ck_assert_msg(passed == 0, "%s: pruned, yet rows pass", what);
     tally->pruned += estimate.pruned != EXPLAIN_NOT_PRUNED;
     tally->exact += answer.exact;
@@ -158,6 +176,7 @@ START_TEST(answers_agree_with_the_evaluator)
     if (one != NULL) return;
     ck_assert_uint_gt(tally.exact, tally.superset / 4); /* else little of it is an index */
     ck_assert_uint_gt(tally.pruned, 0);
+    ck_assert_uint_gt(tally.runs, 20);
     ck_assert_uint_gt(tally.passed, tally.candidates / 4);
 }
 END_TEST

@@ -246,6 +246,50 @@ START_TEST(filtered_search_returns_what_passes_and_never_fewer)
 }
 END_TEST
 
+START_TEST(a_run_of_slots_is_answered_as_its_bits_are)
+{
+    static const uint32_t runs[][2] = { { 0, 1 }, { 0, 64 }, { 63, 65 }, { 1000, 1031 }, { 4999, 5000 },
+        { 100, 1700 }, { 320, 4096 }, { 0, 4999 }, { 0, 5000 } };
+    static const uint32_t layouts[] = { INDEX_LAYOUT_FAST, INDEX_LAYOUT_COMPACT };
+    struct set set;
+    seed_rng(37);
+    set_init(&set, 5000, 24, METRIC_L2);
+    set_fill(&set, 20);
+    struct index_params params = { .seed = 7, .layout = (enum index_layout)layouts[_i] };
+    struct err err;
+    ck_assert_int_eq(index_build(INDEX_SEALED, &set.rows, &params, NULL, &set.index, &err), OMEN_OK);
+    ck_assert_int_eq(index_build(INDEX_FLAT, &set.rows, NULL, NULL, &set.flat, &err), OMEN_OK);
+    ck_assert(index_takes_runs(set.index));
+    uint64_t *filter = mem_must_calloc(5000 / 64 + 1, sizeof *filter);
+    for (size_t i = 0; i < sizeof runs / sizeof runs[0]; i++) {
+        memset(filter, 0, (5000 / 64 + 1) * sizeof *filter);
+        for (uint32_t slot = runs[i][0]; slot < runs[i][1]; slot++)
+            filter[slot / 64] |= UINT64_C(1) << (slot % 64);
+        for (int plan = INDEX_PLAN_AUTO; plan < INDEX_PLAN_COUNT; plan++) {
+            struct index_hit by_bits[20], by_run[20];
+            struct index_search s = { .query = set.data + 24 * 77, .k = 20, .plan = (enum index_plan)plan };
+            struct index_search bits = s, run = s;
+            bits.filter = filter;
+            run.run_first = runs[i][0];
+            run.run_end = runs[i][1];
+            uint32_t want = search(set.index, &bits, by_bits), count = search(set.index, &run, by_run);
+            ck_assert_uint_eq(count, want);
+            hits_check(&set, &bits, by_run, count);
+            for (uint32_t h = 0; plan != INDEX_PLAN_AUTO && h < count; h++)
+                ck_assert_uint_eq(by_run[h].slot, by_bits[h].slot);
+        }
+    }
+    struct index_scratch *scratch = index_scratch_new(set.flat);
+    struct index_hit hits[1];
+    uint32_t count;
+    struct index_search s = { .query = set.data, .k = 1, .run_first = 3, .run_end = 7 };
+    ck_assert_int_eq(index_search(set.flat, &s, scratch, hits, &count, NULL), OMEN_EINVAL);
+    index_scratch_free(set.flat, scratch);
+    mem_free(filter);
+    set_fini(&set);
+}
+END_TEST
+
 START_TEST(recall_asked_for_is_delivered)
 {
     static const float targets[] = { 0.9f, 0.95f, 0.99f };
@@ -464,6 +508,7 @@ int main(void)
             sizeof dims / sizeof dims[0]);
     tcase_add_loop_test(tc, odd_shapes_of_data_are_answered, 0, 7);
     tcase_add_test(tc, filtered_search_returns_what_passes_and_never_fewer);
+    tcase_add_loop_test(tc, a_run_of_slots_is_answered_as_its_bits_are, 0, 2);
     tcase_add_test(tc, recall_asked_for_is_delivered);
     tcase_add_test(tc, search_stops_when_told);
     tcase_add_test(tc, build_can_be_cancelled_and_runs_out_of_memory_cleanly);
