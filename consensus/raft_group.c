@@ -107,10 +107,25 @@ static void deliver(struct raft_group *g)
     }
 }
 
+/* What a leader says is committed counts only once an entry of its own term is (Raft, section 8): after an election, or a
+ * restart of all, it may know of less than earlier leaders have acknowledged. */
+static void level_settle(struct raft_group *g)
+{
+    uint64_t term = raft_current_term(&g->raft), committed = raft_commit_index(&g->raft);
+    if (g->level) return;
+    if (g->level_index == 0) {
+        if (!raft_group_is_leader(g) && g->heard_ms == 0) return;
+        if (group_term_at(g, g->delivered) != term) return;
+        g->level_index = g->led_index > committed ? g->led_index : committed;
+    }
+    g->level = g->delivered >= g->level_index;
+}
+
 void group_settle(struct raft_group *g)
 {
     if (g->failed != OMEN_OK || !g->started || g->stopped) return;
     deliver(g);
+    level_settle(g);
     group_ready_base_step(g);
     group_change_settle(g);
     group_role_settle(g);

@@ -299,6 +299,7 @@ void raft_group_status(const struct raft_group *g, struct replica_status *status
     status->fetching = g->fetching;
     uint64_t known = g->led_index > status->commit_index ? g->led_index : status->commit_index;
     status->lag_entries = known > g->delivered ? known - g->delivered : 0;
+    status->caught_up = g->level;
     status->lag_unseen = known > g->log.last ? known - g->log.last : 0;
     const struct replica_member *me = members_find(g->members, g->member_count, g->options.replica_id);
     status->is_member = me != NULL;

@@ -36,6 +36,8 @@ struct raft_group {
         uint64_t replica_id, ms;
     } answers[GROUP_MEMBERS_MAX]; /* when each follower answered last; replica_id 0 = free */
     uint64_t led_index;           /* the highest that a leader said is committed */
+    uint64_t level_index;         /* once delivered, we are level; 0 = not known yet */
+    bool level;                   /* see replica_status.caught_up */
     bool started, stopped;
     const struct raft_request_vote *vote_asked; /* by the message being taken; NULL = none */
     bool entries_taken;                         /* by the last step */

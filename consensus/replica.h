@@ -146,7 +146,8 @@ bool replica_leader(struct replica *replica, struct replica_member *leader_out);
 struct replica_follower {
     struct replica_member member;
     uint64_t
-            lag_bytes; /* about: of the leader's log that it has not said to hold; entries are taken for equally long */
+            /* about: of the leader's log that it has not said to hold; entries are taken for equally long */
+            lag_bytes;
     uint64_t silent_ms; /* since its last answer to this leader; UINT64_MAX: none yet */
 };
 /* followers_out: [GROUP_MEMBERS_MAX]. None at a replica that does not lead. */
@@ -169,8 +170,9 @@ void replica_transfer(struct replica *replica, uint64_t replica_id, replica_done
  * with the base's sequence. Any later checkpoint will do. OMEN_ENOTFOUND while the log is whole. */
 OMEN_CHECKED enum omen_err replica_base_describe(struct replica *replica, struct buf *out,
         uint64_t *sequence_out);
-/* Keep at least so many bytes of log in memory before the base from now on (a quarter of the node log's limit at most), for
- * a replica that is copying a checkpoint meanwhile; 0 = as options.cluster.trailing_bytes says. Any thread. */
+/* Keep at least so many bytes of log in memory before the base from now on (a quarter of the node log's limit at
+ * most), for a replica that is copying a checkpoint meanwhile; 0 = as options.cluster.trailing_bytes says. Any
+ * thread. */
 void replica_keep_log(struct replica *replica, uint64_t bytes);
 /* The answers to bases.fetch. */
 OMEN_CHECKED enum omen_err replica_base_ready(struct replica *replica, const void *description, size_t len,
@@ -232,7 +234,10 @@ struct replica_status {
     uint64_t lag_entries;
     uint64_t lag_unseen;    /* of those, the ones that are not even in the log here */
     uint64_t backlog_bytes; /* of those that are here already */
-    uint64_t silent_ms;     /* as replica_silent_ms */
+    /* Once in this life all was applied that had been committed before. Until then nothing, not even a lag of 0,
+     * says how old what it holds is. */
+    bool caught_up;
+    uint64_t silent_ms; /* as replica_silent_ms */
 };
 void replica_status(struct replica *replica, struct replica_status *status_out);
 /* How long ago a leader of this replica's term was heard: 0 at the leader and in a group of one member,

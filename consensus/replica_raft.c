@@ -186,6 +186,10 @@ void raft_status_refresh(struct replica_raft *m)
     const struct replica_member *members = raft_group_members(m->group, &count);
     pthread_mutex_lock(&r->mutex);
     raft_group_status(m->group, &m->status);
+    if (m->status.caught_up && !m->level) {
+        m->level = true;
+        m->level_sequence = r->committed;
+    }
     m->status.member_count = count;
     m->status.disk_full = raft_group_disk_full(m->group);
     memcpy(m->members, members, count * sizeof members[0]);

@@ -42,6 +42,8 @@ struct replica_raft {
     struct loop_task task;
     bool drained;                 /* (m) nothing is in the log's hands any more, and nothing will be */
     struct replica_status status; /* (m) */
+    bool level;                   /* (m) the group has caught up: what is applied has when it reaches this: */
+    uint64_t level_sequence;      /* (m) */
     struct replica_member members[GROUP_MEMBERS_MAX];     /* (m) */
     struct replica_follower followers[GROUP_MEMBERS_MAX]; /* (m) */
     uint32_t follower_count;                              /* (m) */

@@ -118,6 +118,7 @@ void replica_raft_status(struct replica *r, struct replica_status *out)
     out->lag_entries = s->lag_entries + (r->committed > r->applied ? r->committed - r->applied : 0);
     out->lag_unseen = s->lag_unseen;
     out->backlog_bytes = r->backlog_bytes;
+    out->caught_up = r->raft->level && r->applied >= r->raft->level_sequence;
     out->silent_ms = replica_silent_ms(r);
     out->disk_full = out->disk_full || s->disk_full;
 }

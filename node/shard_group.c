@@ -199,18 +199,30 @@ bool shard_group_is_silent(const struct shard_host *shard)
             replica_silent_ms(shard->replica) > silence_max_ms(shard);
 }
 
+/* By the last sweep, or by now. */
+static bool is_ready_to_read(struct shard_host *shard)
+{
+    struct shard_host_status s;
+    if (atomic_load(&shard->group->was_ready)) return true;
+    shard_host_status(shard, &s);
+    return s.ready;
+}
+
 bool shard_group_may_read(struct shard_host *shard, struct shard_call *call)
 {
     struct shard_group *g = shard->group;
     const char *why = NULL;
+    bool fresh = call->consistency == CONSISTENCY_SESSION && call->token_sequence == 0;
     if (shard_group_is_damaged(shard))
         why = "is damaged and serves nothing";
     else if (atomic_load(&g->blank))
         why = "has not got its data yet";
     else if (call->consistency != CONSISTENCY_EVENTUAL && shard_group_is_silent(shard))
         why = "has heard from no leader for too long: it answers only eventual reads";
+    else if (fresh && !is_ready_to_read(shard))
+        why = "is behind the others: without a token it answers only eventual reads";
     call->stale = call->consistency == CONSISTENCY_EVENTUAL &&
-            (!atomic_load(&g->was_ready) || shard_group_is_silent(shard));
+            (!is_ready_to_read(shard) || shard_group_is_silent(shard));
     if (why == NULL) return true;
     call->code = err_set(&call->err, OMEN_EUNAVAILABLE, "", "this replica of shard %" PRIu64 " %s",
             shard->shard_id, why);
@@ -230,7 +242,7 @@ static bool is_ready(const struct shard_host *shard, const struct shard_host_sta
     const struct replica_status *r = &s->replica;
     if (s->damaged || s->fetching || r->fetching || r->stopped != OMEN_OK) return false;
     if (shard->group == NULL) return true;
-    return r->is_member && r->silent_ms <= silence_max_ms(shard) && lag_is_small(r);
+    return r->is_member && r->caught_up && r->silent_ms <= silence_max_ms(shard) && lag_is_small(r);
 }
 
 void shard_host_status(struct shard_host *shard, struct shard_host_status *status_out)

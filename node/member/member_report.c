@@ -79,7 +79,7 @@ static struct report_row row_of_group(struct member *m)
         .term = s.term,
         .applied = s.applied,
         .leader = s.leader,
-        .ready = s.leader_replica != 0 && !s.fetching && s.stopped == OMEN_OK,
+        .ready = s.leader_replica != 0 && s.caught_up && !s.fetching && s.stopped == OMEN_OK,
         .fetching = s.fetching,
         .voter = s.role == REPLICA_VOTER && s.is_member,
         .standby = s.role == REPLICA_STANDBY && s.is_member,

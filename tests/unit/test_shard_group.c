@@ -230,6 +230,32 @@ START_TEST(all_nodes_down_lose_nothing)
 }
 END_TEST
 
+/* Before the barrier of the first leader's own term is applied, no replica knows how old what it holds is, and each
+ * is 0 entries behind all that it has heard of. */
+START_TEST(after_a_restart_of_all_a_read_without_a_token_misses_nothing)
+{
+    shard_nodes_start(&g, 3);
+    uint64_t points = 0;
+    for (uint32_t round = 0; round < 4; round++) {
+        for (uint32_t i = 0; i < 50; i++) (void)shard_nodes_upsert(&g, ++points, no_op());
+        for (uint32_t i = 0; i < 3; i++) shard_node_down(&g, i);
+        for (uint32_t i = 0; i < 3; i++) shard_nodes_reopen(&g, i);
+        uint32_t answered[3] = { 0 };
+        uint64_t until = clock_monotonic_ns(clock_system()) / 1000000 + SHARD_NODES_WAIT_MS;
+        while (answered[0] < 3 || answered[1] < 3 || answered[2] < 3) {
+            ck_assert_uint_lt(clock_monotonic_ns(clock_system()) / 1000000, until);
+            for (uint32_t i = 0; i < 3; i++) {
+                enum omen_err rc;
+                uint64_t found = shard_node_count(&g.nodes[i], CONSISTENCY_SESSION, 0, &rc);
+                if (rc == OMEN_OK) ck_assert_uint_eq(found, points);
+                answered[i] += rc == OMEN_OK;
+            }
+            usleep(200);
+        }
+    }
+}
+END_TEST
+
 /* ---- admission ---- */
 
 /* Until writes at the leader are answered so. */
@@ -634,6 +660,7 @@ int main(void)
     tc = tcase("members");
     tcase_add_test(tc, a_replica_joins_reads_votes_and_the_old_one_is_dropped);
     tcase_add_test(tc, all_nodes_down_lose_nothing);
+    tcase_add_test(tc, after_a_restart_of_all_a_read_without_a_token_misses_nothing);
     suite_add_tcase(s, tc);
     tc = tcase("admission");
     tcase_add_test(tc, a_full_disk_at_a_replica_refuses_writes_and_a_minority_not_for_long);
