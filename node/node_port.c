@@ -52,7 +52,7 @@ struct node_port {
     struct map_index *index; /* of the newest map seen */
     _Atomic uint32_t in_service;
     _Atomic uint64_t bytes_in_service, refused_logged_ns;
-    struct metric_counter *refused[REFUSALS]; /* these four NULL without metrics */
+    struct metric_counter *refused[REFUSALS], *held_up; /* these five NULL without metrics */
     _Atomic(struct metric_counter *) requests[KINDS][OMEN_ERR_COUNT];
     struct metric_histogram *seconds[KINDS];
     struct metric_gauge *in_service_gauge;
@@ -69,6 +69,8 @@ static void metrics_register(struct node_port *port)
         port->refused[i] = metrics_counter(m, "omendb_node_port_refused_total",
                 "Messages on the node port that were refused before their call was made", labels);
     }
+    port->held_up = metrics_counter(m, "omendb_node_port_held_up_total",
+            "Messages that waited for room while they came in (not read meanwhile)", NULL);
     for (int k = 0; k < KINDS; k++) {
         snprintf(labels, sizeof labels, "kind=\"%s\"", kind_names[k]);
         port->seconds[k] = metrics_histogram(m, "omendb_node_port_call_seconds",
@@ -559,6 +561,7 @@ enum omen_err node_port_start(const struct node_port_options *options, struct no
         .message_bytes_max = SHARD_MESSAGE_BYTES_MAX,
         .handle = handle,
         .arg = port,
+        .held_up = port->held_up,
     };
     if (rc == OMEN_OK) rc = net_server_start(&net, &port->server, err);
     if (rc != OMEN_OK) {

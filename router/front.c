@@ -99,6 +99,8 @@ static void metrics_register(struct router *router)
             "Requests being served now", NULL);
     router->refused_total = metrics_counter(m, "omendb_router_refused_total",
             "Requests refused because too many were in service", NULL);
+    router->held_up = metrics_counter(m, "omendb_router_held_up_total",
+            "Requests that waited for room while they came in (not read meanwhile)", NULL);
 }
 
 static struct metric_counter *requests_counter(struct router *router, enum wire_op op, enum omen_err code)
@@ -398,6 +400,7 @@ enum omen_err router_start(const struct router_options *options, struct router *
         .message_bytes_max = WIRE_MESSAGE_BYTES_MAX,
         .handle = net_handle,
         .arg = router,
+        .held_up = router->held_up,
     };
     rc = net_server_start(&net, &router->server, err);
     if (rc != OMEN_OK) {

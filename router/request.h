@@ -52,7 +52,7 @@ struct router {
     _Atomic(struct metric_counter *) requests_total[WIRE_OP_COUNT][OMEN_ERR_COUNT]; /* made at first use */
     struct metric_histogram *request_seconds[WIRE_OP_COUNT];
     struct metric_gauge *in_service_gauge;
-    struct metric_counter *refused_total;
+    struct metric_counter *refused_total, *held_up;
 };
 
 /* A search as it is asked of the shards, beside its wire form. */

@@ -11,6 +11,7 @@
 #include "common/bytes.h"
 #include "common/err.h"
 #include "common/mem.h"
+#include "common/metrics.h"
 
 #define NET_REPLIES_BYTES_MAX (256u << 20) /* replies of one server that its peers have not taken yet */
 #define NET_REPLY_SMALL_BYTES (64u << 10)  /* always fits: the outcome of a write must not be withheld */
@@ -22,6 +23,11 @@ struct net_server_options {
     const char *url;
     uint32_t contexts;        /* requests in service, default 128, 1..4096 */
     size_t message_bytes_max; /* larger announcements cut the connection */
+    uint64_t
+            room_bytes_max; /* of messages above 64 KiB that are still coming in, default 256 MiB: net_room.h */
+    uint32_t
+            frame_ms; /* for a message to come in, and a second per MiB; default 30,000: slower ones are cut */
+    struct metric_counter *held_up; /* counts those that had to wait for room, or NULL; borrowed */
     /* Called on an nng thread for each request: must not block for long; hand over to a worker and net_reply later
      * from any thread. `message` is valid until net_reply. */
     void (*handle)(void *arg, struct net_request *request, struct bytes message);

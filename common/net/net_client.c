@@ -146,8 +146,9 @@ enum omen_err net_client_open(const char *url, size_t message_bytes_max, struct 
         .protocol = NET_PROTOCOL_REQ,
         .peer_protocol = NET_PROTOCOL_REP,
         .ipc = net_url_is_ipc(url),
-        .frame_bytes_max = message_bytes_max +
-                NET_ID_BYTES }; /* a server may be busy for long: deadlines are the calls' */
+        .frame_bytes_max = message_bytes_max + NET_ID_BYTES,
+        .frame_ms = NET_FRAME_PAUSE_MS,
+        .frame_mib_ms = NET_FRAME_MIB_MS }; /* a server may be busy for long: deadlines are the calls' */
     client->lost_ms = nng_clock();
     client->pause_ms = NET_RECONNECT_MIN_MS;
     pthread_mutex_init(&client->lock, NULL);

@@ -3,11 +3,15 @@
  * last operation or event of a closing connection (conn_unlock) is the one that takes it apart. */
 #include "common/net/net_conn.h"
 
+#include <assert.h>
+
 #include "common/check.h"
 
 #define GREETING_BYTES 8
-#define ASSEMBLE_FIRST_BYTES                                                                                 \
-    (1u << 20) /* what is announced costs no more before it comes: room grows by doubling */
+#define ASSEMBLE_STEP_BYTES                                                                                  \
+    (1u << 20) /* what is announced costs NET_ROOM_FREE_BYTES, then this, then twice it, .. */
+
+static_assert(NET_STAGING_BYTES < NET_ROOM_FREE_BYTES, "a frame that has just begun needs no more room");
 
 struct net_frame *net_frame_new(size_t content_bytes)
 {
@@ -187,6 +191,17 @@ struct net_frame *net_conn_withdraw(struct net_conn *conn, uint64_t generation, 
 
 /* ---- receiving ------------------------------------------------------------------------------------------------- */
 
+/* Between frames a peer may be silent for ever, inside of one it may not: neither for long at a time, nor byte by byte,
+ * since what it has begun takes room. */
+static nng_duration read_timeout_ms(const struct net_conn *conn)
+{
+    if (!conn->greeted) return NET_GREETING_MS;
+    if (conn->incoming == NULL) return NNG_DURATION_INFINITE;
+    uint64_t ms = conn->incoming_left_ms < conn->options->frame_ms ? conn->incoming_left_ms
+                                                                   : conn->options->frame_ms;
+    return ms == 0 ? 1 : (nng_duration)ms; /* nng takes 0 for no operation at all */
+}
+
 /* Reads on: into the frame being assembled, and what comes after it into the staging. Under the lock, with rx_busy.
  * */
 static void conn_read(struct net_conn *conn)
@@ -208,12 +223,16 @@ static void conn_read(struct net_conn *conn)
         iov[count++].iov_len = NET_STAGING_BYTES - conn->staged_len;
     }
     CHECK(nng_aio_set_iov(conn->rx, count, iov) == 0);
-    /* Between frames a peer may be silent for ever, inside of one it may not. */
-    nng_aio_set_timeout(conn->rx,
-            !conn->greeted                   ? NET_GREETING_MS
-                    : conn->incoming != NULL ? NET_FRAME_PAUSE_MS
-                                             : NNG_DURATION_INFINITE);
+    nng_aio_set_timeout(conn->rx, read_timeout_ms(conn));
+    conn->read_ms = nng_clock();
     nng_stream_recv(conn->stream, conn->rx);
+}
+
+/* So long it took to come, whatever it was. */
+static void read_ended(struct net_conn *conn)
+{
+    uint64_t spent_ms = nng_clock() - conn->read_ms;
+    conn->incoming_left_ms -= spent_ms < conn->incoming_left_ms ? spent_ms : conn->incoming_left_ms;
 }
 
 static const uint8_t *staged(const struct net_conn *conn) { return conn->staging + conn->staged_at; }
@@ -224,7 +243,7 @@ static void staged_skip(struct net_conn *conn, size_t bytes)
     conn->staged_len -= bytes;
 }
 
-enum parsed { PARSED_MORE, PARSED_GREETING, PARSED_FRAME, PARSED_BAD };
+enum parsed { PARSED_MORE, PARSED_GREETING, PARSED_FRAME, PARSED_NO_ROOM, PARSED_BAD };
 
 static enum parsed parse_greeting(struct net_conn *conn)
 {
@@ -246,15 +265,29 @@ static enum parsed parse_length(const struct net_conn *conn, size_t *prefix_out,
     return *bytes_out > conn->options->frame_bytes_max ? PARSED_BAD : PARSED_FRAME;
 }
 
-/* Room for the rest of the frame, or for twice as much as is there. */
-static bool incoming_grow(struct net_conn *conn)
+/* Room for the rest of the frame, or for twice as much as is there. PARSED_MORE when there is. */
+static enum parsed incoming_grow(struct net_conn *conn)
 {
+    const struct net_conn_events *events = conn->options->events;
     struct net_frame *f = conn->incoming;
-    size_t cap = f->cap * 2 < conn->incoming_bytes ? f->cap * 2 : conn->incoming_bytes;
+    size_t cap = f->cap < ASSEMBLE_STEP_BYTES ? ASSEMBLE_STEP_BYTES : f->cap * 2;
+    if (cap > conn->incoming_bytes) cap = conn->incoming_bytes;
+    if (events->room != NULL && !events->room(conn, cap)) return PARSED_NO_ROOM;
     f = mem_realloc(f, sizeof *f + NET_CONTENT_AT + cap);
-    if (f == NULL) return false;
+    if (f == NULL) return PARSED_BAD;
     f->cap = cap;
     conn->incoming = f;
+    return PARSED_MORE;
+}
+
+static bool incoming_begin(struct net_conn *conn, size_t bytes)
+{
+    const struct net_conn_options *o = conn->options;
+    conn->incoming = net_frame_new(bytes < NET_ROOM_FREE_BYTES ? bytes : NET_ROOM_FREE_BYTES);
+    if (conn->incoming == NULL) return false;
+    conn->incoming->len = 0;
+    conn->incoming_bytes = bytes;
+    conn->incoming_left_ms = o->frame_ms + (uint64_t)o->frame_mib_ms * (bytes >> 20);
     return true;
 }
 
@@ -267,10 +300,7 @@ static enum parsed parse_frame(struct net_conn *conn)
         enum parsed length = parse_length(conn, &prefix, &bytes);
         if (length != PARSED_FRAME) return length;
         staged_skip(conn, prefix);
-        conn->incoming = net_frame_new(bytes < ASSEMBLE_FIRST_BYTES ? bytes : ASSEMBLE_FIRST_BYTES);
-        if (conn->incoming == NULL) return PARSED_BAD;
-        conn->incoming->len = 0;
-        conn->incoming_bytes = bytes;
+        if (!incoming_begin(conn, bytes)) return PARSED_BAD;
     }
     struct net_frame *f = conn->incoming;
     size_t take = f->cap - f->len < conn->staged_len ? f->cap - f->len : conn->staged_len;
@@ -278,7 +308,8 @@ static enum parsed parse_frame(struct net_conn *conn)
     staged_skip(conn, take);
     f->len += take;
     if (f->len == conn->incoming_bytes) return PARSED_FRAME;
-    if (f->len == f->cap && !incoming_grow(conn)) return PARSED_BAD;
+    enum parsed room = f->len == f->cap ? incoming_grow(conn) : PARSED_MORE;
+    if (room != PARSED_MORE) return room;
     return conn->staged_len > 0 ? parse_frame(conn) : PARSED_MORE;
 }
 
@@ -288,10 +319,13 @@ static enum parsed parse_frame(struct net_conn *conn)
 static bool conn_hand_out(struct net_conn *conn, void *reserved)
 {
     struct net_frame *frame = conn->incoming;
+    const struct net_conn_events *events = conn->options->events;
     uint64_t generation = conn->generation;
     conn->incoming = NULL;
+    if (frame->cap > NET_ROOM_FREE_BYTES && events->room != NULL) (void)events->room(conn, 0);
     enum parsed next = parse_frame(
             conn); /* before the next read: the staging may be full of the next one's beginning */
+    CHECK(next != PARSED_NO_ROOM);
     if (next == PARSED_MORE) conn_read(conn);
     if (next == PARSED_BAD) {
         conn_begin_end(conn);
@@ -299,7 +333,7 @@ static bool conn_hand_out(struct net_conn *conn, void *reserved)
     }
     conn->events++;
     pthread_mutex_unlock(&conn->lock);
-    bool sense = conn->options->events->message(conn, generation, frame, reserved);
+    bool sense = events->message(conn, generation, frame, reserved);
     pthread_mutex_lock(&conn->lock);
     conn->events--;
     if (!sense) conn_begin_end(conn);
@@ -317,6 +351,10 @@ static void conn_pump(struct net_conn *conn)
             conn_read(conn);
             pthread_mutex_unlock(&conn->lock);
             return;
+        }
+        if (parsed == PARSED_NO_ROOM) {
+            conn->parked = true;
+            break;
         }
         if (parsed == PARSED_BAD) {
             conn_begin_end(conn);
@@ -343,8 +381,10 @@ static void conn_received(void *arg)
     struct net_conn *conn = arg;
     pthread_mutex_lock(&conn->lock);
     if (nng_aio_result(conn->rx) != 0) conn_begin_end(conn);
+    if (conn->incoming != NULL) read_ended(conn);
     size_t bytes = nng_aio_count(conn->rx);
     struct net_frame *f = conn->incoming;
+    if (!conn->closing && f != NULL && conn->incoming_left_ms == 0) conn_begin_end(conn);
     if (!conn->closing && f != NULL) {
         size_t take = f->cap - f->len < bytes ? f->cap - f->len : bytes;
         f->len += take;

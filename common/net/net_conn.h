@@ -26,6 +26,7 @@
 #include "common/bytes.h"
 #include "common/mem.h"
 #include "common/net/net_nng.h"
+#include "common/net/net_room.h"
 
 #define NET_STAGING_BYTES (16u << 10)
 #define NET_SEND_FRAMES 8 /* nng takes eight ranges at once */
@@ -64,6 +65,10 @@ struct net_conn_events {
     /* Called under the connection's lock before a message is handed out: what the receiver wants to find there with
      * it, or NULL: not now, nothing is read until net_conn_resume. May be NULL: always. */
     void *(*reserve)(struct net_conn *conn);
+    /* Called under the connection's lock: the frame being assembled needs so much room in all, more than
+     * NET_ROOM_FREE_BYTES; 0 gives back what it had, when it was handed out. False: not now, nothing is read until
+     * net_conn_resume. After `ended` the connection has none. May be NULL: always. */
+    bool (*room)(struct net_conn *conn, size_t bytes);
     /* A whole frame, now the receiver's. False = it makes no sense: the connection is cut. */
     bool (*message)(struct net_conn *conn, uint64_t generation, struct net_frame *frame, void *reserved);
     /* A frame that was given to net_conn_send, now the sender's again. */
@@ -79,6 +84,10 @@ struct net_conn_options {
     size_t frame_bytes_max;               /* a longer announcement cuts the connection */
     uint32_t send_timeout_ms; /* for the first frame of the queue to be taken whole; 0 = for ever */
     uint32_t send_mib_ms;     /* and so much more for every MiB of it */
+    uint32_t
+            frame_ms; /* for a frame to come in once it has begun, and for each pause within it; waiting for room or a
+                        * context does not count */
+    uint32_t frame_mib_ms; /* and so much more for every MiB that is announced */
 };
 
 struct net_conn {
@@ -91,11 +100,13 @@ struct net_conn {
     bool tx_busy;    /* an operation has the first frames of the queue */
     uint32_t events; /* threads inside `message` or `left`: `ended` comes after them */
     bool closing, greeted;
-    bool parked;      /* a whole frame waits for `reserve` */
+    bool parked;      /* a whole frame waits for `reserve`, or a part of one for `room` */
     uint8_t *staging; /* [NET_STAGING_BYTES] owned, made at the first open */
     size_t staged_at, staged_len;
     struct net_frame *incoming; /* owned; being assembled: `len` so far, incoming_bytes to be */
     size_t incoming_bytes;
+    uint64_t incoming_left_ms;            /* for it to come in, when the present read began */
+    nng_time read_ms;                     /* when that was */
     struct net_frame *queue, **queue_end; /* owned; the first may be partly gone */
     uint32_t flying;                      /* of them, in the present operation */
     size_t head_sent;                     /* bytes of the first that are gone, its prefix included */

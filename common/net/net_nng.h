@@ -17,7 +17,8 @@
 #define NET_REPLY_TIMEOUT_MS                                                                                 \
     30000                        /* a peer that has not taken the first of its replies after so long is cut */
 #define NET_REPLY_MIB_MS 1000    /* but has this much longer for each MiB of it */
-#define NET_FRAME_PAUSE_MS 30000 /* a peer that sends nothing for so long in the middle of a frame is cut */
+#define NET_FRAME_PAUSE_MS 30000 /* a peer that sends nothing for so long in the middle of a frame is cut, */
+#define NET_FRAME_MIB_MS 1000    /* or that takes so much longer for each MiB of it */
 #define NET_STOP_FLUSH_MS 2000   /* for the last replies to be taken, once a server stops */
 #define NET_STOP_LINGER_MS 100   /* after the last reply, for a peer to read it before the connection goes */
 #define NET_ACCEPT_PAUSE_MS 50   /* out of descriptors or memory: before the next attempt */

@@ -6,7 +6,8 @@
  *   stops)
  *
  * When all contexts are busy, a connection keeps its next frame and is not read any further: that is the
- * back-pressure. Such peers wait in line, and a context that gets free is given to the first of them.
+ * back-pressure. Such peers wait in line, and a context that gets free is given to the first of them. Likewise when
+ * there is no room for more of a large frame (net_room.h).
  *
  * Threads: callbacks run on nng's task threads. `lock` guards everything of the server; it may be taken under a
  * connection's lock (`reserve`), never the other way round, and is not held over a handler. Nothing of a request is
@@ -41,6 +42,7 @@ struct peer {
     struct net_conn conn;
     struct net_server *server;
     struct net_request *reserved; /* for its next frame, on the way out of the line; under server->lock */
+    struct net_room_peer room;    /* for what comes in by it; under server->lock */
     bool waiting;                 /* in line for a context */
     struct peer *prev_waiting, *next_waiting;
     struct peer *next_pooled, *next; /* `next`: all there are */
@@ -68,6 +70,8 @@ struct net_server {
     struct peer *first_waiting, *last_waiting;
     bool accepting, kicking; /* callbacks that will still come */
     bool stopping;
+    struct net_room room;
+    struct metric_counter *held_up;
     uint64_t waiting_bytes; /* replies in REQUEST_SENDING */
     nng_time last_reply_ms; /* 0 = none yet */
 };
@@ -115,8 +119,9 @@ static struct peer *waiting_take(struct net_server *server)
 /* Those in line are served soon, on a thread of nng's: for callers that must not run handlers. */
 static void waiting_kick(struct net_server *server)
 {
-    if (server->kicking || server->stopping || server->first_waiting == NULL || server->free_requests == NULL)
-        return;
+    bool due = (server->first_waiting != NULL && server->free_requests != NULL) ||
+            net_room_due(&server->room);
+    if (server->kicking || server->stopping || !due) return;
     server->kicking = true;
     nng_sleep_aio(1, server->kick_aio);
 }
@@ -142,6 +147,11 @@ static void kicked(void *arg)
     for (struct peer *peer; (peer = waiting_take(server)) != NULL;) {
         pthread_mutex_unlock(&server->lock);
         net_conn_resume(&peer->conn);
+        pthread_mutex_lock(&server->lock);
+    }
+    for (struct net_room_peer *room; !server->stopping && (room = net_room_next(&server->room)) != NULL;) {
+        pthread_mutex_unlock(&server->lock);
+        net_conn_resume(&((struct peer *)((char *)room - offsetof(struct peer, room)))->conn);
         pthread_mutex_lock(&server->lock);
     }
     server->kicking = false;
@@ -173,6 +183,22 @@ static void *peer_reserve(struct net_conn *conn)
     }
     pthread_mutex_unlock(&server->lock);
     return request;
+}
+
+static bool peer_room(struct net_conn *conn, size_t bytes)
+{
+    struct peer *peer = peer_of(conn);
+    struct net_server *server = peer->server;
+    bool has = true;
+    pthread_mutex_lock(&server->lock);
+    if (bytes == 0)
+        net_room_leave(&server->room, &peer->room);
+    else
+        has = net_room_ask(&server->room, &peer->room, bytes);
+    waiting_kick(server);
+    pthread_mutex_unlock(&server->lock);
+    if (!has && server->held_up != NULL) metric_add(server->held_up, 1);
+    return has;
 }
 
 /* Bytes of hops and request id: words up to the first with the highest bit set. 0 = none of that kind. */
@@ -283,8 +309,9 @@ static void peer_ended(struct net_conn *conn, uint64_t generation)
     if (peer->reserved != NULL) {
         request_free(server, peer->reserved);
         peer->reserved = NULL;
-        waiting_kick(server);
     }
+    net_room_leave(&server->room, &peer->room);
+    waiting_kick(server);
     peer->next_pooled = server->pool;
     server->pool = peer;
     server->open--;
@@ -294,6 +321,7 @@ static void peer_ended(struct net_conn *conn, uint64_t generation)
 
 static const struct net_conn_events peer_events = {
     .reserve = peer_reserve,
+    .room = peer_room,
     .message = peer_message,
     .left = peer_left,
     .ended = peer_ended,
@@ -405,7 +433,11 @@ static struct net_server *server_new(const struct net_server_options *options, u
         .ipc = net_url_is_ipc(options->url),
         .frame_bytes_max = options->message_bytes_max + NET_ID_BYTES,
         .send_timeout_ms = NET_REPLY_TIMEOUT_MS,
-        .send_mib_ms = NET_REPLY_MIB_MS };
+        .send_mib_ms = NET_REPLY_MIB_MS,
+        .frame_ms = options->frame_ms > 0 ? options->frame_ms : NET_FRAME_PAUSE_MS,
+        .frame_mib_ms = NET_FRAME_MIB_MS };
+    server->room.bytes_max = options->room_bytes_max > 0 ? options->room_bytes_max : NET_ROOM_BYTES_MAX;
+    server->held_up = options->held_up;
     server->contexts = contexts;
     server->requests = mem_must_calloc(contexts, sizeof *server->requests);
     for (uint32_t i = 0; i < contexts; i++) {

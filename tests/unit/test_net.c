@@ -213,8 +213,8 @@ static void check_pattern(void *arg, enum omen_err result, struct bytes reply)
     collect(&call->all->results, result, reply);
 }
 
-/* Whatever their sizes, above all around those of the buffers on the way: staging of 16 KiB, first room of 1 MiB, which
- * doubles. */
+/* Whatever their sizes, above all around those of the buffers on the way: staging of 16 KiB, first room of 64 KiB, then
+ * 1 MiB, which doubles. */
 static void frames_come_whole(const char *listen, bool ipc)
 {
     static struct sized all = { .results = RESULTS };
@@ -666,6 +666,121 @@ START_TEST(replies_nobody_takes_are_bounded)
 }
 END_TEST
 
+/* ---- room for what comes in ---- */
+
+#define ROOM_BYTES (4u << 20)
+#define HALF_BYTES (300u << 10)
+
+static struct net_server *serve_in_little_room(struct metric_counter *held_up, uint32_t frame_ms)
+{
+    struct net_server_options options = { .url = "tcp://127.0.0.1:0",
+        .contexts = 8,
+        .message_bytes_max = MESSAGE_MAX,
+        .room_bytes_max = ROOM_BYTES,
+        .frame_ms = frame_ms,
+        .held_up = held_up,
+        .handle = echo };
+    struct net_server *server = NULL;
+    ck_assert_msg(net_server_start(&options, &server, &err) == OMEN_OK, "%s", err.message);
+    return server;
+}
+
+/* A peer that has announced MESSAGE_MAX. */
+static int announce(const struct net_server *server)
+{
+    static const uint8_t bytes[] = { 0, 'S', 'P', 0, 0, 0x30, 0, 0, 0, 0, 0, 0, 0, MESSAGE_MAX >> 16, 0, 0,
+        0x80, 0, 0, 1 };
+    struct sockaddr_in address = { .sin_family = AF_INET,
+        .sin_port = htons(net_server_port(server)),
+        .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+    ck_assert_int_eq(connect(fd, (struct sockaddr *)&address, sizeof address), 0);
+    ck_assert_int_eq(send(fd, bytes, sizeof bytes, MSG_NOSIGNAL), (ssize_t)sizeof bytes);
+    return fd;
+}
+
+static void wait_count(const struct metric_counter *counter, uint64_t least)
+{
+    for (int i = 0; i < 2000 && atomic_load(&counter->value) < least; i++) sleep_ms(5);
+    ck_assert_uint_ge(atomic_load(&counter->value), least);
+}
+
+/* Half-finished messages fill the budget, and one goes beyond it. Large ones wait then, small ones do not, and room
+ * that is given back is theirs. */
+START_TEST(messages_in_the_making_are_bounded)
+{
+    enum { HOLDERS = ROOM_BYTES / MESSAGE_MAX + 1, CALLS = 6 };
+    struct metric_counter held_up = { 0 };
+    struct results r = RESULTS;
+    struct net_server *server = serve_in_little_room(&held_up, 0);
+    struct net_client *small = client_of(net_server_port(server)), *large[CALLS];
+    uint8_t *message = mem_must_calloc(1, MESSAGE_MAX);
+    int fds[HOLDERS + 1];
+    for (int i = 0; i < HOLDERS + 1; i++) {
+        fds[i] = announce(server);
+        ck_assert_int_eq(send(fds[i], message, HALF_BYTES, MSG_NOSIGNAL), HALF_BYTES);
+    }
+    wait_count(&held_up, 1); /* so all others hold what they announced */
+    for (int i = 0; i < CALLS; i++) {
+        large[i] = client_of(net_server_port(server));
+        ck_assert_int_eq(net_call_start(large[i], (struct bytes){ message, MESSAGE_MAX - 100 }, 60000,
+                                 collect, &r, &err),
+                OMEN_OK);
+    }
+    wait_count(&held_up, 1 + CALLS);
+    wait_connected(small);
+    ck_assert_uint_eq(r.count, 0);
+    for (int i = 0; i < HOLDERS + 1; i++) close(fds[i]);
+    wait_results(&r, CALLS);
+    ck_assert_uint_eq(r.by_code[OMEN_OK], CALLS);
+    ck_assert_uint_eq(atomic_load(&held_up.value), 1 + CALLS);
+    mem_free(message);
+    for (int i = 0; i < CALLS; i++) net_client_close(large[i]);
+    net_client_close(small);
+    net_server_stop(server);
+}
+END_TEST
+
+/* More at once than there is room for, all of them honest: each is served, whoever waited. */
+START_TEST(whoever_waits_for_room_is_served)
+{
+    enum { CLIENTS = 24, EACH = 8 };
+    struct metric_counter held_up = { 0 };
+    struct results r = RESULTS;
+    struct net_server *server = serve_in_little_room(&held_up, 0);
+    struct net_client *clients[CLIENTS];
+    uint8_t *message = mem_must_calloc(1, MESSAGE_MAX);
+    for (int i = 0; i < CLIENTS; i++) clients[i] = client_of(net_server_port(server));
+    for (uint32_t n = 0; n < CLIENTS * EACH; n++) {
+        struct bytes part = { message, MESSAGE_MAX - n * 4000 };
+        ck_assert_int_eq(net_call_start(clients[n % CLIENTS], part, 120000, collect, &r, &err), OMEN_OK);
+    }
+    wait_results(&r, CLIENTS * EACH);
+    ck_assert_uint_eq(r.by_code[OMEN_OK], CLIENTS * EACH);
+    printf("waited: %llu\n", (unsigned long long)atomic_load(&held_up.value));
+    mem_free(message);
+    for (int i = 0; i < CLIENTS; i++) net_client_close(clients[i]);
+    net_server_stop(server);
+}
+END_TEST
+
+/* Byte by byte, never pausing for long: it holds room, so it is cut all the same. */
+START_TEST(a_message_that_trickles_is_cut)
+{
+    struct net_server *server = serve_in_little_room(NULL, 400);
+    int fd = announce(server);
+    bool cut = false;
+    for (int i = 0; i < 4000 && !cut; i++) {
+        cut = send(fd, "x", 1, MSG_NOSIGNAL) < 0;
+        sleep_ms(10);
+    }
+    ck_assert(cut);
+    close(fd);
+    net_client_close(client_of(net_server_port(server)));
+    net_server_stop(server);
+}
+END_TEST
+
 START_TEST(ipc_serves_too)
 {
     char dir[] = "/tmp/omen-XXXXXX", url[64];
@@ -778,6 +893,9 @@ int main(void)
     tcase_add_test(calls, servers_stop_under_fire);
     tcase_add_test(calls, hostile_peers_are_cut_off);
     tcase_add_test(calls, replies_nobody_takes_are_bounded);
+    tcase_add_test(calls, messages_in_the_making_are_bounded);
+    tcase_add_test(calls, whoever_waits_for_room_is_served);
+    tcase_add_test(calls, a_message_that_trickles_is_cut);
     tcase_add_test(calls, ipc_serves_too);
     tcase_add_test(calls, bad_addresses_are_errors);
     tcase_add_test(pages, pages_are_served_and_nothing_else);
