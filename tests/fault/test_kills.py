@@ -73,7 +73,7 @@ class Kills(unittest.TestCase):
         acks = {}
         doubled = lost = 0
         for line in log.read_text().split("\n")[:-1]:
-            point_id, sequence, _ = map(int, line.split())
+            point_id, sequence, _, _ = map(int, line.split())
             doubled += point_id in acks
             acks[point_id] = sequence
         ids = sorted(acks)
