@@ -218,9 +218,11 @@ static uint64_t fast_bytes(const struct shard_store *s, uint32_t field)
 {
     return 8 * row_share(s, field) + 64;
 }
-static uint64_t compact_bytes(const struct shard_store *s, uint32_t field)
+static uint64_t compact_bytes(const struct shard_store *s, const struct index_policy *policy, uint32_t field)
 {
-    return 2 * row_share(s, field) + 64;
+    uint64_t codes = policy->quantization == QUANT_CONSERVATIVE ? 2 * row_share(s, field)
+                                                                : 0; /* rows of f16 */
+    return 2 * row_share(s, field) + 64 + codes;
 }
 static uint64_t build_bytes(const struct shard_store *s, uint32_t field)
 {
@@ -239,7 +241,7 @@ static void layout_choose(const struct shard_store *s, const struct index_policy
     uint64_t left = policy->memory_left / 2; /* the other half for what comes after it */
     if (!policy->pin || rows * fast_bytes(s, field) <= left) return;
     spec->compact = true;
-    spec->pin = rows * compact_bytes(s, field) <= left;
+    spec->pin = rows * compact_bytes(s, policy, field) <= left;
 }
 
 /* The largest graph in memory of its own becomes a mapped one. *done_out false: there is none. */

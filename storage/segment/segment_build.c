@@ -60,17 +60,26 @@ static enum omen_err slots_group(struct segment *s, struct err *err)
     return OMEN_OK;
 }
 
+/* Layout and codes, of what the layouts can hold; the rest is left to calibration. One step shorter than the recall
+ * target begins with: the compact layout where that comes to product or binary codes. One step longer: where memory
+ * asks for the compact layout, rows of f16 or whole bytes in it rather than the shortest codes that will do. */
+static void codes_choose(const struct segment_spec *spec, struct index_params *params)
+{
+    enum quant_kind kind = quant_choose(spec->recall_target, spec->quantization);
+    bool shorter = spec->quantization == QUANT_AGGRESSIVE && kind > QUANT_SCALAR;
+    if (spec->compact || shorter) params->layout = INDEX_LAYOUT_COMPACT;
+    if (!spec->compact || spec->quantization != QUANT_CONSERVATIVE) return;
+    params->quant = kind == QUANT_NONE ? INDEX_QUANT_NONE : INDEX_QUANT_SCALAR;
+    params->bits = kind == QUANT_NONE ? 16 : 8;
+}
+
 static enum omen_err graph_build(struct segment *s, const struct segment_spec *spec,
         const struct index_control *control, struct err *err)
 {
     char path[SEGMENT_PATH_BYTES];
     struct index_rows rows;
     struct index_params params = { .recall_target = spec->recall_target, .seed = spec->number };
-    /* Of what the layouts can hold: one step down means short codes beside the ids, rows on disk for rescoring. */
-    if (spec->quantization == QUANT_AGGRESSIVE &&
-            quant_choose(spec->recall_target, QUANT_AGGRESSIVE) > QUANT_SCALAR)
-        params.layout = INDEX_LAYOUT_COMPACT;
-    if (spec->compact) params.layout = INDEX_LAYOUT_COMPACT;
+    codes_choose(spec, &params);
     segment_rows(s, &rows);
     enum omen_err rc = index_build(INDEX_SEALED, &rows, &params, control, &s->index, err);
     if (rc != OMEN_OK) return rc;

@@ -152,7 +152,8 @@ static void index_step(struct world *w)
     policy.by_shard_key = true;
     policy.bucket_ms = below(w, 3) == 0 ? 20 * ENTRY_MS : 0;
     if (below(w, 4) == 0) policy.ripe_ms = 1000 + ENTRY_MS * (w->sequence - below(w, w->sequence + 1));
-    if (below(w, 3) == 0) policy.quantization = QUANT_AGGRESSIVE;
+    static const enum quant_profile profiles[] = { QUANT_AGGRESSIVE, QUANT_CONSERVATIVE, QUANT_BALANCED };
+    policy.quantization = profiles[below(w, 3)];
     if (policy.quantization == QUANT_AGGRESSIVE) policy.recall_target = 0.9f;
     policy.pin = below(w, 2) == 0;
     if (below(w, 3) == 0) policy.memory_left = below(w, 600000);
@@ -375,11 +376,11 @@ static void delete_all(struct world *w)
     }
 }
 
-START_TEST(answers_stay_right_while_segments_come_and_go)
+static struct world *world_new(uint64_t seed)
 {
-    const char *tmp = getenv("TMPDIR"), *seed = getenv("OMEN_SEED");
+    const char *tmp = getenv("TMPDIR");
     struct world *w = mem_must_calloc(1, sizeof *w);
-    w->rng = seed != NULL ? strtoull(seed, NULL, 10) : (uint64_t)_i + 1;
+    w->rng = seed;
     printf("seed %llu\n", (unsigned long long)w->rng);
     snprintf(w->dir, sizeof w->dir, "%.150s/omen-XXXXXX", tmp != NULL ? tmp : "/tmp");
     ck_assert_ptr_nonnull(mkdtemp(w->dir));
@@ -392,8 +393,27 @@ START_TEST(answers_stay_right_while_segments_come_and_go)
     w->options.dir = w->dir;
     w->options.schema = &w->schema;
     w->options.delta_bytes_max = 100 << 10;
-    w->rows_min = _i % 2 == 0 ? 6000 : ROWS_MIN; /* a large tail, or few rows in it */
+    w->rows_min = ROWS_MIN;
     store_open(w);
+    return w;
+}
+
+static void world_free(struct world *w)
+{
+    release(w);
+    shard_store_close(w->store);
+    for (uint64_t s = 1; s <= w->sequence; s++) mem_free(w->entries[s].bytes);
+    entry_builder_free(w->builder);
+    arena_fini(&w->arena);
+    ck_assert_int_eq(vfs_remove_tree(vfs_posix(), w->dir, NULL), OMEN_OK);
+    mem_free(w);
+}
+
+START_TEST(answers_stay_right_while_segments_come_and_go)
+{
+    const char *seed = getenv("OMEN_SEED");
+    struct world *w = world_new(seed != NULL ? strtoull(seed, NULL, 10) : (uint64_t)_i + 1);
+    w->rows_min = _i % 2 == 0 ? 6000 : ROWS_MIN; /* a large tail, or few rows in it */
     for (int round = 0; round < ROUNDS; round++) {
         for (uint64_t n = below(w, 12); n > 0; n--) write_entry(w);
         switch (below(w, 8)) {
@@ -417,13 +437,75 @@ START_TEST(answers_stay_right_while_segments_come_and_go)
     ck_assert_msg((double)w->found >= 0.93 * (double)w->wanted, "recall %.3f",
             (double)w->found / (double)w->wanted);
     delete_all(w);
-    release(w);
-    shard_store_close(w->store);
-    for (uint64_t s = 1; s <= w->sequence; s++) mem_free(w->entries[s].bytes);
-    entry_builder_free(w->builder);
-    arena_fini(&w->arena);
-    ck_assert_int_eq(vfs_remove_tree(vfs_posix(), w->dir, NULL), OMEN_OK);
-    mem_free(w);
+    world_free(w);
+}
+END_TEST
+
+/* How the only graph of a store came out. */
+static struct explain_index index_of(struct world *w)
+{
+    struct err err;
+    struct arena arena;
+    struct hit *hits[1];
+    uint32_t count;
+    float query[DIM] = { 0 };
+    struct search_explain explain = { 0 };
+    struct search_params search = { .query = query, .k = 1 };
+    struct search_stats stats;
+    struct store_view view;
+    store_view_acquire(w->store, &view);
+    view.explain = &explain;
+    arena_init(&arena, 1 << 16, 0);
+    ck_assert_int_eq(shard_store_search(&view, &search, 1, NULL, &arena, hits, &count, &stats, &err),
+            OMEN_OK);
+    ck_assert_uint_eq(explain.count, 2); /* and the tail */
+    struct explain_index index = explain.parts[0].index;
+    arena_fini(&arena);
+    store_view_release(&view);
+    return index;
+}
+
+/* What `quantization` promises (node/README.md): where there is memory, and where it is too short for the fast layout. */
+START_TEST(codes_are_as_long_as_was_asked)
+{
+    static const struct {
+        enum quant_profile profile;
+        float recall_target;
+        bool short_of_memory;
+        const char *layout, *quant; /* quant NULL: calibrated */
+        uint32_t bits;
+    } cases[] = {
+        { QUANT_BALANCED, 0.90f, false, "fast", NULL, 0 },
+        { QUANT_CONSERVATIVE, 0.90f, false, "fast", NULL, 0 },
+        { QUANT_AGGRESSIVE, 0.90f, false, "compact", NULL, 0 },
+        { QUANT_AGGRESSIVE, 0.99f, false, "fast", NULL, 0 },
+        { QUANT_BALANCED, 0.90f, true, "compact", NULL, 0 },
+        { QUANT_CONSERVATIVE, 0.90f, true, "compact", "scalar", 8 },
+        { QUANT_CONSERVATIVE, 0.95f, true, "compact", "none", 16 },
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct world *w = world_new(i + 1);
+        struct index_policy policy;
+        struct index_control control = { .threads = 1 };
+        struct err err;
+        bool worked = true;
+        for (uint32_t first = 0; first < 800; first += 100) write_ids(w, false, first, 100);
+        index_policy_default(&policy);
+        policy.rows_min = ROWS_MIN;
+        policy.pin = true;
+        policy.quantization = cases[i].profile;
+        policy.recall_target = cases[i].recall_target;
+        if (cases[i].short_of_memory)
+            policy.memory_left = 285000; /* to build 800 rows, but not to keep them */
+        ck_assert_int_eq(shard_store_checkpoint(w->store, NULL, &err), OMEN_OK);
+        while (worked)
+            ck_assert_int_eq(shard_index_step(w->store, &policy, &control, &worked, &err), OMEN_OK);
+        struct explain_index index = index_of(w);
+        ck_assert_str_eq(index.layout, cases[i].layout);
+        if (cases[i].quant != NULL) ck_assert_str_eq(index.quant, cases[i].quant);
+        if (cases[i].quant != NULL) ck_assert_uint_eq(index.bits, cases[i].bits);
+        world_free(w);
+    }
 }
 END_TEST
 
@@ -434,6 +516,7 @@ int main(void)
     TCase *tc = tcase_create("search");
     tcase_set_timeout(tc, 240);
     tcase_add_loop_test(tc, answers_stay_right_while_segments_come_and_go, 0, SEEDS);
+    tcase_add_test(tc, codes_are_as_long_as_was_asked);
     suite_add_tcase(suite, tc);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_ENV);
