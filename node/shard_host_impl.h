@@ -50,6 +50,8 @@ struct shard_read {
     uint32_t boost;                  /* of live recall, when the view was taken */
     uint64_t wanted_sequence;        /* waiting until this is applied; 0 = for the barrier */
     struct barrier_wait *barrier;    /* while one is outstanding; guarded by read_lock */
+    struct search_explain explain;   /* of a search that is to be explained */
+    uint64_t submitted_ns;           /* likewise */
     struct shard_read *next, **link; /* in shard->waiting, or in env->reads */
 };
 
@@ -235,6 +237,11 @@ void shard_read_release(struct shard_read *read);
 void shard_read_sweep(struct shard_host *shard);
 void shard_read_applied(struct shard_host *shard, uint64_t sequence); /* apply worker, after each entry */
 void shard_read_free_kept(struct shard_env *env);
+
+/* shard_explain.c: before the search of a call and after it, with the monotonic time of its begin and end. What is told
+ * goes to call->out.search.explain, in the read's arena. */
+void shard_explain_begin(struct shard_read *read);
+void shard_explain_end(struct shard_read *read, uint64_t began_ns, uint64_t ended_ns);
 
 /* shard_recall.c: searches [count] of the call were answered; some are kept to be answered exactly too. */
 void shard_recall_keep(struct shard_read *read, const struct search_params *params);

@@ -127,6 +127,7 @@ static enum omen_err run_search(struct shard_read *read, const struct read_limit
     if (rc != OMEN_OK || call->out.search.hits == NULL || call->out.search.counts == NULL) {
         return err_set(&call->err, OMEN_ENOMEM, "", "the search needs too much memory");
     }
+    shard_explain_begin(read);
     rc = shard_store_search(&read->view, params, count, limit, &read->arena, call->out.search.hits,
             call->out.search.counts, &stats, &call->err);
     call->out.search.rows_scanned = stats.rows_scanned;
@@ -223,7 +224,10 @@ static void read_run(struct shard_read *read)
     call->sequence = read->view.sequence;
     uint64_t began_ns = clock_monotonic_ns(shard->env->clock);
     call->code = read_run_kind(read);
-    call->engine_ns = clock_monotonic_ns(shard->env->clock) - began_ns;
+    uint64_t ended_ns = clock_monotonic_ns(shard->env->clock);
+    call->engine_ns = ended_ns - began_ns;
+    if (call->kind == CALL_SEARCH && call->in.search.explain && call->code == OMEN_OK)
+        shard_explain_end(read, began_ns, ended_ns);
     if (call->kind == CALL_SEARCH && shard->env->engine_seconds != NULL) {
         metric_observe_ns(shard->env->engine_seconds, call->engine_ns);
     }
@@ -431,6 +435,8 @@ void shard_read_submit(struct shard_host *shard, struct shard_call *call)
         return;
     }
     memset(&call->out, 0, sizeof call->out);
+    if (call->kind == CALL_SEARCH && call->in.search.explain)
+        read->submitted_ns = clock_monotonic_ns(shard->env->clock);
     bool stats = call->kind == CALL_STATS;
     if (!stats && shard->group != NULL && !shard_group_may_read(shard, call)) {
         call->done(call);

@@ -93,7 +93,8 @@ struct request {
     struct search_plan *plans;             /* [wire.search.count] */
     uint32_t **call_searches; /* [call_count][in.search.count] position of each search in the request */
     uint32_t by_id_count;
-    const struct call_get *get_items; /* [wire.get.count], in request order */
+    uint64_t by_id_ns, scatter_ns, gather_ns; /* searches: when these stages were reached; 0 = not yet */
+    const struct call_get *get_items;         /* [wire.get.count], in request order */
 };
 
 /* front.c */
@@ -150,6 +151,9 @@ enum omen_err scatter_error(struct request *r);
 enum omen_err scatter_settle(struct request *r);
 /* Tokens and engine_ns of all calls into the reply. */
 OMEN_CHECKED enum omen_err scatter_tokens(struct request *r);
+
+/* explain.c: of a search that is merged, reply.search.explain. */
+OMEN_CHECKED enum omen_err explain_merge(struct request *r);
 
 /* The operations: each ends the request, now or when the shards have answered. */
 void op_write(struct request *r);  /* write.c */

@@ -114,9 +114,12 @@ static enum omen_err search_merge_one(struct request *r, uint32_t i, struct hit_
     return rc;
 }
 
+static uint64_t now_ns(const struct request *r) { return clock_monotonic_ns(r->router->options.clock); }
+
 static enum omen_err search_merge(struct request *r)
 {
     enum omen_err rc = scatter_settle(r);
+    if (r->wire.search.explain) r->gather_ns = now_ns(r);
     if (rc != OMEN_OK) return rc;
     uint32_t count = r->wire.search.count;
     struct wire_search_result *results = arena_calloc(&r->arena, (size_t)count + 1, sizeof *results);
@@ -132,7 +135,8 @@ static enum omen_err search_merge(struct request *r)
     r->reply.search.count = count;
     r->reply.search.shards_asked = r->call_count;
     r->reply.search.shards_total = r->collection->shard_count;
-    return scatter_tokens(r);
+    rc = scatter_tokens(r);
+    return rc == OMEN_OK && r->wire.search.explain ? explain_merge(r) : rc;
 }
 
 static void search_gathered(struct request *r) { request_finish(r, search_merge(r)); }
@@ -154,6 +158,7 @@ static enum omen_err search_fill_call(struct request *r, uint32_t c, uint32_t sh
     scatter_call_init(r, c, CALL_SEARCH, shard);
     r->calls[c].in.search.searches = params;
     r->calls[c].in.search.count = count;
+    r->calls[c].in.search.explain = r->wire.search.explain;
     r->call_searches[c] = positions;
     return OMEN_OK;
 }
@@ -169,6 +174,7 @@ static enum omen_err search_scatter(struct request *r, struct err *err)
     for (uint32_t s = 0; s < shard_count; s++) asked += touched[s];
     enum omen_err rc = scatter_prepare(r, asked, err);
     if (rc != OMEN_OK) return rc;
+    if (r->wire.search.explain) r->scatter_ns = now_ns(r);
     r->call_searches = arena_calloc(&r->arena, asked + 1, sizeof *r->call_searches);
     if (r->call_searches == NULL) return out_of_memory(err);
     for (uint32_t s = 0, c = 0; s < shard_count; s++) {
@@ -284,6 +290,7 @@ void op_search(struct request *r)
     enum omen_err rc = resolve_collection(r, err);
     if (rc == OMEN_OK) rc = plan_all(r, err);
     bool by_id = r->by_id_count > 0;
+    if (rc == OMEN_OK && by_id && r->wire.search.explain) r->by_id_ns = now_ns(r);
     if (rc == OMEN_OK) rc = by_id ? by_id_scatter(r, err) : search_scatter(r, err);
     if (rc != OMEN_OK) {
         request_finish(r, rc);

@@ -25,6 +25,7 @@ enum shard_call_kind {
 
 #define CLUSTER_REQUEST_BYTES_MAX (64u << 10)
 #define CLUSTER_REPLY_BYTES_MAX (16u << 20)
+#define EXPLAIN_SHARD_BYTES_MAX (2u << 20) /* of what one shard tells of a search */
 
 enum catalog_change_kind {
     CATALOG_CREATE = 1,
@@ -82,6 +83,7 @@ struct shard_call {
         struct {
             const struct search_params *searches;
             uint32_t count;
+            bool explain; /* tell how they were answered */
         } search;
         struct {
             const struct call_get *items;
@@ -123,7 +125,8 @@ struct shard_call {
             struct hit **hits;
             uint32_t *counts;
             uint64_t rows_scanned;
-        } search; /* [in.search.count] */
+            struct doc explain; /* an object, when asked for; absent = could not be told */
+        } search;               /* [in.search.count] */
         struct {
             struct point_view *points;
             uint32_t count;

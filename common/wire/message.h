@@ -29,6 +29,7 @@
 #define WIRE_K_DEFAULT 10
 #define WIRE_RECALL_TARGET_DEFAULT 0.95f
 #define WIRE_REPLICATION_MAX 7
+#define WIRE_EXPLAIN_BYTES_MAX (8u << 20) /* of one reply, as a doc */
 
 enum wire_op {
     WIRE_HELLO = 1, /* versions, limits, server name and version; needs no key */
@@ -145,6 +146,7 @@ struct wire_request {
         struct {
             const struct wire_search *searches;
             uint32_t count;
+            bool explain; /* tell how they were answered */
         } search;
         struct {
             struct doc request; /* an object with a member "do", a string */
@@ -238,6 +240,7 @@ struct wire_reply {
             uint32_t count;
             uint64_t rows_scanned;
             uint32_t shards_asked, shards_total;
+            struct doc explain; /* an object; absent when not asked */
         } search;
         struct {
             struct doc doc;

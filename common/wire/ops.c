@@ -33,6 +33,7 @@ const char *const MEMBER_NAMES[M_COUNT] = {
     [M_SEARCHES] = "searches",
     [M_ALLOW_PARTIAL] = "allow_partial",
     [M_REQUEST] = "request",
+    [M_EXPLAIN] = "explain",
 };
 
 const char *const SEARCH_MEMBER_NAMES[S_COUNT] = {
@@ -90,7 +91,8 @@ static const struct op_info OPS[WIRE_OP_COUNT] = {
     [WIRE_SCROLL] = { "points.scroll", WIRE_ROLE_READ, true,
             BIT(M_CURSOR) | BIT(M_LIMIT) | BIT(M_FILTER) | BIT(M_ALLOW_PARTIAL) | SELECTION_MEMBERS },
     [WIRE_COUNT] = { "points.count", WIRE_ROLE_READ, true, BIT(M_FILTER) | BIT(M_ALLOW_PARTIAL) },
-    [WIRE_SEARCH] = { "points.search", WIRE_ROLE_READ, true, BIT(M_SEARCHES) | BIT(M_ALLOW_PARTIAL) },
+    [WIRE_SEARCH] = { "points.search", WIRE_ROLE_READ, true,
+            BIT(M_SEARCHES) | BIT(M_ALLOW_PARTIAL) | BIT(M_EXPLAIN) },
     [WIRE_STATUS] = { "status", WIRE_ROLE_READ, false, 0 },
     [WIRE_CLUSTER] = { "cluster", WIRE_ROLE_READ, false, BIT(M_REQUEST) },
 };

@@ -327,7 +327,10 @@ static enum omen_err decode_search(struct reply_reader *q, const msgpack_object 
     if (rc != OMEN_OK) return rc;
     q->out->search.results = results;
     q->out->search.count = array.size;
-    return OMEN_OK;
+    const msgpack_object *explain = get(top, "explain");
+    if (explain == NULL) return OMEN_OK;
+    if (explain->type != MSGPACK_OBJECT_MAP) return named(q, "explain", read_expected(&q->r, explain, "map"));
+    return named(q, "explain", read_doc(&q->r, explain, WIRE_EXPLAIN_BYTES_MAX, &q->out->search.explain));
 }
 
 /* ---- collections ----------------------------------------------------------------------------------------------- */

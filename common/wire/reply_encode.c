@@ -166,6 +166,11 @@ static void pack_result(msgpack_packer *pk, struct buf *out, const struct wire_r
     pack_rows(pk, out, &rows, &columns, reply->schema);
 }
 
+static bool is_explained(const struct wire_reply *reply)
+{
+    return reply->op == WIRE_SEARCH && reply->search.explain.data != NULL;
+}
+
 static void pack_search(msgpack_packer *pk, struct buf *out, const struct wire_reply *reply)
 {
     pack_str(pk, "higher_is_nearer");
@@ -179,6 +184,9 @@ static void pack_search(msgpack_packer *pk, struct buf *out, const struct wire_r
     pack_str(pk, "results");
     msgpack_pack_array(pk, reply->search.count);
     for (uint32_t i = 0; i < reply->search.count; i++) pack_result(pk, out, reply, &reply->search.results[i]);
+    if (!is_explained(reply)) return;
+    pack_str(pk, "explain");
+    pack_doc(pk, reply->search.explain);
 }
 
 /* ---- collections ----------------------------------------------------------------------------------------------- */
@@ -444,7 +452,8 @@ enum omen_err message_encode_reply(const struct wire_reply *reply, struct buf *o
     }
     bool partial = reply->shards_missing_count > 0;
     msgpack_pack_map(&pk,
-            2 + (reply->token_count > 0) + (partial ? 2 : 0) + reply->stale + reply_members(reply->op));
+            2 + (reply->token_count > 0) + (partial ? 2 : 0) + reply->stale + is_explained(reply) +
+                    reply_members(reply->op));
     pack_str(&pk, "ok");
     pack_bool(&pk, true);
     if (reply->token_count > 0) {

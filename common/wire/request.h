@@ -37,6 +37,7 @@ enum member {
     M_SEARCHES,
     M_ALLOW_PARTIAL, /* reads */
     M_REQUEST,       /* cluster */
+    M_EXPLAIN,       /* search */
     M_COUNT
 };
 extern const char *const MEMBER_NAMES[M_COUNT];

@@ -281,6 +281,9 @@ static void put_searches(struct writer *w, const struct wire_request *q)
     for (uint32_t i = 0; i < q->search.count; i++) put_search(w, &q->search.searches[i]);
     w->count_at = count_at;
     w->members = members;
+    if (!q->search.explain) return;
+    put_name(w, MEMBER_NAMES[M_EXPLAIN]);
+    pack_bool(&w->pk, true);
 }
 
 static void put_operation(struct writer *w, const struct wire_request *q)

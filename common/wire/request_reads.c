@@ -273,5 +273,6 @@ enum omen_err decode_search(struct request_reader *q)
     if (rc != OMEN_OK) return rc;
     q->out->search.searches = searches;
     q->out->search.count = array.size;
-    return OMEN_OK;
+    if (q->members[M_EXPLAIN] == NULL) return OMEN_OK;
+    return in_member(q, M_EXPLAIN, read_bool(&q->r, q->members[M_EXPLAIN], &q->out->search.explain));
 }

@@ -56,6 +56,7 @@ static void put_hits(struct buf *out, const struct shard_call *call, const struc
             put_view(out, &hit->point, schema);
         }
     }
+    if (call->in.search.explain) put_doc(out, call->out.search.explain);
 }
 
 static void put_points(struct buf *out, const struct shard_call *call, const struct collection_schema *schema)
@@ -193,6 +194,13 @@ static void in_hits(struct wire_in *in, const struct collection_schema *schema, 
     }
 }
 
+static void in_explain(struct wire_in *in, struct doc *explain)
+{
+    *explain = in_doc(in, EXPLAIN_SHARD_BYTES_MAX, "explain");
+    if (in_ok(in) && explain->data != NULL && doc_type(*explain) != DOC_OBJECT)
+        in_fail(in, OMEN_EPROTO, "explain", "is no object");
+}
+
 static void in_points(struct wire_in *in, const struct collection_schema *schema, struct shard_call *call)
 {
     in_dims(in, schema);
@@ -240,7 +248,10 @@ static void in_outputs(struct wire_in *in, const struct collection_schema *schem
         call->out.write.affected = in_u32(in, "affected");
         call->out.write.duplicate = in_bool(in, "duplicate");
         return;
-    case CALL_SEARCH: in_hits(in, schema, call); return;
+    case CALL_SEARCH:
+        in_hits(in, schema, call);
+        if (call->in.search.explain) in_explain(in, &call->out.search.explain);
+        return;
     case CALL_GET:
     case CALL_SCROLL: in_points(in, schema, call); return;
     case CALL_COUNT: call->out.count.points = in_u64(in, "points"); return;

@@ -7,6 +7,7 @@
 #define HEAD_ACCEPTED 2    /* of a write: its wait level, when it is not committed */
 #define HEAD_INDEXED 4
 #define HEAD_FILTER 8       /* of a write: the one operation is for all that match */
+#define HEAD_EXPLAIN 2      /* of a search: tell how it was answered */
 #define HEAD_NOW 1          /* flag of a request: a time comes with it */
 #define OP_BYTES_MIN 18     /* kind, flags, mask, id of a number, no key, no payload */
 #define ITEM_BYTES_MIN 12   /* flags, id, no key */
@@ -132,6 +133,7 @@ static uint8_t head_flags(const struct shard_call *call)
 {
     uint8_t flags = call->now_ms != 0 ? HEAD_NOW : 0;
     if (call->kind == CALL_WRITE && call->in.write.filter_doc.data != NULL) flags |= HEAD_FILTER;
+    if (call->kind == CALL_SEARCH && call->in.search.explain) flags |= HEAD_EXPLAIN;
     if (call->kind != CALL_WRITE || call->in.write.wait == WAIT_COMMITTED) return flags;
     return flags | (call->in.write.wait == WAIT_ACCEPTED ? HEAD_ACCEPTED : HEAD_INDEXED);
 }
@@ -472,6 +474,15 @@ static void in_cluster(struct wire_in *in, struct doc *request)
         in_fail(in, OMEN_EINVAL, "request", "is no object");
 }
 
+static uint8_t head_flags_known(uint8_t kind)
+{
+    switch (kind) {
+    case CALL_WRITE: return HEAD_NOW | HEAD_ACCEPTED | HEAD_INDEXED | HEAD_FILTER;
+    case CALL_SEARCH: return HEAD_NOW | HEAD_EXPLAIN;
+    default: return HEAD_NOW;
+    }
+}
+
 enum omen_err shard_request_decode(uint8_t kind, struct bytes body, struct arena *arena,
         struct shard_call *call_out, struct shard_request_info *info_out, struct err *err)
 {
@@ -483,8 +494,7 @@ enum omen_err shard_request_decode(uint8_t kind, struct bytes body, struct arena
     call_out->consistency = (enum consistency)in_u8(&in, "consistency");
     if (call_out->consistency > CONSISTENCY_LINEARIZABLE)
         in_fail(&in, OMEN_EPROTO, "consistency", "is of no known kind");
-    uint8_t flags = in_flags(&in,
-            HEAD_NOW | (kind == CALL_WRITE ? HEAD_ACCEPTED | HEAD_INDEXED | HEAD_FILTER : 0), "flags");
+    uint8_t flags = in_flags(&in, head_flags_known(kind), "flags");
     if (in_u16(&in, "reserved") != 0) in_fail(&in, OMEN_EPROTO, "reserved", "is not zero");
     info_out->deadline_ms = in_u32(&in, "deadline_ms");
     if (info_out->deadline_ms > SHARD_DEADLINE_MS_MAX)
@@ -507,7 +517,10 @@ enum omen_err shard_request_decode(uint8_t kind, struct bytes body, struct arena
             if (in_ok(&in) && (flags & HEAD_ACCEPTED) && (flags & HEAD_INDEXED))
                 in_fail(&in, OMEN_EPROTO, "flags", "hold two wait levels");
             break;
-        case CALL_SEARCH: in_searches(&in, call_out, info_out); break;
+        case CALL_SEARCH:
+            in_searches(&in, call_out, info_out);
+            call_out->in.search.explain = (flags & HEAD_EXPLAIN) != 0;
+            break;
         case CALL_GET: in_get(&in, call_out, info_out); break;
         case CALL_SCROLL: in_scroll(&in, call_out, info_out); break;
         case CALL_COUNT: in_filter(&in, &call_out->in.count.filter, &call_out->in.count.filter_doc); break;

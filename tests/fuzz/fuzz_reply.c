@@ -36,6 +36,7 @@ static uint64_t read_reply(const struct wire_reply *reply)
             const struct wire_search_result *result = &reply->search.results[s];
             for (uint32_t i = 0; i < result->count; i++) sum += read_point(reply, &result->hits[i].point);
         }
+        for (uint32_t i = 0; i < reply->search.explain.len; i++) sum += reply->search.explain.data[i];
     }
     if (reply->op == WIRE_COLLECTION_LIST || reply->op == WIRE_COLLECTION_DESCRIBE) {
         for (uint32_t i = 0; i < reply->collections.count; i++) {

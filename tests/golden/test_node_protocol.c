@@ -199,6 +199,8 @@ START_TEST(read_requests)
     call.in.search.searches = searches;
     call.in.search.count = 2;
     expect_request("search_request", &call);
+    call.in.search.explain = true;
+    expect_request("search_explain_request", &call);
 
     const struct call_get items[] = { { { 0, 7, POINT_ID_U64 }, { { key_a, 2 } }, false },
         { { 1, 2, POINT_ID_UUID }, { { NULL, 0 } }, true } };
@@ -286,6 +288,9 @@ START_TEST(replies)
     call.out.search.counts = counts;
     call.out.search.rows_scanned = 1000;
     expect_reply("search_reply", &call, NULL);
+    call.in.search.explain = true;
+    call.out.search.explain = call_json(&arena, "{\"role\": \"leader\", \"parts\": []}");
+    expect_reply("search_explain_reply", &call, NULL);
 
     struct point_view points[2] = { hits[0].point, hits[1].point };
     struct point_view expiring = { .id = { 0, 7, POINT_ID_U64 }, .version = 3, .expires_ms = 1790000060000 };

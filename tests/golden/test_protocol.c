@@ -239,6 +239,9 @@ START_TEST(search_is_as_released)
     q.search.searches = &search;
     q.search.count = 1;
     expect_request("search_request", &q);
+    q.search.explain = true;
+    buf_clear(&out);
+    expect_request("search_explain_request", &q);
 }
 END_TEST
 
@@ -267,6 +270,10 @@ START_TEST(search_reply_is_as_released)
     struct wire_reply back = expect_reply("search_reply", &reply);
     ck_assert_uint_eq(back.search.results[0].hits[0].point.version, 3);
     ck_assert(back.search.results[0].higher_is_nearer);
+    reply.search.explain = json("{\"collection\":\"docs\",\"shards_total\":2}");
+    buf_clear(&out);
+    back = expect_reply("search_explain_reply", &reply);
+    ck_assert(doc_equal(back.search.explain, reply.search.explain));
 }
 END_TEST
 

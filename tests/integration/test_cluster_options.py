@@ -48,6 +48,10 @@ class ClusterOptions(unittest.TestCase):
             db.set_options("docs", write_mode="immediate_index", recall_target=0.93)
             docs.upsert(range(2000), self.rows(2000), batch_points=2000, wait="indexed")
             self.cluster.wait_replicas("docs")
+            told = docs.search(self.rows(1)[0], explain=True).explain["shards"][0]
+            self.assertIn(told["role"], ("leader", "follower"))  # whoever was asked, says who it is
+            self.assertEqual(told["role"] == "leader", "term" in told)
+            self.assertIn(told["node"], (1, 2, 3))
             leader = self.leader("docs")
             leader.kill9()
             docs.upsert([2000], self.rows(1))  # another leads now

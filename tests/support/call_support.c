@@ -160,6 +160,7 @@ static void draw_searches(struct call_source *s, struct shard_call *call)
     }
     call->in.search.searches = searches;
     call->in.search.count = count;
+    call->in.search.explain = call_draw(s, 2);
 }
 
 static void draw_get(struct call_source *s, struct shard_call *call)
@@ -253,6 +254,7 @@ static void draw_hits(struct call_source *s, struct shard_call *call)
     call->out.search.hits = arena_calloc(&s->arena, count, sizeof *call->out.search.hits);
     call->out.search.counts = arena_calloc(&s->arena, count, sizeof *call->out.search.counts);
     call->out.search.rows_scanned = draw64(s);
+    if (call->in.search.explain && call_draw(s, 4) > 0) call->out.search.explain = draw_payload(s);
     for (uint32_t i = 0; i < count; i++) {
         uint32_t n = call_draw(s, call->in.search.searches[i].k + 1);
         call->out.search.hits[i] = arena_calloc(&s->arena, n + 1, sizeof(struct hit));

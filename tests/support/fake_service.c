@@ -70,6 +70,7 @@ static void run_search(struct fake_service *fake, struct shard_call *call, struc
         call->out.search.counts[s] = n < params->k ? n : params->k;
         call->out.search.rows_scanned += n;
     }
+    if (call->in.search.explain) call->out.search.explain = fake->explain;
 }
 
 static void run_get(struct fake_service *fake, struct shard_call *call, struct arena *arena)

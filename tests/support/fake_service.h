@@ -24,7 +24,8 @@ struct fake_service {
     uint32_t calls_by_kind[SHARD_CALL_KINDS];
     uint64_t fail_shard; /* its calls end with fail_code */
     enum omen_err fail_code;
-    bool hold; /* keep calls until fake_service_let_go */
+    struct doc explain; /* what every shard tells of a search that is to be explained */
+    bool hold;          /* keep calls until fake_service_let_go */
     struct shard_call *held[FAKE_CALLS_MAX];
     uint32_t held_count;
     uint32_t outstanding; /* submitted and not released: 0 after every request */

@@ -225,6 +225,19 @@ START_TEST(partial_replies_name_the_shards_that_are_missing)
 }
 END_TEST
 
+START_TEST(a_search_is_explained_only_when_asked)
+{
+    struct collection_schema schema = { .field_count = 1, .fields = { { .dim = 2 } } };
+    struct wire_reply reply = { .op = WIRE_SEARCH, .schema = &schema };
+    struct wire_reply out = reply_trip(&reply);
+    ck_assert_ptr_null(out.search.explain.data);
+    ck_assert_ptr_null(memmem(message.data, message.len, "explain", 7));
+    reply.search.explain = json("{\"shards\":[{\"parts\":[{\"plan\":\"walk\",\"us\":1.5}]}]}");
+    out = reply_trip(&reply);
+    ck_assert(doc_equal(out.search.explain, reply.search.explain));
+}
+END_TEST
+
 START_TEST(errors_survive_with_the_shards_of_a_write)
 {
     struct wire_shard_outcome shards[1] = { { 7, OMEN_EUNKNOWN, 0 } };
@@ -271,6 +284,7 @@ int main(void)
     tcase_add_test(replies, collections_survive);
     tcase_add_test(replies, small_replies_survive);
     tcase_add_test(replies, partial_replies_name_the_shards_that_are_missing);
+    tcase_add_test(replies, a_search_is_explained_only_when_asked);
     tcase_add_test(replies, errors_survive_with_the_shards_of_a_write);
     tcase_add_test(replies, damaged_replies_are_protocol_errors);
     SRunner *runner = srunner_create(suite);

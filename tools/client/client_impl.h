@@ -167,6 +167,9 @@ OMEN_CHECKED enum omen_err build_write(struct omen_client *client, const struct 
 /* `count` results in one block with their arena; freed by omen_results_free. */
 OMEN_CHECKED enum omen_err results_new(size_t count, omen_results **results_out, struct arena **arena_out,
         struct err *err);
+/* The JSON of a doc, in the results' arena. */
+OMEN_CHECKED enum omen_err results_doc_text(struct doc doc, struct arena *arena, struct scratch *s,
+        const char **text_out, struct err *err);
 OMEN_CHECKED enum omen_err results_set_points(omen_results *result, struct arena *arena, struct scratch *s,
         const struct collection_schema *schema, const struct point_view *points, uint32_t count,
         struct err *err);

@@ -50,6 +50,13 @@ static const char *doc_text(struct doc doc, struct scratch *s, struct arena *are
     return keep_text(s, arena);
 }
 
+enum omen_err results_doc_text(struct doc doc, struct arena *arena, struct scratch *s, const char **text_out,
+        struct err *err)
+{
+    *text_out = doc_text(doc, s, arena);
+    return *text_out == NULL ? no_memory(err) : OMEN_OK;
+}
+
 /* Canonical bytes (common/query/point.h) as a JSON value. They come from a reply: lengths are checked. */
 static enum omen_err key_text(struct bytes key, struct scratch *s, struct arena *arena, const char **text_out,
         struct err *err)

@@ -178,6 +178,8 @@ typedef struct {
             shards_missing; /* [shards_missing_count] did not answer: the result is partial, without their points. */
     uint32_t shards_missing_count; /* 0 unless allow_partial */
     bool stale; /* eventual reads: a replica that answered knew that it was behind, or was cut off from its leader */
+    const char
+            *explain_json; /* how the searches of the request were answered, when that was asked; else NULL */
 } omen_results;
 void omen_results_free(omen_results *results); /* for arrays: the pointer that was returned */
 
@@ -197,7 +199,8 @@ typedef struct {
     const char *consistency; /* "session" (default), "eventual", "linearizable" */
     const omen_id *by_id;    /* search with the stored vector of this point instead of `query` */
     const char *by_id_shard_key_json;
-    bool exact; /* look at every point rather than walk indexes */
+    bool exact;   /* look at every point rather than walk indexes */
+    bool explain; /* tell how it was answered: PROTOCOL.md, "Explain" */
 } omen_search_options;
 
 omen_code omen_search(omen_client *client, const char *collection, const float *query, uint32_t dim,

@@ -93,7 +93,18 @@ static enum omen_err build_searches(struct read *r, const float *queries, uint32
     r->request.allow_partial = options->select.allow_partial;
     r->request.search.searches = searches;
     r->request.search.count = (uint32_t)count;
+    r->request.search.explain = options->explain;
     return OMEN_OK;
+}
+
+/* One text for all results of the request. */
+static enum omen_err take_explain(struct read *r, size_t count)
+{
+    const char *json;
+    if (r->reply.search.explain.data == NULL) return OMEN_OK;
+    enum omen_err rc = results_doc_text(r->reply.search.explain, r->arena, r->s, &json, r->err);
+    for (size_t i = 0; rc == OMEN_OK && i < count; i++) r->results[i].explain_json = json;
+    return rc;
 }
 
 static enum omen_err take_searches(struct read *r, size_t count)
@@ -113,7 +124,7 @@ static enum omen_err take_searches(struct read *r, size_t count)
                 &r->reply.search.results[i], r->err);
         if (rc != OMEN_OK) return rc;
     }
-    return OMEN_OK;
+    return take_explain(r, count);
 }
 
 omen_code omen_search_batch(omen_client *client, const char *collection, const float *queries, uint32_t dim,

@@ -10,6 +10,7 @@
 #include "common/clock.h"
 #include "common/dataset/dataset.h"
 #include "common/mem.h"
+#include "tools/omenctl/explain.h"
 #include "tools/omenctl/output.h"
 
 #define VECTOR_TEXT_BYTES_MAX (1u << 20)
@@ -21,7 +22,7 @@ static struct {
             *consistency;
     uint64_t row, k, offset;
     struct text_list threshold; /* given at all? */
-    bool all, with_payload, no_payload, with_vectors, allow_partial, exact;
+    bool all, with_payload, no_payload, with_vectors, allow_partial, exact, explain;
 } o = { .row = NO_ROW, .k = 10 };
 
 static const struct option OPTIONS[] = {
@@ -39,6 +40,8 @@ static const struct option OPTIONS[] = {
     { "--filter", OPTION_TEXT, &o.filter, "JSON", "only points that match" },
     { "--score-threshold", OPTION_LIST, &o.threshold, "X", "only results at least that near" },
     { "--exact", OPTION_FLAG, &o.exact, NULL, "look at every point rather than walk indexes" },
+    { "--explain", OPTION_FLAG, &o.explain, NULL,
+            "tell how it was answered: shards, segments, plans, counts, times" },
     { "--field", OPTION_TEXT, &o.field, "NAME", "vector field" },
     { "--consistency", OPTION_TEXT, &o.consistency, "LEVEL", "session (default), eventual, linearizable" },
     { "--show", OPTION_TEXT, &o.show, "PATH,PATH", "payload paths as columns" },
@@ -154,7 +157,12 @@ static void print_json(const omen_results *results, uint64_t latency_ns)
         buf_printf(&out, "%s%llu", i == 0 ? ",\"partial\":true,\"shards_missing\":[" : ",",
                 (unsigned long long)results->shards_missing[i]);
     if (results->shards_missing_count > 0) buf_append(&out, "]", 1);
-    buf_printf(&out, results->stale ? ",\"stale\":true}" : "}");
+    if (results->stale) buf_printf(&out, ",\"stale\":true");
+    if (results->explain_json != NULL) {
+        buf_printf(&out, ",\"explain\":");
+        buf_append(&out, results->explain_json, strlen(results->explain_json));
+    }
+    buf_append(&out, "}", 1);
     put_line(&out);
     buf_fini(&out);
 }
@@ -201,6 +209,7 @@ static int search_once(struct cli *cli)
     omen_search_options options = { .field = o.field, .filter = o.filter, .consistency = o.consistency };
     options.k = args_u32(cli, "--k", o.k, 1, OMEN_K_MAX);
     options.exact = o.exact;
+    options.explain = o.explain;
     options.offset = args_u32(cli, "--offset", o.offset, 0, OMEN_K_MAX);
     options.select = (omen_select){ .with_payload = !o.no_payload,
         .with_vectors = o.with_vectors,
@@ -230,6 +239,7 @@ static int search_once(struct cli *cli)
                 print_json(results, latency_ns);
             else
                 print_table(results, paths, path_count, latency_ns);
+            if (!cli->json && results->explain_json != NULL) print_explain(results->explain_json);
             omen_results_free(results);
         }
     }
@@ -254,6 +264,7 @@ static int run_search(struct cli *cli)
         usage_fail(cli->command, "--row and --all go with --query-file");
     if (o.allow_partial && o.all)
         usage_fail(cli->command, "--all measures whole answers, not --allow-partial");
+    if (o.explain && o.all) usage_fail(cli->command, "--explain goes with one query, not --all");
     if (o.truth != NULL && !o.all) usage_fail(cli->command, "--truth goes with --query-file --all");
     if (o.truth != NULL && o.filter != NULL) usage_fail(cli->command, "--truth knows nothing of a --filter");
     if (!o.all) return search_once(cli);
@@ -278,7 +289,7 @@ const struct command SEARCH_COMMANDS[] = {
             .help = "Examples:\n  omenctl search books --vector '[1, 0, 0, 0]' --k 2 --show title,year\n"
                     "  omenctl search books --id 1 --filter '{\"must\": [{\"key\": \"tags\", "
                     "\"match\": {\"value\": \"classic\"}}]}'\n"
-                    "  omenctl search packages --query-file query.fbin --row 0\n"
+                    "  omenctl search packages --query-file query.fbin --row 0 --explain\n"
                     "  omenctl search packages --query-file query.fbin --all --truth truth.ibin\n"
                     "A result counts as found when its distance is at most the k-th true "
                     "distance times (1 + 1e-5).\n" },

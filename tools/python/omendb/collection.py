@@ -62,14 +62,16 @@ class Hits:
         shards_missing: ids of shards that did not answer; empty unless ``allow_partial`` was given and needed.
         partial: whether there are any.
         stale: an ``eventual`` read was answered by a replica that knew it was behind, or was cut off from its leader.
+        explain: how the request was answered, when that was asked for (PROTOCOL.md, "Explain"); else None.
     """
 
     def __init__(self, points: List[Point], higher_is_nearer: bool, engine_us: int, shards_missing=(), shards_asked=0,
-                 shards_total=0, stale=False):
+                 shards_total=0, stale=False, explain=None):
         self._points = points
         self.shards_asked, self.shards_total = shards_asked, shards_total
         self.higher_is_nearer, self.engine_us = higher_is_nearer, engine_us
         self.shards_missing, self.stale = tuple(shards_missing), stale
+        self.explain: Optional[dict] = explain
 
     @property
     def partial(self) -> bool:
@@ -301,7 +303,7 @@ class Collection:
     def search(self, vector=None, *, k: int = 10, filter: Optional[dict] = None, id: Optional[PointId] = None,
                field: str = "", offset: int = 0, score_threshold: Optional[float] = None, with_payload=True,
                with_vectors=False, shard_key: Any = None, allow_partial: bool = False,
-               exact: bool = False) -> Hits:
+               exact: bool = False, explain: bool = False) -> Hits:
         """The ``k`` nearest points to ``vector``, or to the stored point ``id`` (which is left out).
 
         Args:
@@ -314,16 +316,17 @@ class Collection:
             shard_key: of the point ``id``, when the collection has one.
             allow_partial: rather hits without the shards that cannot be reached than an error; see ``Hits.partial``.
             exact: look at every point rather than walk indexes.
+            explain: tell how it was answered; see ``Hits.explain``.
         """
         one = {"k": k, "field": field, "offset": offset, "filter": filter, "score_threshold": score_threshold,
                "id": id, "key": shard_key, "exact": exact or None}
-        return self._search([(vector, one)], with_payload, with_vectors, allow_partial)[0]
+        return self._search([(vector, one)], with_payload, with_vectors, allow_partial, explain)[0]
 
     def search_batch(self, vectors, *, k: int = 10, filter: Optional[dict] = None, field: str = "", offset: int = 0,
                      score_threshold: Optional[float] = None, with_payload=True, with_vectors=False,
-                     allow_partial: bool = False, exact: bool = False) -> List[Hits]:
+                     allow_partial: bool = False, exact: bool = False, explain: bool = False) -> List[Hits]:
         """One search per row of ``vectors``; they share the pass over the data. More than 1000 searches or 400,000 hits
-        go out as several requests."""
+        go out as several requests; ``Hits.explain`` is of the request that a search went out with."""
         rows = as_floats(vectors, "vectors")
         if rows.size == 0:
             return []
@@ -335,7 +338,7 @@ class Collection:
         found: List[Hits] = []
         for first in range(0, len(rows), step):
             found += self._search([(row, one) for row in rows[first:first + step]], with_payload, with_vectors,
-                                  allow_partial)
+                                  allow_partial, explain)
         return found
 
     def get(self, ids: Sequence[PointId], *, shard_keys: Optional[Sequence] = None, with_payload=True,
@@ -431,7 +434,7 @@ class Collection:
             self._add(total, self._write(request))
         return total
 
-    def _search(self, searches, with_payload, with_vectors, allow_partial=False) -> List[Hits]:
+    def _search(self, searches, with_payload, with_vectors, allow_partial=False, explain=False) -> List[Hits]:
         encoded = []
         for vector, one in searches:
             search = {name: value for name, value in one.items() if value is not None}
@@ -449,9 +452,12 @@ class Collection:
         request = {"op": "points.search", "collection": self.name, "searches": encoded}
         if allow_partial:
             request["allow_partial"] = True
+        if explain:
+            request["explain"] = True
         reply = self.client._call(request)
         return [Hits(decode_points(r), reply["higher_is_nearer"], reply.get("engine_us", 0), reply.get("shards_missing", ()),
-                     reply.get("shards_asked", 0), reply.get("shards_total", 0), reply.get("stale", False))
+                     reply.get("shards_asked", 0), reply.get("shards_total", 0), reply.get("stale", False),
+                     reply.get("explain"))
                 for r in reply["results"]]
 
 
