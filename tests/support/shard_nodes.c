@@ -410,8 +410,17 @@ uint64_t shard_nodes_upsert(struct shard_nodes *n, uint64_t id, struct op_id op_
 uint64_t shard_node_count(struct shard_node *node, enum consistency consistency, uint64_t token,
         enum omen_err *code_out)
 {
-    struct shard_call call = { .kind = CALL_COUNT, .consistency = consistency, .token_sequence = token };
-    enum omen_err rc = shard_node_run(node, &call);
+    struct shard_call call;
+    enum omen_err rc;
+    uint64_t until = now_ms() + SHARD_NODES_WAIT_MS;
+    for (;;) {
+        call = (struct shard_call){ .kind = CALL_COUNT, .consistency = consistency, .token_sequence = token };
+        rc = shard_node_run(node, &call);
+        /* On a machine that is busy with others a leader may be silent for long. */
+        if (code_out != NULL || rc != OMEN_EUNAVAILABLE || now_ms() > until) break;
+        shard_host_release(&call);
+        usleep(5000);
+    }
     uint64_t points = rc == OMEN_OK ? call.out.count.points : UINT64_MAX;
     if (code_out != NULL)
         *code_out = rc;

@@ -1,5 +1,6 @@
-/* Replicas of one shard on several nodes in one process: a replica host each with real TCP between them, over a directory
- * of its own, and what a shard_host needs of a node. Time is real; nothing asserts on it but through wide limits. */
+/* Replicas of one shard on several nodes in one process: a replica host each with real TCP between them, over a
+ * directory of its own, and what a shard_host needs of a node. Time is real; nothing asserts on it but through wide
+ * limits. */
 #ifndef OMEN_TESTS_SUPPORT_SHARD_NODES_H
 #define OMEN_TESTS_SUPPORT_SHARD_NODES_H
 
@@ -66,7 +67,8 @@ enum omen_err shard_node_run(struct shard_node *node, struct shard_call *call);
 /* One point, its id in the vector's first component. */
 enum omen_err shard_node_upsert(struct shard_node *node, uint64_t id, struct op_id op_id,
         struct shard_call *call);
-/* Points first .. first + count - 1 in one request at the leader, each with `bytes` of payload. Returns the sequence. */
+/* Points first .. first + count - 1 in one request at the leader, each with `bytes` of payload. Returns the
+ * sequence. */
 uint64_t shard_nodes_fill(struct shard_nodes *n, uint64_t first, uint32_t count, uint32_t bytes);
 /* The same, once: its answer. */
 uint64_t shard_nodes_fill_once(struct shard_nodes *n, uint64_t first, uint32_t count, uint32_t bytes,
@@ -77,7 +79,8 @@ void shard_nodes_hold_apply(struct shard_node *node, bool hold);
 void shard_nodes_checkpoint(struct shard_nodes *n);
 /* At whoever leads, retried with the same op id until OK. Returns the sequence. */
 uint64_t shard_nodes_upsert(struct shard_nodes *n, uint64_t id, struct op_id op_id);
-/* Points of a replica, or UINT64_MAX with the error in *code_out. */
+/* Points of a replica, or UINT64_MAX with the error in *code_out; without a code_out one that is unavailable is
+ * asked again. */
 uint64_t shard_node_count(struct shard_node *node, enum consistency consistency, uint64_t token,
         enum omen_err *code_out);
 void shard_node_wait_applied(struct shard_node *node, uint64_t sequence);
