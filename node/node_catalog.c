@@ -183,6 +183,25 @@ static enum omen_err create_admit(struct node *node, const struct catalog_change
     return files_admit(change->shard_count, err);
 }
 
+/* Whether it was made before under its op id: then `call` gets the first outcome and nothing else happens. One that was
+ * undone, or whose collection was dropped since, is told as that. */
+static bool catalog_settled(struct node *node, struct shard_call *call)
+{
+    const struct catalog_change *change = &call->in.catalog;
+    struct cluster_state *state = cluster_state_acquire(node->catalog);
+    const struct cluster_result *r = cluster_state_result(state, &change->asked_as, (uint32_t)change->kind);
+    bool gone = r != NULL && change->kind == CATALOG_CREATE &&
+            map_find_id(state->map, r->collection_id) == NULL;
+    err_clear(&call->err);
+    call->out.catalog.collection_id = r == NULL ? 0 : r->collection_id;
+    call->code = !gone ? OMEN_OK
+                       : err_set(&call->err, OMEN_ENOTFOUND, "collection",
+                                 "collection \"%s\" was created and is gone again", change->name);
+    bool settled = r != NULL;
+    cluster_state_unref(state);
+    return settled;
+}
+
 static void catalog_run(struct node *node, struct shard_call *call)
 {
     const struct catalog_change *change = &call->in.catalog;
@@ -233,6 +252,8 @@ static void *catalog_main(void *arg)
             call->done(call);
         } else if (node->member != NULL) {
             member_catalog_call(node->member, call);
+        } else if (catalog_settled(node, call)) {
+            call->done(call);
         } else {
             catalog_run(node, call);
         }

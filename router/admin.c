@@ -88,6 +88,7 @@ void op_cluster(struct request *r)
     }
     scatter_call_init(r, 0, CALL_CLUSTER, 0);
     r->calls[0].in.cluster.request = r->wire.cluster.request;
+    r->calls[0].in.cluster.asked_as = r->wire.cluster.asked_as;
     r->calls[0].in.cluster.changes = wire_cluster_changes(r->wire.cluster.request);
     scatter_go(r, cluster_gathered);
 }

@@ -25,9 +25,11 @@ static enum verdict verdict_of_read(const struct remote_call *rc, enum omen_err 
     }
 }
 
-/* Whether `code` tells what became of a write of which an earlier attempt may have been carried out. */
-static bool tells(enum omen_err code)
+/* Whether `code` tells what became of a write of which an earlier attempt may have been carried out. Of a change that was
+ * made the repetition is told its outcome, so one that is refused because something is there was not. */
+static bool tells(const struct shard_call *call, enum omen_err code)
 {
+    if (code == OMEN_EEXISTS) return call->kind != CALL_WRITE && has_op_id(call);
     return code == OMEN_OK || code == OMEN_EINVAL || code == OMEN_ETOOBIG || code == OMEN_ENOTFOUND;
 }
 
@@ -59,7 +61,7 @@ void call_conclude(struct remote_call *rc)
         }
         return;
     }
-    if (rc->uncertain && !tells(call->code)) {
+    if (rc->uncertain && !tells(call, call->code)) {
         call->code = err_set(&call->err, OMEN_EUNKNOWN, call->err.field,
                 "%sthe %s may have been carried out (%u attempts; last: %s)", subject_of(call, subject),
                 call->kind == CALL_WRITE ? "write" : "change", rc->attempts, why);

@@ -322,7 +322,7 @@ void call_again(struct remote_call *rc)
 /* Asked again elsewhere it does no harm, and there is an elsewhere. */
 static bool may_give_up(const struct remote_call *rc)
 {
-    bool others = rc->place != NULL ? rc->place->shard->replica_count > 1 : rc->call->kind == CALL_CLUSTER;
+    bool others = rc->place != NULL ? rc->place->shard->replica_count > 1 : rc->call->kind >= CALL_CATALOG;
     return others && (call_is_read(rc->call) || has_op_id(rc->call));
 }
 

@@ -55,9 +55,12 @@ static inline const char *subject_of(const struct shard_call *call, char out[SUB
     return out;
 }
 
+/* Asked for again it is not done twice. */
 static inline bool has_op_id(const struct shard_call *call)
 {
-    return call->kind == CALL_WRITE && call->in.write.op_id.client != 0;
+    if (call->kind == CALL_WRITE) return call->in.write.op_id.client != 0;
+    if (call->kind == CALL_CATALOG) return call->in.catalog.asked_as.client != 0;
+    return call->kind == CALL_CLUSTER && call->in.cluster.asked_as.client != 0;
 }
 
 /* remote_call.c. "Needs the lock" is said of rc->lock. */

@@ -105,8 +105,9 @@ struct shard_call {
         struct {
             struct doc
                     request; /* an object {"do": action, ..}; PROTOCOL.md lists actions and their members */
-            bool changes;    /* whether it does more than look: then it is not asked again after an unknown
-                                   outcome. For who sends it on; not part of the message */
+            struct op_id asked_as; /* of a change, by whoever may ask again; client 0 = none */
+            bool changes; /* whether it does more than look: then it is not asked again after an unknown
+                                   outcome, unless it has an op id. For who sends it on; not part of the message */
         } cluster;
     } in;
 

@@ -61,6 +61,9 @@ enum wire_role wire_op_role(enum wire_op op); /* WIRE_CLUSTER: to look; what cha
 
 /* Of a WIRE_CLUSTER request: whether it does more than look. An action that is not known does. */
 bool wire_cluster_changes(struct doc request);
+/* Whether what it does is recorded with its op id, so that it may be asked again: every change but a hand-over of
+ * leadership. */
+bool wire_cluster_recorded(struct doc request);
 
 /* Names of vector fields as the client gave them; resolved to schema positions by the router. */
 struct wire_vector_column {
@@ -149,7 +152,8 @@ struct wire_request {
             bool explain; /* tell how they were answered */
         } search;
         struct {
-            struct doc request; /* an object with a member "do", a string */
+            struct doc request;    /* an object with a member "do", a string */
+            struct op_id asked_as; /* of a change; client 0 = none */
         } cluster;
     };
 };

@@ -70,13 +70,13 @@ static const struct op_info OPS[WIRE_OP_COUNT] = {
     [WIRE_HELLO] = { "hello", WIRE_ROLE_NONE, false, BIT(M_VERSIONS) | BIT(M_CLIENT) },
     [WIRE_COLLECTION_CREATE] = { "collection.create", WIRE_ROLE_ADMIN, true,
             BIT(M_VECTORS) | BIT(M_SHARD_KEY) | BIT(M_SHARDS) | BIT(M_REPLICATION) | BIT(M_RECALL_TARGET) |
-                    BIT(M_OPTIONS) },
-    [WIRE_COLLECTION_SET] = { "collection.set", WIRE_ROLE_ADMIN, true, BIT(M_OPTIONS) },
+                    BIT(M_OPTIONS) | BIT(M_OP_ID) },
+    [WIRE_COLLECTION_SET] = { "collection.set", WIRE_ROLE_ADMIN, true, BIT(M_OPTIONS) | BIT(M_OP_ID) },
     [WIRE_COLLECTION_LIST] = { "collection.list", WIRE_ROLE_READ, false, 0 },
     [WIRE_COLLECTION_DESCRIBE] = { "collection.describe", WIRE_ROLE_READ, true, 0 },
-    [WIRE_COLLECTION_DROP] = { "collection.drop", WIRE_ROLE_ADMIN, true, 0 },
-    [WIRE_ALIAS_SET] = { "alias.set", WIRE_ROLE_ADMIN, true, BIT(M_ALIAS) },
-    [WIRE_ALIAS_DROP] = { "alias.drop", WIRE_ROLE_ADMIN, false, BIT(M_ALIAS) },
+    [WIRE_COLLECTION_DROP] = { "collection.drop", WIRE_ROLE_ADMIN, true, BIT(M_OP_ID) },
+    [WIRE_ALIAS_SET] = { "alias.set", WIRE_ROLE_ADMIN, true, BIT(M_ALIAS) | BIT(M_OP_ID) },
+    [WIRE_ALIAS_DROP] = { "alias.drop", WIRE_ROLE_ADMIN, false, BIT(M_ALIAS) | BIT(M_OP_ID) },
     [WIRE_UPSERT] = { "points.upsert", WIRE_ROLE_WRITE, true,
             WRITE_MEMBERS | BIT(M_VECTORS) | BIT(M_PAYLOADS) | BIT(M_EXPIRES_MS) },
     [WIRE_DELETE] = { "points.delete", WIRE_ROLE_WRITE, true, WRITE_MEMBERS | BIT(M_FILTER) | BIT(M_KEYS) },
@@ -94,7 +94,7 @@ static const struct op_info OPS[WIRE_OP_COUNT] = {
     [WIRE_SEARCH] = { "points.search", WIRE_ROLE_READ, true,
             BIT(M_SEARCHES) | BIT(M_ALLOW_PARTIAL) | BIT(M_EXPLAIN) },
     [WIRE_STATUS] = { "status", WIRE_ROLE_READ, false, 0 },
-    [WIRE_CLUSTER] = { "cluster", WIRE_ROLE_READ, false, BIT(M_REQUEST) },
+    [WIRE_CLUSTER] = { "cluster", WIRE_ROLE_READ, false, BIT(M_REQUEST) | BIT(M_OP_ID) },
 };
 
 static const struct op_info *op_info(enum wire_op op)
@@ -129,6 +129,11 @@ bool wire_cluster_changes(struct doc request)
     if (does(request, "status")) return false;
     if (does(request, "rebalance")) return says(request, "apply", DOC_TRUE);
     return !(does(request, "node_drain") && says(request, "dry_run", DOC_TRUE));
+}
+
+bool wire_cluster_recorded(struct doc request)
+{
+    return wire_cluster_changes(request) && !does(request, "leader_transfer");
 }
 
 enum wire_role wire_request_role(const struct wire_request *request)

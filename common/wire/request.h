@@ -26,7 +26,7 @@ enum member {
     M_PAYLOADS,
     M_KEYS,
     M_PATHS,
-    M_OP_ID,
+    M_OP_ID, /* and every change of the catalog or the cluster */
     M_EXPIRES_MS,
     M_WAIT, /* writes, get */
     M_CURSOR,
@@ -76,6 +76,8 @@ struct request_reader {
 
 /* request_points.c and request_reads.c. Errors carry the member's name. */
 OMEN_CHECKED enum omen_err decode_write(struct request_reader *q);
+/* The member `op_id`; left alone when it was not given. */
+OMEN_CHECKED enum omen_err decode_op_id(struct request_reader *q, struct op_id *out);
 OMEN_CHECKED enum omen_err decode_get_ids(struct request_reader *q);
 /* The member `filter`; both outputs absent when it was not given. */
 OMEN_CHECKED enum omen_err decode_filter(struct request_reader *q, const struct filter **filter_out,

@@ -288,6 +288,7 @@ static enum omen_err decode_catalog(struct request_reader *q)
         rc = decode_name(q, M_ALIAS, &name);
         break;
     }
+    if (rc == OMEN_OK) rc = decode_op_id(q, &out->catalog.asked_as);
     if (rc == OMEN_OK) memcpy(out->catalog.name, name.data, name.len);
     return rc;
 }
@@ -305,7 +306,7 @@ static enum omen_err decode_cluster(struct request_reader *q)
     if (rc != OMEN_OK) return rc;
     if (doc_type(*request) != DOC_OBJECT) return err_set(q->r.err, OMEN_EINVAL, "request", "must be a map");
     what = doc_member(*request, (struct bytes){ (const uint8_t *)"do", 2 });
-    if (what.data != NULL && doc_type(what) == DOC_STRING) return OMEN_OK;
+    if (what.data != NULL && doc_type(what) == DOC_STRING) return decode_op_id(q, &q->out->cluster.asked_as);
     return err_set(q->r.err, OMEN_EINVAL, "request.do", "must be a str: what is to be done");
 }
 

@@ -180,6 +180,13 @@ static void put_options(struct writer *w, const struct catalog_change *change)
     pack_doc(&w->pk, change->options);
 }
 
+static void put_op_id(struct writer *w, const struct op_id *id)
+{
+    if (id->client == 0) return;
+    put_name(w, MEMBER_NAMES[M_OP_ID]);
+    pack_token(&w->pk, &(struct token){ id->client, id->seq, id->issue_ms });
+}
+
 static void put_write(struct writer *w, const struct wire_request *q)
 {
     uint32_t count = q->write.count;
@@ -205,11 +212,7 @@ static void put_write(struct writer *w, const struct wire_request *q)
         pack_doc(&w->pk, q->write.payload_paths);
     }
     put_filter(w, q->write.filter, q->write.filter_doc);
-    if (q->write.op_id.client != 0) {
-        put_name(w, MEMBER_NAMES[M_OP_ID]);
-        pack_token(&w->pk,
-                &(struct token){ q->write.op_id.client, q->write.op_id.seq, q->write.op_id.issue_ms });
-    }
+    put_op_id(w, &q->write.op_id);
     if (q->write.wait != WAIT_COMMITTED) {
         put_name(w, MEMBER_NAMES[M_WAIT]);
         pack_str(&w->pk, q->write.wait == WAIT_ACCEPTED ? "accepted" : "indexed");
@@ -293,12 +296,18 @@ static void put_operation(struct writer *w, const struct wire_request *q)
     case WIRE_COLLECTION_CREATE:
         put_create(w, &q->catalog);
         put_options(w, &q->catalog);
+        put_op_id(w, &q->catalog.asked_as);
         return;
-    case WIRE_COLLECTION_SET: put_options(w, &q->catalog); return;
+    case WIRE_COLLECTION_SET:
+        put_options(w, &q->catalog);
+        put_op_id(w, &q->catalog.asked_as);
+        return;
+    case WIRE_COLLECTION_DROP: put_op_id(w, &q->catalog.asked_as); return;
     case WIRE_ALIAS_SET:
     case WIRE_ALIAS_DROP:
         put_name(w, MEMBER_NAMES[M_ALIAS]);
         pack_str(&w->pk, q->catalog.name);
+        put_op_id(w, &q->catalog.asked_as);
         return;
     case WIRE_UPSERT:
     case WIRE_DELETE:
@@ -316,8 +325,9 @@ static void put_operation(struct writer *w, const struct wire_request *q)
     case WIRE_CLUSTER:
         put_name(w, MEMBER_NAMES[M_REQUEST]);
         pack_doc(&w->pk, q->cluster.request);
+        put_op_id(w, &q->cluster.asked_as);
         return;
-    default: /* drop, list, describe, status: the envelope says it all */ return;
+    default: /* list, describe, status: the envelope says it all */ return;
     }
 }
 

@@ -152,13 +152,13 @@ static enum omen_err decode_expires(struct request_reader *q)
     return rc;
 }
 
-static enum omen_err decode_op_id(struct request_reader *q)
+enum omen_err decode_op_id(struct request_reader *q, struct op_id *out)
 {
     if (q->members[M_OP_ID] == NULL) return OMEN_OK;
     struct token parts; /* the same shape: three u64 */
-    enum omen_err rc = read_token(&q->r, q->members[M_OP_ID], &parts);
+    enum omen_err rc = in_member(q, M_OP_ID, read_token(&q->r, q->members[M_OP_ID], &parts));
     if (rc != OMEN_OK) return rc;
-    q->out->write.op_id = (struct op_id){ parts.incarnation, parts.shard, parts.sequence };
+    *out = (struct op_id){ parts.incarnation, parts.shard, parts.sequence };
     return OMEN_OK;
 }
 
@@ -219,7 +219,7 @@ enum omen_err decode_write(struct request_reader *q)
     if (rc == OMEN_OK) rc = decode_keys(q, q->out->write.count, &q->out->write.keys);
     if (rc == OMEN_OK && op == WIRE_DELETE_PAYLOAD) rc = decode_paths(q);
     if (rc == OMEN_OK) rc = in_member(q, M_EXPIRES_MS, decode_expires(q));
-    if (rc == OMEN_OK) rc = in_member(q, M_OP_ID, decode_op_id(q));
+    if (rc == OMEN_OK) rc = decode_op_id(q, &q->out->write.op_id);
     if (rc == OMEN_OK) rc = in_member(q, M_WAIT, decode_wait(q));
     return rc == OMEN_OK ? check_batch_bytes(q) : rc;
 }

@@ -9,6 +9,7 @@
 #define HEAD_FILTER 8       /* of a write: the one operation is for all that match */
 #define HEAD_EXPLAIN 2      /* of a search: tell how it was answered */
 #define HEAD_NOW 1          /* flag of a request: a time comes with it */
+#define HEAD_ASKED 16       /* of a change of the catalog or the cluster: its op id comes with it */
 #define OP_BYTES_MIN 18     /* kind, flags, mask, id of a number, no key, no payload */
 #define ITEM_BYTES_MIN 12   /* flags, id, no key */
 #define SEARCH_BYTES_MIN 22 /* field, flags, k, threshold, selection, no filter, one component */
@@ -51,12 +52,17 @@ static void put_op(struct buf *out, const struct point_op *op, uint32_t field_co
     if (op->expires_ms != 0) put_u64(out, op->expires_ms);
 }
 
+static void put_op_id(struct buf *out, const struct op_id *id)
+{
+    put_u64(out, id->client);
+    put_u64(out, id->seq);
+    put_u64(out, id->issue_ms);
+}
+
 /* Vectors after all ops, one field after the other, each row that has one. */
 static void put_write(struct buf *out, const struct shard_call *call, const struct collection_schema *schema)
 {
-    put_u64(out, call->in.write.op_id.client);
-    put_u64(out, call->in.write.op_id.seq);
-    put_u64(out, call->in.write.op_id.issue_ms);
+    put_op_id(out, &call->in.write.op_id);
     put_dims(out, schema);
     put_u32(out, call->in.write.count);
     for (uint32_t i = 0; i < call->in.write.count; i++)
@@ -129,11 +135,21 @@ static void put_cluster(struct buf *out, struct doc request)
     put_doc(out, request);
 }
 
+/* The op id of a change; NULL: it has none, or is no change. */
+static const struct op_id *asked_as_of(const struct shard_call *call)
+{
+    const struct op_id *id = call->kind == CALL_CATALOG ? &call->in.catalog.asked_as
+            : call->kind == CALL_CLUSTER                ? &call->in.cluster.asked_as
+                                                        : NULL;
+    return id != NULL && id->client != 0 ? id : NULL;
+}
+
 static uint8_t head_flags(const struct shard_call *call)
 {
     uint8_t flags = call->now_ms != 0 ? HEAD_NOW : 0;
     if (call->kind == CALL_WRITE && call->in.write.filter_doc.data != NULL) flags |= HEAD_FILTER;
     if (call->kind == CALL_SEARCH && call->in.search.explain) flags |= HEAD_EXPLAIN;
+    if (asked_as_of(call) != NULL) flags |= HEAD_ASKED;
     if (call->kind != CALL_WRITE || call->in.write.wait == WAIT_COMMITTED) return flags;
     return flags | (call->in.write.wait == WAIT_ACCEPTED ? HEAD_ACCEPTED : HEAD_INDEXED);
 }
@@ -152,6 +168,7 @@ void shard_request_encode(const struct shard_call *call, const struct collection
     put_u64(out, call->incarnation);
     put_u64(out, call->token_sequence);
     if (call->now_ms != 0) put_u64(out, call->now_ms);
+    if (asked_as_of(call) != NULL) put_op_id(out, asked_as_of(call));
     switch (call->kind) {
     case CALL_WRITE: put_write(out, call, schema); return;
     case CALL_SEARCH:
@@ -307,11 +324,16 @@ static void in_columns(struct wire_in *in, const struct shard_request_info *info
     }
 }
 
+static void in_op_id(struct wire_in *in, struct op_id *out)
+{
+    out->client = in_u64(in, "op_id");
+    out->seq = in_u64(in, "op_id");
+    out->issue_ms = in_u64(in, "op_id");
+}
+
 static void in_write(struct wire_in *in, struct shard_call *call, struct shard_request_info *info)
 {
-    call->in.write.op_id.client = in_u64(in, "op_id");
-    call->in.write.op_id.seq = in_u64(in, "op_id");
-    call->in.write.op_id.issue_ms = in_u64(in, "op_id");
+    in_op_id(in, &call->in.write.op_id);
     in_dims(in, info);
     uint32_t count = in_count(in, OMEN_BATCH_POINTS_MAX, OP_BYTES_MIN, "ops");
     if (in_ok(in) && count == 0) in_fail(in, OMEN_EINVAL, "ops", "there are none");
@@ -479,6 +501,8 @@ static uint8_t head_flags_known(uint8_t kind)
     switch (kind) {
     case CALL_WRITE: return HEAD_NOW | HEAD_ACCEPTED | HEAD_INDEXED | HEAD_FILTER;
     case CALL_SEARCH: return HEAD_NOW | HEAD_EXPLAIN;
+    case CALL_CATALOG:
+    case CALL_CLUSTER: return HEAD_NOW | HEAD_ASKED;
     default: return HEAD_NOW;
     }
 }
@@ -507,6 +531,10 @@ enum omen_err shard_request_decode(uint8_t kind, struct bytes body, struct arena
     if (flags & HEAD_NOW) call_out->now_ms = in_u64(&in, "now_ms");
     if (in_ok(&in) && (flags & HEAD_NOW) && call_out->now_ms == 0)
         in_fail(&in, OMEN_EPROTO, "now_ms", "is not as announced");
+    struct op_id asked_as = { .client = 0 };
+    if (flags & HEAD_ASKED) in_op_id(&in, &asked_as);
+    if (in_ok(&in) && (flags & HEAD_ASKED) && asked_as.client == 0)
+        in_fail(&in, OMEN_EPROTO, "op_id", "is not as announced");
     if (in_ok(&in)) {
         switch (kind) {
         case CALL_WRITE:
@@ -525,8 +553,14 @@ enum omen_err shard_request_decode(uint8_t kind, struct bytes body, struct arena
         case CALL_SCROLL: in_scroll(&in, call_out, info_out); break;
         case CALL_COUNT: in_filter(&in, &call_out->in.count.filter, &call_out->in.count.filter_doc); break;
         case CALL_STATS: break;
-        case CALL_CATALOG: in_catalog(&in, &call_out->in.catalog); break;
-        case CALL_CLUSTER: in_cluster(&in, &call_out->in.cluster.request); break;
+        case CALL_CATALOG:
+            in_catalog(&in, &call_out->in.catalog);
+            call_out->in.catalog.asked_as = asked_as;
+            break;
+        case CALL_CLUSTER:
+            in_cluster(&in, &call_out->in.cluster.request);
+            call_out->in.cluster.asked_as = asked_as;
+            break;
         default: in_fail(&in, OMEN_EPROTO, "kind", "is not known");
         }
     }

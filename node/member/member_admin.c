@@ -8,145 +8,52 @@
 #include "common/check.h"
 #include "common/log.h"
 #include "common/placement/map_index.h"
-#include "node/cluster/plan.h"
 #include "node/member/member_impl.h"
 
 #define ADOPT_WAIT_MS 10000u
 #define CREATE_WAIT_MS 10000u
 #define POLL_MS 50u
 
-typedef enum omen_err (*action)(struct member *m, struct doc request, struct doc_builder *reply,
+typedef enum omen_err (*action)(struct member *m, const struct admin_ask *ask, struct doc_builder *reply,
         uint32_t *leader_out, struct err *err);
 
-/* ---- plans ---- */
+/* ---- nodes ---- */
 
-static struct plan_size *sizes_collect(struct member *m, const struct cluster_state *state,
-        uint32_t *count_out)
-{
-    struct map_index *index = map_index_new(state->map);
-    *count_out = 0;
-    if (index == NULL) return NULL;
-    struct plan_size *sizes = mem_must_calloc(index->count + 1, sizeof *sizes);
-    for (uint32_t i = 0; i < index->count; i++) {
-        struct shard_report report;
-        member_shard_report(m, index->places[i].shard, &report);
-        sizes[(*count_out)++] = (struct plan_size){ index->places[i].shard_id, report.bytes };
-    }
-    map_index_unref(index);
-    return sizes;
-}
-
-static void moves_put(const struct cluster_state *state, const struct plan_move *moves, uint32_t count,
-        struct doc_builder *b)
-{
-    uint64_t total = 0;
-    begin_array(b, "moves");
-    for (uint32_t i = 0; i < count; i++) {
-        const struct map_collection *c = map_find_id(state->map, moves[i].collection_id);
-        total += moves[i].bytes;
-        doc_begin_object(b);
-        put_u64(b, "shard_id", moves[i].shard_id);
-        put_text(b, "collection", c == NULL ? "" : c->name);
-        put_u64(b, "from_node", moves[i].from_node);
-        put_u64(b, "to_node", moves[i].to_node);
-        put_u64(b, "bytes", moves[i].bytes);
-        put_text(b, "why", moves[i].why);
-        doc_end(b);
-    }
-    doc_end(b);
-    put_u64(b, "bytes_total", total);
-}
-
-static enum omen_err moves_start(struct member *m, const struct plan_move *moves, uint32_t count,
-        enum cluster_op_why why, uint64_t *plan_id_out, uint32_t *leader_out, struct err *err)
-{
-    *plan_id_out = 0;
-    if (count == 0) return OMEN_OK;
-    struct cluster_move *asked = mem_must_calloc(count, sizeof *asked);
-    for (uint32_t i = 0; i < count; i++)
-        asked[i] = (struct cluster_move){ moves[i].shard_id, moves[i].from_replica, moves[i].to_node };
-    struct cluster_change change = { .kind = CLUSTER_CHANGE_OPS_START,
-        .why = why,
-        .moves = asked,
-        .move_count = count };
-    struct catalog_outcome outcome;
-    enum omen_err rc = member_change(m, &change, &outcome, leader_out, err);
-    if (rc == OMEN_OK) *plan_id_out = outcome.plan_id;
-    mem_free(asked);
-    return rc;
-}
-
-static enum omen_err act_rebalance(struct member *m, struct doc request, struct doc_builder *reply,
-        uint32_t *leader_out, struct err *err)
-{
-    struct cluster_state *state = member_state(m);
-    uint32_t size_count, count = 0;
-    uint64_t minimum = 0, plan_id = 0;
-    struct plan_size *sizes = sizes_collect(m, state, &size_count);
-    struct plan_move *moves = NULL;
-    enum omen_err rc = plan_rebalance(state, sizes, size_count, &moves, &count, &minimum, err);
-    if (rc == OMEN_OK && field_bool(request, "apply"))
-        rc = moves_start(m, moves, count, OP_WHY_REBALANCE, &plan_id, leader_out, err);
-    if (rc == OMEN_OK) {
-        put_u64(reply, "plan_id", plan_id);
-        put_u64(reply, "bytes_minimum", minimum);
-        moves_put(state, moves, count, reply);
-    }
-    mem_free(moves);
-    mem_free(sizes);
-    cluster_state_unref(state);
-    return rc;
-}
-
-static enum omen_err node_known(const struct cluster_state *state, uint32_t node_id, struct err *err)
+enum omen_err node_known(const struct cluster_state *state, uint32_t node_id, struct err *err)
 {
     const struct cluster_node *n = cluster_state_node(state, node_id);
     if (n != NULL && n->state != CLUSTER_NODE_REMOVED) return OMEN_OK;
     return err_set(err, OMEN_ENOTFOUND, "node_id", "there is no node %u", node_id);
 }
 
-static enum omen_err node_state_set(struct member *m, uint32_t node_id, enum cluster_node_state state,
-        uint32_t *leader_out, struct err *err)
+enum omen_err node_state_set(struct member *m, const struct admin_ask *ask, uint32_t node_id,
+        enum cluster_node_state state, uint32_t *leader_out, struct err *err)
 {
     struct cluster_change change = { .kind = CLUSTER_CHANGE_NODE_STATE,
         .node_id = node_id,
-        .node_state = state };
+        .node_state = state,
+        .asked_as = ask->asked_as };
     return member_change(m, &change, NULL, leader_out, err);
 }
 
-static enum omen_err act_drain(struct member *m, struct doc request, struct doc_builder *reply,
-        uint32_t *leader_out, struct err *err)
+/* What was told of the cluster's making, if it was asked for under this op id. */
+static bool init_told(struct member *m, const struct op_id *asked_as)
 {
+    if (!member_is_open(m)) return false;
     struct cluster_state *state = member_state(m);
-    uint32_t node_id = field_u32(request, "node_id"), size_count, count = 0;
-    uint64_t plan_id = 0;
-    struct plan_size *sizes = sizes_collect(m, state, &size_count);
-    struct plan_move *moves = NULL;
-    enum omen_err rc = node_known(state, node_id, err);
-    if (rc == OMEN_OK) rc = plan_drain(state, node_id, sizes, size_count, &moves, &count, err);
-    bool dry = field_bool(request, "dry_run");
-    if (rc == OMEN_OK && !dry) rc = node_state_set(m, node_id, CLUSTER_NODE_DRAINING, leader_out, err);
-    if (rc == OMEN_OK && !dry) rc = moves_start(m, moves, count, OP_WHY_DRAIN, &plan_id, leader_out, err);
-    if (rc == OMEN_OK) {
-        put_u64(reply, "plan_id", plan_id);
-        moves_put(state, moves, count, reply);
-    }
-    mem_free(moves);
-    mem_free(sizes);
+    bool told = cluster_state_result(state, asked_as, CLUSTER_CHANGE_INIT) != NULL;
     cluster_state_unref(state);
-    return rc;
+    return told;
 }
 
-/* ---- nodes ---- */
-
-static enum omen_err act_init(struct member *m, struct doc request, struct doc_builder *reply,
+static enum omen_err act_init(struct member *m, const struct admin_ask *ask, struct doc_builder *reply,
         uint32_t *leader_out, struct err *err)
 {
     char name[CLUSTER_NAME_BYTES_MAX + 1], id[32];
-    struct doc given = doc_member(request, (struct bytes){ (const uint8_t *)"name", 4 });
-    if (!field_text(request, "name", name, sizeof name) && given.data != NULL)
+    struct doc given = doc_member(ask->doc, (struct bytes){ (const uint8_t *)"name", 4 });
+    if (!field_text(ask->doc, "name", name, sizeof name) && given.data != NULL)
         return err_set(err, OMEN_EINVAL, "name", "is a text of at most %d bytes", CLUSTER_NAME_BYTES_MAX);
-    enum omen_err rc = member_found(m, name, err);
+    enum omen_err rc = init_told(m, &ask->asked_as) ? OMEN_OK : member_found(m, name, &ask->asked_as, err);
     for (uint32_t waited = 0; rc == OMEN_OK && waited < CREATE_WAIT_MS; waited += POLL_MS) {
         if (atomic_load(&m->shards_open)) break; /* the first entry is applied, the map is published */
         if (!member_sleep(m, POLL_MS)) break;
@@ -156,7 +63,7 @@ static enum omen_err act_init(struct member *m, struct doc request, struct doc_b
     if (rc != OMEN_OK) return rc;
     snprintf(id, sizeof id, "%llu", (unsigned long long)m->node->dir.identity.cluster_id);
     put_text(reply, "cluster_id", id);
-    put_u64(reply, "node_id", member_id(m));
+    put_u64(reply, "node_id", 1); /* who makes a cluster is its first node; any member may be asked again */
     return OMEN_OK;
 }
 
@@ -205,10 +112,12 @@ static enum omen_err labels_take(struct doc request, bool needed, char *out, str
             CLUSTER_LABELS_BYTES_MAX);
 }
 
-static enum omen_err labels_set(struct member *m, uint32_t node_id, const char *labels, uint32_t *leader_out,
-        struct err *err)
+static enum omen_err labels_set(struct member *m, const struct admin_ask *ask, uint32_t node_id,
+        const char *labels, uint32_t *leader_out, struct err *err)
 {
-    struct cluster_change change = { .kind = CLUSTER_CHANGE_NODE_UPDATE, .node_id = node_id };
+    struct cluster_change change = { .kind = CLUSTER_CHANGE_NODE_UPDATE,
+        .node_id = node_id,
+        .asked_as = ask->asked_as };
     snprintf(change.labels, sizeof change.labels, "%s", labels);
     struct cluster_state *state = member_state(m);
     const struct cluster_node *n = cluster_state_node(state, node_id);
@@ -221,15 +130,15 @@ static enum omen_err labels_set(struct member *m, uint32_t node_id, const char *
     return rc == OMEN_OK ? member_change(m, &change, NULL, leader_out, err) : rc;
 }
 
-static enum omen_err act_node_add(struct member *m, struct doc request, struct doc_builder *reply,
+static enum omen_err act_node_add(struct member *m, const struct admin_ask *ask, struct doc_builder *reply,
         uint32_t *leader_out, struct err *err)
 {
     char address[OMEN_ADDRESS_BYTES_MAX + 1], known_as[OMEN_ADDRESS_BYTES_MAX + 1] = "";
     char labels[CLUSTER_LABELS_BYTES_MAX + 1]; /* beside those of its own configuration: these count */
-    if (!field_text(request, "address", address, sizeof address) || address[0] == '\0')
+    if (!field_text(ask->doc, "address", address, sizeof address) || address[0] == '\0')
         return err_set(err, OMEN_EINVAL, "address",
                 "names the node port of the node to add, tcp://host:port");
-    enum omen_err rc = labels_take(request, false, labels, err);
+    enum omen_err rc = labels_take(ask->doc, false, labels, err);
     if (rc == OMEN_OK) rc = adopt_ask(m, address, known_as, err);
     uint32_t node_id = 0;
     for (uint32_t waited = 0; rc == OMEN_OK && node_id == 0 && waited < ADOPT_WAIT_MS; waited += POLL_MS) {
@@ -239,21 +148,21 @@ static enum omen_err act_node_add(struct member *m, struct doc request, struct d
     if (rc == OMEN_OK && node_id == 0)
         rc = err_set(err, OMEN_EUNKNOWN, "address",
                 "the node at %s was told to join and has not done so yet; its log says why", address);
-    if (rc == OMEN_OK && labels[0] != '\0') rc = labels_set(m, node_id, labels, leader_out, err);
+    if (rc == OMEN_OK && labels[0] != '\0') rc = labels_set(m, ask, node_id, labels, leader_out, err);
     if (rc == OMEN_OK) put_u64(reply, "node_id", node_id);
     return rc;
 }
 
-static enum omen_err act_activate(struct member *m, struct doc request, struct doc_builder *reply,
+static enum omen_err act_activate(struct member *m, const struct admin_ask *ask, struct doc_builder *reply,
         uint32_t *leader_out, struct err *err)
 {
-    return node_state_set(m, field_u32(request, "node_id"), CLUSTER_NODE_ACTIVE, leader_out, err);
+    return node_state_set(m, ask, field_u32(ask->doc, "node_id"), CLUSTER_NODE_ACTIVE, leader_out, err);
 }
 
-static enum omen_err act_remove(struct member *m, struct doc request, struct doc_builder *reply,
+static enum omen_err act_remove(struct member *m, const struct admin_ask *ask, struct doc_builder *reply,
         uint32_t *leader_out, struct err *err)
 {
-    uint32_t node_id = field_u32(request, "node_id");
+    uint32_t node_id = field_u32(ask->doc, "node_id");
     if (node_id == member_id(m)) { /* somebody else must lead the group that forgets us */
         struct err ignored;
         enum omen_err rc = replica_command(m->node->catalog_replica, COMMAND_TRANSFER, 0, 0, &ignored);
@@ -262,15 +171,15 @@ static enum omen_err act_remove(struct member *m, struct doc request, struct doc
                 rc == OMEN_OK ? "the node led the cluster group: leadership is handed over, try again"
                               : "the node leads the cluster group and nobody else can yet: try again");
     }
-    return node_state_set(m, node_id, CLUSTER_NODE_REMOVED, leader_out, err);
+    return node_state_set(m, ask, node_id, CLUSTER_NODE_REMOVED, leader_out, err);
 }
 
-static enum omen_err act_label(struct member *m, struct doc request, struct doc_builder *reply,
+static enum omen_err act_label(struct member *m, const struct admin_ask *ask, struct doc_builder *reply,
         uint32_t *leader_out, struct err *err)
 {
     char labels[CLUSTER_LABELS_BYTES_MAX + 1];
-    enum omen_err rc = labels_take(request, true, labels, err);
-    return rc == OMEN_OK ? labels_set(m, field_u32(request, "node_id"), labels, leader_out, err) : rc;
+    enum omen_err rc = labels_take(ask->doc, true, labels, err);
+    return rc == OMEN_OK ? labels_set(m, ask, field_u32(ask->doc, "node_id"), labels, leader_out, err) : rc;
 }
 
 /* ---- shards ---- */
@@ -291,14 +200,14 @@ static uint64_t replica_on(const struct map_shard *shard, uint32_t node_id)
     return 0;
 }
 
-static enum omen_err act_move(struct member *m, struct doc request, struct doc_builder *reply,
+static enum omen_err act_move(struct member *m, const struct admin_ask *ask, struct doc_builder *reply,
         uint32_t *leader_out, struct err *err)
 {
     struct cluster_state *state = member_state(m);
     struct map_index *index = map_index_new(state->map);
-    struct cluster_move move = { .shard_id = field_u64(request, "shard_id"),
-        .to_node = field_u32(request, "to_node") };
-    uint32_t from_node = field_u32(request, "from_node");
+    struct cluster_move move = { .shard_id = field_u64(ask->doc, "shard_id"),
+        .to_node = field_u32(ask->doc, "to_node") };
+    uint32_t from_node = field_u32(ask->doc, "from_node");
     const struct map_place *place = index == NULL ? NULL : shard_known(index, move.shard_id, err);
     enum omen_err rc = place == NULL ? OMEN_ENOTFOUND : OMEN_OK;
     if (rc == OMEN_OK) {
@@ -310,7 +219,8 @@ static enum omen_err act_move(struct member *m, struct doc request, struct doc_b
     struct cluster_change change = { .kind = CLUSTER_CHANGE_OPS_START,
         .why = OP_WHY_MOVE,
         .moves = &move,
-        .move_count = 1 };
+        .move_count = 1,
+        .asked_as = ask->asked_as };
     struct catalog_outcome outcome;
     if (rc == OMEN_OK) rc = member_change(m, &change, &outcome, leader_out, err);
     if (rc == OMEN_OK) put_u64(reply, "op_id", outcome.first_op_id);
@@ -319,13 +229,13 @@ static enum omen_err act_move(struct member *m, struct doc request, struct doc_b
     return rc;
 }
 
-static enum omen_err act_transfer(struct member *m, struct doc request, struct doc_builder *reply,
+static enum omen_err act_transfer(struct member *m, const struct admin_ask *ask, struct doc_builder *reply,
         uint32_t *leader_out, struct err *err)
 {
     struct cluster_state *state = member_state(m);
     struct map_index *index = map_index_new(state->map);
-    uint64_t shard_id = field_u64(request, "shard_id"), to_replica = 0;
-    uint32_t to_node = field_u32(request, "to_node");
+    uint64_t shard_id = field_u64(ask->doc, "shard_id"), to_replica = 0;
+    uint32_t to_node = field_u32(ask->doc, "to_node");
     const struct map_place *place = index == NULL ? NULL : shard_known(index, shard_id, err);
     enum omen_err rc = place == NULL ? OMEN_ENOTFOUND : OMEN_OK;
     if (rc == OMEN_OK && to_node != 0) {
@@ -346,13 +256,14 @@ static enum omen_err act_transfer(struct member *m, struct doc request, struct d
 
 /* ---- operations ---- */
 
-static enum omen_err act_cancel(struct member *m, struct doc request, struct doc_builder *reply,
+static enum omen_err act_cancel(struct member *m, const struct admin_ask *ask, struct doc_builder *reply,
         uint32_t *leader_out, struct err *err)
 {
     struct cluster_change change = { .kind = CLUSTER_CHANGE_OP_CANCEL,
-        .op_id = field_u64(request, "op_id"),
-        .plan_id = field_u64(request, "plan_id") };
-    if (change.op_id == 0 && change.plan_id == 0 && !field_bool(request, "all"))
+        .op_id = field_u64(ask->doc, "op_id"),
+        .plan_id = field_u64(ask->doc, "plan_id"),
+        .asked_as = ask->asked_as };
+    if (change.op_id == 0 && change.plan_id == 0 && !field_bool(ask->doc, "all"))
         return err_set(err, OMEN_EINVAL, "op_id", "give op_id, plan_id or all");
     struct catalog_outcome outcome;
     enum omen_err rc = member_change(m, &change, &outcome, leader_out, err);
@@ -360,12 +271,32 @@ static enum omen_err act_cancel(struct member *m, struct doc request, struct doc
     return rc;
 }
 
-static enum omen_err act_throttle(struct member *m, struct doc request, struct doc_builder *reply,
+static enum omen_err act_throttle(struct member *m, const struct admin_ask *ask, struct doc_builder *reply,
         uint32_t *leader_out, struct err *err)
 {
     struct cluster_change change = { .kind = CLUSTER_CHANGE_THROTTLE,
-        .throttle_bytes_per_s = field_u64(request, "bytes_per_s") };
+        .throttle_bytes_per_s = field_u64(ask->doc, "bytes_per_s"),
+        .asked_as = ask->asked_as };
     return member_change(m, &change, NULL, leader_out, err);
+}
+
+/* ---- what was asked before ---- */
+
+static void tell_nothing(const struct cluster_state *state, const struct cluster_result *r,
+        struct doc_builder *reply)
+{
+}
+
+static void tell_op(const struct cluster_state *state, const struct cluster_result *r,
+        struct doc_builder *reply)
+{
+    put_u64(reply, "op_id", r->first_op_id);
+}
+
+static void tell_canceled(const struct cluster_state *state, const struct cluster_result *r,
+        struct doc_builder *reply)
+{
+    put_u64(reply, "canceled", r->op_count);
 }
 
 /* ---- dispatch ---- */
@@ -373,30 +304,50 @@ static enum omen_err act_throttle(struct member *m, struct doc request, struct d
 static const struct {
     const char *name;
     action act;
+    enum cluster_change_kind
+            kind; /* of its change, the last if it makes several; 0: asked again, it does the same */
+    void (*tell)(const struct cluster_state *state, const struct cluster_result *result,
+            struct doc_builder *reply); /* what was told of it the first time */
 } actions[] = {
-    { "node_add", act_node_add },
-    { "node_drain", act_drain },
-    { "node_activate", act_activate },
-    { "node_remove", act_remove },
-    { "node_label", act_label },
-    { "replica_move", act_move },
-    { "leader_transfer", act_transfer },
-    { "rebalance", act_rebalance },
-    { "cancel", act_cancel },
-    { "throttle", act_throttle },
+    { "node_add", act_node_add, 0, NULL },
+    { "node_drain", plan_drain_ask, CLUSTER_CHANGE_OPS_START, plan_tell },
+    { "node_activate", act_activate, CLUSTER_CHANGE_NODE_STATE, tell_nothing },
+    { "node_remove", act_remove, CLUSTER_CHANGE_NODE_STATE, tell_nothing },
+    { "node_label", act_label, CLUSTER_CHANGE_NODE_UPDATE, tell_nothing },
+    { "replica_move", act_move, CLUSTER_CHANGE_OPS_START, tell_op },
+    { "leader_transfer", act_transfer, 0, NULL },
+    { "rebalance", plan_rebalance_ask, CLUSTER_CHANGE_OPS_START, plan_tell },
+    { "cancel", act_cancel, CLUSTER_CHANGE_OP_CANCEL, tell_canceled },
+    { "throttle", act_throttle, CLUSTER_CHANGE_THROTTLE, tell_nothing },
 };
 
-enum omen_err member_admin(struct member *m, struct doc request, struct doc_builder *reply,
+/* Looked up before anything is planned or checked: what a repetition finds is changed by its first. */
+static enum omen_err action_run(struct member *m, size_t i, const struct admin_ask *ask,
+        struct doc_builder *reply, uint32_t *leader_out, struct err *err)
+{
+    if (ask->asked_as.client == 0 || actions[i].kind == 0)
+        return actions[i].act(m, ask, reply, leader_out, err);
+    enum omen_err rc = member_barrier(m, leader_out,
+            err); /* the first may have been made by the leader before us */
+    if (rc != OMEN_OK) return rc;
+    struct cluster_state *state = member_state(m);
+    const struct cluster_result *r = cluster_state_result(state, &ask->asked_as, (uint32_t)actions[i].kind);
+    if (r != NULL) actions[i].tell(state, r, reply);
+    cluster_state_unref(state);
+    return r != NULL ? OMEN_OK : actions[i].act(m, ask, reply, leader_out, err);
+}
+
+static enum omen_err member_admin(struct member *m, const struct admin_ask *ask, struct doc_builder *reply,
         uint32_t *leader_out, struct err *err)
 {
     *leader_out = 0;
-    if (field_is(request, "do", "init")) return act_init(m, request, reply, leader_out, err);
+    if (field_is(ask->doc, "do", "init")) return act_init(m, ask, reply, leader_out, err);
     if (!member_is_open(m))
         return err_set(err, OMEN_EUNAVAILABLE, "",
                 "this node is not part of a cluster yet: omenctl cluster init");
     bool leads = member_leads(m);
     uint32_t leader = member_leader(m);
-    if (field_is(request, "do", "status") && (leads || leader == 0)) {
+    if (field_is(ask->doc, "do", "status") && (leads || leader == 0)) {
         member_status_reply(m, reply);
         return OMEN_OK;
     }
@@ -408,8 +359,7 @@ enum omen_err member_admin(struct member *m, struct doc request, struct doc_buil
                 leader);
     }
     for (size_t i = 0; i < sizeof actions / sizeof *actions; i++)
-        if (field_is(request, "do", actions[i].name))
-            return actions[i].act(m, request, reply, leader_out, err);
+        if (field_is(ask->doc, "do", actions[i].name)) return action_run(m, i, ask, reply, leader_out, err);
     return err_set(err, OMEN_EINVAL, "do", "is not known");
 }
 
@@ -427,7 +377,8 @@ static void admin_run(struct search_task *task)
     struct shard_call *call = a->call;
     err_clear(&call->err);
     doc_begin_object(a->reply);
-    call->code = member_admin(a->member, call->in.cluster.request, a->reply, &call->leader_hint, &call->err);
+    const struct admin_ask ask = { call->in.cluster.request, call->in.cluster.asked_as };
+    call->code = member_admin(a->member, &ask, a->reply, &call->leader_hint, &call->err);
     doc_end(a->reply);
     struct doc reply;
     enum omen_err rc = doc_builder_finish(a->reply, &reply, &call->err);

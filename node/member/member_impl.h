@@ -9,8 +9,9 @@
  *   member_drive.c       operations, at the leader
  *   member_group.c       who votes in the cluster group, at the leader
  *   member_admin.c       requests of operators; member_status.c: the large one
+ *   member_plan.c        of those: draining and rebalancing
  *   member_collections.c changes of collections and aliases
- *   member_propose.c     entries of the cluster group
+ *   member_propose.c     entries of the cluster group; member_wait.c: waiting for an answer
  *
  * Locks: `lock` guards what follows it in struct member and is held for moments only, never while another room is
  * called. */
@@ -94,9 +95,10 @@ struct member {
     pthread_mutex_t lock;
     pthread_cond_t wake; /* monotonic; broadcast when something is to be looked at at once */
     char name[CLUSTER_NAME_BYTES_MAX +
-            1];        /* of the cluster that is being made here; lost with the process before
+            1];                 /* of the cluster that is being made here; lost with the process before
                                               its first entry, which then has none */
-    char trouble[200]; /* why it is not a member yet, or why a replica could not be opened */
+    struct op_id init_asked_as; /* who asked for it; lost with the process as well */
+    char trouble[200];          /* why it is not a member yet, or why a replica could not be opened */
     char seeds[MEMBER_SEEDS_MAX]
               [OMEN_ADDRESS_BYTES_MAX + 1]; /* cluster.join, PEERS, and who said that it takes us in */
     uint32_t seed_count;
@@ -117,6 +119,22 @@ bool member_is_open(const struct member *m);
 struct cluster_state *member_state(struct member *m);
 uint32_t member_id(const struct member *m);
 
+/* member_wait.c: one answer of a replica, by replica_done. Two own it, who waits and who answers. */
+struct waiter {
+    _Atomic uint32_t refs;
+    pthread_mutex_t mutex;
+    pthread_cond_t done; /* monotonic */
+    bool finished;       /* the rest is written before */
+    enum omen_err result;
+    struct err err;
+    struct catalog_outcome outcome; /* of a proposal: its arg, written by apply */
+};
+struct waiter *waiter_new(void);
+void waiter_done(void *arg, enum omen_err result, uint64_t sequence, const struct err *err); /* arg: it */
+/* false: no answer within `ms`. `*err` is set when the result is not OK. */
+bool waiter_wait(struct waiter *w, uint32_t ms, enum omen_err *result_out, struct err *err);
+void waiter_unref(struct waiter *w); /* by who waited, once */
+
 /* member_propose.c: record an entry and wait until it is applied here. Takes `entry`. OMEN_ENOTLEADER: `leader_out`
  * (or NULL) is the node that leads, 0 = not known. OMEN_EUNKNOWN: it may still be applied. Typed rejections as the
  * machine gives them. */
@@ -125,13 +143,16 @@ OMEN_CHECKED enum omen_err member_propose(struct member *m, uint8_t *entry, uint
 /* A change with the wall clock's time. */
 OMEN_CHECKED enum omen_err member_change(struct member *m, const struct cluster_change *change,
         struct catalog_outcome *outcome_out, uint32_t *leader_out, struct err *err);
+/* Wait until everything that was recorded so far is applied here. OMEN_ENOTLEADER, OMEN_EUNAVAILABLE: nothing was done. */
+OMEN_CHECKED enum omen_err member_barrier(struct member *m, uint32_t *leader_out, struct err *err);
 uint32_t member_leader(struct member *m); /* node that leads the cluster group; 0 = not known */
 bool member_leads(struct member *m);
 
 /* member_join.c */
 void member_join_turn(struct member *m); /* agent, UNJOINED: ask the seeds */
 /* Begin a cluster with this node as its first. */
-OMEN_CHECKED enum omen_err member_found(struct member *m, const char *name, struct err *err);
+OMEN_CHECKED enum omen_err member_found(struct member *m, const char *name, const struct op_id *asked_as,
+        struct err *err);
 void member_found_turn(struct member *m);  /* agent: the first entry, if it is not there yet */
 void member_hello_round(struct member *m); /* talker */
 void peer_hello(struct member *m, struct doc request, struct doc_builder *reply);
@@ -185,9 +206,24 @@ OMEN_CHECKED enum omen_err replica_command(struct replica *replica, enum member_
 void member_drive_turn(struct member *m, const struct cluster_state *state);
 void member_group_turn(struct member *m, const struct cluster_state *state);
 
-/* member_admin.c, member_status.c */
-OMEN_CHECKED enum omen_err member_admin(struct member *m, struct doc request, struct doc_builder *reply,
-        uint32_t *leader_out, struct err *err);
+/* member_admin.c, member_plan.c, member_status.c: requests of operators, at the leader */
+
+/* What is asked, and under which op id; client 0 = none. */
+struct admin_ask {
+    struct doc doc; /* an object {"do": action, ..} */
+    struct op_id asked_as;
+};
+
+OMEN_CHECKED enum omen_err node_known(const struct cluster_state *state, uint32_t node_id, struct err *err);
+OMEN_CHECKED enum omen_err node_state_set(struct member *m, const struct admin_ask *ask, uint32_t node_id,
+        enum cluster_node_state state, uint32_t *leader_out, struct err *err);
+OMEN_CHECKED enum omen_err plan_rebalance_ask(struct member *m, const struct admin_ask *ask,
+        struct doc_builder *reply, uint32_t *leader_out, struct err *err);
+OMEN_CHECKED enum omen_err plan_drain_ask(struct member *m, const struct admin_ask *ask,
+        struct doc_builder *reply, uint32_t *leader_out, struct err *err);
+/* What was told of a plan that was begun. */
+void plan_tell(const struct cluster_state *state, const struct cluster_result *result,
+        struct doc_builder *reply);
 void member_status_reply(struct member *m, struct doc_builder *reply);
 
 #endif

@@ -87,7 +87,7 @@ void member_peers_refresh(struct member *m, const struct cluster_state *state)
 
 /* ---- founding ---- */
 
-enum omen_err member_found(struct member *m, const char *name, struct err *err)
+enum omen_err member_found(struct member *m, const char *name, const struct op_id *asked_as, struct err *err)
 {
     if (atomic_load(&m->phase) != MEMBER_UNJOINED)
         return err_set(err, OMEN_EEXISTS, "", "this node is in a cluster already: it is node %u",
@@ -101,6 +101,7 @@ enum omen_err member_found(struct member *m, const char *name, struct err *err)
     };
     pthread_mutex_lock(&m->lock);
     snprintf(m->name, sizeof m->name, "%s", name);
+    m->init_asked_as = *asked_as;
     pthread_mutex_unlock(&m->lock);
     enum omen_err rc = data_dir_identify(&m->node->dir, &identity, err);
     if (rc == OMEN_OK) rc = member_open(m, err);
@@ -125,6 +126,7 @@ void member_found_turn(struct member *m)
             .birth = node->dir.identity.birth };
         pthread_mutex_lock(&m->lock);
         snprintf(change.name, sizeof change.name, "%s", m->name);
+        change.asked_as = m->init_asked_as;
         pthread_mutex_unlock(&m->lock);
         snprintf(change.address, sizeof change.address, "%s", o->address);
         snprintf(change.raft_address, sizeof change.raft_address, "%s", o->raft_address);

@@ -6,9 +6,6 @@
  * already is OK. */
 #include "common/err.h"
 
-#include <errno.h>
-#include <time.h>
-
 #include "common/check.h"
 #include "common/log.h"
 #include "node/member/member_impl.h"
@@ -18,35 +15,6 @@ static const char *const command_names[] = { "add", "standby", "voter", "remove"
 
 /* ---- one command, waited for ---- */
 
-struct waiter {
-    _Atomic uint32_t refs;
-    pthread_mutex_t mutex;
-    pthread_cond_t done; /* monotonic */
-    bool finished;
-    enum omen_err result;
-    struct err err;
-};
-
-static void waiter_unref(struct waiter *w)
-{
-    if (atomic_fetch_sub(&w->refs, 1) > 1) return;
-    pthread_cond_destroy(&w->done);
-    pthread_mutex_destroy(&w->mutex);
-    mem_free(w);
-}
-
-static void waiter_done(void *arg, enum omen_err result, uint64_t sequence, const struct err *err)
-{
-    struct waiter *w = arg;
-    pthread_mutex_lock(&w->mutex);
-    w->finished = true;
-    w->result = result;
-    if (result != OMEN_OK && err != NULL) w->err = *err;
-    pthread_cond_signal(&w->done);
-    pthread_mutex_unlock(&w->mutex);
-    waiter_unref(w);
-}
-
 static bool done_already(enum member_command command, enum omen_err rc)
 {
     return command == COMMAND_REMOVE ? rc == OMEN_ENOTFOUND : rc == OMEN_EEXISTS;
@@ -55,14 +23,7 @@ static bool done_already(enum member_command command, enum omen_err rc)
 enum omen_err replica_command(struct replica *replica, enum member_command command, uint64_t replica_id,
         uint32_t node_id, struct err *err)
 {
-    struct waiter *w = mem_must_calloc(1, sizeof *w);
-    atomic_init(&w->refs, 2);
-    pthread_condattr_t attr;
-    pthread_condattr_init(&attr);
-    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-    pthread_mutex_init(&w->mutex, NULL);
-    pthread_cond_init(&w->done, &attr);
-    pthread_condattr_destroy(&attr);
+    struct waiter *w = waiter_new();
     switch (command) {
     case COMMAND_ADD: replica_add(replica, replica_id, node_id, waiter_done, w); break;
     case COMMAND_STANDBY: replica_assign(replica, replica_id, REPLICA_STANDBY, waiter_done, w); break;
@@ -70,18 +31,10 @@ enum omen_err replica_command(struct replica *replica, enum member_command comma
     case COMMAND_REMOVE: replica_remove(replica, replica_id, waiter_done, w); break;
     case COMMAND_TRANSFER: replica_transfer(replica, replica_id, waiter_done, w); break;
     }
-    struct timespec until;
-    clock_gettime(CLOCK_MONOTONIC, &until);
-    until.tv_sec += MEMBER_COMMAND_MS / 2 / 1000;
-    pthread_mutex_lock(&w->mutex);
-    int rv = 0;
-    while (!w->finished && rv != ETIMEDOUT) rv = pthread_cond_timedwait(&w->done, &w->mutex, &until);
-    bool finished = w->finished;
-    enum omen_err rc = finished ? w->result : OMEN_EBUSY;
-    if (finished && rc != OMEN_OK) *err = w->err;
-    pthread_mutex_unlock(&w->mutex);
+    enum omen_err rc;
+    bool finished = waiter_wait(w, MEMBER_COMMAND_MS / 2, &rc, err);
     waiter_unref(w);
-    if (!finished) return err_set(err, rc, "", "the change of members takes longer");
+    if (!finished) return err_set(err, OMEN_EBUSY, "", "the change of members takes longer");
     if (rc == OMEN_OK || done_already(command, rc)) return OMEN_OK;
     if (err->code != rc) (void)err_set(err, rc, "", "%s", err_name(rc));
     return rc;

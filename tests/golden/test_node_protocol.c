@@ -99,6 +99,13 @@ static void expect_request(const char *name, const struct shard_call *call)
     ck_assert_msg(rc == OMEN_OK, "%s: %s", err.field, err.message);
     ck_assert_uint_eq(info.deadline_ms, 1500);
     ck_assert_uint_eq(back.shard_id, 11);
+    struct buf again;
+    buf_init(&again);
+    if (call->kind >= CALL_CATALOG) { /* all of it came over */
+        shard_request_encode(&back, &schema, 1500, &again);
+        ck_assert(again.len == out.len && memcmp(again.data, out.data, out.len) == 0);
+    }
+    buf_fini(&again);
 }
 
 static void expect_reply(const char *name, struct shard_call *call, struct map *map)
@@ -242,6 +249,10 @@ START_TEST(catalog_request)
         .name = "docs",
         .options = call_json(&arena, "{\"recall_target\": 0.5}") };
     expect_request("catalog_set_request", &call);
+    call.in.catalog = (struct catalog_change){ .kind = CATALOG_DROP,
+        .name = "docs",
+        .asked_as = { 0x1122334455667788, 9, 1790000000000 } };
+    expect_request("catalog_asked_request", &call);
 }
 END_TEST
 
@@ -251,6 +262,9 @@ START_TEST(cluster_request)
     call.in.cluster.request = call_json(&arena,
             "{\"do\": \"node_add\", \"address\": \"tcp://127.0.0.1:7710\"}");
     expect_request("cluster_request", &call);
+    call.in.cluster.request = call_json(&arena, "{\"do\": \"rebalance\", \"apply\": true}");
+    call.in.cluster.asked_as = (struct op_id){ 0x1122334455667788, 10, 1790000000000 };
+    expect_request("cluster_asked_request", &call);
 }
 END_TEST
 

@@ -155,6 +155,15 @@ START_TEST(create_is_as_released)
 }
 END_TEST
 
+START_TEST(drop_is_as_released)
+{
+    struct wire_request q = { .op = WIRE_COLLECTION_DROP };
+    strcpy(q.catalog.name, "docs");
+    q.catalog.asked_as = (struct op_id){ 0x0123456789abcdef, 3, 1790000000000 };
+    expect_request("drop_request", &q);
+}
+END_TEST
+
 START_TEST(options_are_as_released)
 {
     struct wire_request q = { .op = WIRE_COLLECTION_SET };
@@ -213,6 +222,15 @@ START_TEST(cluster_is_as_released)
     q.cluster.request = json(
             "{\"do\":\"node_add\",\"address\":\"tcp://10.0.0.4:7710\",\"labels\":\"zone=a\"}");
     expect_request("cluster_request", &q);
+}
+END_TEST
+
+START_TEST(rebalance_is_as_released)
+{
+    struct wire_request q = { .op = WIRE_CLUSTER };
+    q.cluster.request = json("{\"do\":\"rebalance\",\"apply\":true}");
+    q.cluster.asked_as = (struct op_id){ 0x0123456789abcdef, 4, 1790000000000 };
+    expect_request("rebalance_request", &q);
 }
 END_TEST
 
@@ -426,11 +444,13 @@ int main(void)
     suite_add_tcase(suite, vectors);
     tcase_add_test(vectors, hello_is_as_released);
     tcase_add_test(vectors, create_is_as_released);
+    tcase_add_test(vectors, drop_is_as_released);
     tcase_add_test(vectors, options_are_as_released);
     tcase_add_test(vectors, upsert_is_as_released);
     tcase_add_test(vectors, expiring_upsert_is_as_released);
     tcase_add_test(vectors, delete_by_filter_is_as_released);
     tcase_add_test(vectors, cluster_is_as_released);
+    tcase_add_test(vectors, rebalance_is_as_released);
     tcase_add_test(vectors, cluster_reply_is_as_released);
     tcase_add_test(vectors, search_is_as_released);
     tcase_add_test(vectors, search_reply_is_as_released);

@@ -22,10 +22,10 @@ class Refused(Exception):
 
 class FakeRouter:
     """`actions`: by name a function of the request that returns the reply or raises :class:`Refused`. `asked` lists all
-    requests. `silent`: says nothing any more."""
+    requests, `op_ids` what came with each. `silent`: says nothing any more."""
 
     def __init__(self, actions):
-        self.actions, self.asked, self.silent = actions, [], False
+        self.actions, self.asked, self.op_ids, self.silent = actions, [], [], False
         self._server = socket.create_server(("127.0.0.1", 0))
         self.listen = f"tcp://127.0.0.1:{self._server.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
@@ -61,6 +61,7 @@ class FakeRouter:
                     "limits": {}}
         asked = request["request"]
         self.asked.append(asked)
+        self.op_ids.append(request.get("op_id"))
         try:
             return {"ok": True, "engine_us": 0, "reply": self.actions[asked["do"]](asked)}
         except Refused as e:

@@ -51,6 +51,11 @@ static void run(struct fake_node *node, struct shard_call *call)
     if (node->fail_count > 0) {
         node->fail_count--;
         call->code = err_set(&call->err, node->fail_code, "", "told to fail");
+        if (node->fail_count == 0 && node->fail_next != OMEN_OK) {
+            node->fail_code = node->fail_next;
+            node->fail_next = OMEN_OK;
+            node->fail_count = 1;
+        }
     } else if (needs_leader(call) && c->leader != node->id) {
         call->code = err_set(&call->err, OMEN_ENOTLEADER, "", "another one leads");
         call->leader_hint = node->hint == UINT32_MAX ? 0 : node->hint != 0 ? node->hint : c->leader;

@@ -27,10 +27,11 @@ struct fake_node {
     bool stale;          /* say of reads that they are */
     uint32_t fail_count; /* answer so many calls with fail_code */
     enum omen_err fail_code;
-    uint32_t unknown_count; /* apply so many writes, and say that the outcome is not known */
-    uint32_t hint;          /* given with NOT_LEADER instead of the leader; UINT32_MAX = none */
-    uint64_t sequence;      /* how far it has applied */
-    struct map *map;        /* what it knows */
+    enum omen_err fail_next; /* and then one more with this; OMEN_OK = no */
+    uint32_t unknown_count;  /* apply so many writes, and say that the outcome is not known */
+    uint32_t hint;           /* given with NOT_LEADER instead of the leader; UINT32_MAX = none */
+    uint64_t sequence;       /* how far it has applied */
+    struct map *map;         /* what it knows */
     uint32_t calls[SHARD_CALL_KINDS];
     struct shard_call *held[FAKE_HELD_MAX];
     uint32_t held_count;

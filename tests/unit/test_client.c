@@ -113,6 +113,8 @@ static void answer(struct fake *f, const struct wire_request *request, struct wi
     f->token_count = request->token_count < 8 ? request->token_count : 8;
     for (uint32_t i = 0; i < f->token_count; i++) f->tokens[i] = request->tokens[i];
     if (write) f->ops[f->op_count++ % OPS_MAX] = request->write.op_id;
+    if (request->op == WIRE_CLUSTER) f->ops[f->op_count++ % OPS_MAX] = request->cluster.asked_as;
+    if (request->op == WIRE_COLLECTION_CREATE) f->ops[f->op_count++ % OPS_MAX] = request->catalog.asked_as;
     if (write && (code == OMEN_OK || code == OMEN_EUNKNOWN)) apply(f, request);
     for (uint32_t i = 0; code == OMEN_OK && i < f->token_count; i++)
         if (f->tokens[i].incarnation != f->incarnation) {
@@ -334,14 +336,39 @@ START_TEST(a_dropped_collection_that_is_gone_after_a_doubt_counts_as_dropped)
 }
 END_TEST
 
-/* It has no op id: a second attempt might begin other moves. Looks, and changes that nobody began, go on elsewhere. */
-START_TEST(a_change_of_the_cluster_is_sent_again_only_when_it_was_not_begun)
+START_TEST(a_change_is_sent_again_under_the_same_op_id)
 {
     char *json;
-    const char *apply = "{\"do\":\"rebalance\",\"apply\":true}", *look = "{\"do\":\"status\"}";
+    SCRIPT(&fakes[0], OMEN_EUNKNOWN, OMEN_EUNKNOWN);
+    SCRIPT(&fakes[1], OMEN_EUNKNOWN);
+    ck_assert_int_eq(omen_cluster(db, "{\"do\":\"rebalance\",\"apply\":true}", &json), 0);
+    omen_free(json);
+    expect_same_op(&fakes[0], 2);
+    expect_same_op(&fakes[1], 2);
+    ck_assert_mem_eq(&fakes[1].ops[0], &fakes[0].ops[0], sizeof fakes[0].ops[0]);
+    uint64_t first = fakes[0].ops[0].seq;
+    for (int i = 0; i < 2; i++) fakes[i].op_count = fakes[i].requests = 0;
+    SCRIPT(&fakes[0], OMEN_EUNKNOWN, OMEN_EEXISTS);
+    SCRIPT(&fakes[1], OMEN_EUNKNOWN, OMEN_EEXISTS);
+    omen_collection_options options = { .dim = 2 };
+    /* It is somebody else's: had it been this one, that would be told. */
+    ck_assert_int_eq(omen_collection_create(db, "c", &options), OMEN_EEXISTS);
+    ck_assert_uint_eq(fakes[0].op_count + fakes[1].op_count, 3);
+    ck_assert_mem_eq(&fakes[1].ops[0], &fakes[0].ops[0], sizeof fakes[0].ops[0]);
+    ck_assert_uint_gt(fakes[0].ops[0].seq, first);
+}
+END_TEST
+
+/* A hand-over of leadership is not recorded. Looks, and changes that nobody began, go on elsewhere. */
+START_TEST(a_change_without_op_id_is_sent_again_only_when_it_was_not_begun)
+{
+    char *json;
+    const char *apply = "{\"do\":\"rebalance\",\"apply\":true}", *look = "{\"do\":\"status\"}",
+               *transfer = "{\"do\":\"leader_transfer\",\"shard_id\":2}";
     SCRIPT(&fakes[0], OMEN_EUNKNOWN);
-    ck_assert_int_eq(omen_cluster(db, apply, &json), OMEN_EUNKNOWN);
+    ck_assert_int_eq(omen_cluster(db, transfer, &json), OMEN_EUNKNOWN);
     ck_assert_uint_eq(fakes[0].requests + fakes[1].requests, 1);
+    ck_assert_uint_eq(fakes[0].ops[0].client, 0);
     fakes[0].requests = 0;
     SCRIPT(&fakes[0], OMEN_EUNAVAILABLE);
     ck_assert_int_eq(omen_cluster(db, apply, &json), 0);
@@ -593,7 +620,8 @@ static Suite *client_suite(void)
     tcase_add_test(tc, nobody_there_is_unavailable);
     tcase_add_test(tc, a_dead_endpoint_is_passed_over);
     tcase_add_test(tc, a_dropped_collection_that_is_gone_after_a_doubt_counts_as_dropped);
-    tcase_add_test(tc, a_change_of_the_cluster_is_sent_again_only_when_it_was_not_begun);
+    tcase_add_test(tc, a_change_is_sent_again_under_the_same_op_id);
+    tcase_add_test(tc, a_change_without_op_id_is_sent_again_only_when_it_was_not_begun);
     tcase_add_test(tc, what_was_written_is_asked_for_by_the_next_read);
     tcase_add_test(tc, tokens_of_a_restored_cluster_replace_the_old_ones);
     tcase_add_test(tc, tokens_are_bounded_and_keep_the_highest_sequence);

@@ -141,6 +141,39 @@ START_TEST(a_change_of_the_cluster_whose_outcome_is_unknown_is_sent_once)
 }
 END_TEST
 
+/* With an op id it is sent again until somebody tells what became of it; that something is there already tells as well, for
+ * had it been this change, its first outcome would have been told. */
+START_TEST(a_change_with_an_op_id_is_sent_again_until_its_outcome_is_told)
+{
+    static const enum omen_err last_words[] = { OMEN_OK, OMEN_EEXISTS, OMEN_EIO };
+    static const enum omen_err told[] = { OMEN_OK, OMEN_EEXISTS, OMEN_EUNKNOWN };
+    struct shard_call call;
+    struct arena arena;
+    arena_init(&arena, 1024, 0);
+    begin(false);
+    for (uint32_t i = 0; i < 6; i++) {
+        const struct op_id id = { 7, 1 + i, 1000 };
+        cluster_init_call(&call, &arena, "{\"do\": \"throttle\"}", true);
+        call.in.cluster.asked_as = id;
+        if (i % 2 == 1) {
+            call.kind = CALL_CATALOG;
+            call.in.catalog = (struct catalog_change){ .kind = CATALOG_DROP, .name = "none", .asked_as = id };
+        }
+        struct fake_node *node = fake_node_at(cluster, 1);
+        uint32_t sent = fake_calls(cluster, 1, call.kind);
+        pthread_mutex_lock(&cluster->lock);
+        node->fail_code = OMEN_EUNKNOWN; /* the leader was lost before it could tell */
+        node->fail_count = 2;
+        node->fail_next = last_words[i / 2];
+        pthread_mutex_unlock(&cluster->lock);
+        ck_assert_int_eq(ask(&call), told[i / 2]);
+        ck_assert_uint_eq(fake_calls(cluster, 1, call.kind), sent + 3);
+    }
+    end();
+    arena_fini(&arena);
+}
+END_TEST
+
 static uint32_t smallest_address(void)
 {
     uint32_t smallest = 1;
@@ -321,6 +354,7 @@ int main(void)
     tcase_set_timeout(tcase, 60);
     tcase_add_test(tcase, calls_of_the_cluster_find_who_answers_and_bring_the_answer);
     tcase_add_test(tcase, a_change_of_the_cluster_whose_outcome_is_unknown_is_sent_once);
+    tcase_add_test(tcase, a_change_with_an_op_id_is_sent_again_until_its_outcome_is_told);
     tcase_add_test(tcase, the_first_node_is_made_at_one_address_only_and_while_all_answer);
     tcase_add_test(tcase, calls_at_a_node_that_falls_silent_go_elsewhere);
     tcase_add_test(tcase, reads_under_way_at_a_node_that_falls_silent_are_answered_by_others);

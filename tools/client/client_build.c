@@ -230,6 +230,11 @@ static enum omen_err build_path_list(const struct write_args *args, struct scrat
     return OMEN_OK;
 }
 
+struct op_id build_op_id(struct omen_client *client)
+{
+    return (struct op_id){ client->id, atomic_fetch_add(&client->seq, 1) + 1, clock_wall_ms(clock_system()) };
+}
+
 enum omen_err build_write(struct omen_client *client, const struct write_args *args, struct scratch *s,
         struct wire_request *request_out, struct err *err)
 {
@@ -261,7 +266,6 @@ enum omen_err build_write(struct omen_client *client, const struct write_args *a
     if (rc == OMEN_OK) rc = build_wait(args->wait, &request->write.wait, err);
     if (rc == OMEN_OK && args->op == WIRE_DELETE_PAYLOAD) rc = build_path_list(args, s, request, err);
     if (rc != OMEN_OK) return rc;
-    request->write.op_id = (struct op_id){ client->id, atomic_fetch_add(&client->seq, 1) + 1,
-        clock_wall_ms(clock_system()) };
+    request->write.op_id = build_op_id(client);
     return OMEN_OK;
 }

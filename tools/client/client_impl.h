@@ -99,6 +99,7 @@ struct attempts {
     uint32_t backoff_ms;
     uint32_t count; /* attempts made */
     bool changes;   /* more than a read: an unknown outcome is the caller's to know */
+    bool has_op_id; /* asked for again, it is not done twice */
     bool uncertain; /* an attempt may have been carried out */
     bool partial;   /* one was, in some shards */
 };
@@ -159,6 +160,8 @@ struct write_args {
     uint32_t path_count;
     size_t count;
 };
+/* A new one, of a write or a change: all its attempts share it. */
+struct op_id build_op_id(struct omen_client *client);
 /* Also draws the op id. The request borrows from `args` and from `s`. */
 OMEN_CHECKED enum omen_err build_write(struct omen_client *client, const struct write_args *args,
         struct scratch *s, struct wire_request *request_out, struct err *err);

@@ -6,8 +6,7 @@
  *   NOT_LEADER, WRONG_EPOCH same endpoint, backoff                            yes
  *   anything else           none
  *
- * A change of the cluster whose outcome is unknown is not tried again: it has no op id; one that begins moves would begin
- * others then.
+ * A hand-over of leadership whose outcome is unknown is not tried again: it is not recorded and so has no op id.
  *
  * A write that may have been carried out once (UNKNOWN) stays uncertain until an attempt with the same op id is
  * answered; giving up before that is reported as OMEN_EUNKNOWN, whatever the last attempt said.
@@ -32,7 +31,7 @@ static bool op_is_write(enum wire_op op) { return op >= WIRE_UPSERT && op <= WIR
 static bool op_changes(enum wire_op op)
 {
     return op_is_write(op) || op == WIRE_COLLECTION_CREATE || op == WIRE_COLLECTION_DROP ||
-            op == WIRE_ALIAS_SET || op == WIRE_ALIAS_DROP;
+            op == WIRE_COLLECTION_SET || op == WIRE_ALIAS_SET || op == WIRE_ALIAS_DROP;
 }
 
 /* splitmix64 over a shared counter: 0 .. bound - 1. Only spreads clients in time, nothing rests on its quality. */
@@ -49,6 +48,7 @@ void attempts_begin(struct omen_client *client, enum wire_op op, struct attempts
     *a_out = (struct attempts){
         .op = op,
         .changes = op_changes(op),
+        .has_op_id = op_changes(op),
         .deadline_ns = client_now_ns() + (uint64_t)client->timeout_ms * 1000000u,
         .endpoint = atomic_load(&client->endpoint_good),
         .rounds_left = client->retries,
@@ -103,6 +103,7 @@ static enum omen_err conclude(struct omen_client *client, const struct attempts 
         return OMEN_OK;
     }
     if (says_never(code)) return code;
+    if (code == OMEN_EEXISTS && a->has_op_id) return code; /* had it been ours, we were told so */
     if (code == OMEN_EEXISTS)
         return err_set(err, OMEN_EUNKNOWN, err->field,
                 "outcome unknown: an earlier attempt may have done it (%s)", err->message);
@@ -126,7 +127,7 @@ bool attempts_again(struct omen_client *client, struct attempts *a, enum omen_er
     if (!err_retryable(code) && code != OMEN_ECANCELED) atomic_store(&client->endpoint_good, a->endpoint);
     if (code == OMEN_OK) return give_up(client, a, code, err, code_out);
     if (code == OMEN_EUNKNOWN || code == OMEN_ECANCELED) a->uncertain = true;
-    bool once = a->op == WIRE_CLUSTER && a->changes && a->uncertain;
+    bool once = a->changes && !a->has_op_id && a->uncertain;
     if (!err_retryable(code) || once) return give_up(client, a, code, err, code_out);
 
     bool move_on = code == OMEN_EUNAVAILABLE || code == OMEN_EUNKNOWN;
@@ -284,7 +285,10 @@ enum omen_err client_call(struct omen_client *client, struct wire_request *reque
 {
     struct attempts a;
     attempts_begin(client, request->op, &a);
-    if (request->op == WIRE_CLUSTER) a.changes = wire_cluster_changes(request->cluster.request);
+    if (request->op == WIRE_CLUSTER) {
+        a.changes = wire_cluster_changes(request->cluster.request);
+        a.has_op_id = request->cluster.asked_as.client != 0;
+    }
     buf_clear(&s->message);
     bool forgot = false;
     for (;;) {

@@ -82,8 +82,9 @@ omen_code omen_alias_drop(omen_client *client, const char *alias);
 void omen_free(void *ptr);
 
 /* What concerns the whole cluster: an object {"do": action, ..} to it and a JSON document back (freed with omen_free).
- * PROTOCOL.md lists the actions: status, init, node_add, node_drain, rebalance and others. A change has no op id: one that
- * may have been made is OMEN_EUNKNOWN and not sent again; look at the status then. */
+ * PROTOCOL.md lists the actions: status, init, node_add, node_drain, rebalance and others. A change has
+ * an op id like a write: tried again after a lost connection it is made once, and told its first outcome. Only
+ * leader_transfer has none and is not tried again when it may have been made. */
 omen_code omen_cluster(omen_client *client, const char *request_json, char **json_out);
 
 /* ---- writes: durable and visible when they return OK; all points of a call or none ----

@@ -77,6 +77,7 @@ static omen_code send_change(omen_client *client, const struct catalog_change *c
     struct wire_request request = { .op = change_op(change->kind), .catalog = *change };
     if (change->kind != CATALOG_ALIAS_DROP)
         request.collection = client_bytes(change->kind == CATALOG_ALIAS_SET ? change->target : change->name);
+    request.catalog.asked_as = build_op_id(client);
     struct wire_reply reply;
     enum omen_err rc = OMEN_OK;
     if (options_json != NULL)
@@ -292,6 +293,8 @@ static omen_code ask_document(omen_client *client, enum wire_op op, const char *
         rc = build_doc(text, CLUSTER_REQUEST_BYTES_MAX, "request", s, &request.cluster.request, err);
     else
         request.collection = client_bytes(text);
+    if (rc == OMEN_OK && op == WIRE_CLUSTER && wire_cluster_recorded(request.cluster.request))
+        request.cluster.asked_as = build_op_id(client);
     if (rc == OMEN_OK) rc = client_call(client, &request, s, &s->arena, &reply, err);
     reply.op = op;
     if (rc == OMEN_OK) rc = reply_text(&reply, json_out, err);

@@ -111,7 +111,7 @@ class Client:
         if profile is not None or options:
             request["options"] = {**({} if profile is None else {"profile": profile}), **(options or {})}
         try:
-            self._call(request)
+            self._change(request)
         except AlreadyExists:
             if not exist_ok:
                 raise
@@ -122,7 +122,7 @@ class Client:
         :meth:`create_collection`: ``db.set_options("docs", recall_target=0.99)``."""
         if profile is not None:
             options["profile"] = profile
-        self._call({"op": "collection.set", "collection": name, "options": options})
+        self._change({"op": "collection.set", "collection": name, "options": options})
 
     def collection(self, name: str) -> Collection:
         """A handle to a collection or alias; nothing is asked of the server yet."""
@@ -138,14 +138,14 @@ class Client:
 
     def drop_collection(self, name: str) -> None:
         """Remove a collection and its data."""
-        self._call({"op": "collection.drop", "collection": name})
+        self._change({"op": "collection.drop", "collection": name})
 
     def set_alias(self, alias: str, collection: str) -> None:
         """Point ``alias`` at a collection; replaces what it pointed at."""
-        self._call({"op": "alias.set", "alias": alias, "collection": collection})
+        self._change({"op": "alias.set", "alias": alias, "collection": collection})
 
     def drop_alias(self, alias: str) -> None:
-        self._call({"op": "alias.drop", "alias": alias})
+        self._change({"op": "alias.drop", "alias": alias})
 
     def status(self) -> dict:
         """The server's own report: version, uptime, collections, log."""
@@ -158,9 +158,13 @@ class Client:
         members; ``omenctl`` has a command for each.
 
         Raises:
-            OutcomeUnknown: a change that may have been made. It is not sent again: look at :meth:`cluster_status`.
+            OutcomeUnknown: a change that may have been made and was asked for again, with its op id, until the timeout; or a
+                ``leader_transfer``, which has none and is sent once. Look at :meth:`cluster_status`.
         """
-        return self._call({"op": "cluster", "request": {"do": do, **members}})["reply"]
+        request = {"op": "cluster", "request": {"do": do, **members}}
+        if changes_cluster(request) and do != "leader_transfer":
+            request["op_id"] = self.new_op_id()
+        return self._call(request)["reply"]
 
     def cluster_status(self) -> dict:
         """Nodes, shards with their replicas, operations and their history."""
@@ -168,8 +172,12 @@ class Client:
 
     # ---- requests ----
 
+    def _change(self, request: dict) -> dict:
+        """A change of collections or aliases: made once, however often it is sent."""
+        return self._call({**request, "op_id": self.new_op_id()})
+
     def new_op_id(self) -> List[int]:
-        """[client, seq, issue time]: a write that carries it is applied once, however often it is sent."""
+        """[client, seq, issue time]: a write or change that carries it is applied once, however often it is sent."""
         return [self._client_id, next(self._sequence), int(time.time() * 1000)]
 
     def encode(self, request: dict, deadline: float) -> bytes:
@@ -242,7 +250,7 @@ class Client:
         timeout = self.timeout if timeout is None else timeout
         deadline = time.monotonic() + timeout
         maybe_applied = False  # a try of a write was sent and not answered
-        once = changes_cluster(request)  # has no op id: a second try might begin other moves
+        once = changes_cluster(request) and "op_id" not in request  # a second try might do it twice
         for attempt in itertools.count():
             connection = None
             try:

@@ -131,8 +131,9 @@ def should_retry(error: OmenError) -> bool:
 
 def outcome_of(error: OmenError, maybe_applied: bool) -> OmenError:
     """What the last try's error says of a write whose earlier tries may have been applied: that "nothing was begun" now
-    (unavailable, busy, full ..) says nothing of them. An invalid request was refused then as well."""
-    if not maybe_applied or isinstance(error, (OutcomeUnknown, InvalidRequest, TooBig)):
+    (unavailable, busy, full ..) says nothing of them. An invalid request was refused then as well; had a change been made, its
+    repetition would have been told so rather than that the name is taken or gone."""
+    if not maybe_applied or isinstance(error, (OutcomeUnknown, InvalidRequest, TooBig, NotFound, AlreadyExists)):
         return error
     return OutcomeUnknown(f"an earlier try may have been applied; the last one ended with {error.name}: {error}")
 
