@@ -169,7 +169,7 @@ static void policy_of_options(struct shard_host *shard, struct index_policy *pol
     float recall_target = atomic_load(&shard->recall_target);
     if (recall_target > 0) policy->recall_target = recall_target;
     policy->quantization = QUANTIZATIONS[o.quantization];
-    policy->by_shard_key = o.segments == SEGMENTS_PAYLOAD_AWARE;
+    policy->rules.by_shard_key = o.segments == SEGMENTS_PAYLOAD_AWARE;
     if (o.segments == SEGMENTS_TIME_BASED) policy->bucket_ms = options_time_bucket_ms(&o);
     if (o.write_mode == WRITE_IMMEDIATE_INDEX) {
         policy->eager = true;

@@ -16,6 +16,7 @@
 
 #define ROWS_MIN 10000u
 #define TAIL_ROWS_MIN 4096u
+#define OWN_ROWS 20000u
 #define TAIL_SHARE 64u /* of what is covered: a larger tail is worth a graph */
 #define DEAD_SHARE 5u  /* a fifth */
 #define DEAD_EVERY 64u /* steps between two looks at all rows */
@@ -25,13 +26,14 @@ void index_policy_default(struct index_policy *policy)
     *policy = (struct index_policy){ .rows_min = ROWS_MIN,
         .tail_rows_min = TAIL_ROWS_MIN,
         .recall_target = 0.95f,
+        .rules = { .own_rows = OWN_ROWS },
         .memory_left = UINT64_MAX,
         .ripe_ms = UINT64_MAX };
 }
 
 /* ---- the set ---- */
 
-static struct segment_set *set_new(uint32_t count)
+struct segment_set *segment_set_new(uint32_t count)
 {
     struct segment_set *set = mem_calloc(1, sizeof *set + count * sizeof set->items[0]);
     if (set != NULL) atomic_init(&set->refs, 1);
@@ -55,7 +57,7 @@ void segment_set_release(struct segment_set *set)
     mem_free(set);
 }
 
-static void set_publish(struct shard_store *s, struct segment_set *set)
+void segment_set_publish(struct shard_store *s, struct segment_set *set)
 {
     struct store_index *ix = &s->index;
     for (uint32_t i = 0; i < set->count; i++) {
@@ -85,7 +87,7 @@ void store_index_fini(struct shard_store *s)
     pthread_mutex_destroy(&s->index.mutex);
 }
 
-static struct segment_spec spec_of(struct shard_store *s, const struct index_policy *policy, const char *dir)
+struct segment_spec index_spec_of(struct shard_store *s, const struct index_policy *policy, const char *dir)
 {
     return (struct segment_spec){
         .vfs = s->vfs,
@@ -96,11 +98,10 @@ static struct segment_spec spec_of(struct shard_store *s, const struct index_pol
                                                                                  : 0.95f,
         .pin = policy->pin,
         .quantization = policy->quantization,
-        .by_shard_key = policy->by_shard_key,
     };
 }
 
-static enum omen_err dir_make(struct shard_store *s, char out[STORE_PATH_BYTES], struct err *err)
+enum omen_err index_dir_make(struct shard_store *s, char out[STORE_PATH_BYTES], struct err *err)
 {
     CHECK(snprintf(out, STORE_PATH_BYTES, "%s/segments", s->dir) < STORE_PATH_BYTES);
     bool there;
@@ -108,102 +109,6 @@ static enum omen_err dir_make(struct shard_store *s, char out[STORE_PATH_BYTES],
     if (rc != OMEN_OK || there) return rc;
     rc = vfs_mkdir(s->vfs, out, err);
     return rc == OMEN_OK ? vfs_sync_dir(s->vfs, s->dir, err) : rc;
-}
-
-/* ---- what is there at open ---- */
-
-struct found {
-    uint64_t *numbers; /* owned */
-    uint32_t count, cap;
-};
-
-static bool found_each(void *arg, const char *name)
-{
-    struct found *f = arg;
-    char *end;
-    uint64_t number = strtoull(name, &end, 16);
-    if (end != name + 16 || *end != '.' || number == 0) return true; /* not ours, or a .tmp of a crash */
-    for (uint32_t i = 0; i < f->count; i++)
-        if (f->numbers[i] == number) return true;
-    if (f->count == f->cap) {
-        f->cap = f->cap == 0 ? 16 : 2 * f->cap;
-        f->numbers = mem_must_realloc(f->numbers, f->cap * sizeof *f->numbers);
-    }
-    f->numbers[f->count++] = number;
-    return true;
-}
-
-/* By field, then first block, the longer one first: the order in which a gapless cover is picked. */
-static int segment_compare(const void *a, const void *b)
-{
-    struct segment_info x, y;
-    segment_info(*(struct segment *const *)a, &x);
-    segment_info(*(struct segment *const *)b, &y);
-    if (x.field != y.field) return x.field < y.field ? -1 : 1;
-    if (x.first_block != y.first_block) return x.first_block < y.first_block ? -1 : 1;
-    return (x.end_block < y.end_block) - (x.end_block > y.end_block);
-}
-
-/* Blocks in which no row lives need no segment. */
-static bool all_dead(const struct shard_store *s, uint32_t from, uint32_t end)
-{
-    for (; from < end; from++)
-        if (atomic_load_explicit(&blocks_at(s->blocks, from)->live, memory_order_relaxed) > 0) return false;
-    return true;
-}
-
-/* Keep those that cover blocks from 0 on without an overlap or a gap in which something lives; the others are the rest of
- * interrupted merges. */
-static struct segment_set *cover_pick(const struct shard_store *s, struct segment **opened, uint32_t count)
-{
-    struct segment_set *set = set_new(count);
-    uint32_t covered[OMEN_VECTOR_FIELDS_MAX] = { 0 };
-    qsort(opened, count, sizeof *opened, segment_compare);
-    for (uint32_t i = 0; i < count; i++) {
-        struct segment_info info;
-        segment_info(opened[i], &info);
-        if (set != NULL && info.first_block >= covered[info.field] &&
-                all_dead(s, covered[info.field], info.first_block)) {
-            set->items[set->count++] = opened[i];
-            covered[info.field] = info.end_block;
-            continue;
-        }
-        segment_remove_files(opened[i]);
-        segment_unref(opened[i]);
-    }
-    return set;
-}
-
-static enum omen_err segments_load(struct shard_store *s, const struct index_policy *policy, struct err *err)
-{
-    char dir[STORE_PATH_BYTES];
-    struct found found = { NULL, 0, 0 };
-    enum omen_err rc = dir_make(s, dir, err);
-    if (rc == OMEN_OK) rc = vfs_list(s->vfs, dir, found_each, &found, err);
-    struct segment **opened = mem_must_calloc(found.count + 1, sizeof *opened);
-    uint32_t count = 0;
-    struct segment_spec spec = spec_of(s, policy, dir);
-    for (uint32_t i = 0; rc == OMEN_OK && i < found.count; i++) {
-        struct err why;
-        spec.number = found.numbers[i];
-        if (spec.number >= s->index.next_number) s->index.next_number = spec.number + 1;
-        if (segment_open(&spec, &opened[count], &why) == OMEN_OK) {
-            count++;
-            continue;
-        }
-        LOG_INFO("segment.remove", "dir=\"%s\" number=%llu reason=\"%s\"", dir,
-                (unsigned long long)spec.number, why.message);
-        segment_remove_number(s->vfs, dir, spec.number);
-    }
-    struct segment_set *set = rc == OMEN_OK ? cover_pick(s, opened, count) : NULL;
-    if (rc == OMEN_OK && set == NULL) rc = err_set(err, OMEN_ENOMEM, "", "no memory for a set of segments");
-    if (rc == OMEN_OK) {
-        s->index.loaded = true;
-        set_publish(s, set);
-    }
-    mem_free(opened);
-    mem_free(found.numbers);
-    return rc;
 }
 
 /* ---- memory ---- */
@@ -259,15 +164,15 @@ static enum omen_err graph_unpin(struct shard_store *s, const struct segment_set
     }
     *done_out = at < set->count;
     if (!*done_out) return OMEN_OK;
-    enum omen_err rc = dir_make(s, dir, err);
+    enum omen_err rc = index_dir_make(s, dir, err);
     if (rc != OMEN_OK) return rc;
-    struct segment_spec spec = spec_of(s, policy, dir);
+    struct segment_spec spec = index_spec_of(s, policy, dir);
     struct segment *mapped;
     spec.number = largest.number;
     spec.pin = false;
     rc = segment_open(&spec, &mapped, err);
     if (rc != OMEN_OK) return rc;
-    struct segment_set *next = set_new(set->count);
+    struct segment_set *next = segment_set_new(set->count);
     if (next == NULL) {
         segment_unref(mapped);
         return err_set(err, OMEN_ENOMEM, "", "no memory for a set of segments");
@@ -276,17 +181,67 @@ static enum omen_err graph_unpin(struct shard_store *s, const struct segment_set
     for (uint32_t i = 0; i < set->count; i++) next->items[i] = i == at ? mapped : segment_ref(set->items[i]);
     LOG_INFO("segment.mapped", "dir=\"%s\" number=%llu bytes=%llu", s->dir,
             (unsigned long long)largest.number, (unsigned long long)largest.memory_bytes);
-    set_publish(s, next);
+    segment_set_publish(s, next);
     return OMEN_OK;
 }
 
 /* ---- what to build next ---- */
 
-/* A range of a field's blocks, and the segments that it takes the place of: items [first, first + taken). */
+/* What to build: the rows of a range of a field's blocks, in place of items [first, first + taken) of the set, which are
+ * whole batches. Or, `inside` a batch, those of some of its segments. */
 struct job {
     uint32_t field, first_block, end_block, first, taken;
     uint64_t rows;
+    bool inside, own;                           /* own: what is made inside is a group's own segment */
+    uint64_t gone[(ROUTE_PARTS_MAX + 63) / 64]; /* inside: bit i is item first + i */
 };
+
+static void job_take(struct job *job, uint32_t item)
+{
+    uint32_t i = item - job->first;
+    job->gone[i / 64] |= UINT64_C(1) << (i % 64);
+}
+
+/* Does what is made stand in the item's place? */
+static bool job_takes(const struct job *job, uint32_t item)
+{
+    if (item < job->first || item >= job->first + job->taken) return false;
+    uint32_t i = item - job->first;
+    return !job->inside || (job->gone[i / 64] >> (i % 64) & 1) != 0;
+}
+
+uint32_t segment_set_batch_end(const struct segment_set *set, uint32_t item)
+{
+    struct segment_info one, next;
+    segment_info(set->items[item], &one);
+    while (++item < set->count) {
+        segment_info(set->items[item], &next);
+        if (next.batch != one.batch || next.field != one.field) break;
+    }
+    return item;
+}
+
+static uint32_t batch_first(const struct segment_set *set, uint32_t item)
+{
+    struct segment_info one, before;
+    segment_info(set->items[item], &one);
+    for (; item > 0; item--) {
+        segment_info(set->items[item - 1], &before);
+        if (before.batch != one.batch || before.field != one.field) break;
+    }
+    return item;
+}
+
+static uint64_t items_rows(const struct segment_set *set, uint32_t from, uint32_t end)
+{
+    struct segment_info info;
+    uint64_t rows = 0;
+    for (; from < end; from++) {
+        segment_info(set->items[from], &info);
+        rows += info.rows;
+    }
+    return rows;
+}
 
 /* Blocks whose entries are in a durable checkpoint: after a crash they are there again, the same. */
 static uint32_t durable_end(const struct shard_store *s)
@@ -378,13 +333,9 @@ static bool tail_job(const struct shard_store *s, const struct segment_set *set,
     uint32_t whole = bucket_end(s, policy, field, covered, end_block);
     bool ended = whole < end_block; /* nothing more will be written there */
     end_block = whole;
-    uint64_t tail = rows_between(s, field, covered, end_block), in_segments = 0;
+    uint64_t tail = rows_between(s, field, covered, end_block);
     field_range(set, field, &first, &end);
-    for (uint32_t i = first; i < end; i++) {
-        struct segment_info info;
-        segment_info(set->items[i], &info);
-        in_segments += info.rows;
-    }
+    uint64_t in_segments = items_rows(set, first, end);
     bool soon = ended || policy->eager, now = tail_urgent(s, set, policy, field);
     if (tail == 0 && !now) return false; /* urgent, an empty segment steps over what was compacted away */
     if (!now && (tail < policy->rows_min || (!soon && tail < in_segments / TAIL_SHARE))) return false;
@@ -399,29 +350,82 @@ static bool tail_job(const struct shard_store *s, const struct segment_set *set,
         .end_block = end_block,
         .first = end,
         .rows = tail };
-    while (job_out->first > first) { /* the last segments that are no larger than what comes after them */
+    while (job_out->first > first) { /* the last batches that are no larger than what comes after them */
         struct segment_info info;
-        segment_info(set->items[job_out->first - 1], &info);
-        if (info.rows > job_out->rows || info.rows + job_out->rows > most) break;
+        uint32_t at = batch_first(set, job_out->first - 1);
+        uint64_t rows = items_rows(set, at, job_out->first);
+        segment_info(set->items[at], &info);
+        if (rows > job_out->rows || rows + job_out->rows > most) break;
         if (!same_bucket(s, policy, info.first_block, covered)) break;
-        job_out->rows += info.rows;
+        job_out->rows += rows;
         job_out->first_block = info.first_block;
-        job_out->first--;
-        job_out->taken++;
+        job_out->taken += job_out->first - at;
+        job_out->first = at;
     }
+    return true;
+}
+
+/* A batch of the set as a job that takes nothing yet; whole, when it is one segment. */
+static void batch_job(const struct segment_set *set, uint32_t first, uint32_t end, struct job *job_out)
+{
+    struct segment_info info;
+    segment_info(set->items[first], &info);
+    *job_out = (struct job){ info.field, info.first_block, info.end_block, first, end - first, 0,
+        info.batch_parts > 1, false, { 0 } };
+}
+
+static void batch_job_take(const struct segment_set *set, uint32_t item, struct job *job)
+{
+    struct segment_info info;
+    segment_info(set->items[item], &info);
+    job_take(job, item);
+    job->own = info.own && job->rows == 0; /* alone it stays what it was */
+    job->rows += info.rows;
+}
+
+/* Groups that have lost half of what a segment of their own takes go back to the smallest segment of those that share one,
+ * if that is not so large that it would be built anew for next to nothing; without one they make it together. */
+static bool back_job(const struct segment_set *set, const struct index_policy *policy, uint32_t first,
+        uint32_t end, struct job *job_out)
+{
+    uint32_t shared = end, back = 0;
+    uint64_t shared_rows = 0, living = 0;
+    batch_job(set, first, end, job_out);
+    for (uint32_t i = first; i < end; i++) {
+        struct segment_info info;
+        segment_info(set->items[i], &info);
+        uint64_t lives = info.own ? info.rows - segment_dead(set->items[i]) : 0;
+        if (info.own && lives < policy->rules.own_rows / 2) {
+            batch_job_take(set, i, job_out);
+            living += lives;
+            back++;
+        } else if (!info.own && (shared == end || info.rows < shared_rows)) {
+            shared = i;
+            shared_rows = info.rows;
+        }
+    }
+    if (back == 0 || (shared < end && shared_rows > living * TAIL_SHARE)) return false;
+    if (shared < end) batch_job_take(set, shared, job_out);
+    job_out->own = false;
     return true;
 }
 
 static bool dead_job(const struct shard_store *s, const struct segment_set *set,
         const struct index_policy *policy, struct job *job_out)
 {
-    for (uint32_t i = 0; i < set->count; i++) {
+    for (uint32_t first = 0, end; first < set->count; first = end) {
         struct segment_info info;
-        segment_info(set->items[i], &info);
-        if (info.rows > rows_buildable(s, policy, info.field)) continue;
-        if (segment_dead(set->items[i]) <= info.rows / DEAD_SHARE) continue;
-        *job_out = (struct job){ info.field, info.first_block, info.end_block, i, 1, info.rows };
-        return true;
+        end = segment_set_batch_end(set, first);
+        segment_info(set->items[first], &info);
+        uint64_t most = rows_buildable(s, policy, info.field);
+        if (back_job(set, policy, first, end, job_out) && job_out->rows <= most) return true;
+        for (uint32_t i = first; i < end; i++) {
+            segment_info(set->items[i], &info);
+            if (info.rows > most || segment_dead(set->items[i]) <= info.rows / DEAD_SHARE) continue;
+            batch_job(set, first, end, job_out);
+            batch_job_take(set, i, job_out);
+            return true;
+        }
     }
     return false;
 }
@@ -433,7 +437,8 @@ static bool renew_job(const struct shard_store *s, const struct segment_set *set
         struct segment_info info;
         segment_info(set->items[i], &info);
         if (info.number >= below) continue;
-        *job_out = (struct job){ info.field, info.first_block, info.end_block, i, 1, info.rows };
+        batch_job(set, batch_first(set, i), segment_set_batch_end(set, i), job_out);
+        batch_job_take(set, i, job_out);
         return true;
     }
     return false;
@@ -456,18 +461,115 @@ static bool job_find(struct shard_store *s, const struct segment_set *set, const
     return dead_job(s, set, policy, job_out);
 }
 
-/* The set with the job's segments replaced by `made`, whose reference it takes. */
+/* ---- building ---- */
+
+struct made {
+    struct segment *segments[ROUTE_PARTS_MAX];
+    uint32_t count;
+};
+
+/* The set with the job's segments replaced by `made`, whose references it takes. NULL: no memory. */
 static struct segment_set *set_with(const struct segment_set *set, const struct job *job,
-        struct segment *made)
+        const struct made *made)
 {
-    struct segment_set *next = set_new(set->count + 1);
+    struct segment_set *next = segment_set_new(set->count + made->count);
+    bool put = false;
     if (next == NULL) return NULL;
     for (uint32_t i = 0; i <= set->count; i++) {
-        if (i == job->first) next->items[next->count++] = made;
-        if (i == set->count || (i >= job->first && i < job->first + job->taken)) continue;
+        if (!put && (i == set->count || job_takes(job, i) || (job->taken == 0 && i == job->first))) {
+            for (uint32_t m = 0; m < made->count; m++) next->items[next->count++] = made->segments[m];
+            put = true;
+        }
+        if (i == set->count || job_takes(job, i)) continue;
         next->items[next->count++] = segment_ref(set->items[i]);
     }
     return next;
+}
+
+static struct route_rules rules_of(const struct shard_store *s, const struct index_policy *policy)
+{
+    struct route_rules rules = policy->rules;
+    if (s->schema.shard_key[0] == '\0') rules.by_shard_key = false;
+    return rules;
+}
+
+/* What lives of the segments that a job inside a batch takes, by the rules, and which parts they hold. */
+static enum omen_err inside_collect(const struct shard_store *s, const struct segment_set *set,
+        const struct index_policy *policy, const struct job *job, struct segment_spec *spec, uint32_t *parts,
+        struct route_plan *plan, struct err *err)
+{
+    struct route_rules rules = rules_of(s, policy);
+    bool held[ROUTE_PARTS_MAX] = { false };
+    rules.own_rows = 0; /* they are cut already */
+    *plan = (struct route_plan){ .rows = mem_alloc((job->rows + 1) * sizeof *plan->rows),
+        .parts = mem_calloc(1, sizeof *plan->parts),
+        .part_count = 1 };
+    spec->own = job->own;
+    spec->parts = parts;
+    if (plan->rows == NULL || plan->parts == NULL)
+        return err_set(err, OMEN_ENOMEM, "", "no memory for a segment's slots");
+    for (uint32_t i = job->first; i < job->first + job->taken; i++) {
+        struct segment_info info;
+        if (!job_takes(job, i)) continue;
+        segment_info(set->items[i], &info);
+        plan->count += segment_living(set->items[i], spec->as_of, plan->rows + plan->count);
+        for (uint32_t p = 0; p < info.part_count; p++) held[info.parts[p]] = true;
+        spec->batch = info.batch;
+        spec->batch_parts = info.batch_parts;
+    }
+    for (uint32_t p = 0; p < spec->batch_parts; p++)
+        if (held[p]) parts[spec->part_count++] = p;
+    plan->parts[0].count = plan->count;
+    return plan->count == 0 ? OMEN_OK : route_group(s->blocks, &rules, plan, err);
+}
+
+static void made_drop(struct made *made)
+{
+    for (uint32_t i = 0; i < made->count; i++) {
+        segment_remove_files(made->segments[i]);
+        segment_unref(made->segments[i]);
+    }
+    made->count = 0;
+}
+
+/* A segment for each part of the plan; without rows one all the same. On error none is left. */
+static enum omen_err plan_build(struct shard_store *s, const struct route_plan *plan, bool inside,
+        struct segment_spec *spec, const struct index_control *control, struct made *made, struct err *err)
+{
+    enum omen_err rc = OMEN_OK;
+    uint32_t count = plan->part_count == 0 ? 1 : plan->part_count;
+    uint64_t batch = s->index.next_number;
+    for (uint32_t p = 0; rc == OMEN_OK && p < count; p++) {
+        spec->number = s->index.next_number++;
+        spec->row_count = plan->part_count == 0 ? 0 : plan->parts[p].count;
+        spec->rows = spec->row_count == 0 ? NULL : plan->rows + plan->parts[p].first;
+        if (!inside) {
+            spec->batch = count == 1 ? 0 : batch;
+            spec->batch_parts = count;
+            spec->parts = &p;
+            spec->part_count = 1;
+            spec->own = plan->part_count != 0 && plan->parts[p].own && count > 1;
+        }
+        rc = segment_build(spec, control, &made->segments[made->count], err);
+        made->count += rc == OMEN_OK;
+    }
+    if (rc != OMEN_OK) made_drop(made);
+    return rc;
+}
+
+static void made_tell(struct shard_store *s, const struct job *job, const struct made *made)
+{
+    for (uint32_t i = 0; i < made->count; i++) {
+        struct segment_info info;
+        segment_info(made->segments[i], &info);
+        atomic_fetch_add(&s->index.built_rows, info.rows);
+        LOG_INFO("segment.built",
+                "dir=\"%s\" number=%llu batch=%llu field=%u rows=%u own=%d blocks=%u-%u replaced=%u "
+                "bytes=%llu",
+                s->dir, (unsigned long long)info.number, (unsigned long long)info.batch, info.field,
+                info.rows, info.own, info.first_block, info.end_block, job->taken,
+                (unsigned long long)info.memory_bytes);
+    }
 }
 
 static enum omen_err job_run(struct shard_store *s, const struct segment_set *set,
@@ -475,33 +577,37 @@ static enum omen_err job_run(struct shard_store *s, const struct segment_set *se
         struct err *err)
 {
     char dir[STORE_PATH_BYTES];
-    enum omen_err rc = dir_make(s, dir, err);
+    uint32_t parts[ROUTE_PARTS_MAX];
+    struct route_plan plan;
+    struct made made = { .count = 0 };
+    const struct route_rules rules = rules_of(s, policy);
+    enum omen_err rc = index_dir_make(s, dir, err);
     if (rc != OMEN_OK) return rc;
-    struct segment_spec spec = spec_of(s, policy, dir);
-    struct segment *made;
+    struct segment_spec spec = index_spec_of(s, policy, dir);
     spec.field = job->field;
     spec.first_block = job->first_block;
     spec.end_block = job->end_block;
     spec.as_of = shard_store_applied(s);
-    spec.number = s->index.next_number++;
     layout_choose(s, policy, job->field, job->rows, &spec);
     if (job->end_block > set->covered[job->field]) atomic_fetch_add(&s->index.jobs, 1);
-    rc = segment_build(&spec, control, &made, err);
+    if (job->inside) {
+        rc = inside_collect(s, set, policy, job, &spec, parts, &plan, err);
+    } else {
+        rc = route_collect(s->blocks, job->field, job->first_block, job->end_block, spec.as_of, &plan, err);
+        if (rc == OMEN_OK) rc = route_group(s->blocks, &rules, &plan, err);
+    }
+    if (rc == OMEN_OK) rc = plan_build(s, &plan, job->inside, &spec, control, &made, err);
+    route_plan_fini(&plan);
     if (rc != OMEN_OK) return rc;
-    struct segment_set *next = set_with(set, job, made);
+    struct segment_set *next = set_with(set, job, &made);
     if (next == NULL) {
-        segment_remove_files(made);
-        segment_unref(made);
+        made_drop(&made);
         return err_set(err, OMEN_ENOMEM, "", "no memory for a set of segments");
     }
-    struct segment_info info;
-    segment_info(made, &info);
-    atomic_fetch_add(&s->index.built_rows, info.rows);
-    LOG_INFO("segment.built", "dir=\"%s\" number=%llu field=%u rows=%u blocks=%u-%u replaced=%u bytes=%llu",
-            s->dir, (unsigned long long)info.number, info.field, info.rows, info.first_block, info.end_block,
-            job->taken, (unsigned long long)info.memory_bytes);
-    set_publish(s, next);
-    for (uint32_t i = 0; i < job->taken; i++) segment_remove_files(set->items[job->first + i]);
+    made_tell(s, job, &made);
+    segment_set_publish(s, next);
+    for (uint32_t i = 0; i < set->count; i++)
+        if (job_takes(job, i)) segment_remove_files(set->items[i]);
     return OMEN_OK;
 }
 
@@ -513,7 +619,7 @@ enum omen_err shard_index_step(struct shard_store *store, const struct index_pol
     if (rc != OMEN_OK) return rc;
     if (!store->index.loaded) {
         uint32_t era = store_hold(store);
-        rc = segments_load(store, policy, err);
+        rc = segment_set_load(store, policy, err);
         store_unhold(store, era);
         *worked_out = rc == OMEN_OK;
         return rc;
@@ -604,6 +710,7 @@ void shard_index_stats(struct shard_store *store, struct shard_index_stats *stat
         stats_out->segments++;
         if (info.number > stats_out->newest) stats_out->newest = info.number;
         stats_out->renewing += info.number < atomic_load(&store->index.renew_below);
+        stats_out->own_segments += info.own;
         stats_out->rows += info.rows;
         stats_out->memory_bytes += info.memory_bytes;
         stats_out->disk_bytes += info.disk_bytes;

@@ -6,12 +6,16 @@
  * after them: every row is built into a graph about log2(rows / rows_min) times at most, once or twice when data
  * come in bulk. A segment of which a fifth is dead is built anew.
  *
+ * What is taken together is routed (segment/route.h) to one segment or several, a batch: it is merged as a whole, but its
+ * segments are built anew one by one, and a group whose segment has become small goes back to those that share one.
+ *
  * Nothing here is part of the replicated state: what is lost is built again. */
 #ifndef OMEN_STORAGE_SHARD_INDEX_H
 #define OMEN_STORAGE_SHARD_INDEX_H
 
 #include "storage/index/index.h"
 #include "storage/quant/quant.h"
+#include "storage/segment/route.h"
 #include "storage/shard_store.h"
 
 /* Defaults are index_policy_default's. */
@@ -32,7 +36,8 @@ struct index_policy {
     uint64_t
             bucket_ms; /* segments end with such spans of log time, those of few rows together; 0 = anywhere */
     enum quant_profile quantization;
-    bool by_shard_key; /* rows of one shard key lie together in a segment */
+    struct route_rules
+            rules; /* which rows go together; default none, 20,000 rows for a segment of one's own */
 };
 void index_policy_default(struct index_policy *policy);
 
@@ -69,6 +74,7 @@ uint64_t shard_index_tail_rows(struct shard_store *store);
 
 struct shard_index_stats {
     uint64_t segments, rows; /* rows: in segments, dead ones included, of all fields */
+    uint64_t own_segments;   /* of these, those of one group of rows */
     uint64_t tail_rows;      /* not in one, dead ones included */
     uint64_t memory_bytes, disk_bytes;
     uint64_t newest;     /* number of the newest segment */

@@ -1,20 +1,34 @@
-/* What shard_index.c and shard_search.c share. */
+/* What shard_index.c, shard_index_open.c, shard_tail.c and shard_search.c share. */
 #ifndef OMEN_STORAGE_SHARD_INDEX_IMPL_H
 #define OMEN_STORAGE_SHARD_INDEX_IMPL_H
 
 #include "storage/index/flat.h"
 #include "storage/segment/segment.h"
+#include "storage/shard_index.h"
 #include "storage/shard_store_impl.h"
 
 struct segment_set {
     _Atomic uint32_t refs;
     uint32_t covered[OMEN_VECTOR_FIELDS_MAX]; /* blocks [0, covered) of the field are in segments */
     uint32_t count;
-    struct segment *items[]; /* by field, then block; one reference each */
+    struct segment *items[]; /* by field, then block; those of a batch together; one reference each */
 };
 
 struct segment_set *segment_set_acquire(struct shard_store *s); /* NULL: none yet */
 void segment_set_release(struct segment_set *set);              /* NULL is fine */
+
+struct segment_set *segment_set_new(uint32_t count); /* room for so many, none in it; NULL: no memory */
+/* Segments of one batch lie together: where those of the item's end. */
+uint32_t segment_set_batch_end(const struct segment_set *set, uint32_t item);
+void segment_set_publish(struct shard_store *s, struct segment_set *set); /* takes the reference */
+struct segment_spec index_spec_of(struct shard_store *s, const struct index_policy *policy, const char *dir);
+OMEN_CHECKED enum omen_err index_dir_make(struct shard_store *s, char out[STORE_PATH_BYTES], struct err *err);
+
+/* ---- shard_index_open.c ---- */
+
+/* Open the segments that are there, of which a whole cover of the blocks from 0 on is kept, and publish them. */
+OMEN_CHECKED enum omen_err segment_set_load(struct shard_store *s, const struct index_policy *policy,
+        struct err *err);
 
 /* ---- shard_tail.c ---- */
 

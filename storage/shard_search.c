@@ -150,10 +150,8 @@ static enum omen_err range_scan(const struct store_view *view, struct flat_query
     return rc;
 }
 
-/* By the segment's graph, or by its blocks when it may lack rows that this view still sees. */
 static enum omen_err query_segment(const struct store_view *view, struct segment *segment,
-        const struct segment_info *info, struct flat_query *query, const struct progress *progress,
-        struct explain_part *part)
+        struct flat_query *query, const struct progress *progress, struct explain_part *part)
 {
     const struct read_limit *limit = progress->limit;
     float bound = topk_bound(query->topk);
@@ -169,11 +167,6 @@ static enum omen_err query_segment(const struct store_view *view, struct segment
         .stop = limit != NULL && limit->stop != NULL ? pass_stop : NULL,
         .stop_arg = (void *)(uintptr_t)limit,
     };
-    if (view->sequence < info->as_of) {
-        progress->stats->segments_scanned++;
-        part->why = EXPLAIN_WHY_OLD_VIEW;
-        return range_scan(view, query, 1, progress, part);
-    }
     enum omen_err rc = segment_search(segment, &q, query->topk, part);
     progress->stats->segments_walked += part->plan != EXPLAIN_PRUNED;
     progress->stats->segments_pruned += part->plan == EXPLAIN_PRUNED;
@@ -183,28 +176,49 @@ static enum omen_err query_segment(const struct store_view *view, struct segment
     return rc;
 }
 
-static enum omen_err query_segments(const struct store_view *view, const struct segment_set *set,
-        struct flat_query *query, uint32_t search, uint32_t field, const struct progress *progress)
+/* Segments of one batch, or its blocks when one of them may lack rows that this view still sees. */
+static enum omen_err query_batch(const struct store_view *view, const struct segment_set *set, uint32_t first,
+        uint32_t end, struct flat_query *query, uint32_t search, const struct progress *progress)
 {
-    for (uint32_t i = 0; i < set->count; i++) {
-        struct segment_info info;
+    struct segment_info info;
+    bool old = false;
+    for (uint32_t i = first; i < end; i++) {
         segment_info(set->items[i], &info);
-        if (info.field != field) continue;
+        old |= view->sequence < info.as_of;
+    }
+    for (uint32_t i = first; i < (old ? first + 1 : end); i++) {
+        segment_info(set->items[i], &info);
         struct explain_part part = { .segment = info.number,
             .search = search,
-            .field = field,
+            .field = info.field,
             .first_block = info.first_block,
             .end_block = info.end_block,
             .rows = info.rows,
             .index = info.index,
+            .why = old ? EXPLAIN_WHY_OLD_VIEW : 0,
             .estimated = EXPLAIN_UNKNOWN,
             .real = EXPLAIN_UNKNOWN };
         uint64_t began_ns = part_begin(progress);
-        enum omen_err rc = query_segment(view, set->items[i], &info, query, progress, &part);
+        progress->stats->segments_scanned += old;
+        enum omen_err rc = old ? range_scan(view, query, 1, progress, &part)
+                               : query_segment(view, set->items[i], query, progress, &part);
         if (rc == OMEN_OK) rc = part_tell(progress, &part, began_ns);
         if (rc != OMEN_OK) return rc;
     }
     return OMEN_OK;
+}
+
+static enum omen_err query_segments(const struct store_view *view, const struct segment_set *set,
+        struct flat_query *query, uint32_t search, uint32_t field, const struct progress *progress)
+{
+    enum omen_err rc = OMEN_OK;
+    for (uint32_t i = 0, end; rc == OMEN_OK && i < set->count; i = end) {
+        struct segment_info info;
+        segment_info(set->items[i], &info);
+        end = segment_set_batch_end(set, i);
+        if (info.field == field) rc = query_batch(view, set, i, end, query, search, progress);
+    }
+    return rc;
 }
 
 /* One pass over blocks that no graph answers for, or must not. */

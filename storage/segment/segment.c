@@ -63,6 +63,7 @@ void segment_unref(struct segment *s)
     if (s->rows_map != NULL) vfs_unmap(s->rows_file, s->rows_map, s->rows_bytes);
     vfs_close(s->rows_file);
     mem_free(s->slots);
+    mem_free(s->parts);
     pthread_mutex_destroy(&s->mutex);
     mem_free(s);
 }
@@ -104,6 +105,11 @@ void segment_info(const struct segment *s, struct segment_info *info_out)
         .pinned = s->pinned,
         .disk_bytes = s->disk_bytes,
         .recall_target = s->recall_target,
+        .batch = s->batch,
+        .batch_parts = s->batch_parts,
+        .parts = s->parts,
+        .part_count = s->part_count,
+        .own = s->own,
         .index = s->about,
     };
     info_out->index.pinned = s->pinned;
@@ -115,4 +121,13 @@ uint32_t segment_dead(const struct segment *s)
     for (uint32_t i = 0; i < s->count; i++)
         dead += !block_row_visible(blocks_at(s->blocks, s->slots[i].block), s->slots[i].op, UINT64_MAX, 0);
     return dead;
+}
+
+uint32_t segment_living(const struct segment *s, uint64_t as_of, struct row_ref *rows_out)
+{
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < s->count; i++)
+        if (block_row_visible(blocks_at(s->blocks, s->slots[i].block), s->slots[i].op, as_of, 0))
+            rows_out[count++] = s->slots[i];
+    return count;
 }

@@ -1,4 +1,8 @@
-/* A sealed segment: the rows of one vector field in a range of the stream's blocks, copied together and indexed.
+/* A sealed segment: rows of one vector field in a range of the stream's blocks, copied together and indexed.
+ *
+ * Segments that were routed apart (route.h) but sealed together are a batch: all of one field and range of blocks, each
+ * row that lives there in exactly one of them. A batch has numbered parts; each of its segments holds one of them, or
+ * several when one took others in. Only all of them stand for the blocks.
  *
  *   building: rows written --> graph built --> graph saved --> slots written (from here on it is one) --> OPEN
  *   OPEN: immutable, any number of readers --replaced by a larger one--> DROPPED: files go, memory with the last
@@ -37,19 +41,27 @@ struct segment_spec {
     bool pin;                        /* graph in memory of its own rather than mapped */
     bool compact; /* short codes beside the ids, rows from disk for rescoring: about a quarter */
     enum quant_profile quantization;
-    bool by_shard_key; /* rows of one shard key lie together */
+    /* Of a build: the rows, in their order, and what of its batch it is. */
+    const struct row_ref *rows; /* [row_count] */
+    uint32_t row_count;
+    uint64_t batch; /* number of the first segment of the batch; 0 = its own: it is all of the batch */
+    uint32_t batch_parts;
+    const uint32_t *parts; /* [part_count] that it holds, ascending; NULL with batch 0 */
+    uint32_t part_count;
+    bool own; /* of one group of rows */
 };
 
 struct segment;
 
-/* Copy the rows that were visible at `as_of`, index them, and make the files durable. When no row lives there it is a
- * segment of none, without files. Errors: OMEN_ECANCELED (control->stop), OMEN_EFULL, OMEN_EIO, OMEN_ENOMEM; nothing
+/* Copy the rows, index them, and make the files durable. They are those that were visible at `as_of`, of all blocks or of
+ * the batch's parts. When there is none it is a segment without rows: of a whole batch without files, else slots alone
+ * say so. Errors: OMEN_ECANCELED (control->stop), OMEN_EFULL, OMEN_EIO, OMEN_ENOMEM; nothing
  * is left behind. Cost:
  * see storage/index. */
 OMEN_CHECKED enum omen_err segment_build(const struct segment_spec *spec, const struct index_control *control,
         struct segment **segment_out, struct err *err);
-/* Open what is there; `spec` without blocks' range, which the slots tell. Everything is checked: OMEN_ECORRUPT and
- * OMEN_EVERSION name the file, OMEN_EINVAL: it is not of this stream. */
+/* Open what is there; `spec` without blocks' range, rows and batch, which the slots tell. Everything is checked:
+ * OMEN_ECORRUPT and OMEN_EVERSION name the file, OMEN_EINVAL: it is not of this stream. */
 OMEN_CHECKED enum omen_err segment_open(const struct segment_spec *spec, struct segment **segment_out,
         struct err *err);
 struct segment *segment_ref(struct segment *segment);
@@ -67,11 +79,18 @@ struct segment_info {
     uint64_t kept_bytes;               /* of memory_bytes: slots and payload index, never mapped */
     bool pinned;                       /* the graph: in memory of its own; else the system may take it back */
     float recall_target;
+    uint64_t batch; /* segments of one batch have the same; never 0 */
+    uint32_t batch_parts;
+    const uint32_t *parts; /* [part_count] that it holds; as long as the segment */
+    uint32_t part_count;
+    bool own;                   /* of one group of rows */
     struct explain_index index; /* NULL names when it has no rows */
 };
 void segment_info(const struct segment *segment, struct segment_info *info_out);
 /* Rows that do not live any more. Cost: looks at all of them. */
 uint32_t segment_dead(const struct segment *segment);
+/* Its rows that a view at `as_of` sees, into rows_out [info.rows]; how many. */
+uint32_t segment_living(const struct segment *segment, uint64_t as_of, struct row_ref *rows_out);
 
 struct segment_query {
     const float *query; /* [dim], as the metric wants it */

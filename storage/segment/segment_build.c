@@ -6,57 +6,24 @@
 #include "common/mem.h"
 #include "storage/segment/segment_impl.h"
 
-/* The rows of the field that a view at `as_of` sees, in order of blocks. What such a view sees is in it, and so is
- * what a later one sees: a row of these blocks that lives then lived at as_of as well. */
-static enum omen_err slots_collect(struct segment *s, struct err *err)
+/* The spec's rows and place in a batch. */
+static enum omen_err spec_take(struct segment *s, const struct segment_spec *spec, struct err *err)
 {
-    uint64_t most = 0;
-    for (uint32_t b = s->first_block; b < s->end_block; b++)
-        most += blocks_at(s->blocks, b)->entry.row_count[s->field];
-    if (most > INDEX_SLOTS_MAX) return err_set(err, OMEN_ETOOBIG, "", "more rows than a segment may have");
-    s->slots = mem_alloc((most + 1) * sizeof *s->slots);
-    if (s->slots == NULL) return err_set(err, OMEN_ENOMEM, "", "no memory for a segment's slots");
-    for (uint32_t b = s->first_block; b < s->end_block; b++) {
-        const struct block *block = blocks_at(s->blocks, b);
-        for (uint32_t op = 0; op < block->entry.op_count; op++) {
-            struct entry_op parsed;
-            if (!block_row_visible(block, op, s->as_of, 0)) continue;
-            entry_op_at(&block->entry, op, &parsed);
-            if (parsed.rows[s->field] == ENTRY_NO_ROW) continue;
-            CHECK(s->count < most);
-            s->slots[s->count++] = (struct row_ref){ b, op };
-        }
-    }
-    return OMEN_OK;
-}
-
-struct keyed_row {
-    uint64_t key_hi, key_lo;
-    struct row_ref row;
-};
-
-static int keyed_compare(const void *a, const void *b)
-{
-    const struct keyed_row *x = a, *y = b;
-    if (x->key_hi != y->key_hi) return x->key_hi < y->key_hi ? -1 : 1;
-    if (x->key_lo != y->key_lo) return x->key_lo < y->key_lo ? -1 : 1;
-    if (x->row.block != y->row.block) return x->row.block < y->row.block ? -1 : 1;
-    return (x->row.op > y->row.op) - (x->row.op < y->row.op);
-}
-
-/* By hash of the shard key, then as they were written. */
-static enum omen_err slots_group(struct segment *s, struct err *err)
-{
-    struct keyed_row *rows = mem_alloc(((size_t)s->count + 1) * sizeof *rows);
-    if (rows == NULL) return err_set(err, OMEN_ENOMEM, "", "no memory to order a segment's rows");
-    for (uint32_t i = 0; i < s->count; i++) {
-        struct entry_op op;
-        entry_op_at(&blocks_at(s->blocks, s->slots[i].block)->entry, s->slots[i].op, &op);
-        rows[i] = (struct keyed_row){ op.key.key_hi, op.key.key_lo, s->slots[i] };
-    }
-    qsort(rows, s->count, sizeof *rows, keyed_compare);
-    for (uint32_t i = 0; i < s->count; i++) s->slots[i] = rows[i].row;
-    mem_free(rows);
+    static const uint32_t FIRST[1] = { 0 };
+    bool whole = spec->batch == 0;
+    const uint32_t *parts = whole ? FIRST : spec->parts;
+    s->count = spec->row_count;
+    s->batch = whole ? spec->number : spec->batch;
+    s->batch_parts = whole ? 1 : spec->batch_parts;
+    s->part_count = whole ? 1 : spec->part_count;
+    s->own = spec->own;
+    CHECK(s->part_count > 0 && s->part_count <= s->batch_parts && s->count <= INDEX_SLOTS_MAX);
+    s->slots = mem_alloc(((size_t)s->count + 1) * sizeof *s->slots);
+    s->parts = mem_alloc(s->part_count * sizeof *s->parts);
+    if (s->slots == NULL || s->parts == NULL)
+        return err_set(err, OMEN_ENOMEM, "", "no memory for a segment's slots");
+    if (s->count > 0) memcpy(s->slots, spec->rows, s->count * sizeof *s->slots);
+    memcpy(s->parts, parts, s->part_count * sizeof *s->parts);
     return OMEN_OK;
 }
 
@@ -95,6 +62,7 @@ static enum omen_err graph_build(struct segment *s, const struct segment_spec *s
 static void sizes_take(struct segment *s)
 {
     struct index_stats stats;
+    if (s->count == 0) return;
     index_stats(s->index, false, &stats);
     s->about = (struct explain_index){ .kind = index_kind_name(s->index->ops->kind),
         .layout = index_layout_name(stats.layout),
@@ -127,16 +95,12 @@ enum omen_err segment_build(const struct segment_spec *spec, const struct index_
     *segment_out = NULL;
     struct segment *s = segment_new(spec);
     if (s == NULL) return err_set(err, OMEN_ENOMEM, "", "no memory for a segment");
-    enum omen_err rc = slots_collect(s, err);
-    if (rc == OMEN_OK && s->count == 0) {
-        *segment_out = s;
-        return OMEN_OK;
-    }
-    if (rc == OMEN_OK && spec->by_shard_key && spec->schema->shard_key[0] != '\0') rc = slots_group(s, err);
-    if (rc == OMEN_OK) rc = segment_rows_write(s, control, err);
-    if (rc == OMEN_OK) rc = graph_build(s, spec, control, err);
-    if (rc == OMEN_OK) rc = segment_payload_build(s, control, err);
-    if (rc == OMEN_OK) rc = segment_slots_write(s, err);
+    enum omen_err rc = spec_take(s, spec, err);
+    bool rows = s->count > 0;
+    if (rc == OMEN_OK && rows) rc = segment_rows_write(s, control, err);
+    if (rc == OMEN_OK && rows) rc = graph_build(s, spec, control, err);
+    if (rc == OMEN_OK && rows) rc = segment_payload_build(s, control, err);
+    if (rc == OMEN_OK && (rows || s->part_count < s->batch_parts)) rc = segment_slots_write(s, err);
     if (rc != OMEN_OK) {
         segment_remove_files(s);
         segment_unref(s);
@@ -153,6 +117,10 @@ enum omen_err segment_open(const struct segment_spec *spec, struct segment **seg
     struct segment *s = segment_new(spec);
     if (s == NULL) return err_set(err, OMEN_ENOMEM, "", "no memory for a segment");
     enum omen_err rc = segment_slots_read(s, err);
+    if (rc == OMEN_OK && s->count == 0) {
+        *segment_out = s;
+        return OMEN_OK;
+    }
     if (rc == OMEN_OK) rc = segment_rows_map(s, err);
     if (rc == OMEN_OK) {
         char path[SEGMENT_PATH_BYTES];

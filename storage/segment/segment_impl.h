@@ -30,6 +30,10 @@ struct segment {
     float recall_target;
     uint32_t count;
     struct row_ref *slots; /* [count] owned */
+    uint64_t batch;
+    uint32_t batch_parts, part_count;
+    uint32_t *parts; /* [part_count] owned, ascending */
+    bool own;
     struct vfs_file *rows_file;
     const uint8_t *rows_map; /* header, then [count][stride] f32 */
     uint64_t rows_bytes;
