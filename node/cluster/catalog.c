@@ -91,7 +91,7 @@ static enum omen_err state_write(struct catalog *catalog, const struct cluster_s
     buf_init(&b);
     cluster_state_encode(state, &b);
     enum omen_err rc = b.failed ? err_set(err, OMEN_ENOMEM, "", "no memory to write the catalog")
-                                : vfs_replace_file(catalog->vfs, catalog->path, b.data, b.len, err);
+                                : catalog_file_replace(catalog->vfs, catalog->path, b.data, b.len, err);
     buf_fini(&b);
     return rc;
 }
@@ -161,6 +161,9 @@ enum omen_err catalog_import(struct catalog *catalog, struct bytes bytes, struct
     return rc;
 }
 
+/* Few and small, and what moves shards to where there is room is among them. */
+static bool fsm_vital(void *self, const void *entry, uint32_t len) { return true; }
+
 void catalog_fsm(struct catalog *catalog, struct replica_fsm *fsm_out)
 {
     *fsm_out = (struct replica_fsm){
@@ -169,14 +172,17 @@ void catalog_fsm(struct catalog *catalog, struct replica_fsm *fsm_out)
         .applied = fsm_applied,
         .log_needed_from = fsm_log_needed_from,
         .checkpoint = fsm_checkpoint,
+        .vital = fsm_vital,
     };
 }
 
 /* ---- life ---- */
 
-static enum omen_err state_load(struct catalog *catalog, uint64_t incarnation, struct err *err)
+static enum omen_err state_load(struct catalog *catalog, uint64_t incarnation, size_t *len_out,
+        struct err *err)
 {
     bool there;
+    *len_out = 0;
     enum omen_err rc = vfs_exists(catalog->vfs, catalog->path, &there, err);
     if (rc != OMEN_OK) return rc;
     if (!there) {
@@ -184,10 +190,9 @@ static enum omen_err state_load(struct catalog *catalog, uint64_t incarnation, s
         return catalog->state == NULL ? err_set(err, OMEN_ENOMEM, "", "no memory for the catalog") : OMEN_OK;
     }
     uint8_t *bytes;
-    size_t len;
-    rc = vfs_read_file(catalog->vfs, catalog->path, CATALOG_FILE_BYTES_MAX, &bytes, &len, err);
+    rc = vfs_read_file(catalog->vfs, catalog->path, CATALOG_FILE_BYTES_MAX, &bytes, len_out, err);
     if (rc != OMEN_OK) return rc;
-    rc = cluster_state_decode(bytes, len, catalog->path, &catalog->state, err);
+    rc = cluster_state_decode(bytes, *len_out, catalog->path, &catalog->state, err);
     mem_free(bytes);
     if (rc != OMEN_OK) return rc;
     if (catalog->state->map->incarnation == incarnation) return OMEN_OK;
@@ -203,11 +208,13 @@ enum omen_err catalog_open(struct vfs *vfs, const char *dir, uint64_t incarnatio
     catalog->vfs = vfs;
     int len = snprintf(catalog->path, sizeof catalog->path, "%s/CATALOG", dir);
     CHECK(len > 0 && (size_t)len < sizeof catalog->path);
-    enum omen_err rc = state_load(catalog, incarnation, err);
+    size_t file_len;
+    enum omen_err rc = state_load(catalog, incarnation, &file_len, err);
     if (rc != OMEN_OK) {
         mem_free(catalog);
         return rc;
     }
+    catalog_room_keep(vfs, catalog->path, file_len);
     pthread_mutex_init(&catalog->mutex, NULL);
     pthread_mutex_init(&catalog->file_mutex, NULL);
     atomic_init(&catalog->applied, catalog->state->sequence);

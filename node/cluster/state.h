@@ -5,7 +5,8 @@
  *   change_collections.c  collections, aliases, placement
  *   change_cluster.c      nodes, operations
  *   results.c             what became of changes, for those that are asked for twice
- *   entry_format.c        entries as bytes;  state_format.c  the CATALOG file;  format.h  README.md has the tables */
+ *   entry_format.c        entries as bytes;  state_format.c  the CATALOG file;  format.h  README.md has the tables
+ *   catalog_file.c        how that is replaced, on a full disk too */
 #ifndef OMEN_NODE_CLUSTER_STATE_H
 #define OMEN_NODE_CLUSTER_STATE_H
 
@@ -54,6 +55,11 @@ OMEN_CHECKED enum omen_err cluster_result_keep(struct cluster_state *state, cons
 
 /* ---- the file ---- */
 void cluster_state_encode(const struct cluster_state *state, struct buf *out); /* out->failed: no memory */
+/* As vfs_replace_file, and where there is no room for that, into a file that was allocated for it. */
+OMEN_CHECKED enum omen_err catalog_file_replace(struct vfs *vfs, const char *path, const uint8_t *data,
+        size_t len, struct err *err);
+/* Sees to that file being there, for a CATALOG of about `len` bytes; tells the log when it cannot be. */
+void catalog_room_keep(struct vfs *vfs, const char *path, size_t len);
 /* `path` names the file in errors. */
 OMEN_CHECKED enum omen_err cluster_state_decode(const uint8_t *bytes, size_t len, const char *path,
         struct cluster_state **state_out, struct err *err);

@@ -11,6 +11,7 @@
 #include "node/data_dir.h"
 #include "tests/support/doc_text.h"
 #include "tests/support/entry_support.h"
+#include "tests/support/vfs_sim.h"
 
 #define INCARNATION 4711u
 
@@ -333,6 +334,62 @@ START_TEST(every_flipped_bit_and_every_cut_is_found)
 }
 END_TEST
 
+static struct catalog_outcome create_in(const struct replica_fsm *machine, uint64_t at, const char *name)
+{
+    struct catalog_change change = create(name, 1);
+    return apply_to(machine, at, &change);
+}
+
+/* The log of the cluster group is let go of on a disk without a byte left, and no crash in between leaves half a file. */
+START_TEST(a_full_disk_does_not_keep_the_state_from_being_written)
+{
+    struct vfs_sim *sim = vfs_sim_new(77);
+    struct vfs *vfs = vfs_sim_vfs(sim);
+    struct catalog *c;
+    struct replica_fsm f;
+    struct err err = { 0 };
+    uint64_t free_bytes, total_bytes;
+    ck_assert_int_eq(vfs_mkdir(vfs, "/catalog", NULL), OMEN_OK);
+    vfs_sim_sync_all(sim);
+    ck_assert_int_eq(catalog_open(vfs, "/catalog", INCARNATION, &c, NULL), OMEN_OK);
+    catalog_fsm(c, &f);
+    ck_assert_int_eq(f.checkpoint(f.self, NULL), OMEN_OK);
+    vfs_sim_set_capacity(sim, 1ull << 30);
+    ck_assert_int_eq(vfs_free_space(vfs, "/", &free_bytes, &total_bytes, NULL), OMEN_OK);
+    vfs_sim_set_capacity(sim, total_bytes - free_bytes);
+    for (uint64_t i = 1; i <= 5; i++) {
+        char name[16];
+        snprintf(name, sizeof name, "books%d", (int)i);
+        ck_assert_int_eq(create_in(&f, i, name).code, OMEN_OK);
+        for (uint64_t n = 1; n < 12; n++) { /* the machine stops at the n-th change of the disk */
+            struct vfs_sim *crashed = vfs_sim_after_crash(sim, 1000 * i + n);
+            struct catalog *again;
+            struct replica_fsm g;
+            vfs_sim_stop_at(crashed, 0);
+            ck_assert_int_eq(catalog_open(vfs_sim_vfs(crashed), "/catalog", INCARNATION, &again, NULL),
+                    OMEN_OK);
+            catalog_fsm(again, &g);
+            ck_assert_uint_eq(g.applied(g.self), i - 1);
+            ck_assert_int_eq(create_in(&g, i, name).code, OMEN_OK);
+            vfs_sim_stop_at(crashed, n);
+            (void)!g.checkpoint(g.self, NULL);
+            catalog_close(again);
+            vfs_sim_crash(crashed, n);
+            enum omen_err rc = catalog_open(vfs_sim_vfs(crashed), "/catalog", INCARNATION, &again, &err);
+            ck_assert_msg(rc == OMEN_OK, "%s", err.message);
+            catalog_fsm(again, &g);
+            ck_assert_uint_ge(g.applied(g.self), i - 1);
+            catalog_close(again);
+            vfs_sim_free(crashed);
+        }
+        ck_assert_int_eq(f.checkpoint(f.self, &err), OMEN_OK);
+        ck_assert_uint_eq(f.log_needed_from(f.self), i);
+    }
+    catalog_close(c);
+    vfs_sim_free(sim);
+}
+END_TEST
+
 START_TEST(catalog_of_another_incarnation_is_refused)
 {
     size_t len;
@@ -439,6 +496,7 @@ int main(void)
     tcase_add_test(tcase, checkpoint_and_log_give_the_same_state);
     tcase_add_test(tcase, two_replicas_of_the_same_entries_write_the_same_file);
     tcase_add_test(tcase, every_flipped_bit_and_every_cut_is_found);
+    tcase_add_test(tcase, a_full_disk_does_not_keep_the_state_from_being_written);
     tcase_add_test(tcase, catalog_of_another_incarnation_is_refused);
     tcase_add_test(tcase, damaged_entries_stop_the_replica);
     tcase_add_test(tcase, data_directory_has_one_owner_and_keeps_its_identity);
