@@ -259,7 +259,11 @@ static void write_node(const struct run *run, struct queue *queue)
     struct err err;
     if (replica_host_open(&options, &host, &err) != OMEN_OK) panic("cannot open the log: %s", err.message);
     struct shard_store *store = open_store(run);
-    struct replica_fsm fsm = { store, fsm_apply, fsm_applied, fsm_log_needed_from, fsm_checkpoint };
+    struct replica_fsm fsm = { .self = store,
+        .apply = fsm_apply,
+        .applied = fsm_applied,
+        .log_needed_from = fsm_log_needed_from,
+        .checkpoint = fsm_checkpoint };
     if (replica_open(host, GROUP, 1, 0, &fsm, &replica, &err) != OMEN_OK) panic("replica: %s", err.message);
     struct window window = { PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, 0 };
     struct built built;

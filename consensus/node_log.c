@@ -235,6 +235,23 @@ static void batch_run(struct node_log *log, struct node_log_append *first, uint6
     if (log->options.test_ack_before_sync) batch_sync(log);
 }
 
+static struct node_log_append *queue_pop(struct node_log *log)
+{
+    struct node_log_append *a = log->queue_head;
+    log->queue_head = a->next;
+    if (log->queue_head == NULL) log->queue_tail = &log->queue_head;
+    if (log->refuse_through == a) log->refuse_through = NULL;
+    a->next = NULL;
+    return a;
+}
+
+/* Is what the disk has left for this one too? */
+static bool may_write(const struct node_log *log, const struct node_log_append *a)
+{
+    if (log->refuse_through != NULL && a->claim <= log->refuse_claim) return false;
+    return log_claim_allowed(log, a->claim);
+}
+
 /* Takes the head of the queue (there is one) and, as long as they fit the batch and the segment, what follows
  * it. Ends early at an append to be refused, so that results are given in order. */
 static struct node_log_append *queue_take(struct node_log *log, uint64_t bytes_max, uint64_t *bytes_out)
@@ -245,10 +262,9 @@ static struct node_log_append *queue_take(struct node_log *log, uint64_t bytes_m
     while (log->queue_head != NULL) {
         struct node_log_append *a = log->queue_head;
         uint64_t len = append_bytes(a);
-        if (first != NULL && (bytes + len > bytes_max || log_append_refused(log, a))) break;
-        log->queue_head = a->next;
-        if (log->queue_head == NULL) log->queue_tail = &log->queue_head;
-        a->next = NULL;
+        if (first != NULL && (bytes + len > bytes_max || log_append_refused(log, a) || !may_write(log, a)))
+            break;
+        (void)queue_pop(log);
         *tail = a;
         tail = &a->next;
         bytes += len;
@@ -258,19 +274,27 @@ static struct node_log_append *queue_take(struct node_log *log, uint64_t bytes_m
     return first;
 }
 
-/* No segment can be had: everything queued now is refused, and what follows in the same groups until they
- * start over. */
-static void queue_refuse(struct node_log *log)
+/* No segment can be had for the head of the queue: it is refused, and so will be what is queued behind it now with no
+ * greater a claim, without another look at the disk. What follows in the same groups is until they start over. */
+static void head_refuse(struct node_log *log)
 {
     pthread_mutex_lock(&log->mutex);
-    struct node_log_append *first = log->queue_head;
-    log->queue_head = NULL;
-    log->queue_tail = &log->queue_head;
-    for (struct node_log_append *a = first; a != NULL; a = a->next) log_append_refuse(log, a);
+    struct node_log_append *head = log->queue_head;
+    bool first = log->refuse_through == NULL;
+    if (first || head->claim > log->refuse_claim) log->refuse_claim = head->claim;
+    if (first) {
+        log->refuse_through = head;
+        while (log->refuse_through->next != NULL) log->refuse_through = log->refuse_through->next;
+    }
+    log->plain_refused |= head->claim == NODE_LOG_PLAIN;
+    log_short_changed(log);
+    uint32_t spares = log->spare_count;
+    (void)queue_pop(log);
+    log_append_refuse(log, head);
     pthread_mutex_unlock(&log->mutex);
-    LOG_WARN("node_log.full", "dir=\"%s\" segment_bytes=%llu", log->dir,
-            (unsigned long long)log->options.segment_bytes);
-    appends_done(first, OMEN_EFULL);
+    if (first && head->claim != NODE_LOG_PLAIN) /* of those node_log.short tells */
+        LOG_WARN("node_log.full", "dir=\"%s\" claim=%d segments=%u", log->dir, (int)head->claim, spares);
+    appends_done(head, OMEN_EFULL);
 }
 
 static uint64_t segment_room(const struct node_log *log)
@@ -286,22 +310,24 @@ static void log_round(struct node_log *log)
     pthread_mutex_lock(&log->mutex);
     struct node_log_append *head = log->queue_head;
     bool refused = log_append_refused(log, head);
-    if (refused) {
-        log->queue_head = head->next;
-        if (log->queue_head == NULL) log->queue_tail = &log->queue_head;
-        head->next = NULL;
-    }
+    if (refused) (void)queue_pop(log);
+    if (!refused && log->refuse_through == NULL && !may_write(log, head)) log_spare_ask(log);
+    bool full = !refused && !may_write(log, head);
     pthread_mutex_unlock(&log->mutex);
     if (refused) {
         appends_done(head, OMEN_EFULL);
+        return;
+    }
+    if (full) {
+        head_refuse(log);
         return;
     }
     uint64_t first_bytes = append_bytes(head);
     if (log->carry_due || first_bytes > segment_room(log)) {
         uint64_t body_bytes = first_bytes + carry_bytes(log);
         bool fits = log->carry_due && body_bytes <= segment_room(log);
-        if (!fits && log_roll(log, node_log_batch_bytes(body_bytes)) != OMEN_OK) {
-            queue_refuse(log);
+        if (!fits && log_roll(log, head->claim, node_log_batch_bytes(body_bytes)) != OMEN_OK) {
+            head_refuse(log);
             return;
         }
     }
@@ -355,6 +381,11 @@ bool node_log_far_over(const struct node_log *log)
     return atomic_load_explicit(&log->far_over, memory_order_relaxed);
 }
 
+bool node_log_is_short(const struct node_log *log)
+{
+    return atomic_load_explicit(&log->is_short, memory_order_relaxed);
+}
+
 void node_log_stats(struct node_log *log, struct node_log_stats *stats_out)
 {
     pthread_mutex_lock(&log->mutex);
@@ -362,6 +393,7 @@ void node_log_stats(struct node_log *log, struct node_log_stats *stats_out)
     stats_out->bytes = log_bytes_needed(log);
     stats_out->oldest_group = log_oldest_group(log);
     stats_out->over_limit = stats_out->bytes > log->options.bytes_max;
+    stats_out->spares = log->spare_count;
     pthread_mutex_unlock(&log->mutex);
 }
 
@@ -406,9 +438,16 @@ enum omen_err node_log_open(const struct node_log_options *options, node_log_rep
     log->options.dir = log->dir;
     log->queue_tail = &log->queue_head;
     pthread_mutex_init(&log->mutex, NULL);
+    pthread_condattr_t attr;
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
     pthread_cond_init(&log->work, NULL);
-    pthread_cond_init(&log->chores, NULL);
+    pthread_cond_init(&log->chores, &attr);
     pthread_cond_init(&log->spare, NULL);
+    pthread_condattr_destroy(&attr);
+    log->spare_failed = true; /* until the helper has asked the disk */
+    log->reserve_bytes = NODE_LOG_RESERVE_BYTES < options->segment_bytes ? NODE_LOG_RESERVE_BYTES
+                                                                         : options->segment_bytes;
     rc = log_recover(log, replay, arg, err);
     if (rc == OMEN_OK && pthread_create(&log->log_thread, NULL, log_thread_main, log) != 0)
         rc = err_set(err, OMEN_ENOMEM, NULL, "cannot start the log thread");

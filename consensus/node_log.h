@@ -10,7 +10,12 @@
  * is corruption (OMEN_ECORRUPT, file and offset); only a bad last batch is a torn tail and is left behind:
  * the next segment's header says where the previous one ended.
  * A write or sync error panics the process before anybody hears of it (C2), except a full disk: see
- * node_log_append. */
+ * node_log_append.
+ *
+ * The reserve (CORRECTNESS D2): NODE_LOG_RESERVE segments, allocated ahead, that stay through restarts. While the disk gives
+ * no more, an append may take of them what its claim says, so that what makes room, or tells that there is none, goes on.
+ * What is released refills it, and so does the disk as soon as it has room (looked at every NODE_LOG_REFILL_MS). A log
+ * that cannot have it, on a disk that is full from the start, works without. */
 #ifndef OMEN_CONSENSUS_NODE_LOG_H
 #define OMEN_CONSENSUS_NODE_LOG_H
 
@@ -32,6 +37,18 @@ enum node_log_kind {
 /* What an entry is. All but commands are the consensus room's own and never reach a state machine. */
 enum node_log_entry_type { NODE_LOG_COMMAND = 0, NODE_LOG_BARRIER = 1, NODE_LOG_CHANGE = 2 };
 
+#define NODE_LOG_RESERVE 4u                 /* segments */
+#define NODE_LOG_RESERVE_BYTES (4ull << 20) /* of each; segment_bytes when that is less */
+#define NODE_LOG_REFILL_MS 200u
+
+/* How many segments of the reserve an append leaves to others: see node_log_claim_leaves. */
+enum node_log_claim {
+    NODE_LOG_PLAIN = 0, /* all: what a client may be refused */
+    NODE_LOG_OWED,      /* half: what a leader has let in, here or elsewhere */
+    NODE_LOG_VITAL,     /* the last: barriers, configurations, deletes, what the cluster group records */
+    NODE_LOG_LAST,      /* none: votes, and bases, which let go of segments */
+};
+
 struct node_log_record {
     uint64_t group, replica, term, index;
     enum node_log_kind kind;
@@ -44,8 +61,10 @@ struct node_log_options {
     struct vfs *vfs;
     const char *dir; /* created when missing */
     uint64_t node_id;
-    uint64_t segment_bytes;    /* default 32 MiB; larger single batches get a segment of their own size */
-    uint64_t bytes_max;        /* default 256 MiB: above it need_checkpoint fires for the oldest group */
+    uint64_t
+            segment_bytes; /* default 32 MiB; larger single batches get a segment of their own size, those of the
+                                * reserve may be smaller */
+    uint64_t bytes_max;    /* default 256 MiB: above it need_checkpoint fires for the oldest group */
     uint64_t batch_bytes_max;  /* default 4 MiB of records per sync */
     bool test_ack_before_sync; /* MUTATION for tests/fault: acknowledges before the sync */
 };
@@ -62,13 +81,14 @@ void node_log_close(struct node_log *log);
 
 /* One asynchronous append; the caller owns the struct and everything it points to until `done`.
  * `done` runs on the log thread, in submission order per log: return quickly, never block.
- * result: OK when durable; OMEN_EFULL when no segment could be allocated (nothing was written: the caller may
- * retry later); anything else panicked. After an EFULL the entries of the group that follow the refused one
- * get EFULL too, until that index, or a lower one, is appended again or truncated: entries already queued
- * behind it leave no hole. */
+ * result: OK when durable; OMEN_EFULL when no segment could be allocated and the reserve is not for this claim (nothing
+ * was written: the caller may retry later); anything else panicked. After an EFULL the entries of the group that follow
+ * the refused one get EFULL too, until that index, or a lower one, is appended again or truncated: entries already
+ * queued behind it leave no hole. */
 struct node_log_append {
     const struct node_log_record *records;
     uint32_t count;
+    enum node_log_claim claim;
     void (*done)(struct node_log_append *append, enum omen_err result);
     void *arg;
     struct node_log_append *next; /* the log's */
@@ -89,10 +109,13 @@ struct node_log_stats {
     uint64_t syncs, appends, records, bytes_written;
     uint64_t oldest_group; /* whose checkpoint would free the oldest segment; 0 = none */
     bool over_limit;       /* bytes > bytes_max */
+    uint32_t spares;       /* segments ready to be used, the reserve's among them */
 };
 void node_log_stats(struct node_log *log, struct node_log_stats *stats_out);
 /* bytes > 1.5 * bytes_max: nothing more should be proposed until a checkpoint let go of some. True from the segment on that
  * crosses the bound, however long a checkpoint takes. Any thread, no lock. */
 bool node_log_far_over(const struct node_log *log);
+/* The disk gives no more and plain appends are refused: there is the reserve, or what is left of it. Any thread, no lock. */
+bool node_log_is_short(const struct node_log *log);
 
 #endif

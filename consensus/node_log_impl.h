@@ -2,7 +2,8 @@
  *
  *   node_log.c          append queue, log thread, batches, statistics
  *   node_log_groups.c   what each group still needs, refusals after a full disk, hard states to carry
- *   node_log_segment.c  helper thread: segments prepared ahead and recycled; roll to a new one
+ *   node_log_segment.c  segments taken into use and recycled
+ *   node_log_spare.c    helper thread: segments prepared ahead, the reserve
  *   node_log_open.c     recovery; reading one group back
  *
  * Locks: `mutex` guards everything marked (m). The log thread alone owns what is marked (l); done callbacks
@@ -18,8 +19,9 @@
 #include "consensus/node_log_format.h"
 
 #define LOG_PATH_BYTES 1024
-#define LOG_SPARES_AHEAD 1u /* prepared before they are asked for */
-#define LOG_SPARES_MAX 2u   /* kept when segments are recycled; more are removed */
+#define LOG_SPARES_AHEAD 1u     /* of segment_bytes, prepared before they are asked for, beside the reserve */
+#define LOG_SPARES_AHEAD_MAX 2u /* kept when segments are recycled; more are removed */
+#define LOG_SPARES_MAX (NODE_LOG_RESERVE + LOG_SPARES_AHEAD_MAX)
 #define LOG_COPY_BELOW                                                                                       \
     4096u /* bodies shorter than this are copied: an iovec and its share of a system call cost more */
 
@@ -52,8 +54,14 @@ struct log_segment {
     uint32_t use_count, use_cap;
 };
 
+/* A file that is allocated and not in use. */
+struct log_spare {
+    uint64_t name, bytes;
+};
+
 struct node_log {
     struct node_log_options options;
+    uint64_t reserve_bytes; /* of a segment made for the reserve */
     char *dir;
 
     pthread_mutex_t mutex;
@@ -72,14 +80,22 @@ struct node_log {
     struct log_group **groups; /* (m) open addressing by (group, replica), power of two */
     uint32_t group_count, group_cap;
 
-    uint64_t spares[LOG_SPARES_MAX]; /* (m) names of prepared files of segment_bytes */
+    /* (m) The reserve is whichever NODE_LOG_RESERVE of them are left last. */
+    struct log_spare spares[LOG_SPARES_MAX];
     uint32_t spare_count;
-    uint64_t spare_next; /* (m) next name */
-    bool spare_wanted;   /* (m) the log thread waits */
-    bool spare_failed;   /* (m) the last attempt met a full disk */
-    bool recycling;      /* (m) the helper renames or removes an old segment */
-    _Atomic bool
-            far_over; /* the segments there are take half as much again as they may; written under the mutex */
+    uint64_t spare_next;  /* (m) next name */
+    uint64_t spare_tries; /* (m) attempts at one that are over */
+    bool spare_wanted;    /* (m) the log thread waits for one more attempt */
+    bool spare_failed; /* (m) the last attempt met a full disk; also before the first one, when nothing is known */
+    bool spare_made;    /* (m) one was since a plain append last took one of the reserve's number */
+    bool plain_refused; /* (m) a plain append was, since the disk is full */
+    bool recycling;     /* (m) the helper renames or removes an old segment */
+    /* Written under the mutex. */
+    _Atomic bool far_over; /* the segments there are take half as much again as they may */
+    _Atomic bool is_short; /* node_log_is_short */
+    /* (m) Those queued up to this one, of this claim or a lesser one, are refused: there is no room. NULL = none are. */
+    const struct node_log_append *refuse_through;
+    enum node_log_claim refuse_claim;
     uint32_t readers; /* (m) node_log_read_group calls: nothing is recycled meanwhile */
 
     struct log_segment *current; /* (l) NULL until the first append of this life */
@@ -117,13 +133,32 @@ void log_groups_free(struct node_log *log);
 void log_segment_path(const struct node_log *log, uint64_t number, char out[LOG_PATH_BYTES]);
 void log_spare_path(const struct node_log *log, uint64_t name, char out[LOG_PATH_BYTES]);
 bool log_segment_name_parse(const char *name, uint64_t *number_out);
-bool log_spare_name_parse(const char *name);
+bool log_spare_name_parse(const char *name, uint64_t *name_out);
+void log_helper_recycle(struct node_log *log); /* helper, mutex held: the oldest segment leaves the chain */
 struct log_segment *log_segment_add(struct node_log *log,
         const struct node_log_segment_header *header); /* mutex */
 void log_segment_free(struct log_segment *segment);
 /* Log thread, without the mutex: make a segment with room for `batch_bytes` the current one. OMEN_OK or
  * OMEN_EFULL. */
-OMEN_CHECKED enum omen_err log_roll(struct node_log *log, uint64_t batch_bytes);
+OMEN_CHECKED enum omen_err log_roll(struct node_log *log, enum node_log_claim claim, uint64_t batch_bytes);
+
+/* node_log_spare.c */
+/* May an append of this claim be written where there is room for it? Mutex. */
+bool log_claim_allowed(const struct node_log *log, enum node_log_claim claim);
+/* Log thread, mutex held: one more attempt by the helper, waited for. */
+void log_spare_ask(struct node_log *log);
+/* Log thread, without the mutex: OMEN_OK or OMEN_EFULL. */
+OMEN_CHECKED enum omen_err log_spare_take(struct node_log *log, enum node_log_claim claim,
+        uint64_t segment_bytes, struct log_spare *spare_out);
+void log_spare_give_back(struct node_log *log, const struct log_spare *spare);
+/* Allocates, and zeroes when `zero`. OMEN_EFULL leaves nothing behind; any other failure ends the process (C2). */
+OMEN_CHECKED enum omen_err log_spare_prepare(struct node_log *log, const struct log_spare *spare, bool zero);
+/* Whether a segment that leaves the chain is to be kept as a spare. Mutex. */
+bool log_spare_keeps(const struct node_log *log, uint64_t bytes);
+void log_spare_add(struct node_log *log, const struct log_spare *spare); /* mutex */
+void log_short_changed(struct node_log *log);                            /* mutex */
+/* At start: what an earlier life left under this name stays a spare, or goes. */
+OMEN_CHECKED enum omen_err log_spare_keep_or_remove(struct node_log *log, const char *name, struct err *err);
 void *log_helper_main(void *arg);
 
 /* node_log_open.c */

@@ -30,7 +30,7 @@ static bool name_add(void *arg, const char *name)
 {
     struct names *names = arg;
     uint64_t number;
-    if (log_spare_name_parse(name) && strlen(name) < sizeof names->spares[0]) {
+    if (strncmp(name, "spare-", 6) == 0 && strlen(name) < sizeof names->spares[0]) {
         if (names->spare_count == names->spare_cap) {
             names->spare_cap = names->spare_cap == 0 ? 8 : names->spare_cap * 2;
             names->spares = mem_must_realloc(names->spares, names->spare_cap * sizeof names->spares[0]);
@@ -53,18 +53,15 @@ static int number_compare(const void *a, const void *b)
     return x < y ? -1 : x > y;
 }
 
-/* Spares are of no worth to a new life: whether they were filled to the end is not known. */
-static enum omen_err spares_remove(struct node_log *log, const struct names *names, struct err *err)
+/* On a disk that is full they are all that the first vote will find. */
+static enum omen_err spares_keep(struct node_log *log, const struct names *names, struct err *err)
 {
-    for (uint32_t i = 0; i < names->spare_count; i++) {
-        char path[LOG_PATH_BYTES];
-        memcpy(path, log->dir, strlen(log->dir) + 1);
-        strcat(path, "/");
-        strcat(path, names->spares[i]);
-        enum omen_err rc = vfs_unlink(log->options.vfs, path, err);
-        if (rc != OMEN_OK) return rc;
-    }
-    return OMEN_OK;
+    enum omen_err rc = OMEN_OK;
+    pthread_mutex_lock(&log->mutex);
+    for (uint32_t i = 0; i < names->spare_count && rc == OMEN_OK; i++)
+        rc = log_spare_keep_or_remove(log, names->spares[i], err);
+    pthread_mutex_unlock(&log->mutex);
+    return rc;
 }
 
 static enum omen_err segment_load(struct node_log *log, uint64_t number, uint8_t **image_out,
@@ -269,7 +266,7 @@ enum omen_err log_recover(struct node_log *log, node_log_replay replay, void *ar
         qsort(names.numbers, names.count, sizeof *names.numbers, number_compare);
         rc = segment_sync(log, names.numbers[names.count - 1], err);
     }
-    if (rc == OMEN_OK) rc = spares_remove(log, &names, err);
+    if (rc == OMEN_OK) rc = spares_keep(log, &names, err);
     if (rc == OMEN_OK) rc = vfs_sync_dir(log->options.vfs, log->dir, err);
     if (rc == OMEN_OK && names.count > 0) rc = segments_recover(log, &names, replay, arg, err);
     mem_free(names.numbers);

@@ -1,10 +1,10 @@
-/* Segments of the node log on disk: prepared ahead, taken into use, recycled. See node_log_impl.h for threads
- * and locks.
+/* Segments of the node log on disk: taken into use, recycled. node_log_spare.c prepares them; see node_log_impl.h for
+ * threads and locks.
  *
  *   (no file) --allocate, zero, sync--> spare-N --header, sync, rename, sync dir--> N.log
  *   N.log --rename, sync dir--> spare-N
- * A file named N.log therefore always has a valid header with that number; a crash in between leaves a spare,
- * which the next start removes. A recycled file still holds batches of its old life: they carry the old
+ * A file named N.log therefore always has a valid header with that number; a crash in between leaves a spare.
+ * A recycled file still holds batches of its old life: they carry the old
  * segment number.
  *
  * Zeroed ahead and not merely allocated: the first write into an allocated but unwritten extent changes the
@@ -28,9 +28,6 @@
 #include "common/log.h"
 #include "common/mem.h"
 #include "consensus/node_log_impl.h"
-
-#define ZERO_CHUNK_BYTES (256u << 10)
-#define ZERO_SYNC_BYTES (4u << 20) /* synced in pieces, so that appends wait for little of it */
 
 void log_segment_path(const struct node_log *log, uint64_t number, char out[LOG_PATH_BYTES])
 {
@@ -60,8 +57,6 @@ bool log_segment_name_parse(const char *name, uint64_t *number_out)
     return strcmp(name + 16, ".log") == 0;
 }
 
-bool log_spare_name_parse(const char *name) { return strncmp(name, "spare-", 6) == 0; }
-
 void log_segment_free(struct log_segment *segment)
 {
     if (segment == NULL) return;
@@ -83,47 +78,6 @@ struct log_segment *log_segment_add(struct node_log *log, const struct node_log_
     log->segments[log->segment_count++] = segment;
     log_bytes_changed(log);
     return segment;
-}
-
-/* ---- preparing ---- */
-
-static enum omen_err zero_fill(struct vfs_file *file, uint64_t bytes, struct err *err)
-{
-    static const uint8_t zeros[ZERO_CHUNK_BYTES];
-    uint64_t unsynced = 0;
-    for (uint64_t at = 0; at < bytes;) {
-        uint64_t len = bytes - at < sizeof zeros ? bytes - at : sizeof zeros;
-        enum omen_err rc = vfs_pwrite(file, zeros, len, at, err);
-        if (rc != OMEN_OK) return rc;
-        at += len;
-        unsynced += len;
-        if (unsynced < ZERO_SYNC_BYTES && at < bytes) continue;
-        rc = vfs_datasync(file, err);
-        if (rc == OMEN_EFULL) panic("node log: sync failed: %s", err->message);
-        if (rc != OMEN_OK) return rc;
-        unsynced = 0;
-    }
-    return OMEN_OK;
-}
-
-/* A new spare of `bytes`. OMEN_EFULL leaves nothing behind; any other failure ends the process (C2). */
-static enum omen_err spare_prepare(struct node_log *log, uint64_t name, uint64_t bytes)
-{
-    char path[LOG_PATH_BYTES];
-    struct err err = { 0 };
-    struct vfs_file *file = NULL;
-    log_spare_path(log, name, path);
-    enum omen_err rc = vfs_open(log->options.vfs, path, VFS_READ | VFS_WRITE | VFS_CREATE, &file, &err);
-    if (rc == OMEN_EFULL) return rc;
-    if (rc != OMEN_OK) panic("node log: %s", err.message);
-    rc = vfs_allocate(file, bytes, &err);
-    if (rc == OMEN_OK) rc = zero_fill(file, bytes, &err);
-    vfs_close(file);
-    if (rc == OMEN_OK) return rc;
-    if (rc != OMEN_EFULL) panic("node log: %s", err.message);
-    rc = vfs_unlink(log->options.vfs, path, &err);
-    if (rc != OMEN_OK) panic("node log: %s", err.message);
-    return OMEN_EFULL;
 }
 
 /* ---- recycling ---- */
@@ -153,91 +107,30 @@ static bool segment_retire(struct node_log *log, const struct log_segment *segme
     return keep;
 }
 
-static void helper_recycle(struct node_log *log)
+void log_helper_recycle(struct node_log *log)
 {
     struct log_segment *segment = log->segments[0];
     log->segment_count--;
     memmove(log->segments, log->segments + 1, log->segment_count * sizeof *log->segments);
     log_bytes_changed(log);
-    bool keep = segment->bytes == log->options.segment_bytes && log->spare_count < LOG_SPARES_MAX;
-    uint64_t name = log->spare_next++;
+    struct log_spare spare = { log->spare_next++, segment->bytes };
+    bool keep = log_spare_keeps(log, spare.bytes);
     log->recycling = true;
     pthread_mutex_unlock(&log->mutex);
 
-    keep = segment_retire(log, segment, keep, name);
+    keep = segment_retire(log, segment, keep, spare.name);
     LOG_DEBUG("node_log.recycle", "segment=%llu kept=%d", (unsigned long long)segment->number, keep);
 
     pthread_mutex_lock(&log->mutex);
     log->recycling = false;
-    if (keep) log->spares[log->spare_count++] = name;
+    /* Else one was given back meanwhile; the file is looked at again at the next start. */
+    if (keep && log->spare_count < LOG_SPARES_MAX) log_spare_add(log, &spare);
     pthread_cond_broadcast(&log->spare);
     /* Groups point at segments by number only, and numbers are never used again. */
     log_segment_free(segment);
 }
 
-static void helper_prepare(struct node_log *log)
-{
-    uint64_t name = log->spare_next++;
-    pthread_mutex_unlock(&log->mutex);
-    enum omen_err rc = spare_prepare(log, name, log->options.segment_bytes);
-    pthread_mutex_lock(&log->mutex);
-    log->spare_failed = rc != OMEN_OK;
-    if (rc == OMEN_OK) log->spares[log->spare_count++] = name;
-    pthread_cond_broadcast(&log->spare);
-}
-
-void *log_helper_main(void *arg)
-{
-    struct node_log *log = arg;
-    pthread_mutex_lock(&log->mutex);
-    while (!log->helper_stopping) {
-        bool may_prepare = log->spare_wanted || !log->spare_failed;
-        if (log_segment_recyclable(log)) {
-            helper_recycle(log);
-            log->spare_failed = false; /* there may be room now */
-        } else if (log->spare_count < LOG_SPARES_AHEAD && may_prepare) {
-            log->spare_wanted = false;
-            helper_prepare(log);
-        } else {
-            pthread_cond_wait(&log->chores, &log->mutex);
-        }
-    }
-    pthread_mutex_unlock(&log->mutex);
-    return NULL;
-}
-
 /* ---- taking a segment into use ---- */
-
-/* Waits for the helper's next spare; each call is one attempt at allocation when there is none. */
-static enum omen_err spare_take(struct node_log *log, uint64_t *name_out)
-{
-    pthread_mutex_lock(&log->mutex);
-    if (log->spare_count == 0) {
-        log->spare_failed = false;
-        log->spare_wanted = true;
-        pthread_cond_signal(&log->chores);
-        while (log->spare_count == 0 && !log->spare_failed) pthread_cond_wait(&log->spare, &log->mutex);
-        log->spare_wanted = false;
-    }
-    enum omen_err rc = log->spare_count > 0 ? OMEN_OK : OMEN_EFULL;
-    if (rc == OMEN_OK) *name_out = log->spares[--log->spare_count];
-    pthread_cond_signal(&log->chores);
-    pthread_mutex_unlock(&log->mutex);
-    return rc;
-}
-
-static void spare_give_back(struct node_log *log, uint64_t name, bool own_size)
-{
-    pthread_mutex_lock(&log->mutex);
-    bool keep = own_size && log->spare_count < LOG_SPARES_MAX;
-    if (keep) log->spares[log->spare_count++] = name;
-    pthread_mutex_unlock(&log->mutex);
-    if (keep) return;
-    char path[LOG_PATH_BYTES];
-    struct err err = { 0 };
-    log_spare_path(log, name, path);
-    if (vfs_unlink(log->options.vfs, path, &err) != OMEN_OK) panic("node log: %s", err.message);
-}
 
 /* The spare gets its header and its name. The old current segment stays current when the directory is
  * full. */
@@ -268,20 +161,17 @@ static enum omen_err segment_enter(struct node_log *log, uint64_t name,
     return OMEN_OK;
 }
 
-enum omen_err log_roll(struct node_log *log, uint64_t batch_bytes)
+enum omen_err log_roll(struct node_log *log, enum node_log_claim claim, uint64_t batch_bytes)
 {
-    uint64_t bytes = log->options.segment_bytes;
-    bool own_size = NODE_LOG_HEADER_BYTES + batch_bytes <= bytes;
-    uint64_t name = 0;
+    struct log_spare spare = { .bytes = NODE_LOG_HEADER_BYTES + batch_bytes };
     enum omen_err rc;
-    if (own_size) {
-        rc = spare_take(log, &name);
+    if (spare.bytes <= log->options.segment_bytes) {
+        rc = log_spare_take(log, claim, spare.bytes, &spare);
     } else {
-        bytes = NODE_LOG_HEADER_BYTES + batch_bytes;
         pthread_mutex_lock(&log->mutex);
-        name = log->spare_next++;
+        spare.name = log->spare_next++;
         pthread_mutex_unlock(&log->mutex);
-        rc = spare_prepare(log, name, bytes);
+        rc = log_spare_prepare(log, &spare, true);
     }
     if (rc != OMEN_OK) return rc;
     struct node_log_segment_header header = {
@@ -290,11 +180,11 @@ enum omen_err log_roll(struct node_log *log, uint64_t batch_bytes)
         .first_batch = log->next_batch,
         .previous = log->last_number,
         .previous_end = log->last_end,
-        .bytes = bytes,
+        .bytes = spare.bytes,
     };
-    rc = segment_enter(log, name, &header);
+    rc = segment_enter(log, spare.name, &header);
     if (rc != OMEN_OK) {
-        spare_give_back(log, name, own_size);
+        log_spare_give_back(log, &spare);
         return rc;
     }
     pthread_mutex_lock(&log->mutex);

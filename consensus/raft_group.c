@@ -53,7 +53,7 @@ int group_step(struct raft_group *g, struct raft_event *event, const struct raft
     struct raft_update update;
     bool led = g->raft.state == RAFT_LEADER;
     event->time = g->now_ms;
-    event->capacity = 0;
+    event->capacity = g->is_short ? GROUP_CAPACITY_SHORT : 0;
     memset(&update, 0, sizeof update);
     int rv = raft_step(&g->raft, event, &update);
     if (rv == RAFT_NOMEM) panic("raft: out of memory");
@@ -484,8 +484,10 @@ static void leader_heard(struct raft_group *g, uint64_t term, uint64_t committed
 
 uint64_t raft_group_heard_ms(const struct raft_group *g) { return g->heard_ms; }
 
+void raft_group_set_short(struct raft_group *g, bool is_short) { g->is_short = is_short; }
+
 /* Places of members that are gone are taken by others; the table is as long as the configuration can be. */
-static void answer_note(struct raft_group *g, uint64_t replica_id)
+static void answer_note(struct raft_group *g, uint64_t replica_id, bool is_short)
 {
     uint32_t at = 0, oldest = 0;
     while (at < GROUP_MEMBERS_MAX && g->answers[at].replica_id != replica_id &&
@@ -496,6 +498,7 @@ static void answer_note(struct raft_group *g, uint64_t replica_id)
     if (at == GROUP_MEMBERS_MAX) at = oldest;
     g->answers[at].replica_id = replica_id;
     g->answers[at].ms = g->now_ms;
+    g->answers[at].is_short = is_short;
 }
 
 static int frame_receive(struct raft_group *g, struct frame *f, uint64_t node_id, bool strip)
@@ -503,7 +506,8 @@ static int frame_receive(struct raft_group *g, struct frame *f, uint64_t node_id
     const struct raft_append_entries *a = &f->message.append_entries;
     const struct raft_install_snapshot *s = &f->message.install_snapshot;
     if (f->header.type == FRAME_APPEND) leader_heard(g, a->term, a->leader_commit);
-    if (f->header.type == FRAME_APPEND_RESULT) answer_note(g, f->header.from);
+    if (f->header.type == FRAME_APPEND_RESULT)
+        answer_note(g, f->header.from, f->message.append_entries_result.capacity == GROUP_CAPACITY_SHORT);
     if (f->header.type == FRAME_INSTALL) leader_heard(g, s->term, s->last_index);
     switch (f->header.type) {
     case FRAME_APPEND: return append_receive(g, f, strip || g->refused != NULL); /* D2 */

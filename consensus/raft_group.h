@@ -13,7 +13,9 @@
  *     never waits for a disk, so 64 elections at once share a few syncs.
  *   - An entry counts as stored only if the append that carried *it* is durable: the same (index, term) may be
  *     truncated and come again while the first append is still on its way.
- *   - An append refused by a full disk is kept and tried again in order; nothing after it goes out (D2).
+ *   - An append refused by a full disk is kept and tried again in order; no entry after it goes out (D2).
+ *   - A follower whose disk is short of room says so in its answers (the core's field for capacity, which it leaves alone
+ *     when no threshold is set), so that its leader hears of it within a heartbeat.
  *   - A message with a configuration that is not its first entry is taken in two steps: the core notes the
  *     index of the message's first new entry as the configuration's.
  *   - An append that reaches below what is committed here is moved up to there before the core sees it.
@@ -83,6 +85,8 @@ struct group_io {
     /* FRAME_BARRIER: a follower asks; FRAME_BARRIER_RESULT: the leader answers. */
     void (*barrier)(void *arg, enum frame_type type, uint64_t node_id, uint64_t from,
             const struct frame_barrier *barrier);
+    /* Is this a command that the log's reserve is for, too? May be NULL: none is. */
+    bool (*vital)(void *arg, const void *data, uint32_t len);
 };
 
 /* What a base is, beside its files: of the log up to `index`. */
@@ -163,6 +167,8 @@ uint32_t raft_group_followers(const struct raft_group *g, struct replica_followe
 uint64_t raft_group_stored(const struct raft_group *g);
 uint64_t raft_group_heard_ms(const struct raft_group *g); /* a leader of our term, last; 0 = never */
 bool raft_group_disk_full(const struct raft_group *g);
+/* Whether there is room here for what a leader may let in: goes with every answer from now on. */
+void raft_group_set_short(struct raft_group *g, bool is_short);
 const struct replica_member *raft_group_members(const struct raft_group *g, uint32_t *count_out);
 bool raft_group_leader(const struct raft_group *g, struct replica_member *leader_out);
 bool raft_group_is_leader(const struct raft_group *g);

@@ -5,7 +5,10 @@
  *     |           | disk full
  *     |           v
  *     +------> refused: kept in order of their ids, given out again every GROUP_FULL_RETRY_MS
- * While one is refused all later ones join it: the log must not get them in another order. */
+ * While one is refused all later entries join it: the log must not get them in another order. Hard states and bases go
+ * past: no entry says anything about them, they find room in the log's reserve where entries do not, and a base is what
+ * makes room. A hard state that was refused itself may be overtaken by a later one: it says what is true when it is
+ * given out again, or a term that was left would come back at the next start. */
 #include "common/err.h"
 
 #include <string.h>
@@ -108,7 +111,7 @@ static void refused_insert(struct raft_group *g, struct group_append *a)
 
 static void append_submit(struct raft_group *g, struct group_append *a)
 {
-    if (g->refused != NULL) {
+    if (g->refused != NULL && a->first <= a->last) {
         refused_insert(g, a);
         return;
     }
@@ -123,17 +126,30 @@ static struct node_log_record record_of(const struct raft_group *g, enum node_lo
         .kind = kind };
 }
 
+static void hard_state_say(const struct raft_group *g, struct group_append *a)
+{
+    a->vote = raft_voted_for((struct raft *)(uintptr_t)&g->raft);
+    a->records[0].term = raft_current_term((struct raft *)(uintptr_t)&g->raft);
+}
+
 void group_append_hard_state(struct raft_group *g)
 {
     struct group_append *a = append_new(g, 1, 0);
     a->hard_state = true;
-    a->vote = raft_voted_for(&g->raft);
+    a->append.claim = NODE_LOG_LAST;
     a->records[0] = record_of(g, NODE_LOG_HARD_STATE);
-    a->records[0].term = raft_current_term(&g->raft);
     a->records[0].body = &a->vote;
     a->records[0].len = sizeof a->vote;
+    hard_state_say(g, a);
     g->hard_out++;
     append_submit(g, a);
+}
+
+static bool entry_is_vital(const struct raft_group *g, const struct log_slot *slot)
+{
+    const struct group_io *io = g->options.io;
+    return slot->type != NODE_LOG_COMMAND ||
+            (io->vital != NULL && io->vital(g->options.io_arg, slot->data, slot->len));
 }
 
 void group_append_entries(struct raft_group *g, uint64_t index, const struct raft_entry *batch, uint32_t n,
@@ -147,6 +163,7 @@ void group_append_entries(struct raft_group *g, uint64_t index, const struct raf
     struct node_log_record *record = a->records;
     a->first = index;
     a->last = index + n - 1;
+    a->append.claim = NODE_LOG_VITAL;
     if (truncates) {
         group_lose_tags(g, index, OMEN_EUNKNOWN);
         group_log_truncate(&g->log, index);
@@ -168,6 +185,7 @@ void group_append_entries(struct raft_group *g, uint64_t index, const struct raf
                 .type = NODE_LOG_BARRIER };
             slot.crc = crc32c(0, data, slot.len);
         }
+        if (!entry_is_vital(g, &slot)) a->append.claim = NODE_LOG_OWED;
         slot.append_id = a->id;
         a->owners[i] = shared_hold(slot.owner);
         *record = record_of(g, NODE_LOG_ENTRY);
@@ -188,6 +206,7 @@ void group_append_base(struct raft_group *g)
     struct node_log_record *record = a->records;
     uint32_t len;
     a->base = true;
+    a->append.claim = NODE_LOG_LAST;
     a->body = group_base_encode(&g->next_base, &len);
     if (g->installing) {
         *record = record_of(g, NODE_LOG_TRUNCATE);
@@ -218,6 +237,7 @@ void group_retry(struct raft_group *g)
     g->refused = NULL;
     while (a != NULL) {
         struct group_append *next = a->next;
+        if (a->hard_state) hard_state_say(g, a);
         if (append_superseded(g, a))
             append_free(a);
         else

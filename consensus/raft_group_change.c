@@ -255,11 +255,14 @@ void group_change_settle(struct raft_group *g)
 
 /* ---- status ---- */
 
-static uint64_t silent_ms(const struct raft_group *g, uint64_t replica_id)
+static void answer_last(const struct raft_group *g, struct replica_follower *f)
 {
-    for (uint32_t i = 0; i < GROUP_MEMBERS_MAX && g->answers[i].replica_id != 0; i++)
-        if (g->answers[i].replica_id == replica_id) return g->now_ms - g->answers[i].ms;
-    return UINT64_MAX;
+    f->silent_ms = UINT64_MAX;
+    for (uint32_t i = 0; i < GROUP_MEMBERS_MAX && g->answers[i].replica_id != 0; i++) {
+        if (g->answers[i].replica_id != f->member.replica_id) continue;
+        f->silent_ms = g->now_ms - g->answers[i].ms;
+        f->is_short = g->answers[i].is_short;
+    }
 }
 
 uint32_t raft_group_followers(const struct raft_group *g, struct replica_follower *followers_out)
@@ -274,10 +277,10 @@ uint32_t raft_group_followers(const struct raft_group *g, struct replica_followe
             continue;
         uint64_t behind = g->log.last > match ? g->log.last - match : 0;
         if (behind > entries) behind = entries;
-        followers_out[count++] = (struct replica_follower){ .member = g->members[i],
+        followers_out[count] = (struct replica_follower){ .member = g->members[i],
             .lag_bytes = entries > 0 ? (uint64_t)((double)g->log.bytes / (double)entries * (double)behind)
-                                     : 0,
-            .silent_ms = silent_ms(g, g->members[i].replica_id) };
+                                     : 0 };
+        answer_last(g, &followers_out[count++]);
     }
     return count;
 }

@@ -78,7 +78,7 @@ enum omen_err replica_busy(struct err *err, const char *what, uint64_t limit)
 
 /* May an entry of `len` bytes be taken now? Mutex held. A single entry is taken whatever its size when none
  * is in flight. */
-static enum omen_err admit(struct replica *r, uint32_t len, struct err *err)
+static enum omen_err admit(struct replica *r, uint32_t len, bool vital, struct err *err)
 {
     const struct replica_host_options *o = &r->host->options;
     if (r->stopped != OMEN_OK) {
@@ -89,6 +89,10 @@ static enum omen_err admit(struct replica *r, uint32_t len, struct err *err)
     if (r->disk_full || r->log_full)
         return err_set(err, OMEN_EFULL, NULL,
                 "the disk is full; reads go on, writes are refused until there is room");
+    if (!vital && node_log_is_short(r->host->log))
+        return err_set(err, OMEN_EFULL, NULL,
+                "the disk is full: what is left of the log is kept for deletes and for leaders to be found; reads go "
+                "on, writes are refused until there is room");
     if (r->inflight_count > 0 && r->inflight_bytes + len > o->group_inflight_bytes_max)
         return replica_busy(err, "too many bytes in flight for this shard", o->group_inflight_bytes_max);
     if (r->inflight_count >= PROPOSALS_MAX)
@@ -115,10 +119,18 @@ static void work_append(struct replica *r, struct work *work)
         .body = work->entry,
         .len = work->len,
     };
-    work->append = (struct node_log_append){ .records = &work->record, .count = 1, .done = entry_committed };
+    work->append = (struct node_log_append){ .records = &work->record,
+        .count = 1,
+        .claim = work->vital ? NODE_LOG_VITAL : NODE_LOG_PLAIN,
+        .done = entry_committed };
     r->appends++;
     node_log_append(r->host->log,
             &work->append); /* under the mutex: the log's order is the order of indexes */
+}
+
+bool replica_entry_is_vital(struct replica *r, const void *entry, uint32_t len)
+{
+    return r->fsm.vital != NULL && node_log_is_short(r->host->log) && r->fsm.vital(r->fsm.self, entry, len);
 }
 
 void replica_propose(struct replica *r, uint8_t *entry, uint32_t len, void *proposal_arg, replica_done done,
@@ -141,12 +153,13 @@ void replica_propose(struct replica *r, uint8_t *entry, uint32_t len, void *prop
         .entry = entry,
         .len = len,
         .proposal_arg = proposal_arg,
+        .vital = replica_entry_is_vital(r, entry, len),
         .done = done,
         .done_arg = done_arg,
         .began_ns = m->commit != NULL ? clock_monotonic_ns(r->host->options.clock) : 0,
     };
     pthread_mutex_lock(&r->mutex);
-    enum omen_err rc = admit(r, len, &err);
+    enum omen_err rc = admit(r, len, work->vital, &err);
     if (rc == OMEN_OK) {
         if (m->inflight_bytes != NULL) metric_gauge_add(m->inflight_bytes, len);
         r->inflight_bytes += len;
@@ -291,7 +304,7 @@ static enum omen_err hard_state_write(struct replica *r, struct err *err)
         .body = &vote,
         .len = sizeof vote,
     };
-    enum omen_err rc = log_append_wait(r->host->log, &record, 1);
+    enum omen_err rc = log_append_wait(r->host->log, &record, 1, NODE_LOG_VITAL);
     if (rc == OMEN_EFULL)
         return err_set(err, rc, NULL, "no room for the first log segment of group %llu",
                 (unsigned long long)r->group);
@@ -401,7 +414,7 @@ void replica_status(struct replica *r, struct replica_status *status_out)
         .inflight_count = r->inflight_count,
         .checkpoints = r->checkpoints,
         .stopped = r->stopped,
-        .disk_full = r->disk_full || r->log_full,
+        .disk_full = r->disk_full || r->log_full || node_log_is_short(r->host->log),
         .leader = r->stopped == OMEN_OK,
     };
     if (r->raft != NULL) replica_raft_status(r, status_out);

@@ -51,6 +51,11 @@ struct replica_fsm {
     uint64_t (*applied)(void *self);                          /* last applied sequence */
     uint64_t (*log_needed_from)(void *self);                  /* log up to here may be dropped */
     enum omen_err (*checkpoint)(void *self, struct err *err); /* checkpoint thread */
+    /* Is this a command that goes on while the log has nothing but its reserve (D2)? Asked only then, of bytes that nobody
+     * has checked yet; any thread, cheap. NULL: none is. */
+    bool (*vital)(void *self, const void *entry, uint32_t len);
+    /* Room for the entries to come was looked for here and not found. Any thread, cheap. NULL: never. */
+    bool (*is_short)(void *self);
 };
 
 /* What makes a host one of a cluster's. */
@@ -149,6 +154,7 @@ struct replica_follower {
             /* about: of the leader's log that it has not said to hold; entries are taken for equally long */
             lag_bytes;
     uint64_t silent_ms; /* since its last answer to this leader; UINT64_MAX: none yet */
+    bool is_short;      /* and that said that its disk is short of room */
 };
 /* followers_out: [GROUP_MEMBERS_MAX]. None at a replica that does not lead. */
 void replica_followers(struct replica *replica, struct replica_follower *followers_out, uint32_t *count_out);
@@ -203,7 +209,8 @@ void replica_host_forget(struct replica_host *host, uint64_t group);
 void replica_host_forget_replica(struct replica_host *host, uint64_t group, uint64_t replica_id);
 
 /* done: on an apply worker (or the log thread, or the caller's on immediate refusal); must not block.
- * OK: applied and visible, `sequence` is its own. OMEN_EBUSY, OMEN_EFULL, OMEN_ENOTLEADER: not taken.
+ * OK: applied and visible, `sequence` is its own. OMEN_EBUSY, OMEN_EFULL, OMEN_ENOTLEADER: not taken. While the log has
+ * nothing but its reserve only vital entries are.
  * OMEN_EUNKNOWN: taken, outcome not known (stopped, or leadership lost, while in flight). Takes ownership of
  * `entry` (mem_free) in every case. len must be a multiple of 8. */
 void replica_propose(struct replica *replica, uint8_t *entry, uint32_t len, void *proposal_arg,
@@ -218,7 +225,7 @@ struct replica_status {
     uint64_t group, replica_id, term, last_index, applied, log_needed_from;
     uint64_t inflight_bytes, inflight_count, checkpoints;
     enum omen_err stopped;
-    bool disk_full; /* waiting for room */
+    bool disk_full; /* waiting for room, or only what is vital is taken */
     bool leader;
     /* Of a replica of a Raft group; at most LOOP_TICK_MS old. */
     uint64_t stored_index, commit_index;  /* raft's */

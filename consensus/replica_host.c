@@ -49,10 +49,15 @@ static void waiter_done(struct node_log_append *append, enum omen_err result)
     pthread_mutex_unlock(&w->mutex);
 }
 
-enum omen_err log_append_wait(struct node_log *log, const struct node_log_record *records, uint32_t count)
+enum omen_err log_append_wait(struct node_log *log, const struct node_log_record *records, uint32_t count,
+        enum node_log_claim claim)
 {
     struct waiter w = { .mutex = PTHREAD_MUTEX_INITIALIZER, .cond = PTHREAD_COND_INITIALIZER };
-    struct node_log_append append = { .records = records, .count = count, .done = waiter_done, .arg = &w };
+    struct node_log_append append = { .records = records,
+        .count = count,
+        .claim = claim,
+        .done = waiter_done,
+        .arg = &w };
     node_log_append(log, &append);
     pthread_mutex_lock(&w.mutex);
     while (!w.over) pthread_cond_wait(&w.cond, &w.mutex);
@@ -164,7 +169,7 @@ void host_replica_closed(struct replica_host *host, uint64_t group)
 void host_group_drop(struct replica_host *host, uint64_t group, uint64_t replica_id)
 {
     struct node_log_record record = { .group = group, .replica = replica_id, .kind = NODE_LOG_DROP_GROUP };
-    enum omen_err rc = log_append_wait(host->log, &record, 1);
+    enum omen_err rc = log_append_wait(host->log, &record, 1, NODE_LOG_LAST); /* lets go of segments */
     if (rc != OMEN_OK) {
         LOG_WARN("replica.drop", "group=%llu error=%s", (unsigned long long)group, err_name(rc));
         node_log_release(host->log, group, replica_id, UINT64_MAX);
@@ -261,7 +266,7 @@ static void checkpoint_turn(struct replica_host *host)
     struct node_log_stats stats;
     node_log_stats(host->log, &stats);
     if (host->metrics.log_bytes != NULL) metric_set(host->metrics.log_bytes, (int64_t)stats.bytes);
-    bool log_short = atomic_exchange(&host->log_short, false);
+    bool log_short = atomic_exchange(&host->log_short, false) || node_log_is_short(host->log);
     for (;;) {
         struct replica *r = checkpoint_pick(host, stats.over_limit || log_short ? stats.oldest_group : 0);
         if (r == NULL) return;

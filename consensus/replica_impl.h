@@ -48,6 +48,7 @@ struct work {
     uint8_t *entry; /* owned by a proposal; borrowed by a redelivery */
     uint32_t len;
     struct shared *owner; /* of the entry, in a Raft group; NULL = as said above */
+    bool vital;           /* of a proposal: the log's reserve is for it too */
     void *proposal_arg;
     replica_done done; /* NULL: redelivery */
     void *done_arg;
@@ -175,6 +176,8 @@ struct replica *replica_new(struct replica_host *host, uint64_t group, uint64_t 
         uint64_t first_sequence, const struct replica_fsm *fsm);
 void replica_free(struct replica *replica);
 enum omen_err replica_busy(struct err *err, const char *what, uint64_t limit);
+/* May it take of the log's reserve? Only asked of the machine while there is nothing else. */
+bool replica_entry_is_vital(struct replica *replica, const void *entry, uint32_t len);
 /* What an entry holds of the limits is given back. */
 void replica_inflight_end(struct replica *replica, uint32_t len);
 
@@ -191,7 +194,7 @@ void replica_raft_status(struct replica *replica, struct replica_status *status)
 
 /* replica_host.c */
 OMEN_CHECKED enum omen_err log_append_wait(struct node_log *log, const struct node_log_record *records,
-        uint32_t count);
+        uint32_t count, enum node_log_claim claim);
 void checkpoint_wake(struct replica_host *host);
 /* What the log holds for a replica about to be opened; empty when nothing. OMEN_EEXISTS when the group is
  * open. */

@@ -178,6 +178,12 @@ static void io_released(void *arg, uint64_t index)
     node_log_release(m->replica->host->log, m->replica->group, m->replica->replica_id, index);
 }
 
+static bool io_vital(void *arg, const void *data, uint32_t len)
+{
+    struct replica_raft *m = arg;
+    return replica_entry_is_vital(m->replica, data, len);
+}
+
 /* What other threads see of the group. */
 void raft_status_refresh(struct replica_raft *m)
 {
@@ -244,6 +250,7 @@ const struct group_io raft_io = {
     .role_changed = io_role_changed,
     .changed = io_changed,
     .barrier = barriers_frame,
+    .vital = io_vital,
 };
 
 /* ---- from the door to the loop ---- */
@@ -336,10 +343,23 @@ static bool is_stopped(struct replica *r)
     return stopped;
 }
 
+/* What the leader lets in may find no room here: in the log, in the machine now, or in the machine before long. */
+static void short_tell(struct replica_raft *m)
+{
+    struct replica *r = m->replica;
+    pthread_mutex_lock(&r->mutex);
+    bool waits = r->disk_full;
+    pthread_mutex_unlock(&r->mutex);
+    raft_group_set_short(m->group,
+            waits || node_log_is_short(r->host->log) ||
+                    (r->fsm.is_short != NULL && r->fsm.is_short(r->fsm.self)));
+}
+
 void replica_raft_tick(struct replica_raft *m, uint64_t now_ms)
 {
     if (is_stopped(m->replica)) go_inert(m);
     if (m->stopping || m->inert) return;
+    short_tell(m);
     raft_group_tick(m->group, now_ms);
     barriers_tick(m, now_ms);
     if (now_ms - m->base_ms >= BASE_REFRESH_MS) checkpointed(m, now_ms);

@@ -230,7 +230,7 @@ enum omen_err replica_bootstrap(struct replica_host *host, uint64_t group, uint6
                 .body = body,
                 .len = len },
     };
-    rc = log_append_wait(host->log, records, 2);
+    rc = log_append_wait(host->log, records, 2, NODE_LOG_VITAL);
     if (rc == OMEN_OK) {
         pthread_mutex_lock(&host->mutex);
         for (uint32_t i = 0; rc == OMEN_OK && i < 2; i++) rc = pending_replay(&host->pending, &records[i]);

@@ -280,7 +280,7 @@ static bool in_the_way(struct shard_host *shard, const struct replica_follower *
     struct shard_group *g = shard->group;
     uint32_t node = (uint32_t)f->member.node_id;
     bool was = g->behind_ns != 0;
-    bool full = node_is_full(g, node);
+    bool full = f->is_short || node_is_full(g, node); /* the replica itself says so sooner */
     if (!full && f->lag_bytes <= shard->env->behind_bytes / (was ? 2 : 1)) return false;
     pthread_mutex_lock(&g->trouble_lock);
     if (full)
@@ -358,7 +358,8 @@ static void give_way_when_full(struct shard_host *shard, const struct shard_host
     for (uint32_t i = 0; i < count; i++) {
         const struct replica_follower *f = &followers[i];
         if (f->member.role != REPLICA_VOTER || f->silent_ms > silence_max_ms(shard) ||
-                f->lag_bytes > SHARD_READY_LAG_BYTES || node_is_full(g, (uint32_t)f->member.node_id))
+                f->lag_bytes > SHARD_READY_LAG_BYTES || f->is_short ||
+                node_is_full(g, (uint32_t)f->member.node_id))
             continue;
         if (heir == NULL || f->lag_bytes < heir->lag_bytes) heir = f;
     }

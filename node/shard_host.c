@@ -282,6 +282,8 @@ static enum omen_err fsm_apply(void *self, uint64_t sequence, const void *entry,
     if (rc == OMEN_OK) {
         if (shard->group != NULL) atomic_store(&shard->group->blank, false);
         shard_read_applied(shard, sequence);
+        if (batch == NULL && shard->group != NULL && atomic_load(&shard->group->open))
+            shard_write_applied(shard);
     } else if (rc == OMEN_ECORRUPT && shard->group != NULL) {
         shard_group_damaged(shard, err, false);
     }
@@ -321,11 +323,21 @@ static enum omen_err fsm_checkpoint(void *self, struct err *err)
     return rc;
 }
 
+static bool fsm_vital(void *self, const void *entry, uint32_t len)
+{
+    const struct shard_host *shard = self;
+    return entry_only_deletes(entry, len, &shard->schema);
+}
+
+static bool fsm_is_short(void *self) { return atomic_load(&((struct shard_host *)self)->ahead_full); }
+
 const struct replica_fsm shard_host_fsm = {
     .apply = fsm_apply,
     .applied = fsm_applied,
     .log_needed_from = fsm_log_needed_from,
     .checkpoint = fsm_checkpoint,
+    .vital = fsm_vital,
+    .is_short = fsm_is_short,
 };
 
 /* ---- life ---- */

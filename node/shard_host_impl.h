@@ -134,6 +134,7 @@ struct shard_host {
     struct err room_err;             /* why */
     struct write_need room_need;     /* what there was no room for */
     uint64_t ahead_failed_ns;        /* when there was none for the time ahead; not asked for again at once */
+    _Atomic bool ahead_full;         /* because the disk is full; the keeper tries again and again */
     struct room_ticket room_ticket;  /* the keeper's */
     _Atomic uint64_t inflight_bytes; /* queued and in flight */
     struct entry_builder *builder;   /* of the thread that set `building` */
@@ -214,6 +215,8 @@ void shard_write_explain(const struct shard_host *shard, uint64_t now_ms, enum o
 void shard_write_release(struct shard_write *write);
 void shard_write_sweep(struct shard_host *shard);
 void shard_write_pump(struct shard_host *shard);
+/* Apply worker, after an entry that another replica's leader let in: room for the next ones is made in time. */
+void shard_write_applied(struct shard_host *shard);
 bool shard_write_make_room(struct shard_host *shard); /* the keeper's thread; see room_keeper_start */
 bool shard_write_is_full(struct shard_host *shard);   /* writes are refused for want of room */
 

@@ -356,6 +356,15 @@ static bool room_for(struct shard_host *shard, const struct batch_size *size, bo
     return true;
 }
 
+void shard_write_applied(struct shard_host *shard)
+{
+    struct shard_store *store = shard_host_store_hold(shard);
+    if (store == NULL) return;
+    bool ahead = shard_store_has_room(store, NULL, 0, STORE_SPARE_AHEAD);
+    shard_host_store_unhold(shard);
+    if (!ahead && !atomic_load(&shard->ahead_full)) room_keeper_ask(shard->env->rooms, &shard->room_ticket);
+}
+
 bool shard_write_make_room(struct shard_host *shard)
 {
     struct write_need needs[STORE_NEEDS_MAX], next = { 0 };
@@ -390,13 +399,14 @@ bool shard_write_make_room(struct shard_host *shard)
     shard->room_err = err;
     if (rc != OMEN_OK) shard->room_need = next;
     shard->ahead_failed_ns = ahead_rc == OMEN_OK ? 0 : clock_monotonic_ns(shard->env->clock);
-    bool full = shard->room_rc != OMEN_OK;
+    bool full = shard->room_rc != OMEN_OK, ahead_full = rc == OMEN_EFULL || ahead_rc == OMEN_EFULL;
+    atomic_store(&shard->ahead_full, ahead_full);
     pthread_mutex_unlock(&shard->write_lock);
     if (rc != OMEN_OK && before == OMEN_OK)
         LOG_WARN("shard.full", "shard=%llu reason=\"%s\"", (unsigned long long)shard->shard_id, err.message);
     if (!full && before != OMEN_OK) LOG_INFO("shard.room", "shard=%llu", (unsigned long long)shard->shard_id);
     shard_write_pump(shard);
-    return full;
+    return full || ahead_full;
 }
 
 bool shard_write_is_full(struct shard_host *shard)

@@ -326,6 +326,15 @@ enum omen_err entry_parse(const void *bytes, size_t len, const struct collection
     return OMEN_OK;
 }
 
+bool entry_only_deletes(const void *bytes, size_t len, const struct collection_schema *schema)
+{
+    struct entry e;
+    if (entry_parse(bytes, len, schema, false, &e, NULL) != OMEN_OK || e.op_count == 0) return false;
+    for (uint32_t i = 0; i < e.op_count; i++)
+        if (e.ops[(size_t)i * e.op_stride] != POINT_DELETE) return false;
+    return true;
+}
+
 void entry_request_at(const struct entry *e, uint32_t i, struct entry_request *request_out)
 {
     CHECK(i < e->request_count);

@@ -104,6 +104,8 @@ OMEN_CHECKED enum omen_err entry_parse(const void *bytes, size_t len, const stru
 void entry_attach(const void *bytes, const struct collection_schema *schema, struct entry *entry_out);
 void entry_request_at(const struct entry *e, uint32_t i, struct entry_request *request_out);
 void entry_op_at(const struct entry *e, uint32_t i, struct entry_op *op_out);
+/* Whether the bytes are an entry, as entry_parse without `deep` finds, that only deletes points. O(op_count). */
+bool entry_only_deletes(const void *bytes, size_t len, const struct collection_schema *schema);
 /* When the point of operation `i` expires, 0 = never; cheaper than entry_op_at. */
 static inline uint64_t entry_expires_ms(const struct entry *e, uint32_t i)
 {

@@ -264,7 +264,8 @@ static void single_done(struct node_log_append *append, enum omen_err result)
     pthread_mutex_unlock(&w->mutex);
 }
 
-static enum omen_err put(struct node_log *log, uint64_t group, uint64_t index, uint32_t len)
+static enum omen_err put_as(struct node_log *log, enum node_log_claim claim, uint64_t group, uint64_t index,
+        uint32_t len)
 {
     static const uint8_t body[20000];
     struct single w = { .mutex = PTHREAD_MUTEX_INITIALIZER, .cond = PTHREAD_COND_INITIALIZER };
@@ -275,7 +276,11 @@ static enum omen_err put(struct node_log *log, uint64_t group, uint64_t index, u
         .kind = NODE_LOG_ENTRY,
         .body = body,
         .len = len };
-    struct node_log_append append = { .records = &record, .count = 1, .done = single_done, .arg = &w };
+    struct node_log_append append = { .records = &record,
+        .count = 1,
+        .claim = claim,
+        .done = single_done,
+        .arg = &w };
     node_log_append(log, &append);
     pthread_mutex_lock(&w.mutex);
     while (!w.over) pthread_cond_wait(&w.cond, &w.mutex);
@@ -283,7 +288,12 @@ static enum omen_err put(struct node_log *log, uint64_t group, uint64_t index, u
     return w.result;
 }
 
-/* An entry behind a refused one must not slip into the room that is left for smaller ones. */
+static enum omen_err put(struct node_log *log, uint64_t group, uint64_t index, uint32_t len)
+{
+    return put_as(log, NODE_LOG_PLAIN, group, index, len);
+}
+
+/* An entry behind a refused one must not slip into the room that is left for smaller ones, or for others. */
 START_TEST(an_entry_behind_a_refused_one_is_refused_too)
 {
     struct vfs_sim *sim = vfs_sim_new(SEED);
@@ -296,10 +306,10 @@ START_TEST(an_entry_behind_a_refused_one_is_refused_too)
     uint64_t index = 2;
     while (put(log, 1, index, 16000) == OMEN_OK) index++;
     ck_assert_uint_lt(index, 10);
-    ck_assert_int_eq(put(log, 1, index + 1, 16), OMEN_EFULL); /* would fit, but leave a hole */
-    ck_assert_int_eq(put(log, 2, 1, 16), OMEN_OK);            /* another group is not concerned */
-    ck_assert_int_eq(put(log, 1, index, 16), OMEN_OK);
-    ck_assert_int_eq(put(log, 1, index + 1, 16), OMEN_OK);
+    ck_assert_int_eq(put_as(log, NODE_LOG_VITAL, 1, index + 1, 16), OMEN_EFULL); /* would leave a hole */
+    ck_assert_int_eq(put_as(log, NODE_LOG_VITAL, 2, 1, 16), OMEN_OK); /* another group is not concerned */
+    ck_assert_int_eq(put_as(log, NODE_LOG_VITAL, 1, index, 16), OMEN_OK);
+    ck_assert_int_eq(put_as(log, NODE_LOG_VITAL, 1, index + 1, 16), OMEN_OK);
     node_log_close(log);
     vfs_sim_free(sim);
 }

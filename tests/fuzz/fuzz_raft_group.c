@@ -66,7 +66,7 @@ static void io_barrier(void *arg, enum frame_type type, uint64_t node_id, uint64
 }
 
 static const struct group_io io = { io_append, io_send, io_commit, io_lost, io_fetch, io_installed,
-    io_released, io_role_changed, io_changed, io_barrier };
+    io_released, io_role_changed, io_changed, io_barrier, NULL };
 
 static struct raft_group *group_make(struct world *w, uint64_t now)
 {

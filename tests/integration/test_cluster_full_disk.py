@@ -215,18 +215,19 @@ class ClusterFullDisk(unittest.TestCase):
         self.start(percent)
         for node in self.cluster.nodes:
             node.others_take(leave)
-        for _ in range(2):
-            if leave > 0:
-                self.wait_refused()
-                self.read_and_delete(sorted(self.writer.acked)[:10])
-            else:
-                time.sleep(3)  # not even a vote may find room: whether anything is answered is not promised
+        for _ in range(3):
+            self.wait_refused()
+            self.read_and_delete(sorted(self.writer.acked)[:10])
             for node in self.cluster.nodes:
                 node.signal(signal.SIGKILL)
             for node in self.cluster.nodes:
                 node.wait_end(60)
             for node in self.cluster.nodes:
+                if leave == 0:
+                    node.others_take()  # what the start would give back, too
                 node.start()
+        self.wait_refused()
+        self.read_and_delete(sorted(self.writer.acked)[:10])
         for node in self.cluster.nodes:
             node.others_leave()
         self.wait_writes("writes do not resume though there is room")

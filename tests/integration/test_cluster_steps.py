@@ -1,7 +1,7 @@
 """kill -9 at every step of what operators do to a cluster: of a move, a drain, a join; and of routers. A client writes all the
 while. Each operation goes on where it was when the process that was killed is back, or without it, ends as it would have, and
 nothing acknowledged is lost or doubled. `make fault` kills every process that has a part in it at every step
-(tests/fault/test_cluster_kills.py); here each step sees one, and each one a step."""
+(tests/fault/test_cluster_steps.py); here each step sees one, and each one a step."""
 import json
 import os
 import random

@@ -9,6 +9,7 @@ void __wrap_loop_post(struct loop *loop, struct loop_task *task);
 void __wrap_loop_call(struct loop *loop, void (*run)(void *arg), void *arg);
 uint32_t __wrap_net_random(void);
 bool __wrap_node_log_far_over(const struct node_log *log);
+bool __wrap_node_log_is_short(const struct node_log *log);
 enum omen_err __real_raft_group_new(const struct group_options *options, struct group_load *load,
         uint64_t now_ms, struct raft_group **group_out, struct err *err);
 enum omen_err __wrap_raft_group_new(const struct group_options *options, struct group_load *load,
@@ -41,6 +42,13 @@ uint32_t __wrap_net_random(void) { return (uint32_t)world_below(sim_opening->nod
 bool __wrap_node_log_far_over(const struct node_log *log)
 {
     return world_chance(sim_opening->node->sim->w, 5);
+}
+
+/* What stands for the log is its node. */
+bool __wrap_node_log_is_short(const struct node_log *log)
+{
+    const struct world_node *n = ((const struct sim_node *)log)->n;
+    return n->world->now_ms < n->full_until_ms;
 }
 
 /* The group's io is the world's, which checks and passes on to what the product gave. */

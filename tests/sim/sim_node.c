@@ -85,6 +85,7 @@ static void host_up(struct sim_node *node)
     node->loop = (struct net_loop){ .net = &node->net, .loop = (struct loop *)&node->tasks, .first = true };
     node->net = (struct raft_net){ .host = h, .loops = &node->loop, .loop_count = 1 };
     h->net = &node->net;
+    h->log = (struct node_log *)node; /* only ever asked how full it is: sim_doors.c */
 }
 
 static void env_up(struct sim_node *node)
@@ -429,6 +430,11 @@ static void node_full(struct world_node *n, bool full)
     if (n->up) atomic_store(&node->env.disk_full, full && world_chance(n->world, 500));
 }
 
+static bool shard_vital(struct world_replica *r, const void *data, uint32_t len)
+{
+    return raft_io.vital(shard_of(r)->raft, data, len);
+}
+
 const struct world_machine sim_machine = {
     .open = shard_open,
     .tick = shard_tick,
@@ -442,6 +448,7 @@ const struct world_machine sim_machine = {
     .role = shard_role,
     .changed = shard_changed,
     .barrier = shard_barrier,
+    .vital = shard_vital,
     .up = node_up,
     .crash = node_crash,
     .down = node_down,

@@ -141,7 +141,11 @@ static void node_open(struct replica_host *host, uint64_t node_id, bool bootstra
 {
     struct err err = { 0 };
     struct replica_member members[RAFT_PROCESSES];
-    struct replica_fsm fsm = { &g_machine, node_apply, node_applied, node_needed_from, node_checkpoint };
+    struct replica_fsm fsm = { .self = &g_machine,
+        .apply = node_apply,
+        .applied = node_applied,
+        .log_needed_from = node_needed_from,
+        .checkpoint = node_checkpoint };
     struct replica_group_options o = { .group = 1,
         .replica_id = node_id,
         .fsm = &fsm,

@@ -361,6 +361,15 @@ static void disk_full(struct world_node *n, bool full)
     if (n->world->machine->disk_full != NULL) n->world->machine->disk_full(n, full);
 }
 
+static void disk_fill(struct world_node *n)
+{
+    struct world *w = n->world;
+    if (!n->up || n->cut) return;
+    n->full_until_ms = w->now_ms + world_below(w, world_chance(w, 200) ? 5000 : 1500);
+    n->reserve = n->reserve_max = (uint32_t)world_below(w, 60);
+    disk_full(n, true);
+}
+
 static void replica_step(struct world_replica *r)
 {
     struct world *w = r->world;
@@ -410,8 +419,11 @@ static void node_step(struct world_node *n, bool storm)
         world_crash(n);
         w->counts.crashes++;
     } else if (strikes(w, 1)) {
-        n->full_until_ms = w->now_ms + world_below(w, 1500);
-        disk_full(n, true);
+        if (world_chance(w, 300)) {
+            for (uint32_t i = 0; i < WORLD_NODES; i++) disk_fill(&w->nodes[i]);
+        } else {
+            disk_fill(n);
+        }
     }
 }
 

@@ -4,7 +4,8 @@
  * tests/property/test_raft_group.c, and are the writes of shards in tests/sim, where also most of a node is real.
  *
  * The network loses, delays, reorders, duplicates and is cut in two, one way or both. A node has one disk and one log for
- * all its replicas; a disk takes its time, is full for a while, and a crash keeps a part in front of what was on its way.
+ * all its replicas; a disk takes its time, is full for a while, alone or with all others, when the log has no more than its
+ * reserve, and a crash keeps a part in front of what was on its way.
  * Replicas checkpoint, fetch bases; members come and go. Checked at each step, and a breach ends the process:
  *   - at one index all replicas of a group commit the same entry, for ever;
  *   - one term of a group has one leader;
@@ -58,6 +59,8 @@ struct world_node {
     bool up;
     bool cut; /* the machine's: it stops at once */
     uint64_t up_at_ms, full_until_ms;
+    uint32_t reserve,
+            reserve_max; /* while the disk is full: appends that the log has kept room for; at its beginning */
     struct pending_set disk;                      /* what the log holds: kept as a replay would give it */
     struct group_append *writing, **writing_tail; /* in order */
     uint64_t write_at_ms;
@@ -85,6 +88,7 @@ struct world_machine {
     void (*changed)(struct world_replica *r, void *tag, enum omen_err rc); /* of what the machine asked for */
     void (*barrier)(struct world_replica *r, enum frame_type type, uint64_t node_id, uint64_t from,
             const struct frame_barrier *barrier);
+    bool (*vital)(struct world_replica *r, const void *data, uint32_t len);
 
     void (*up)(struct world_node *n);     /* before its replicas are */
     void (*crash)(struct world_node *n);  /* this very moment: all that runs on it is about to be freed */

@@ -151,18 +151,30 @@ static bool disk_refuses(struct world_replica *r, const struct group_append *a)
     return false;
 }
 
+/* As the log does it: on a full disk there is its reserve, and what is less urgent leaves a part of it to the rest. */
+static bool disk_gives(struct world_node *n, const struct group_append *a)
+{
+    uint32_t leaves = n->reserve_max;
+    if (n->world->now_ms >= n->full_until_ms) return true;
+    if (a->append.claim == NODE_LOG_OWED) leaves /= 2;
+    if (a->append.claim == NODE_LOG_VITAL) leaves /= 4;
+    if (a->append.claim == NODE_LOG_LAST) leaves = 0;
+    if (n->reserve <= leaves) return false;
+    n->reserve--;
+    return true;
+}
+
 void world_disk_step(struct world_node *n)
 {
     struct world *w = n->world;
     if (n->writing == NULL || w->now_ms < n->write_at_ms) return;
     uint64_t count = 1 + world_below(w, 6);
-    bool full = w->now_ms < n->full_until_ms;
     for (uint64_t i = 0; i < count && n->writing != NULL; i++) {
         struct group_append *a = writing_pop(n);
         struct world_replica *r = replica_of(a);
         bool entries = a->first <= a->last;
         bool refused = disk_refuses(r, a);
-        a->result = refused || (full && (entries || world_chance(w, 500))) ? OMEN_EFULL : OMEN_OK;
+        a->result = refused || !disk_gives(n, a) ? OMEN_EFULL : OMEN_OK;
         if (entries && a->result == OMEN_EFULL && !refused) r->refused_from = a->first;
         if (a->result == OMEN_OK && !(w->mutations.lying_sync && entries && world_chance(w, 30)))
             disk_take(n, a);
@@ -177,7 +189,7 @@ void world_disk_crash(struct world_node *n)
     bool kept = true;
     while (n->writing != NULL) {
         struct group_append *a = writing_pop(n);
-        kept = kept && w->now_ms >= n->full_until_ms && world_chance(w, 600);
+        kept = kept && world_chance(w, 600) && disk_gives(n, a);
         if (kept && !disk_refuses(replica_of(a), a)) disk_take(n, a);
         a->result = OMEN_OK;
         raft_group_appended(replica_of(a)->group, a, w->now_ms); /* stopped: only freed */
@@ -305,7 +317,9 @@ static void io_installed(void *arg, uint64_t sequence)
 static void io_released(void *arg, uint64_t index)
 {
     struct world_replica *r = arg;
-    if (index > r->released) r->released = index;
+    if (index <= r->released) return;
+    r->released = index;
+    r->node->reserve = r->node->reserve_max; /* and a segment with it */
 }
 
 static void role_check(struct world_replica *r)
@@ -351,5 +365,12 @@ static void io_barrier(void *arg, enum frame_type type, uint64_t node_id, uint64
     if (r->world->machine->barrier != NULL) r->world->machine->barrier(r, type, node_id, from, barrier);
 }
 
+static bool io_vital(void *arg, const void *data, uint32_t len)
+{
+    struct world_replica *r = arg;
+    if (r->world->machine->vital != NULL) return r->world->machine->vital(r, data, len);
+    return (crc32c(0, data, len) & 1) != 0;
+}
+
 const struct group_io world_group_io = { io_append, io_send, io_commit, io_lost, io_fetch, io_installed,
-    io_released, io_role_changed, io_changed, io_barrier };
+    io_released, io_role_changed, io_changed, io_barrier, io_vital };
