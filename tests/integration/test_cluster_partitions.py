@@ -179,10 +179,16 @@ class Partitions:
                     self.assertLess(time.monotonic(), deadline, "stale answers are not marked")
                     time.sleep(0.05)
                 self.assertTrue(db.collection("docs").count().stale and db.collection("docs").search(row(0), k=1).stale)
+                scroll = db.collection("docs").scroll(limit=2)
+                self.assertTrue(len(list(scroll)) == 2 and scroll.stale)
                 self.assertGreater(len(found), 0)
             done = self.cluster.omenctl("--endpoint", self.cluster.routers[1].listen, "--json", "search", "docs", "--consistency",
                                         "eventual", "--vector", json.dumps(row(0).tolist()))
             self.assertIs(json.loads(done.stdout)["stale"], True)
+            for args in (["get", "docs", 0, 1], ["scroll", "docs", "--limit", 2], ["count", "docs"]):
+                done = self.cluster.omenctl("--endpoint", self.cluster.routers[1].listen, "points", *args, "--consistency",
+                                            "eventual", check=False)  # some may not be there yet
+                self.assertIn("stale", done.stderr)
         return took
 
     def test_a_leader_cut_off_from_its_followers_is_replaced_and_answers_nothing_it_cannot_know(self):

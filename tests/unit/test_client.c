@@ -30,8 +30,10 @@ struct fake {
     struct token tokens[8]; /* of the last request */
     uint32_t token_count;
     uint64_t incarnation, sequence;
-    uint32_t fail_every; /* 0 = never; else each n-th write is BUSY, applied and UNKNOWN, in turn */
-    bool partial;        /* errors of writes say that one shard of two was done */
+    uint32_t fail_every;          /* 0 = never; else each n-th write is BUSY, applied and UNKNOWN, in turn */
+    bool stale;                   /* say of answers that they are */
+    enum consistency consistency; /* of the last request */
+    bool partial;                 /* errors of writes say that one shard of two was done */
 };
 
 static bool already_applied(const struct fake *f, struct op_id id)
@@ -134,6 +136,8 @@ static void answer(struct fake *f, const struct wire_request *request, struct wi
         return;
     }
     fill_reply(reply, request);
+    reply->stale = f->stale;
+    f->consistency = request->consistency;
     token = (struct token){ f->incarnation, 3, ++f->sequence };
     reply->tokens = &token;
     reply->token_count = 1;
@@ -482,6 +486,37 @@ START_TEST(results_outlive_the_client)
 }
 END_TEST
 
+START_TEST(reads_carry_the_mark_of_a_stale_answer)
+{
+    omen_id id = { .number = 1 };
+    omen_select select = { .consistency = "eventual" };
+    omen_count_options counting = { .consistency = "eventual" };
+    omen_count_result count;
+    omen_results *results;
+    for (int stale = 0; stale < 2; stale++) {
+        fakes[0].stale = stale;
+        ck_assert_int_eq(omen_count_with(db, "c", NULL, &counting, &count), 0);
+        ck_assert_int_eq(count.stale, stale);
+        ck_assert_uint_eq(count.points, 1234);
+        ck_assert_int_eq(fakes[0].consistency, CONSISTENCY_EVENTUAL);
+        ck_assert_int_eq(omen_get(db, "c", &id, NULL, 1, &select, &results), 0);
+        ck_assert_int_eq(results->stale, stale);
+        ck_assert_int_eq(fakes[0].consistency, CONSISTENCY_EVENTUAL);
+        omen_results_free(results);
+        ck_assert_int_eq(omen_scroll(db, "c", NULL, 1, NULL, &select, &results), 0);
+        ck_assert_int_eq(results->stale, stale);
+        ck_assert_int_eq(fakes[0].consistency, CONSISTENCY_EVENTUAL);
+        omen_results_free(results);
+        ck_assert_int_eq(omen_count_with(db, "c", NULL, NULL, &count), 0);
+        ck_assert_int_eq(fakes[0].consistency, CONSISTENCY_SESSION);
+    }
+    select.consistency = counting.consistency = "now";
+    ck_assert_int_eq(omen_count_with(db, "c", NULL, &counting, &count), OMEN_EINVAL);
+    ck_assert_int_eq(omen_get(db, "c", &id, NULL, 1, &select, &results), OMEN_EINVAL);
+    ck_assert_int_eq(omen_scroll(db, "c", NULL, 1, NULL, &select, &results), OMEN_EINVAL);
+}
+END_TEST
+
 START_TEST(a_scroll_goes_on_from_its_cursor)
 {
     omen_results *page, *next;
@@ -628,6 +663,7 @@ static Suite *client_suite(void)
     tcase_add_test(tc, a_wrong_payload_is_named_and_nothing_is_sent);
     tcase_add_test(tc, limits_are_checked_before_anything_is_sent);
     tcase_add_test(tc, results_outlive_the_client);
+    tcase_add_test(tc, reads_carry_the_mark_of_a_stale_answer);
     tcase_add_test(tc, a_scroll_goes_on_from_its_cursor);
     tcase_add_test(tc, a_pipeline_applies_every_point_once_whatever_is_lost);
     tcase_add_test(tc, a_pipeline_tells_its_first_error);

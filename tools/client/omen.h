@@ -189,6 +189,7 @@ typedef struct {
     const char *const *payload_include; /* paths, NULL-terminated, or NULL */
     const char *const *payload_exclude;
     bool allow_partial; /* rather an answer without the shards that cannot be reached than none: look at shards_missing */
+    const char *consistency; /* of get and scroll, as in omen_search_options; a search has its own */
 } omen_select;
 
 typedef struct {
@@ -215,9 +216,17 @@ omen_code omen_get(omen_client *client, const char *collection, const omen_id *i
 omen_code omen_scroll(omen_client *client, const char *collection, const char *cursor, uint32_t limit,
         const char *filter, const omen_select *select, omen_results **results_out);
 omen_code omen_count(omen_client *client, const char *collection, const char *filter, uint64_t *count_out);
-/* Counts without the shards that cannot be reached; how many those were, 0 = the count is whole. */
-omen_code omen_count_partial(omen_client *client, const char *collection, const char *filter,
-        uint64_t *count_out, uint32_t *shards_missing_out);
+typedef struct {
+    bool allow_partial;      /* rather a count without the shards that cannot be reached than none */
+    const char *consistency; /* "session" (default), "eventual", "linearizable" */
+} omen_count_options;
+typedef struct {
+    uint64_t points;
+    uint32_t shards_missing_count; /* did not answer; 0 = the count is whole */
+    bool stale; /* eventual: a replica that answered knew that it was behind, or was cut off from its leader */
+} omen_count_result;
+omen_code omen_count_with(omen_client *client, const char *collection, const char *filter,
+        const omen_count_options *options, omen_count_result *result_out);
 
 #ifdef __cplusplus
 }

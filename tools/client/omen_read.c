@@ -167,6 +167,8 @@ omen_code omen_get(omen_client *client, const char *collection, const omen_id *i
         rc = build_docs(shard_keys_json, count, "shard_keys", (struct doc){ NULL, 0 }, r.s,
                 &r.request.get.keys, r.err);
     if (rc == OMEN_OK) rc = build_selection(select, r.s, &r.request.get.selection, r.err);
+    if (rc == OMEN_OK && select != NULL)
+        rc = build_consistency(select->consistency, &r.request.consistency, r.err);
     r.request.get.count = (uint32_t)count;
     r.request.allow_partial = select != NULL && select->allow_partial;
     if (rc == OMEN_OK) rc = client_call(client, &r.request, r.s, r.arena, &r.reply, r.err);
@@ -214,6 +216,8 @@ omen_code omen_scroll(omen_client *client, const char *collection, const char *c
     if (rc == OMEN_OK)
         rc = build_filter(filter, r.s, &r.request.scroll.filter, &r.request.scroll.filter_doc, r.err);
     if (rc == OMEN_OK) rc = build_selection(select, r.s, &r.request.scroll.selection, r.err);
+    if (rc == OMEN_OK && select != NULL)
+        rc = build_consistency(select->consistency, &r.request.consistency, r.err);
     if (rc == OMEN_OK) rc = client_call(client, &r.request, r.s, r.arena, &r.reply, r.err);
     if (rc == OMEN_OK)
         rc = results_set_points(r.results, r.arena, r.s, r.reply.schema, r.reply.points.points,
@@ -227,30 +231,28 @@ omen_code omen_scroll(omen_client *client, const char *collection, const char *c
     return read_end(&r, rc, results_out);
 }
 
-/* `shards_missing_out` NULL: whole or an error. */
-static omen_code count_points(omen_client *client, const char *collection, const char *filter,
-        uint64_t *count_out, uint32_t *shards_missing_out)
+omen_code omen_count_with(omen_client *client, const char *collection, const char *filter,
+        const omen_count_options *options, omen_count_result *result_out)
 {
     struct read r;
     enum omen_err rc = read_begin(&r, client, collection, WIRE_COUNT, 0);
+    if (rc == OMEN_OK && options != NULL)
+        rc = build_consistency(options->consistency, &r.request.consistency, r.err);
     if (rc == OMEN_OK)
         rc = build_filter(filter, r.s, &r.request.count.filter, &r.request.count.filter_doc, r.err);
-    r.request.allow_partial = shards_missing_out != NULL;
+    r.request.allow_partial = options != NULL && options->allow_partial;
     if (rc == OMEN_OK) rc = client_call(client, &r.request, r.s, r.arena, &r.reply, r.err);
-    if (rc == OMEN_OK && count_out != NULL) *count_out = r.reply.count.points;
-    if (rc == OMEN_OK && shards_missing_out != NULL) *shards_missing_out = r.reply.shards_missing_count;
+    if (rc == OMEN_OK && result_out != NULL)
+        *result_out = (omen_count_result){ .points = r.reply.count.points,
+            .shards_missing_count = r.reply.shards_missing_count,
+            .stale = r.reply.stale };
     return read_end(&r, rc, NULL);
 }
 
 omen_code omen_count(omen_client *client, const char *collection, const char *filter, uint64_t *count_out)
 {
-    return count_points(client, collection, filter, count_out, NULL);
-}
-
-omen_code omen_count_partial(omen_client *client, const char *collection, const char *filter,
-        uint64_t *count_out, uint32_t *shards_missing_out)
-{
-    uint32_t unused;
-    return count_points(client, collection, filter, count_out,
-            shards_missing_out != NULL ? shards_missing_out : &unused);
+    omen_count_result result;
+    omen_code rc = omen_count_with(client, collection, filter, NULL, &result);
+    if (rc == OMEN_OK && count_out != NULL) *count_out = result.points;
+    return rc;
 }

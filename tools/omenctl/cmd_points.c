@@ -14,7 +14,7 @@
 #define ID_LINE_BYTES_MAX 256
 
 static struct {
-    const char *shard_key, *from, *filter;
+    const char *shard_key, *from, *filter, *consistency;
     bool with_vectors, no_payload, all, allow_partial;
     uint64_t limit;
 } o = { .limit = 20 };
@@ -22,6 +22,7 @@ static struct {
 static const struct option GET_OPTIONS[] = {
     { "--shard-key", OPTION_TEXT, &o.shard_key, "JSON", "shard key value of these points" },
     { "--with-vectors", OPTION_FLAG, &o.with_vectors, NULL, "vectors too (with --json)" },
+    { "--consistency", OPTION_TEXT, &o.consistency, "LEVEL", "session (default), eventual, linearizable" },
     { NULL, OPTION_FLAG, NULL, NULL, NULL },
 };
 static const struct option DELETE_OPTIONS[] = {
@@ -36,11 +37,13 @@ static const struct option SCROLL_OPTIONS[] = {
     { "--filter", OPTION_TEXT, &o.filter, "JSON", "only points that match" },
     { "--with-vectors", OPTION_FLAG, &o.with_vectors, NULL, "vectors too (with --json)" },
     { "--no-payload", OPTION_FLAG, &o.no_payload, NULL, "ids only" },
+    { "--consistency", OPTION_TEXT, &o.consistency, "LEVEL", "session (default), eventual, linearizable" },
     { NULL, OPTION_FLAG, NULL, NULL, NULL },
 };
 static const struct option COUNT_OPTIONS[] = {
     { "--filter", OPTION_TEXT, &o.filter, "JSON", "only points that match" },
     { "--allow-partial", OPTION_FLAG, &o.allow_partial, NULL, "count without shards that cannot be reached" },
+    { "--consistency", OPTION_TEXT, &o.consistency, "LEVEL", "session (default), eventual, linearizable" },
     { NULL, OPTION_FLAG, NULL, NULL, NULL },
 };
 
@@ -139,12 +142,15 @@ static int run_get(struct cli *cli)
     uint32_t count = cli->argument_count - 1;
     omen_id *ids = ids_of_arguments(cli, 1, count);
     const char **keys = repeat_text(o.shard_key, count);
-    omen_select select = { .with_payload = true, .with_vectors = o.with_vectors };
+    omen_select select = { .with_payload = true,
+        .with_vectors = o.with_vectors,
+        .consistency = o.consistency };
     omen_results *results;
     omen_code rc = omen_get(cli->db, cli->arguments[0], ids, keys, count, &select, &results);
     int code = rc == OMEN_OK ? EXIT_OK : fail_with(rc);
     if (rc == OMEN_OK) {
         print_points(cli, results);
+        tell_stale(results->stale);
         code = tell_missing(ids, count, results);
         omen_results_free(results);
     }
@@ -222,10 +228,13 @@ static int run_delete(struct cli *cli)
 
 static int run_scroll(struct cli *cli)
 {
-    omen_select select = { .with_payload = !o.no_payload, .with_vectors = o.with_vectors };
+    omen_select select = { .with_payload = !o.no_payload,
+        .with_vectors = o.with_vectors,
+        .consistency = o.consistency };
     uint64_t left = o.all ? UINT64_MAX : o.limit;
     char *cursor = NULL;
     int code = EXIT_OK;
+    bool stale = false;
     while (left > 0) {
         omen_results *page;
         uint32_t limit = left < SCROLL_PAGE ? (uint32_t)left : SCROLL_PAGE;
@@ -235,6 +244,7 @@ static int run_scroll(struct cli *cli)
             break;
         }
         print_points(cli, page);
+        stale |= page->stale;
         left -= page->count < left ? page->count : left;
         mem_free(cursor);
         cursor = page->next_cursor == NULL ? NULL : mem_must_strdup(page->next_cursor);
@@ -243,25 +253,27 @@ static int run_scroll(struct cli *cli)
         if (ferror(stdout)) break; /* nobody reads on */
     }
     mem_free(cursor);
+    tell_stale(stale);
     return code;
 }
 
 static int run_count(struct cli *cli)
 {
-    uint64_t count;
-    uint32_t missing = 0;
-    omen_code rc = o.allow_partial
-            ? omen_count_partial(cli->db, cli->arguments[0], o.filter, &count, &missing)
-            : omen_count(cli->db, cli->arguments[0], o.filter, &count);
+    omen_count_options options = { .allow_partial = o.allow_partial, .consistency = o.consistency };
+    omen_count_result count;
+    omen_code rc = omen_count_with(cli->db, cli->arguments[0], o.filter, &options, &count);
     if (rc != OMEN_OK) return fail_with(rc);
-    if (missing > 0) {
-        fprintf(stderr, "omenctl: the count is partial: %u shards did not answer\n", missing);
-        if (cli->json) {
-            printf("{\"points\":%llu,\"partial\":true}\n", (unsigned long long)count);
-            return EXIT_OK;
-        }
+    bool partial = count.shards_missing_count > 0;
+    if (partial)
+        fprintf(stderr, "omenctl: the count is partial: %u shards did not answer\n",
+                count.shards_missing_count);
+    if (cli->json) {
+        printf("{\"points\":%llu%s%s}\n", (unsigned long long)count.points,
+                partial ? ",\"partial\":true" : "", count.stale ? ",\"stale\":true" : "");
+    } else {
+        printf("%llu\n", (unsigned long long)count.points);
+        tell_stale(count.stale);
     }
-    printf(cli->json ? "{\"points\":%llu}\n" : "%llu\n", (unsigned long long)count);
     return EXIT_OK;
 }
 

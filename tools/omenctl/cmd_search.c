@@ -176,10 +176,7 @@ static void print_table(const omen_results *results, const char *const *paths, u
     if (results->shards_missing_count > 0)
         fprintf(stderr, "omenctl: the answer is partial: %u of %u shards asked did not answer\n",
                 results->shards_missing_count, results->shards_asked);
-    if (results->stale)
-        fprintf(stderr,
-                "omenctl: the answer is stale: a replica that gave it is behind, or out of touch with its "
-                "leader\n");
+    tell_stale(results->stale);
     if (results->count == 0) return;
     struct table *table = table_new();
     table_column(table, "rank", true);

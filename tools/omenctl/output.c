@@ -251,3 +251,12 @@ void format_bytes(uint64_t bytes, char out[16])
     }
     snprintf(out, 16, unit == 0 ? "%.0f %s" : "%.1f %s", v, UNITS[unit]);
 }
+
+void tell_stale(bool stale)
+{
+    if (!stale) return;
+    fflush(stdout);
+    fprintf(stderr,
+            "omenctl: the answer is stale: a replica that gave it is behind, or out of touch with its "
+            "leader\n");
+}

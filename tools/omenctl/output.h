@@ -45,6 +45,9 @@ void table_point_id(struct table *table, const omen_id *id);
 void table_payload(struct table *table, const char *payload_json, const char *const *paths,
         uint32_t path_count);
 
+/* On stderr, when an answer is one. */
+void tell_stale(bool stale);
+
 /* "1.2 GB" in powers of 1000. */
 void format_bytes(uint64_t bytes, char out[16]);
 

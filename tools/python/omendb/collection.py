@@ -110,6 +110,25 @@ class Count(int):
         return bool(self.shards_missing)
 
 
+class Scroll:
+    """An iterator over points. ``stale``, as in :class:`Hits`: of what came so far."""
+
+    def __init__(self, pages: Iterator[Tuple[List[Point], bool]]):
+        self.stale = False
+        self._points = self._each(pages)
+
+    def _each(self, pages) -> Iterator[Point]:
+        for points, stale in pages:
+            self.stale |= stale
+            yield from points
+
+    def __iter__(self) -> "Scroll":
+        return self
+
+    def __next__(self) -> Point:
+        return next(self._points)
+
+
 class Points(list):
     """Points by id. ``shards_missing``, ``partial`` and ``stale`` as in :class:`Count`."""
     shards_missing: Tuple[int, ...] = ()
@@ -358,8 +377,12 @@ class Collection:
         return points
 
     def scroll(self, *, filter: Optional[dict] = None, limit: Optional[int] = None, page: int = 1000, with_payload=True,
-               with_vectors=False) -> Iterator[Point]:
+               with_vectors=False) -> "Scroll":
         """Iterate over all matching points in order of id, page by page; a point that is there throughout comes once."""
+        return Scroll(self._pages(filter, limit, page, with_payload, with_vectors))
+
+    def _pages(self, filter, limit, page, with_payload, with_vectors) -> Iterator[Tuple[List[Point], bool]]:
+        """Points of each page, and whether they are stale."""
         cursor, left = None, limit
         while left is None or left > 0:
             request = {"op": "points.scroll", "collection": self.name, "limit": page if left is None else min(page, left),
@@ -370,7 +393,7 @@ class Collection:
                 request["cursor"] = cursor
             reply = self.client._call(request)
             points = decode_points(reply["points"])
-            yield from points
+            yield points, reply.get("stale", False)
             left = None if left is None else left - len(points)
             cursor = reply.get("cursor")
             if not cursor:
