@@ -158,19 +158,34 @@ void shard_host_set_options(struct shard_host *shard, float recall_target,
 }
 
 /* When and how the collection wants its points indexed. */
-static void policy_of_options(struct shard_host *shard, struct index_policy *policy)
+static void policy_rules(const struct collection_options *o, struct index_policy *policy)
+{
+    struct route_rules *rules = &policy->rules;
+    bool aware = o->segments == SEGMENTS_PAYLOAD_AWARE, timed = o->segments == SEGMENTS_TIME_BASED;
+    rules->by_shard_key = aware && o->tenant_path[0] == '\0';
+    rules->tenant = aware ? o->tenant_path : NULL;
+    rules->time = aware || timed ? o->time_path : NULL;
+    rules->time_bucket_ms = options_time_bucket_ms(o);
+    rules->type = aware ? o->type_path : NULL;
+    rules->own_rows = options_tenant_points(o);
+    if (timed && o->time_path[0] == '\0') policy->bucket_ms = options_time_bucket_ms(o);
+}
+
+/* The policy borrows from `options_out`. */
+static void policy_of_options(struct shard_host *shard, struct collection_options *options_out,
+        struct index_policy *policy)
 {
     static const enum quant_profile QUANTIZATIONS[] = { [QUANTIZE_ADAPTIVE] = QUANT_BALANCED,
         [QUANTIZE_CONSERVATIVE] = QUANT_CONSERVATIVE,
         [QUANTIZE_AGGRESSIVE] = QUANT_AGGRESSIVE };
     pthread_mutex_lock(&shard->options_lock);
-    struct collection_options o = shard->options;
+    *options_out = shard->options;
+    const struct collection_options o = *options_out;
     pthread_mutex_unlock(&shard->options_lock);
     float recall_target = atomic_load(&shard->recall_target);
     if (recall_target > 0) policy->recall_target = recall_target;
     policy->quantization = QUANTIZATIONS[o.quantization];
-    policy->rules.by_shard_key = o.segments == SEGMENTS_PAYLOAD_AWARE;
-    if (o.segments == SEGMENTS_TIME_BASED) policy->bucket_ms = options_time_bucket_ms(&o);
+    policy_rules(options_out, policy);
     if (o.write_mode == WRITE_IMMEDIATE_INDEX) {
         policy->eager = true;
         if (policy->rows_min > IMMEDIATE_ROWS_MIN) policy->rows_min = IMMEDIATE_ROWS_MIN;
@@ -213,8 +228,9 @@ enum omen_err shard_host_index(struct shard_host *shard, const struct index_poli
     struct index_stop s = { shard, stop };
     struct index_control control = { .threads = threads, .stop = index_stopped, .arg = &s };
     struct index_policy own = *policy;
+    struct collection_options options;
     *worked_out = false;
-    policy_of_options(shard, &own);
+    policy_of_options(shard, &options, &own);
     checkpoint_for_index(shard, &own);
     struct shard_store *store = shard_host_store_hold(shard);
     if (store == NULL) return OMEN_OK;
@@ -230,8 +246,9 @@ enum omen_err shard_host_index_tail(struct shard_host *shard, const struct index
     struct index_stop s = { shard, stop };
     struct index_control control = { .threads = 1, .stop = index_stopped, .arg = &s };
     struct index_policy own = *policy;
+    struct collection_options options;
     *worked_out = false;
-    policy_of_options(shard, &own);
+    policy_of_options(shard, &options, &own);
     struct shard_store *store = shard_host_store_hold(shard);
     if (store == NULL) return OMEN_OK;
     enum omen_err rc = shard_index_tail(store, &own, &control, worked_out, err);

@@ -15,7 +15,9 @@ bool collection_options_equal(const struct collection_options *a, const struct c
 {
     return a->profile == b->profile && a->write_mode == b->write_mode && a->quantization == b->quantization &&
             a->segments == b->segments && a->index_delay_ms == b->index_delay_ms &&
-            a->time_bucket_ms == b->time_bucket_ms && a->bulk_until_ms == b->bulk_until_ms;
+            a->time_bucket_ms == b->time_bucket_ms && a->bulk_until_ms == b->bulk_until_ms &&
+            strcmp(a->tenant_path, b->tenant_path) == 0 && strcmp(a->time_path, b->time_path) == 0 &&
+            strcmp(a->type_path, b->type_path) == 0 && a->tenant_points == b->tenant_points;
 }
 
 /* Where a change goes, before it is known to be right as a whole. */
@@ -91,6 +93,47 @@ static enum omen_err recall_value(struct doc value, const char *key, float *out,
     return OMEN_OK;
 }
 
+/* "" takes a rule away. Padded with NULs. */
+static enum omen_err path_value(struct doc value, const char *key, char out[OPTIONS_PATH_BYTES_MAX + 1],
+        struct err *err)
+{
+    struct bytes text = doc_type(value) == DOC_STRING ? doc_string(value) : (struct bytes){ NULL, 0 };
+    struct arena arena;
+    struct err why;
+    const struct doc_path *path;
+    if (text.data == NULL || text.len > OPTIONS_PATH_BYTES_MAX)
+        return err_set(err, OMEN_EINVAL, key, "must be a payload path of at most %u bytes",
+                OPTIONS_PATH_BYTES_MAX);
+    arena_init(&arena, 1024, 0);
+    enum omen_err rc = OMEN_OK;
+    if (text.len > 0) {
+        err_clear(&why);
+        rc = doc_path_parse((const char *)text.data, text.len, &arena, &path, &why);
+        if (rc == OMEN_ENOMEM)
+            rc = err_set(err, rc, key, "no memory");
+        else if (rc != OMEN_OK)
+            rc = err_set(err, OMEN_EINVAL, key, "%s", why.message);
+        else if (doc_path_has_arrays(path))
+            rc = err_set(err, OMEN_EINVAL, key, "must not lead into an array: a point has one place");
+    }
+    if (rc == OMEN_OK) {
+        memset(out, 0, OPTIONS_PATH_BYTES_MAX + 1);
+        if (text.len > 0) memcpy(out, text.data, text.len);
+    }
+    arena_fini(&arena);
+    return rc;
+}
+
+static enum omen_err points_value(struct doc value, const char *key, uint32_t *out, struct err *err)
+{
+    bool number = doc_type(value) == DOC_I64;
+    if (!number || doc_i64(value) < OPTIONS_TENANT_POINTS_MIN || doc_i64(value) > OPTIONS_TENANT_POINTS_MAX)
+        return err_set(err, OMEN_EINVAL, key, "must be a number of points, %u to %u",
+                OPTIONS_TENANT_POINTS_MIN, OPTIONS_TENANT_POINTS_MAX);
+    *out = doc_i64(value) == OPTIONS_TENANT_POINTS ? 0 : (uint32_t)doc_i64(value);
+    return OMEN_OK;
+}
+
 static bool key_is(struct bytes key, const char *name)
 {
     return key.len == strlen(name) && memcmp(key.data, name, key.len) == 0;
@@ -117,6 +160,14 @@ static enum omen_err change_one(struct change *c, struct bytes key, struct doc v
     } else if (key_is(key, "time_bucket_ms")) {
         rc = ms_value(value, OPTIONS_BUCKET_MS_MIN, OPTIONS_BUCKET_MS_MAX, OPTIONS_BUCKET_MS,
                 "time_bucket_ms", &o->time_bucket_ms, err);
+    } else if (key_is(key, "tenant_path")) {
+        rc = path_value(value, "tenant_path", o->tenant_path, err);
+    } else if (key_is(key, "time_path")) {
+        rc = path_value(value, "time_path", o->time_path, err);
+    } else if (key_is(key, "type_path")) {
+        rc = path_value(value, "type_path", o->type_path, err);
+    } else if (key_is(key, "tenant_points")) {
+        rc = points_value(value, "tenant_points", &o->tenant_points, err);
     } else if (key_is(key, "bulk_until_ms")) {
         rc = ms_value(value, 0, INT64_MAX, 0, "bulk_until_ms", &o->bulk_until_ms, err);
     } else if (key_is(key, "recall_target")) {
@@ -158,7 +209,7 @@ static void put_name(struct doc_builder *b, const char *key, const char *name)
     doc_put_string(b, name, strlen(name));
 }
 
-static void put_ms(struct doc_builder *b, const char *key, uint64_t ms)
+static void put_number(struct doc_builder *b, const char *key, uint64_t ms)
 {
     doc_key(b, key, strlen(key));
     doc_put_i64(b, (int64_t)ms);
@@ -168,9 +219,13 @@ void collection_options_put(const struct collection_options *options, struct doc
 {
     if (options->profile != PROFILE_NONE) put_name(b, "profile", PROFILES[options->profile]);
     put_name(b, "write_mode", WRITE_MODES[options->write_mode]);
-    put_ms(b, "index_delay_ms", options_index_delay_ms(options));
+    put_number(b, "index_delay_ms", options_index_delay_ms(options));
     put_name(b, "quantization", QUANTIZATIONS[options->quantization]);
     put_name(b, "segments", GROUPINGS[options->segments]);
-    put_ms(b, "time_bucket_ms", options_time_bucket_ms(options));
-    if (options->bulk_until_ms != 0) put_ms(b, "bulk_until_ms", options->bulk_until_ms);
+    put_number(b, "time_bucket_ms", options_time_bucket_ms(options));
+    if (options->tenant_path[0] != '\0') put_name(b, "tenant_path", options->tenant_path);
+    if (options->time_path[0] != '\0') put_name(b, "time_path", options->time_path);
+    if (options->type_path[0] != '\0') put_name(b, "type_path", options->type_path);
+    if (options->tenant_points != 0) put_number(b, "tenant_points", options->tenant_points);
+    if (options->bulk_until_ms != 0) put_number(b, "bulk_until_ms", options->bulk_until_ms);
 }

@@ -14,6 +14,10 @@
 #define OPTIONS_BUCKET_MS 86400000ull
 #define OPTIONS_BUCKET_MS_MIN 60000ull
 #define OPTIONS_BUCKET_MS_MAX (3660 * 86400000ull)
+#define OPTIONS_PATH_BYTES_MAX 255u
+#define OPTIONS_TENANT_POINTS 20000u
+#define OPTIONS_TENANT_POINTS_MIN 1000u
+#define OPTIONS_TENANT_POINTS_MAX 100000000u
 
 enum write_mode {
     WRITE_ASYNC_INDEX,     /* indexed in the background when there is enough to be worth it */
@@ -23,8 +27,8 @@ enum write_mode {
 enum quantization { QUANTIZE_ADAPTIVE, QUANTIZE_CONSERVATIVE, QUANTIZE_AGGRESSIVE };
 enum segment_grouping {
     SEGMENTS_MIXED,         /* few and large */
-    SEGMENTS_PAYLOAD_AWARE, /* points of one shard key lie together */
-    SEGMENTS_TIME_BASED, /* they end with time buckets, by when points were written; buckets of few points together */
+    SEGMENTS_PAYLOAD_AWARE, /* by routing rules, in this order: tenant, time bucket, type */
+    SEGMENTS_TIME_BASED, /* by time alone: of time_path, or they end with buckets of when points were written */
 };
 enum options_profile { PROFILE_NONE, PROFILE_SPEED, PROFILE_QUALITY, PROFILE_BALANCED };
 
@@ -34,15 +38,23 @@ struct collection_options {
     enum quantization quantization;
     enum segment_grouping segments;
     uint64_t index_delay_ms; /* of WRITE_STREAM_ONLY; 0 = OPTIONS_DELAY_MS */
-    uint64_t time_bucket_ms; /* of SEGMENTS_TIME_BASED; 0 = OPTIONS_BUCKET_MS */
+    uint64_t time_bucket_ms; /* width of a time bucket; 0 = OPTIONS_BUCKET_MS */
+    /* Routing rules: payload paths without arrays, NUL-terminated and padded with NULs; "" = none, of the tenant: the shard
+     * key. They count while `segments` asks for them. */
+    char tenant_path[OPTIONS_PATH_BYTES_MAX + 1];
+    char time_path[OPTIONS_PATH_BYTES_MAX + 1];
+    char type_path[OPTIONS_PATH_BYTES_MAX + 1];
+    uint32_t
+            tenant_points; /* of one tenant (bucket, type): from so many on it has segments of its own; 0 = the usual */
     uint64_t bulk_until_ms; /* Unix time: until then a bulk load runs and nothing is indexed; 0 = none runs */
 };                          /* zeroed: what a collection has that was asked nothing of */
 
 bool collection_options_equal(const struct collection_options *a, const struct collection_options *b);
 
 /* Change what the object `changes` names: "profile" first (it sets all values that it speaks of), then "write_mode",
- * "index_delay_ms", "quantization", "segments", "time_bucket_ms", "bulk_until_ms", "recall_target" (to *recall_target). An
- * absent object changes nothing. Errors: OMEN_EINVAL or OMEN_ETOOBIG, the field is the key; nothing is changed then. */
+ * "index_delay_ms", "quantization", "segments", "time_bucket_ms", "tenant_path", "time_path", "type_path",
+ * "tenant_points", "bulk_until_ms", "recall_target" (to *recall_target). An absent object changes nothing. Errors:
+ * OMEN_EINVAL or OMEN_ETOOBIG, the field is the key; nothing is changed then. */
 OMEN_CHECKED enum omen_err collection_options_change(struct collection_options *options, float *recall_target,
         struct doc changes, struct err *err);
 /* Members of an object that the caller has begun: all values, as collection_options_change takes them (without
@@ -52,6 +64,10 @@ void collection_options_put(const struct collection_options *options, struct doc
 static inline uint64_t options_index_delay_ms(const struct collection_options *o)
 {
     return o->index_delay_ms != 0 ? o->index_delay_ms : OPTIONS_DELAY_MS;
+}
+static inline uint32_t options_tenant_points(const struct collection_options *o)
+{
+    return o->tenant_points != 0 ? o->tenant_points : OPTIONS_TENANT_POINTS;
 }
 static inline uint64_t options_time_bucket_ms(const struct collection_options *o)
 {

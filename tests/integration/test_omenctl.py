@@ -94,7 +94,16 @@ class Collections(OmenctlTest):
                          ({"profile": "speed", "write_mode": "stream_only", "index_delay_ms": 5000,
                            "segments": "time_based", "quantization": "aggressive", "time_bucket_ms": 7200000}, 0.99))
         self.assertIn("stream_only", self.run_("collections", "describe", self.name))
-        for wrong, code, complaint in [("write_mode=never", 1, "options.write_mode"), ("colour=red", 1, "options.colour"),
+        self.run_("collections", "set", self.name, "segments=payload_aware", "tenant_path=user.id", "time_path=at",
+                  "type_path=kind", "tenant_points=5000")
+        options = self.json_("collections", "describe", self.name)["options"]
+        self.assertEqual({k: options[k] for k in ("tenant_path", "time_path", "type_path", "tenant_points")},
+                         {"tenant_path": "user.id", "time_path": "at", "type_path": "kind", "tenant_points": 5000})
+        self.run_("collections", "set", self.name, "type_path=", "tenant_points=20000")
+        options = self.json_("collections", "describe", self.name)["options"]
+        self.assertNotIn("type_path", options)
+        self.assertNotIn("tenant_points", options)
+        for wrong, code, complaint in [("tenant_path=a[]", 1, "options.tenant_path"), ("write_mode=never", 1, "options.write_mode"), ("colour=red", 1, "options.colour"),
                                        ("index_delay=5", 2, "duration"), ("profile", 2, "KEY=VALUE")]:
             self.run_("collections", "set", self.name, wrong, code=code)
             self.assertIn(complaint, self.stderr)

@@ -145,6 +145,49 @@ class PythonClient(unittest.TestCase):
             self.db.set_options(docs.name, colour="red")
         self.assertIn("options.colour", str(e.exception))
 
+    def load(self, docs, ids, x, payloads):
+        """As one build: nothing is indexed before all is there."""
+        self.db.set_options(docs.name, bulk_until_ms=int(time.time() * 1000) + 300_000)
+        docs.upsert(ids, x, payloads, batch_points=1000)
+        self.db.set_options(docs.name, bulk_until_ms=0)
+        deadline = time.time() + 120
+        while docs.describe()["unindexed"] > 0:
+            self.assertLess(time.time(), deadline)
+            time.sleep(0.05)
+
+    def looked_at(self, docs, x, tenant):
+        """Parts of segments that were searched for a tenant's points, which are found."""
+        found = docs.search(x[0], k=5, explain=True, filter={"must": [{"key": "user.id", "match": {"value": tenant}}]},
+                            with_payload=True)
+        self.assertEqual([h.payload["user"]["id"] for h in found], [tenant] * 5)
+        parts = [p for p in found.explain["shards"][0]["parts"] if "segment" in p]
+        return [p for p in parts if p["plan"] != "pruned"]
+
+    def test_large_tenants_have_segments_of_their_own_and_small_ones_share(self):
+        docs = self.fresh(options={"write_mode": "immediate_index", "segments": "payload_aware",
+                                   "tenant_path": "user.id", "tenant_points": 1000})
+        tenants = ["big" if i % 2 else f"small {i % 100}" for i in range(4000)]
+        payloads = [{"user": {"id": t}, "n": i} for i, t in enumerate(tenants)]
+        x = self.rows(4000)
+        self.load(docs, range(4000), x, payloads)
+        (part,) = self.looked_at(docs, x, "big")
+        self.assertEqual((part["rows"], part["real"]), (2000, 2000))
+        (part,) = self.looked_at(docs, x, "small 4")
+        self.assertEqual((part["rows"], part["real"]), (2000, 40))
+        self.assertEqual(len(docs.search(x[0], k=4000)), 4000)
+        docs.delete([i for i in range(1, 3000, 2)])
+        self.looked_at(docs, x, "big")
+        self.assertEqual(len(docs.search(x[0], k=4000)), 2500)
+        # Other rules for what is built from now on: written again, all share one segment.
+        self.db.set_options(docs.name, segments="mixed")
+        self.load(docs, range(4000), x, payloads)
+        for tenant in ("big", "small 4"):
+            self.looked_at(docs, x, tenant)
+        self.assertEqual(len(docs.search(x[0], k=5000)), 4000)
+        with self.assertRaises(omendb.OmenError) as e:
+            self.db.set_options(docs.name, tenant_path="user[].id")
+        self.assertIn("options.tenant_path", str(e.exception))
+
     def test_uuid_and_number_ids_live_together(self):
         docs = self.fresh()
         ids = [7, uuid.uuid4(), 2**64 - 1, str(uuid.uuid4())]

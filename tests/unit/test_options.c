@@ -2,6 +2,7 @@
 #include "common/placement/options.h"
 
 #include <check.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "common/err.h"
@@ -36,7 +37,11 @@ START_TEST(every_value_comes_back)
             .segments = (enum segment_grouping)(n / 36 % 3),
             .index_delay_ms = delays[n / 108 % 3],
             .time_bucket_ms = buckets[n / 324 % 3],
+            .tenant_points = n % 7 == 0 ? OPTIONS_TENANT_POINTS_MAX : 0,
             .bulk_until_ms = n % 5 == 0 ? 1790000000000 : 0 };
+        if (n % 2 == 0) strcpy(o.tenant_path, "\"odd key\".user");
+        if (n % 3 == 0) memset(o.time_path, 'a', OPTIONS_PATH_BYTES_MAX);
+        if (n % 4 == 0) strcpy(o.type_path, "kind");
         struct collection_options back = { .write_mode = WRITE_STREAM_ONLY, .index_delay_ms = 77 };
         float recall = 0.5f;
         ck_assert_int_eq(collection_options_change(&back, &recall, put(&o), NULL), OMEN_OK);
@@ -73,6 +78,47 @@ START_TEST(profiles_are_what_they_are_said_to_be)
 }
 END_TEST
 
+START_TEST(rules_are_given_changed_and_taken_away)
+{
+    struct collection_options o = { .profile = PROFILE_NONE };
+    float recall = 0.5f;
+    char text[OPTIONS_PATH_BYTES_MAX + 40];
+    ck_assert_uint_eq(options_tenant_points(&o), 20000);
+    ck_assert_int_eq(collection_options_change(&o, &recall,
+                             doc_of(&arena,
+                                     "{'tenant_path': 'user.id', 'time_path': 'at', 'tenant_points': 5000}"),
+                             NULL),
+            OMEN_OK);
+    ck_assert_str_eq(o.tenant_path, "user.id");
+    ck_assert_uint_eq(options_tenant_points(&o), 5000);
+    ck_assert_int_eq(collection_options_change(&o, &recall,
+                             doc_of(&arena,
+                                     "{'profile': 'quality', 'tenant_path': 'u', 'tenant_points': 20000}"),
+                             NULL),
+            OMEN_OK);
+    ck_assert_str_eq(o.tenant_path, "u");
+    ck_assert_str_eq(o.time_path, "at"); /* a profile says nothing of rules */
+    ck_assert_uint_eq(o.tenant_points, 0);
+    ck_assert_int_eq(collection_options_change(&o, &recall,
+                             doc_of(&arena, "{'tenant_path': '', 'time_path': ''}"), NULL),
+            OMEN_OK);
+    const struct collection_options quality = { .profile = PROFILE_QUALITY,
+        .write_mode = WRITE_IMMEDIATE_INDEX,
+        .quantization = QUANTIZE_CONSERVATIVE,
+        .segments = SEGMENTS_PAYLOAD_AWARE };
+    ck_assert(collection_options_equal(&o, &quality));
+    /* At the limit, and one past it. */
+    for (uint32_t len = OPTIONS_PATH_BYTES_MAX; len <= OPTIONS_PATH_BYTES_MAX + 1; len++) {
+        int before = snprintf(text, sizeof text, "{'type_path': '");
+        memset(text + before, 'x', len);
+        snprintf(text + before + len, sizeof text - (size_t)before - len, "'}");
+        ck_assert_int_eq(collection_options_change(&o, &recall, doc_of(&arena, text), NULL),
+                len <= OPTIONS_PATH_BYTES_MAX ? OMEN_OK : OMEN_EINVAL);
+    }
+    ck_assert_uint_eq(strlen(o.type_path), OPTIONS_PATH_BYTES_MAX);
+}
+END_TEST
+
 START_TEST(what_is_wrong_is_named_and_changes_nothing)
 {
     static const struct {
@@ -91,6 +137,14 @@ START_TEST(what_is_wrong_is_named_and_changes_nothing)
         { "{'index_delay_ms': '60s'}", "index_delay_ms" },
         { "{'index_delay_ms': 604800001}", "index_delay_ms" },
         { "{'time_bucket_ms': 59999}", "time_bucket_ms" },
+        { "{'tenant_path': 'a..b'}", "tenant_path" },
+        { "{'tenant_path': 'tags[]'}", "tenant_path" },
+        { "{'time_path': 7}", "time_path" },
+        { "{'type_path': null}", "type_path" },
+        { "{'type_path': 'list[0].a'}", "type_path" },
+        { "{'tenant_points': 999}", "tenant_points" },
+        { "{'tenant_points': 100000001}", "tenant_points" },
+        { "{'tenant_points': '20k'}", "tenant_points" },
         { "{'bulk_until_ms': -1}", "bulk_until_ms" },
         { "{'recall_target': 0}", "recall_target" },
         { "{'recall_target': 1e-60}", "recall_target" },
@@ -131,6 +185,7 @@ int main(void)
     tcase_add_checked_fixture(tc, setup, teardown);
     tcase_add_test(tc, every_value_comes_back);
     tcase_add_test(tc, profiles_are_what_they_are_said_to_be);
+    tcase_add_test(tc, rules_are_given_changed_and_taken_away);
     tcase_add_test(tc, what_is_wrong_is_named_and_changes_nothing);
     suite_add_tcase(suite, tc);
     SRunner *runner = srunner_create(suite);

@@ -361,12 +361,17 @@ const struct command COLLECTION_COMMANDS[] = {
                     "  index_delay=60s                                      of stream_only: so long after the write\n"
                     "  quantization=conservative|adaptive|aggressive        how short codes may get, and when\n"
                     "  segments=mixed|payload_aware|time_based              how segments are cut\n"
-                    "  time_bucket=24h                                      of time_based\n"
+                    "  time_bucket=24h                                      of time_based and time_path\n"
+                    "  tenant_path=PATH time_path=PATH type_path=PATH       of payload_aware: what goes together, in\n"
+                    "                                                       this order; the tenant is the shard key\n"
+                    "                                                       without a path; \"\" takes a rule away\n"
+                    "  tenant_points=20000                                  from so many on in segments of its own\n"
                     "  recall_target=0.95                                   what searches shall reach, at once\n"
                     "A profile (deploy/profiles) sets several; what is given beside it counts over it.\n"
                     "Examples:\n"
                     "  omenctl collections set books recall_target=0.99\n"
-                    "  omenctl collections set events --profile speed index_delay=10s\n" },
+                    "  omenctl collections set events --profile speed index_delay=10s\n"
+                    "  omenctl collections set notes segments=payload_aware tenant_path=user.id\n" },
     { .name = "collections list",
             .arguments = "",
             .summary = "All collections",

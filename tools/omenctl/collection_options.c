@@ -15,6 +15,7 @@
 /* A profile's file. Texts, so that a key that is not there can be told. */
 struct profile_file {
     const char *write_mode, *index_delay, *quantization, *segments, *time_bucket, *recall_target;
+    const char *tenant_path, *time_path, *type_path, *tenant_points;
 };
 
 #define KEY(key, text)                                                                                       \
@@ -27,7 +28,11 @@ static const struct config_key KEYS[] = {
     KEY(index_delay, "of stream_only: when points are indexed, e.g. 60s"),
     KEY(quantization, "conservative, adaptive or aggressive"),
     KEY(segments, "mixed, payload_aware or time_based"),
-    KEY(time_bucket, "of time_based, e.g. 24h"),
+    KEY(time_bucket, "width of a time bucket, e.g. 24h"),
+    KEY(tenant_path, "payload path of the tenant; without it the shard key"),
+    KEY(time_path, "payload path of the time"),
+    KEY(type_path, "payload path of the type"),
+    KEY(tenant_points, "points from which on a tenant has segments of its own"),
     KEY(recall_target, "recall that searches shall reach, above 0 to 1"),
     { .name = NULL },
 };

@@ -95,8 +95,8 @@ class Client:
             replication: copies of each shard on different nodes, 1..7.
             recall_target: what searches shall reach; None: what the profile says, else 0.95.
             profile: ``"speed"``, ``"balanced"`` or ``"quality"``.
-            options: single values over the profile's: ``{"write_mode": "stream_only", "index_delay_ms": 10_000}``; all of
-                them are in PROTOCOL.md.
+            options: single values over the profile's: ``{"write_mode": "stream_only", "index_delay_ms": 10_000}``, or
+                ``{"segments": "payload_aware", "tenant_path": "user.id"}`` for many tenants; all are in PROTOCOL.md.
             exist_ok: return the existing collection instead of raising :class:`AlreadyExists`.
         """
         if (dim is None) == (fields is None):
