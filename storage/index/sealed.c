@@ -25,6 +25,7 @@ static void sealed_scratch_free(struct index_scratch *scratch)
     mem_free(scratch->lut);
     mem_free(scratch->pool);
     mem_free(scratch->seen);
+    mem_free(scratch->visited);
     mem_free(scratch->hits);
     mem_free(scratch->near);
     compact_scratch_free(scratch->compact);
@@ -48,6 +49,17 @@ static struct index_scratch *sealed_scratch_new(const struct index *index)
         return NULL;
     }
     return scratch;
+}
+
+enum omen_err sealed_visited_reserve(struct index_scratch *scratch, uint32_t count)
+{
+    if (scratch->visited_cap >= count) return OMEN_OK;
+    mem_free(scratch->visited);
+    scratch->visited_cap = 0;
+    scratch->visited = mem_alloc(count * sizeof *scratch->visited);
+    if (scratch->visited == NULL) return OMEN_ENOMEM;
+    scratch->visited_cap = count;
+    return OMEN_OK;
 }
 
 enum omen_err sealed_scratch_reserve(struct index_scratch *scratch, uint32_t pool, uint32_t hits)
@@ -86,32 +98,94 @@ void sealed_query_prepare(const struct sealed *s, const float *query, struct ind
     rabitq_prepare(scratch->rotated, s->padded, scratch->lut, &scratch->code);
 }
 
-/* ---- search ---- */
-
 #define EFFORT_DEFAULT 64 /* without calibration */
 #define GATHER_ROWS 2000  /* fewer rows than this are scored one by one */
 
-void sealed_finish(const struct sealed *s, const struct index_search *search, struct index_hit *visited,
-        uint32_t count, struct index_hit *hits_out, uint32_t *count_out, struct index_cost *cost)
+/* ---- rescoring ---- */
+
+#define RESCORE_FIRST                                                                                        \
+    8 /* rows that are rescored whatever they say: what the codes are off by is learned from them */
+#define RESCORE_BEYOND 2   /* of them beyond k */
+#define RESCORE_ERRORS 3.5 /* standard deviations of that, which a row is given */
+
+static void full_prefetch(const struct sealed *s, const struct index_hit *hits, uint32_t count)
 {
-    bool exact = s->lossless && s->rows.metric == METRIC_L2;
-    struct index_heap heap = { hits_out, search->k, 0 };
     for (uint32_t i = 0; i < count; i++) {
-        visited[i].slot = sealed_slot(s, visited[i].slot);
-        const char *full = (const char *)(s->rows.data + (size_t)visited[i].slot * s->rows.stride_floats);
-        for (uint32_t at = 0; !exact && at < s->rows.dim * sizeof(float); at += 64)
-            __builtin_prefetch(full + at, 0, 3);
+        const char *full = (const char *)(s->rows.data + (size_t)hits[i].slot * s->rows.stride_floats);
+        for (uint32_t at = 0; at < s->rows.dim * sizeof(float); at += 64) __builtin_prefetch(full + at, 0, 3);
     }
-    for (uint32_t i = 0; i < count; i++) {
-        float d = exact ? visited[i].distance : sealed_row_distance(s, search->query, visited[i].slot);
-        if (search->has_distance_max && !(d <= search->distance_max)) continue;
-        index_heap_push(&heap, (struct index_hit){ d, visited[i].slot });
-    }
-    if (!exact) cost->rescored += count;
-    cost->walks++;
-    index_heap_sort(&heap);
-    *count_out = heap.count;
 }
+
+struct rescoring {
+    const struct sealed *s;
+    const struct index_search *search;
+    struct index_heap heap;
+    float scale;         /* of a final distance, to be a squared one of the walk's space but for a constant */
+    double sum, squares; /* of final distance * scale - the walk's */
+    uint32_t count;
+};
+
+static void rescore(struct rescoring *r, struct index_hit hit)
+{
+    float d = sealed_row_distance(r->s, r->search->query, hit.slot);
+    double off = (double)r->scale * d - hit.distance;
+    r->sum += off;
+    r->squares += off * off;
+    r->count++;
+    if (r->search->has_distance_max && !(d <= r->search->distance_max)) return;
+    index_heap_push(&r->heap, (struct index_hit){ d, hit.slot });
+}
+
+/* Rows whose distances by the walk are beyond this are not among the k nearest, as far as the errors of the rows
+ * so far tell. */
+static float rescore_limit(const struct rescoring *r)
+{
+    float bound = index_heap_bound(&r->heap);
+    if (r->search->has_distance_max) bound = fminf(bound, r->search->distance_max);
+    double mean = r->sum / r->count, variance = r->squares / r->count - mean * mean;
+    double limit = (double)r->scale * bound - mean + RESCORE_ERRORS * sqrt(variance > 0 ? variance : 0);
+    return limit < (double)INFINITY ? (float)limit : INFINITY; /* NaN: distances that overflow */
+}
+
+/* In two steps, so that the rows of each are on their way together. */
+static void rescore_all(struct rescoring *r, struct index_hit *visited, uint32_t count)
+{
+    uint32_t first = r->search->k + RESCORE_BEYOND;
+    if (first < RESCORE_FIRST) first = RESCORE_FIRST;
+    if (first > count) first = count;
+    full_prefetch(r->s, visited, first);
+    for (uint32_t i = 0; i < first; i++) rescore(r, visited[i]);
+    float limit = first < count ? rescore_limit(r) : 0;
+    uint32_t end = first;
+    while (end < count && visited[end].distance <= limit) end++;
+    full_prefetch(r->s, visited + first, end - first);
+    for (uint32_t i = first; i < end && visited[i].distance <= limit; i++) {
+        rescore(r, visited[i]);
+        limit = fminf(limit, rescore_limit(r));
+    }
+}
+
+void sealed_finish(const struct sealed *s, const struct index_search *search, float stretch,
+        struct index_hit *visited, uint32_t count, struct index_hit *hits_out, uint32_t *count_out,
+        struct index_cost *cost)
+{
+    struct rescoring r = { s, search, { hits_out, search->k, 0 },
+        s->rows.metric == METRIC_L2 ? 1 : 2 * stretch, 0, 0, 0 };
+    for (uint32_t i = 0; i < count; i++) visited[i].slot = sealed_slot(s, visited[i].slot);
+    if (s->lossless && s->rows.metric == METRIC_L2) { /* the walk's distances are final */
+        for (uint32_t i = 0; i < count && r.heap.count < search->k; i++)
+            if (!search->has_distance_max || visited[i].distance <= search->distance_max)
+                hits_out[r.heap.count++] = visited[i];
+    } else {
+        rescore_all(&r, visited, count);
+        index_heap_sort(&r.heap);
+    }
+    cost->rescored += r.count;
+    cost->walks++;
+    *count_out = r.heap.count;
+}
+
+/* ---- search ---- */
 
 static enum omen_err sealed_search(const struct index *index, const struct index_search *search,
         struct index_scratch *scratch, struct index_hit *hits_out, uint32_t *count_out,
@@ -126,7 +200,7 @@ static enum omen_err sealed_search(const struct index *index, const struct index
         return sealed_filtered(s, search, effort != 0 ? effort : EFFORT_DEFAULT, scratch, hits_out, count_out,
                 cost);
     }
-    struct sealed_pace pace = { search->effort, INFINITY };
+    struct sealed_pace pace = { search->effort, INFINITY, 0 };
     bool reached = pace.effort != 0 || sealed_pace_choose(s, search->k, target, &pace);
     if (!reached || s->count <= GATHER_ROWS || search->k >= s->count / 4)
         return sealed_gather(s, search, hits_out, count_out, cost);
@@ -134,7 +208,6 @@ static enum omen_err sealed_search(const struct index *index, const struct index
     if (pace.effort < search->k) pace.effort = search->k;
     if (pace.effort > s->count) pace.effort = s->count;
     uint32_t want = sealed_want(s, search->k, pace.effort), found = 0;
-    uint64_t hops = cost->hops;
     bool ruled = pace.slack != INFINITY;
     enum omen_err rc = sealed_scratch_reserve(scratch, pace.effort, want);
     if (rc == OMEN_OK) rc = sealed_walk(s, search, pace, want, scratch, scratch->hits, &found, cost);
@@ -148,9 +221,7 @@ static enum omen_err sealed_search(const struct index *index, const struct index
         cost->aborted++;
         return sealed_gather(s, search, hits_out, count_out, cost);
     }
-    if (ruled) want = sealed_want(s, search->k, (uint32_t)(cost->hops - hops));
-    if (found > want) found = want;
-    sealed_finish(s, search, scratch->hits, found, hits_out, count_out, cost);
+    sealed_finish(s, search, scratch->stretch, scratch->hits, found, hits_out, count_out, cost);
     return OMEN_OK;
 }
 
@@ -176,7 +247,7 @@ static void sealed_stats(const struct index *index, bool deep, struct index_stat
     leader_groups += (s->leaders.middles.count + CODE_GROUP - 1) / CODE_GROUP;
     stats_out->memory_bytes = (uint64_t)s->count * s->layout.row_bytes +
             flat_groups * (s->flat.group_bytes + 8) + leader_groups * (s->flat.group_bytes + 8) +
-            s->leaders.codes.count * 4 + sizeof *s + s->padded * 4 + (uint64_t)s->pca.kept * s->rows.dim * 4;
+            s->leaders.codes.count * 4 + sizeof *s + s->padded * 4 + pca_memory_bytes(&s->pca);
     if (s->compact != NULL) stats_out->memory_bytes += compact_memory_bytes(s);
     for (uint32_t node = 0; node < s->count; node++) stats_out->links += sealed_degree(s, node);
     stats_out->layer_count = 1;

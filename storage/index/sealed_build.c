@@ -50,6 +50,7 @@ static enum omen_err space_reduce(struct sealed *s, const struct index_control *
     }
     if (rc == OMEN_OK && s->pca.share < REDUCE_SHARE_LEAST) pca_free(&s->pca);
     mem_free(sample);
+    if (rc == OMEN_OK) rc = pca_coarsen(&s->pca);
     if (rc == OMEN_OK) sealed_dim_set(s, s->pca.kept);
     return rc;
 }

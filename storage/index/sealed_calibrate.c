@@ -10,6 +10,7 @@
 
 #include "common/mem.h"
 #include "storage/index/sealed_build.h"
+#include "storage/index/sealed_filter.h"
 #include "storage/kernel/kernel.h"
 
 #define TRUTH_K 100
@@ -31,6 +32,7 @@ static_assert(SLACKS <= SEALED_CURVE_POINTS, "a curve holds all slacks");
 #define SLACK_SCALES 5     /* 1, 1/4, 1/16 ... */
 #define SLACK_PROBE 5      /* a scale is small enough when this slack does not yet find nearly all */
 #define SLACK_PROBED 0.99f /* recall for k = 10 */
+#define SLACK_DECAY 0.015f /* of a scale of 1: .02 and .03 did as well, .07 worse */
 #define BELOW 0.8f
 /* From this effort on, where nearly all queries find nearly all, and for k = 100, whose recall differs less from query
  * to query, a share of the queries tells enough: calibration was half of building 50,000 rows. */
@@ -110,42 +112,52 @@ static bool truth_range(void *arg, uint32_t thread, uint32_t first, uint32_t end
     return fine;
 }
 
+/* What one thread searches with. */
+struct searcher {
+    struct index_scratch *scratch;
+    struct index_hit *visited, *copy; /* [want of the largest k] */
+    struct index_hit answer[TRUTH_K];
+};
+
 /* One query at the effort at hand: share of the true neighbours that a search for each k would return. */
-static enum omen_err recall_of(struct calibration *c, uint32_t query, struct index_scratch *scratch,
-        struct index_hit *hits)
+static enum omen_err recall_of(struct calibration *c, uint32_t query, struct searcher *own)
 {
     const struct sealed *s = c->b->s;
-    uint32_t k = curve_k[c->row_end - 1], want = sealed_want(s, k, c->pace.effort), found = 0,
-             near[SEALED_CURVE_KS] = { 0 };
+    uint32_t k = curve_k[c->row_end - 1], want = sealed_want(s, k, c->pace.effort), found = 0;
     struct index_search search = { .query = node_row(c->b, c->b->n + query), .k = k };
     struct index_cost cost = { 0 };
-    enum omen_err rc = sealed_walk(s, &search, c->pace, want, scratch, hits, &found, &cost);
+    enum omen_err rc = sealed_walk(s, &search, c->pace, want, own->scratch, own->visited, &found, &cost);
     if (rc != OMEN_OK) return rc;
     uint32_t looked = c->pace.slack != INFINITY ? (uint32_t)cost.hops : c->pace.effort;
-    const float *bounds = c->bounds + (size_t)query * SEALED_CURVE_KS;
-    for (uint32_t i = 0; i < found; i++) {
-        const float *row = node_row(c->b, hits[i].slot);
-        float d = s->rows.metric == METRIC_L2 ? kernel_get()->l2sq_f32(search.query, row, s->rows.dim)
-                                              : -kernel_get()->dot_f32(search.query, row, s->rows.dim);
-        for (uint32_t j = c->row_first; j < c->row_end; j++)
-            near[j] += i < sealed_want(s, curve_k[j], looked) && near[j] < curve_k[j] && d <= bounds[j];
+    for (uint32_t j = c->row_first; j < c->row_end; j++) {
+        float bound = c->bounds[(size_t)query * SEALED_CURVE_KS + j];
+        uint32_t count = sealed_want(s, curve_k[j], looked), answers, near = 0;
+        if (count > found) count = found;
+        memcpy(own->copy, own->visited, count * sizeof *own->copy);
+        search.k = curve_k[j];
+        sealed_finish(s, &search, own->scratch->stretch, own->copy, count, own->answer, &answers, &cost);
+        for (uint32_t i = 0; i < answers; i++) near += own->answer[i].distance <= bound;
+        c->recall[(size_t)query * SEALED_CURVE_KS + j] = (float)near / (float)curve_k[j];
     }
-    for (uint32_t j = c->row_first; j < c->row_end; j++)
-        c->recall[(size_t)query * SEALED_CURVE_KS + j] = (float)near[j] / (float)curve_k[j];
     return OMEN_OK;
 }
 
 static bool recall_range(void *arg, uint32_t thread, uint32_t first, uint32_t end)
 {
     struct calibration *c = arg;
-    struct index_scratch *scratch = index_scratch_new(&c->b->s->base);
-    struct index_hit *hits = mem_alloc(sealed_want(c->b->s, TRUTH_K, c->pace.effort) * sizeof *hits);
-    bool fine = scratch != NULL && hits != NULL;
+    uint32_t want = sealed_want(c->b->s, TRUTH_K, c->pace.effort);
+    struct searcher *own = mem_alloc(sizeof *own);
     (void)thread;
-    for (uint32_t i = first; fine && i < end; i++)
-        fine = recall_of(c, i * c->one_in, scratch, hits) == OMEN_OK;
-    index_scratch_free(&c->b->s->base, scratch);
-    mem_free(hits);
+    if (own == NULL) return false;
+    own->scratch = index_scratch_new(&c->b->s->base);
+    own->visited = mem_alloc(want * sizeof *own->visited);
+    own->copy = mem_alloc(want * sizeof *own->copy);
+    bool fine = own->scratch != NULL && own->visited != NULL && own->copy != NULL;
+    for (uint32_t i = first; fine && i < end; i++) fine = recall_of(c, i * c->one_in, own) == OMEN_OK;
+    index_scratch_free(&c->b->s->base, own->scratch);
+    mem_free(own->visited);
+    mem_free(own->copy);
+    mem_free(own);
     return fine;
 }
 
@@ -188,7 +200,7 @@ static enum omen_err calibrate_efforts(struct calibration *c)
 {
     struct sealed_curve *curve = &c->b->s->curve;
     for (uint32_t i = 0; i < EFFORTS && efforts[i] < c->b->n; i++) {
-        enum omen_err rc = walks_run(c, (struct sealed_pace){ efforts[i], INFINITY }, 0, SEALED_CURVE_KS,
+        enum omen_err rc = walks_run(c, (struct sealed_pace){ efforts[i], INFINITY, 0 }, 0, SEALED_CURVE_KS,
                 efforts[i] < EFFORT_DEAR ? 1 : QUERIES_DEAR);
         if (rc != OMEN_OK) return rc;
         curve->effort[i] = efforts[i];
@@ -204,7 +216,7 @@ static enum omen_err slack_scale(struct calibration *c, float *scale_out)
 {
     *scale_out = 1;
     for (uint32_t i = 0; i + 1 < SLACK_SCALES; i++) {
-        struct sealed_pace pace = { SEALED_RULE_EFFORT, 1 + slacks[SLACK_PROBE] * *scale_out };
+        struct sealed_pace pace = { SEALED_RULE_EFFORT, 1 + slacks[SLACK_PROBE] * *scale_out, 0 };
         enum omen_err rc = walks_run(c, pace, 0, 2, 1);
         if (rc != OMEN_OK || careful_mean(c, 1) < SLACK_PROBED) return rc;
         *scale_out /= 4;
@@ -237,8 +249,9 @@ static enum omen_err calibrate_slacks(struct calibration *c)
     struct sealed_curve *curve = &c->b->s->curve;
     float scale;
     enum omen_err rc = slack_scale(c, &scale);
+    if (rc == OMEN_OK && c->b->s->compact == NULL) curve->decay = SLACK_DECAY * scale;
     for (uint32_t i = 0; rc == OMEN_OK && i < SLACKS; i++) {
-        struct sealed_pace pace = { SEALED_RULE_EFFORT, 1 + slacks[i] * scale };
+        struct sealed_pace pace = { SEALED_RULE_EFFORT, 1 + slacks[i] * scale, curve->decay };
         curve->slack[i] = pace.slack;
         rc = slack_point(c, pace, i, 0, 2, 1);
         if (rc == OMEN_OK) rc = slack_point(c, pace, i, 2, SEALED_CURVE_KS, QUERIES_100);

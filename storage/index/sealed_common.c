@@ -29,8 +29,10 @@ void sealed_internal(const struct sealed *s, const float *vector, bool augment, 
 {
     uint32_t kept = s->pca.kept != 0 ? s->pca.kept : s->rows.dim;
     float rest = 0;
-    if (s->pca.kept != 0)
-        pca_apply(&s->pca, vector, out, augment ? &rest : NULL);
+    if (s->pca.kept != 0 && augment)
+        pca_apply(&s->pca, vector, out, &rest);
+    else if (s->pca.kept != 0)
+        pca_apply_coarse(&s->pca, vector, out);
     else
         memcpy(out, vector, kept * sizeof(float));
     memset(out + kept, 0, (s->padded - kept) * sizeof(float));
@@ -160,7 +162,7 @@ bool sealed_pace_choose(const struct sealed *s, uint32_t k, float recall_target,
 {
     const struct sealed_curve *curve = &s->curve;
     uint32_t row = curve_row(k);
-    *pace_out = (struct sealed_pace){ 0, INFINITY };
+    *pace_out = (struct sealed_pace){ 0, INFINITY, 0 };
     if (curve->slack_points > 0) {
         float slack = slack_at(curve, row, recall_target);
         if (slack > 0 && curve_k[row] != k && row > 0) { /* between two: the more careful of both */
@@ -169,7 +171,7 @@ bool sealed_pace_choose(const struct sealed *s, uint32_t k, float recall_target,
         }
         if (slack > 0) {
             uint32_t width = 2 * k > SEALED_RULE_EFFORT ? 2 * k : SEALED_RULE_EFFORT;
-            *pace_out = (struct sealed_pace){ width, slack };
+            *pace_out = (struct sealed_pace){ width, slack, curve->decay };
             return true;
         }
     }

@@ -41,6 +41,7 @@ enum section {
     SECTION_CODES,
     SECTION_COUNT
 };
+#define SECTIONS_END (SECTIONS_AT + SECTION_COUNT * SECTION_BYTES)
 
 struct section_place {
     uint64_t offset, bytes;
@@ -146,6 +147,7 @@ static void header_fill(const struct sealed *s, const struct section_place *plac
         store_u64(at + 8, place[i].bytes);
         store_u32(at + 16, crc32c(0, data[i], place[i].bytes));
     }
+    memcpy(header + SECTIONS_END, &s->curve.decay, 4);
     store_u32(header + HEADER_CRC, crc32c(0, header, HEADER_CRC));
 }
 
@@ -287,7 +289,10 @@ static enum omen_err header_check(struct reader *r, struct sealed *s)
                 load_u32(at + 20) != 0)
             return header_wrong(r, (uint64_t)(at - h), "a section is not where it must be");
     }
-    for (uint32_t i = SECTIONS_AT + SECTION_COUNT * SECTION_BYTES; i < HEADER_CRC; i++)
+    memcpy(&s->curve.decay, h + SECTIONS_END, 4);
+    if (!(s->curve.decay >= 0 && s->curve.decay <= 1))
+        return header_wrong(r, SECTIONS_END, "the stop rule's decay is out of range");
+    for (uint32_t i = SECTIONS_END + 4; i < HEADER_CRC; i++)
         if (h[i] != 0) return header_wrong(r, i, "header padding is not zero");
     return OMEN_OK;
 }
@@ -414,6 +419,8 @@ static enum omen_err sections_open(struct reader *r, struct sealed *s, bool pin)
     enum omen_err rc = section_read(r, SECTION_MEAN, s->mean);
     if (rc == OMEN_OK) rc = section_read(r, SECTION_COMPONENTS_MEAN, s->pca.mean);
     if (rc == OMEN_OK) rc = section_read(r, SECTION_COMPONENTS, s->pca.basis);
+    if (rc == OMEN_OK && pca_coarsen(&s->pca) != OMEN_OK)
+        rc = err_set(r->err, OMEN_ENOMEM, NULL, "no memory for %s", r->path);
     if (rc == OMEN_OK) rc = section_read(r, SECTION_CURVE, curve);
     if (rc == OMEN_OK && !curve_load(curve, &s->curve))
         rc = header_wrong(r, r->place[SECTION_CURVE].offset, "impossible calibration");

@@ -474,6 +474,6 @@ enum omen_err sealed_filtered(const struct sealed *s, const struct index_search 
     }
     index_heap_sort(&w.found);
     if (w.found.count < want) want = w.found.count;
-    sealed_finish(s, search, scratch->hits, want, hits_out, count_out, cost);
+    sealed_finish(s, search, scratch->stretch, scratch->hits, want, hits_out, count_out, cost);
     return OMEN_OK;
 }

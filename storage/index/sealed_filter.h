@@ -19,6 +19,8 @@ struct index_scratch {
     uint32_t pool_cap;
     uint32_t *seen; /* [seen_cap] expanded nodes, open addressing, NODE_NONE = free */
     uint32_t seen_cap, seen_count;
+    uint64_t *visited; /* [visited_cap] nodes of a walk: distance bits << 32 | node */
+    uint32_t visited_cap;
     struct index_hit *hits; /* [hits_cap] */
     uint32_t hits_cap;
     struct index_hit *near; /* [near_cap] the distances that the stop rule looks at */
@@ -28,6 +30,7 @@ struct index_scratch {
 
 /* Room for a pool and for hits; OMEN_ENOMEM leaves none of what had to grow. */
 enum omen_err sealed_scratch_reserve(struct index_scratch *scratch, uint32_t pool, uint32_t hits);
+enum omen_err sealed_visited_reserve(struct index_scratch *scratch, uint32_t count);
 /* The query's internal and rotated vector and its look-up table, into `scratch`. */
 void sealed_query_prepare(const struct sealed *s, const float *query, struct index_scratch *scratch);
 
@@ -49,9 +52,12 @@ enum omen_err sealed_filtered(const struct sealed *s, const struct index_search 
         struct index_scratch *scratch, struct index_hit *hits_out, uint32_t *count_out,
         struct index_cost *cost);
 
-/* Visited nodes of a walk (nearest first, slots still node numbers, overwritten) into hits with final distances. */
-void sealed_finish(const struct sealed *s, const struct index_search *search, struct index_hit *visited,
-        uint32_t count, struct index_hit *hits_out, uint32_t *count_out, struct index_cost *cost);
+/* Visited nodes of a walk (nearest first, slots still node numbers, overwritten) into hits with final distances. The
+ * first k and a few are rescored from their full rows, then those that the error seen in these lets in. `stretch`
+ * is the query's. */
+void sealed_finish(const struct sealed *s, const struct index_search *search, float stretch,
+        struct index_hit *visited, uint32_t count, struct index_hit *hits_out, uint32_t *count_out,
+        struct index_cost *cost);
 
 /* Final distance of a row: that of storage/kernel, NaN counted as infinite. */
 float sealed_row_distance(const struct sealed *s, const float *query, uint32_t slot);

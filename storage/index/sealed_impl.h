@@ -68,6 +68,7 @@ struct sealed_curve {
     float slack_recall[SEALED_CURVE_KS][SEALED_CURVE_POINTS];
     float slack_below[SEALED_CURVE_KS][SEALED_CURVE_POINTS];
     uint32_t slack_points;
+    float decay; /* of all slacks; 0 in files that were calibrated without */
 };
 
 struct compact;
@@ -147,6 +148,7 @@ uint32_t sealed_want(const struct sealed *s, uint32_t k, uint32_t effort);
 struct sealed_pace {
     uint32_t effort; /* width of the pool */
     float slack;     /* of the stop rule; INFINITY = none */
+    float decay;     /* what it loses with each doubling of the hops in which nothing nearer was found */
 };
 #define SEALED_RULE_EFFORT                                                                                   \
     1024                    /* width of the pool under the stop rule: the queries that need most end here */

@@ -150,7 +150,7 @@ static enum omen_err find_one(struct merge *m, uint32_t node, struct index_scrat
         struct index_search search = { .query = build_row(m->b->s, slot), .filter = larger->stays };
         struct index_cost cost = { 0 };
         uint32_t count = 0;
-        enum omen_err rc = sealed_walk(larger->s, &search, (struct sealed_pace){ MERGE_EFFORT, INFINITY },
+        enum omen_err rc = sealed_walk(larger->s, &search, (struct sealed_pace){ MERGE_EFFORT, INFINITY, 0 },
                 MERGE_FOUND, scratches[i], hits, &count, &cost);
         if (rc != OMEN_OK) return rc;
         if (i == 0 && count > 0) own->node_of[node] = hits[0].slot;

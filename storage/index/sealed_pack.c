@@ -158,7 +158,7 @@ static enum omen_err held_out_insert(struct packing *p)
         struct index_cost cost = { 0 };
         struct index_search search = { .query = build_row(b->s, b->order[node]) };
         uint32_t found[BUILD_CANDIDATES], count = 0;
-        rc = sealed_walk(b->s, &search, (struct sealed_pace){ INSERT_EFFORT, INFINITY }, BUILD_CANDIDATES,
+        rc = sealed_walk(b->s, &search, (struct sealed_pace){ INSERT_EFFORT, INFINITY, 0 }, BUILD_CANDIDATES,
                 scratch, hits, &count, &cost);
         for (uint32_t i = 0; i < count; i++) found[i] = hits[i].slot;
         if (rc != OMEN_OK) break;

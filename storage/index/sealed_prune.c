@@ -285,8 +285,8 @@ static bool refine_range(void *arg, uint32_t thread, uint32_t first, uint32_t en
         uint32_t found = 0, *links = b->links + (size_t)node * SEALED_DEGREE;
         struct index_search search = { .query = b->s->rows.data +
                     (size_t)b->order[node] * b->s->rows.stride_floats };
-        fine = sealed_walk(b->s, &search, (struct sealed_pace){ REFINE_EFFORT, INFINITY }, BUILD_CANDIDATES,
-                       scratch, hits, &found, &cost) == OMEN_OK;
+        fine = sealed_walk(b->s, &search, (struct sealed_pace){ REFINE_EFFORT, INFINITY, 0 },
+                       BUILD_CANDIDATES, scratch, hits, &found, &cost) == OMEN_OK;
         struct candidates c = { .count = 0 };
         for (uint32_t i = 0; i < b->degrees[node] && i < KEEP_REFINE; i++) candidates_add(&c, links[i]);
         for (uint32_t i = found; i > 0 && c.count < BUILD_CANDIDATES;

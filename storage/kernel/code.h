@@ -26,6 +26,8 @@
 #define CODE_TILE_MAX                                                                                        \
     63 /* codes that are multiplied lie within +- this: AVX2 adds four products in 16 bits */
 #define CODE_TILE_OFFSET 64 /* of packed codes */
+#define CODE_SPLIT_BASE 126 /* of split_i8: a rest of at most half of it is within +-CODE_TILE_MAX */
+#define CODE_SPLIT_MAX (CODE_SPLIT_BASE * CODE_TILE_MAX)
 
 struct code_query {
     const uint8_t *lut; /* [D/16][64], 64-byte aligned */
@@ -70,6 +72,9 @@ struct code_kernel {
      * takes off CODE_TILE_OFFSET * sum(row). */
     void (*dot_tile)(const int8_t *const *rows, uint32_t count, uint32_t dim, const uint8_t *packed,
             int32_t *dots_out, size_t stride);
+    /* v * inverse, rounded to nearest even, as 126 * high + low with both within +-CODE_TILE_MAX: two rows for dot_tile
+     * that together hold 13 bits. D a multiple of 32; |v * inverse| <= CODE_SPLIT_MAX. */
+    void (*split_i8)(const float *v, uint32_t dim, float inverse, int8_t *high_out, int8_t *low_out);
     /* Look-up table of code.h for z: entry n of lane l is (sum of the components in n, less the least such
      * sum) * inverse, rounded, at most CODE_LUT_MAX; sums are taken in order of dims. */
     void (*lut_build)(const float *z, uint32_t dim, float inverse, uint8_t *lut_out);

@@ -250,6 +250,7 @@ const struct code_kernel code_kernel_avx2 = {
     .l2sq_f32_u8 = l2sq_f32_u8_avx2,
     .pack_tile = pack_tile_avx2,
     .dot_tile = dot_tile_avx2,
+    .split_i8 = split_i8_avx2,
     .select_32 = select_32_avx2,
     .occlude_64 = occlude_64_avx2,
     .sign_code = sign_code_avx2,

@@ -341,6 +341,7 @@ const struct code_kernel code_kernel_avx512 = {
     .l2sq_f32_u8 = l2sq_f32_u8_avx512,
     .pack_tile = pack_tile_avx512,
     .dot_tile = dot_tile_avx512,
+    .split_i8 = split_i8_avx2,
     .select_32 = select_32_avx512,
     .occlude_64 = occlude_64_avx512,
     .sign_code = sign_code_avx512,

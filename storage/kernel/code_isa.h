@@ -12,6 +12,7 @@ uint32_t pool_insert_scalar(uint64_t *keys, uint32_t *count, uint32_t cap, uint6
 uint32_t pool_merge_scalar(const uint64_t *keys, uint32_t count, uint32_t cap, const uint64_t *fresh,
         uint32_t n, uint64_t *out);
 void lut_build_scalar(const float *z, uint32_t dim, float inverse, uint8_t *lut_out);
+void split_i8_scalar(const float *v, uint32_t dim, float inverse, int8_t *high_out, int8_t *low_out);
 void sign_code_scalar(const float *z, const float *centre, uint32_t dim, uint8_t *signs_out,
         float sums_out[3]);
 uint64_t occlude_64_scalar(const int32_t *dots, const int32_t *norms, int32_t norm, const float *reach,
@@ -29,6 +30,7 @@ float dot_f32_f16_avx2(const float *query, const uint16_t *row, uint32_t dim);
 void pack_tile_avx2(const int8_t *const *rows, uint32_t count, uint32_t dim, uint8_t *packed_out);
 void dot_tile_avx2(const int8_t *const *rows, uint32_t count, uint32_t dim, const uint8_t *packed,
         int32_t *dots_out, size_t stride);
+void split_i8_avx2(const float *v, uint32_t dim, float inverse, int8_t *high_out, int8_t *low_out);
 void select_32_avx2(const int32_t *dots, const int32_t *bias, uint32_t first_id, struct code_top16 *top);
 #endif
 #ifdef __aarch64__

@@ -177,6 +177,7 @@ const struct code_kernel code_kernel_neon = {
     .l2sq_f32_u8 = l2sq_f32_u8_neon,
     .pack_tile = pack_tile_scalar,
     .dot_tile = dot_tile_neon,
+    .split_i8 = split_i8_scalar,
     .select_32 = select_32_scalar,
     .occlude_64 = occlude_64_scalar,
     .sign_code = sign_code_scalar,

@@ -91,6 +91,15 @@ static void dot_tile_scalar(const int8_t *const *rows, uint32_t count, uint32_t 
     }
 }
 
+void split_i8_scalar(const float *v, uint32_t dim, float inverse, int8_t *high_out, int8_t *low_out)
+{
+    for (uint32_t i = 0; i < dim; i++) {
+        float whole = rintf(v[i] * inverse), high = rintf(whole * (1.0f / CODE_SPLIT_BASE));
+        high_out[i] = (int8_t)high;
+        low_out[i] = (int8_t)(whole - high * CODE_SPLIT_BASE);
+    }
+}
+
 void select_32_scalar(const int32_t *dots, const int32_t *bias, uint32_t first_id, struct code_top16 *top)
 {
     for (uint32_t i = 0; i < 32; i++) {
@@ -224,6 +233,7 @@ const struct code_kernel code_kernel_scalar = {
     .l2sq_f32_u8 = l2sq_f32_u8_scalar,
     .pack_tile = pack_tile_scalar,
     .dot_tile = dot_tile_scalar,
+    .split_i8 = split_i8_scalar,
     .select_32 = select_32_scalar,
     .occlude_64 = occlude_64_scalar,
     .sign_code = sign_code_scalar,

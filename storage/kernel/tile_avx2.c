@@ -110,6 +110,31 @@ void dot_tile_avx2(const int8_t *const *rows, uint32_t count, uint32_t dim, cons
     if (a < count) dot_rows(rows + a, 1, dim, packed, dots_out + a * stride, stride);
 }
 
+/* Four registers of words within +-127 as bytes, in order. */
+ALWAYS_INLINE __m256i bytes_of(const __m256 words[4])
+{
+    __m256i a = _mm256_packs_epi32(_mm256_cvtps_epi32(words[0]), _mm256_cvtps_epi32(words[1]));
+    __m256i b = _mm256_packs_epi32(_mm256_cvtps_epi32(words[2]), _mm256_cvtps_epi32(words[3]));
+    return _mm256_permutevar8x32_epi32(_mm256_packs_epi16(a, b), _mm256_set_epi32(7, 3, 6, 2, 5, 1, 4, 0));
+}
+
+void split_i8_avx2(const float *v, uint32_t dim, float inverse, int8_t *high_out, int8_t *low_out)
+{
+    const __m256 scale = _mm256_set1_ps(inverse), part = _mm256_set1_ps(1.0f / CODE_SPLIT_BASE),
+                 base = _mm256_set1_ps(CODE_SPLIT_BASE);
+    for (uint32_t i = 0; i < dim; i += 32) {
+        __m256 high[4], low[4];
+#pragma GCC unroll 4
+        for (uint32_t j = 0; j < 4; j++) {
+            __m256 whole = _mm256_round_ps(_mm256_mul_ps(_mm256_loadu_ps(v + i + j * 8), scale), 0);
+            high[j] = _mm256_round_ps(_mm256_mul_ps(whole, part), 0);
+            low[j] = _mm256_sub_ps(whole, _mm256_mul_ps(high[j], base));
+        }
+        store(high_out + i, bytes_of(high));
+        store(low_out + i, bytes_of(low));
+    }
+}
+
 /* Words one place on: the last of `before`, then the first seven of `words`. */
 ALWAYS_INLINE __m256i moved(__m256i before, __m256i words)
 {

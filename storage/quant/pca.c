@@ -7,7 +7,7 @@
 #include "common/check.h"
 #include "common/mem.h"
 #include "common/query/point.h"
-#include "storage/kernel/kernel.h"
+#include "storage/kernel/code.h"
 #include "storage/quant/rotation.h"
 
 #define TOO_SHORT 1e-4f /* of a direction after what it shares with earlier ones is taken off: noise */
@@ -130,10 +130,113 @@ enum omen_err pca_train(float *sample, uint32_t count, uint32_t dim, uint32_t ke
     return rc;
 }
 
+/* ---- the coarse form ---- */
+
+#define COARSE_ERROR_MAX                                                                                     \
+    2e-3f /* squared, of a direction of length 1: few components that tower over the rest */
+
+static uint32_t coarse_dim(const struct pca *pca) { return (pca->dim + 31) / 32 * 32; }
+/* Places, at least one of them empty: what a query gives there is what the offset of the codes adds everywhere. */
+static uint32_t coarse_places(const struct pca *pca)
+{
+    return (pca->kept + 1 + CODE_TILE_ROWS - 1) / CODE_TILE_ROWS * CODE_TILE_ROWS;
+}
+#define COARSE_PLACES_MAX 288
+
+/* One direction as codes [coarse_dim]; the squared length of what they miss. */
+static float direction_code(const struct pca *pca, uint32_t i, int8_t *codes)
+{
+    const float *row = pca->basis + (size_t)i * pca->dim;
+    float largest = 0, missed = 0;
+    for (uint32_t j = 0; j < pca->dim; j++) {
+        if (!isfinite(row[j])) return INFINITY; /* read from a file */
+        largest = fmaxf(largest, fabsf(row[j]));
+    }
+    float step = largest / CODE_TILE_MAX, inverse = 1 / step;
+    if (!isfinite(inverse)) return INFINITY;
+    pca->coarse_scale[i] = step;
+    for (uint32_t j = 0; j < pca->dim; j++) {
+        codes[j] = (int8_t)rintf(row[j] * inverse);
+        missed += (row[j] - (float)codes[j] * step) * (row[j] - (float)codes[j] * step);
+    }
+    return missed;
+}
+
+static void coarse_drop(struct pca *pca)
+{
+    mem_free(pca->coarse);
+    mem_free(pca->coarse_scale);
+    pca->coarse = NULL;
+    pca->coarse_scale = NULL;
+}
+
+enum omen_err pca_coarsen(struct pca *pca)
+{
+    coarse_drop(pca);
+    if (pca->kept == 0) return OMEN_OK;
+    uint32_t dim = coarse_dim(pca), places = coarse_places(pca);
+    int8_t *codes = mem_calloc((size_t)CODE_TILE_ROWS, dim);
+    pca->coarse = mem_alloc_aligned(64, (size_t)places * dim);
+    pca->coarse_scale = mem_calloc(places, sizeof(float));
+    bool fine = codes != NULL && pca->coarse != NULL && pca->coarse_scale != NULL;
+    float worst = 0;
+    for (uint32_t first = 0; fine && first < places; first += CODE_TILE_ROWS) {
+        const int8_t *rows[CODE_TILE_ROWS];
+        memset(codes, 0, (size_t)CODE_TILE_ROWS * dim);
+        for (uint32_t i = 0; i < CODE_TILE_ROWS; i++) {
+            rows[i] = codes + (size_t)i * dim;
+            if (first + i < pca->kept)
+                worst = fmaxf(worst, direction_code(pca, first + i, codes + (size_t)i * dim));
+        }
+        code_kernel_get()->pack_tile(rows, CODE_TILE_ROWS, dim, pca->coarse + (size_t)first * dim);
+    }
+    mem_free(codes);
+    if (!fine || worst > COARSE_ERROR_MAX) coarse_drop(pca);
+    return fine ? OMEN_OK : OMEN_ENOMEM;
+}
+
+void pca_apply_coarse(const struct pca *pca, const float *v, float *out)
+{
+    float centred[OMEN_DIM_MAX + 32] __attribute__((aligned(64)));
+    int8_t split[2][OMEN_DIM_MAX + 32] __attribute__((aligned(64)));
+    const struct code_kernel *kernel = code_kernel_get();
+    uint32_t dim = coarse_dim(pca), places = coarse_places(pca);
+    CHECK(pca->dim <= OMEN_DIM_MAX && places <= COARSE_PLACES_MAX);
+    for (uint32_t j = 0; j < pca->dim; j++) centred[j] = v[j] - pca->mean[j];
+    for (uint32_t j = pca->dim; j < dim; j++) centred[j] = 0;
+    /* No component is longer than the whole; a little is left for rounding. */
+    float length = sqrtf(kernel_get()->dot_f32(centred, centred, pca->dim)) * 1.001f,
+          inverse = CODE_SPLIT_MAX / length;
+    if (pca->coarse == NULL || !(length > 0x1p-60f && length < 0x1p60f)) {
+        pca_apply(pca, v, out, NULL);
+        return;
+    }
+    kernel->split_i8(centred, dim, inverse, split[0], split[1]);
+    const int8_t *rows[2] = { split[0], split[1] };
+    int32_t dots[2][COARSE_PLACES_MAX];
+    for (uint32_t first = 0; first < places; first += CODE_TILE_ROWS)
+        kernel->dot_tile(rows, 2, dim, pca->coarse + (size_t)first * dim, dots[0] + first, COARSE_PLACES_MAX);
+    int32_t high_offset = dots[0][pca->kept], low_offset = dots[1][pca->kept];
+    float step = length / CODE_SPLIT_MAX;
+    for (uint32_t i = 0; i < pca->kept; i++) {
+        float high = (float)(dots[0][i] - high_offset), low = (float)(dots[1][i] - low_offset);
+        out[i] = (high * CODE_SPLIT_BASE + low) * (step * pca->coarse_scale[i]);
+    }
+}
+
+uint64_t pca_memory_bytes(const struct pca *pca)
+{
+    if (pca->kept == 0) return 0;
+    uint64_t coarse = pca->coarse == NULL ? 0 : (uint64_t)coarse_places(pca) * (coarse_dim(pca) + 8);
+    return ((uint64_t)pca->kept + 1) * pca->dim * sizeof(float) + coarse;
+}
+
 void pca_free(struct pca *pca)
 {
     mem_free(pca->mean);
     mem_free(pca->basis);
+    mem_free(pca->coarse);
+    mem_free(pca->coarse_scale);
     *pca = (struct pca){ 0 };
 }
 

@@ -213,6 +213,30 @@ START_TEST(merged_pools_are_equal)
 }
 END_TEST
 
+START_TEST(split_codes_are_equal_and_add_up)
+{
+    const struct code_kernel *kernel = code_kernel_for((enum kernel_isa)_i),
+                             *scalar = code_kernel_for(KERNEL_SCALAR);
+    if (kernel == NULL) return;
+    setup_seed(46 + (uint64_t)_i);
+    for (uint32_t dim = 32; dim <= 512; dim += 32) {
+        float v[512];
+        int8_t high[2][512], low[2][512];
+        for (uint32_t i = 0; i < dim; i++)
+            v[i] = i < 8 ? (float)CODE_SPLIT_MAX / (float)(i + 1) * (i % 2 != 0 ? 1 : -1) /* the ends */
+                         : (float)(int64_t)(rng() % (2 * CODE_SPLIT_MAX * 4 + 1)) / 4 - CODE_SPLIT_MAX;
+        scalar->split_i8(v, dim, 1, high[0], low[0]);
+        kernel->split_i8(v, dim, 1, high[1], low[1]);
+        ck_assert(memcmp(high[0], high[1], dim) == 0 && memcmp(low[0], low[1], dim) == 0);
+        for (uint32_t i = 0; i < dim; i++) {
+            ck_assert_int_le(abs(high[1][i]), CODE_TILE_MAX);
+            ck_assert_int_le(abs(low[1][i]), CODE_TILE_MAX);
+            ck_assert(fabsf((float)(high[1][i] * CODE_SPLIT_BASE + low[1][i]) - v[i]) <= 0.5f);
+        }
+    }
+}
+END_TEST
+
 START_TEST(half_precision_survives_the_round_trip)
 {
     for (uint32_t bits = 0; bits < 65536; bits++) {
@@ -231,6 +255,7 @@ int main(void)
     tcase_add_loop_test(tc, estimates_are_bit_equal, 0, KERNEL_ISA_COUNT);
     tcase_add_loop_test(tc, distances_to_bytes_are_bit_equal_and_exact_for_bytes, 0, KERNEL_ISA_COUNT);
     tcase_add_loop_test(tc, merged_pools_are_equal, 0, KERNEL_ISA_COUNT);
+    tcase_add_loop_test(tc, split_codes_are_equal_and_add_up, 0, KERNEL_ISA_COUNT);
     tcase_add_loop_test(tc, tiles_selection_and_occlusion_are_equal, 0, KERNEL_ISA_COUNT);
     tcase_add_loop_test(tc, transform_halves_signs_and_pool_are_equal, 0, KERNEL_ISA_COUNT);
     tcase_add_test(tc, half_precision_survives_the_round_trip);

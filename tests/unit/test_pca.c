@@ -85,6 +85,52 @@ START_TEST(samples_of_lower_rank_and_equal_rows_give_a_basis)
 }
 END_TEST
 
+/* What queries are reduced by: near enough to the exact components, and the same bits on every ISA. */
+START_TEST(the_coarse_form_is_near_and_repeats)
+{
+    const uint32_t dim = 530,
+                   kept = 32 + (uint32_t)_i * 31; /* 32: the empty place takes a group of its own */
+    float *rows = sample_new(400, dim, 60, 0.3f), *copy = mem_must_alloc(400 * dim * sizeof(float));
+    memcpy(copy, rows, 400 * dim * sizeof(float));
+    struct pca pca;
+    ck_assert(pca_train(rows, 400, dim, kept, true, 5, NULL, NULL, &pca) == OMEN_OK);
+    float exact[64], coarse[64];
+    pca_apply_coarse(&pca, copy, coarse); /* there is no coarse form yet: the exact one */
+    pca_apply(&pca, copy, exact, NULL);
+    ck_assert(memcmp(exact, coarse, kept * sizeof(float)) == 0);
+    ck_assert(pca_coarsen(&pca) == OMEN_OK);
+    ck_assert_ptr_nonnull(pca.coarse);
+    for (uint32_t i = 0; i < 400; i++) {
+        double off = 0, length = 0;
+        pca_apply(&pca, copy + (size_t)i * dim, exact, NULL);
+        pca_apply_coarse(&pca, copy + (size_t)i * dim, coarse);
+        for (uint32_t j = 0; j < kept; j++) {
+            off += pow((double)exact[j] - coarse[j], 2);
+            length += pow(exact[j], 2);
+        }
+        ck_assert_msg(off <= 4e-4 * length, "row %u: %g of %g", i, off, length);
+    }
+    for (uint32_t j = 0; j < dim; j++) copy[j] = pca.mean[j]; /* nothing is left of it */
+    pca_apply_coarse(&pca, copy, coarse);
+    for (uint32_t j = 0; j < kept; j++) ck_assert(coarse[j] == 0);
+    for (uint32_t j = 0; j < kept; j++)
+        pca.basis[j * dim + j] = 30; /* towers over the rest: 7 bits lose that */
+    ck_assert(pca_coarsen(&pca) == OMEN_OK);
+    ck_assert_ptr_null(pca.coarse);
+    pca.basis[7] = NAN;
+    ck_assert(pca_coarsen(&pca) == OMEN_OK);
+    ck_assert_ptr_null(pca.coarse);
+    for (uint64_t n = 1; n <= 3; n++) {
+        mem_fail_at(n);
+        ck_assert(pca_coarsen(&pca) == OMEN_ENOMEM);
+        mem_fail_at(0);
+    }
+    pca_free(&pca);
+    mem_free(rows);
+    mem_free(copy);
+}
+END_TEST
+
 static bool stop_now(void *arg) { return ++*(int *)arg > 2; }
 
 START_TEST(training_repeats_stops_and_runs_out_of_memory_cleanly)
@@ -118,6 +164,7 @@ int main(void)
     tcase_set_timeout(tc, 60);
     tcase_add_test(tc, the_directions_that_carry_the_rows_are_kept);
     tcase_add_test(tc, samples_of_lower_rank_and_equal_rows_give_a_basis);
+    tcase_add_loop_test(tc, the_coarse_form_is_near_and_repeats, 0, 2);
     tcase_add_test(tc, training_repeats_stops_and_runs_out_of_memory_cleanly);
     suite_add_tcase(suite, tc);
     SRunner *runner = srunner_create(suite);
