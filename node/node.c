@@ -254,6 +254,22 @@ static void status_totals(struct node *node, struct doc_builder *b)
     put_u64(b, "meta_bytes", meta_bytes);
 }
 
+static void status_memory(struct node *node, struct doc_builder *b)
+{
+    struct node_memory m;
+    node_memory_get(node, &m);
+    begin_object(b, "memory");
+    put_u64(b, "budget", m.budget);
+    put_u64(b, "graphs", m.pinned);
+    put_u64(b, "mapped_graphs", m.mapped);
+    put_u64(b, "sketches", m.sketches);
+    put_u64(b, "rows", m.rows);
+    put_u64(b, "deltas", m.deltas);
+    put_u64(b, "used", m.fixed + m.pinned);
+    put_bool(b, "full", atomic_load(&node->env.memory_full));
+    doc_end(b);
+}
+
 static void service_status(void *self, struct doc_builder *b)
 {
     struct node *node = self;
@@ -271,6 +287,7 @@ static void service_status(void *self, struct doc_builder *b)
     put_u64(b, "search_queue", search_pool_depth(node->env.pool));
     put_u64(b, "write_inflight_bytes", atomic_load(&node->env.inflight_bytes));
     status_totals(node, b);
+    status_memory(node, b);
     if (node->member != NULL) member_status(node->member, b);
     status_log(node, b);
 }

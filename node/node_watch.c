@@ -159,6 +159,19 @@ static void collect_recall(const struct shard_slot *slot)
     counter_follow(g->recall_compared, recall.compared);
 }
 
+static void collect_index(const struct shard_slot *slot, uint64_t applied,
+        const struct shard_index_stats *index)
+{
+    const struct shard_gauges *g = &slot->gauges;
+    struct index_work work;
+    shard_host_index_work(slot->shard, &work);
+    metric_set(g->index_lag, (int64_t)(applied > index->indexed ? applied - index->indexed : 0));
+    metric_set(g->index_segments, (int64_t)index->segments);
+    metric_set(g->index_work_rows, (int64_t)work.rows);
+    metric_set(g->index_work_percent, (int64_t)work.percent);
+    metric_set(g->index_work_left, (int64_t)(work.seconds_left > 0 ? work.seconds_left : 0));
+}
+
 /* Returns whether it is damaged. */
 static bool collect_shard(const struct shard_slot *slot)
 {
@@ -172,6 +185,7 @@ static bool collect_shard(const struct shard_slot *slot)
     struct shard_index_stats index;
     shard_host_index_stats(slot->shard, &index);
     metric_set(g->unindexed, (int64_t)(index.tail_rows < store.points ? index.tail_rows : store.points));
+    collect_index(slot, store.applied, &index);
     metric_set(g->stream_bytes, (int64_t)store.stream_bytes);
     metric_set(g->meta_bytes, (int64_t)store.meta_bytes);
     metric_set(g->delta_bytes, (int64_t)store.delta_bytes);
@@ -333,6 +347,14 @@ void node_metrics_shard(struct node *node, struct shard_slot *slot, const char *
     g->durable = metrics_gauge(m, "omendb_node_durable_sequence", "Sequence of the last checkpoint", labels);
     g->unindexed = metrics_gauge(m, "omendb_node_unindexed_points", "Live points not in an index yet",
             labels);
+    g->index_lag = metrics_gauge(m, "omendb_node_index_lag_entries",
+            "Entries applied since the last one up to which every row is in a segment", labels);
+    g->index_segments = metrics_gauge(m, "omendb_node_index_segments", "Segments of the index", labels);
+    g->index_work_rows = metrics_gauge(m, "omendb_node_index_work_rows",
+            "Rows of the segment that is being built, 0 = none is", labels);
+    g->index_work_percent = metrics_gauge(m, "omendb_node_index_work_percent", "How far it is", labels);
+    g->index_work_left = metrics_gauge(m, "omendb_node_index_work_left_seconds",
+            "How long it will still take, about; 0 = none is built, or it is too early to tell", labels);
     g->stream_bytes = metrics_gauge(m, "omendb_node_stream_bytes", "Bytes of the append stream", labels);
     g->meta_bytes = metrics_gauge(m, "omendb_node_meta_bytes", "Bytes of the metadata store", labels);
     g->delta_bytes = metrics_gauge(m, "omendb_node_delta_bytes", "Memory of metadata not yet merged", labels);

@@ -148,6 +148,12 @@ static bool index_stopped(void *arg)
     return atomic_load(s->stop) || atomic_load(&s->shard->stopping) || atomic_load(&s->shard->store) == NULL;
 }
 
+static void index_told(void *arg, const char *phase, uint64_t done, uint64_t total)
+{
+    struct shard_host *shard = ((struct index_stop *)arg)->shard;
+    index_progress_told(&shard->progress, phase, done, total, clock_monotonic_ns(shard->env->clock));
+}
+
 void shard_host_set_options(struct shard_host *shard, float recall_target,
         const struct collection_options *options)
 {
@@ -226,7 +232,12 @@ enum omen_err shard_host_index(struct shard_host *shard, const struct index_poli
         _Atomic bool *stop, bool *worked_out, struct err *err)
 {
     struct index_stop s = { shard, stop };
-    struct index_control control = { .threads = threads, .stop = index_stopped, .arg = &s };
+    struct index_control control = {
+        .threads = threads,
+        .stop = index_stopped,
+        .progress = index_told,
+        .arg = &s,
+    };
     struct index_policy own = *policy;
     struct collection_options options;
     *worked_out = false;
@@ -234,7 +245,9 @@ enum omen_err shard_host_index(struct shard_host *shard, const struct index_poli
     checkpoint_for_index(shard, &own);
     struct shard_store *store = shard_host_store_hold(shard);
     if (store == NULL) return OMEN_OK;
+    index_progress_begin(&shard->progress, clock_monotonic_ns(shard->env->clock));
     enum omen_err rc = shard_index_step(store, &own, &control, worked_out, err);
+    index_progress_end(&shard->progress);
     if (atomic_load(&shard->index_wait_count) > 0) shard_wait_passed(shard, shard_index_settled(store, &own));
     shard_host_store_unhold(shard);
     return rc;
@@ -275,6 +288,11 @@ void shard_host_index_stats(struct shard_host *shard, struct shard_index_stats *
     if (store == NULL) return;
     shard_index_stats(store, stats_out);
     shard_host_store_unhold(shard);
+}
+
+void shard_host_index_work(struct shard_host *shard, struct index_work *work_out)
+{
+    index_progress_read(&shard->progress, clock_monotonic_ns(shard->env->clock), work_out);
 }
 
 void shard_host_sweep(struct shard_host *shard)
@@ -385,6 +403,7 @@ static void shard_free(struct shard_host *shard)
     entry_builder_free(shard->builder);
     mem_free(shard->row);
     recall_meter_fini(&shard->recall);
+    index_progress_fini(&shard->progress);
     pthread_mutex_destroy(&shard->options_lock);
     pthread_mutex_destroy(&shard->read_lock);
     pthread_mutex_destroy(&shard->write_lock);
@@ -405,6 +424,7 @@ static struct shard_host *shard_new(const struct shard_host_options *o)
     atomic_init(&shard->recall_target, o->recall_target);
     shard->options = o->options;
     recall_meter_init(&shard->recall, o->replica_id);
+    index_progress_init(&shard->progress);
     pthread_mutex_init(&shard->options_lock, NULL);
     snprintf(shard->collection_name, sizeof shard->collection_name, "%s", o->collection_name);
     shard->builder = entry_builder_new(&shard->schema);

@@ -22,6 +22,7 @@
 #include "common/recall.h"
 #include "common/siphash.h"
 #include "consensus/replica.h"
+#include "node/index_progress.h"
 #include "node/room_keeper.h"
 #include "node/search_pool.h"
 #include "storage/shard_index.h"
@@ -143,6 +144,8 @@ OMEN_CHECKED enum omen_err shard_host_index_tail(struct shard_host *shard, const
 /* Memory of its indexes and tables; what its deltas take is added to *deltas_io. Cheap. */
 void shard_host_memory(struct shard_host *shard, struct shard_index_memory *memory_out, uint64_t *deltas_io);
 void shard_host_index_stats(struct shard_host *shard, struct shard_index_stats *stats_out);
+/* What is being built now. Any thread. */
+void shard_host_index_work(struct shard_host *shard, struct index_work *work_out);
 /* Live recall (recall_meter.h): how many searches wait to be compared; compare them, in one pass over the shard's rows, and
  * draw the conclusions. Given up when *stop or when the shard is retired. One thread; no more memory than a read has. The
  * number of searches compared. */

@@ -3,6 +3,7 @@
 #define OMEN_NODE_SHARD_HOST_IMPL_H
 
 #include "node/fetch.h"
+#include "node/index_progress.h"
 #include "node/recall_meter.h"
 #include "node/shard_host.h"
 #include "node/ship.h"
@@ -109,6 +110,7 @@ struct shard_host {
     bool bulk_loading;                 /* at the last step; the index thread's */
     char collection_name[OMEN_NAME_BYTES_MAX + 1];
     struct recall_meter recall;
+    struct index_progress progress; /* of the index thread */
     /* Used between shard_host_store_hold and _unhold; NULL while there is none: between two generations of
      * it, or for ever when it could not be opened. */
     struct shard_store *_Atomic store;
@@ -245,6 +247,10 @@ void shard_read_free_kept(struct shard_env *env);
  * goes to call->out.search.explain, in the read's arena. */
 void shard_explain_begin(struct shard_read *read);
 void shard_explain_end(struct shard_read *read, uint64_t began_ns, uint64_t ended_ns);
+
+/* shard_detail.c: what is told of the shard beside its numbers, as a doc in the read's arena; absent when there is no
+ * memory. */
+struct doc shard_detail(struct shard_read *read);
 
 /* shard_recall.c: searches [count] of the call were answered; some are kept to be answered exactly too. */
 void shard_recall_keep(struct shard_read *read, const struct search_params *params);

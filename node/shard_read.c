@@ -169,6 +169,7 @@ static void run_stats(struct shard_read *read)
         .recall = recall.counts,
         .recall_boost = recall.boost,
     };
+    if (read->call->in.stats.detail) read->call->out.stats.detail = shard_detail(read);
 }
 
 static enum omen_err read_run_kind(struct shard_read *read)

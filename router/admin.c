@@ -127,7 +127,10 @@ static enum omen_err collections_fill(struct request *r, const struct map_collec
             info->applied_ops += shards[s].applied_ops;
         }
         recall_fill(info, shards, collections[i].shard_count);
-        if (with_shards) info->shards = shards;
+        if (!with_shards) continue;
+        info->shards = shards;
+        enum omen_err rc = index_info(r, &collections[i], shards, &info->index);
+        if (rc != OMEN_OK) return rc;
     }
     r->reply.collections.items = infos;
     r->reply.collections.count = count;
@@ -196,6 +199,7 @@ void op_describe(struct request *r)
 {
     enum omen_err rc = resolve_collection(r, &r->reply.err);
     if (rc == OMEN_OK) rc = stats_scatter(r, r->collection, 1, &r->reply.err);
+    for (uint32_t c = 0; rc == OMEN_OK && c < r->call_count; c++) r->calls[c].in.stats.detail = true;
     if (rc != OMEN_OK) {
         request_finish(r, rc);
     } else {

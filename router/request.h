@@ -152,6 +152,10 @@ enum omen_err scatter_settle(struct request *r);
 /* Tokens and engine_ns of all calls into the reply. */
 OMEN_CHECKED enum omen_err scatter_tokens(struct request *r);
 
+/* index_info.c: what the shards [collection->shard_count] tell of their indexes, summed up, in the request's arena. */
+OMEN_CHECKED enum omen_err index_info(struct request *r, const struct map_collection *collection,
+        const struct shard_stats *shards, struct doc *doc_out);
+
 /* explain.c: of a search that is merged, reply.search.explain. */
 OMEN_CHECKED enum omen_err explain_merge(struct request *r);
 

@@ -700,6 +700,15 @@ uint64_t shard_index_tail_rows(struct shard_store *store)
     return rows;
 }
 
+/* Of the last entry before the first of blocks [from, end) that has rows of the field; UINT64_MAX: none has. */
+static uint64_t sequence_before_rows(const struct shard_store *s, uint32_t field, uint32_t from, uint32_t end)
+{
+    for (; from < end; from++)
+        if (blocks_at(s->blocks, from)->entry.row_count[field] > 0)
+            return blocks_at(s->blocks, from)->sequence - 1;
+    return UINT64_MAX;
+}
+
 void shard_index_stats(struct shard_store *store, struct shard_index_stats *stats_out)
 {
     *stats_out = (struct shard_index_stats){ .built_rows = atomic_load(&store->index.built_rows) };
@@ -715,9 +724,14 @@ void shard_index_stats(struct shard_store *store, struct shard_index_stats *stat
         stats_out->memory_bytes += info.memory_bytes;
         stats_out->disk_bytes += info.disk_bytes;
     }
+    stats_out->indexed = shard_store_applied(store);
     uint32_t end = blocks_count(store->blocks), era = store_hold(store);
-    for (uint32_t f = 0; f < store->schema.field_count; f++)
-        stats_out->tail_rows += rows_between(store, f, set == NULL ? 0 : set->covered[f], end);
+    for (uint32_t f = 0; f < store->schema.field_count; f++) {
+        uint32_t covered = set == NULL ? 0 : set->covered[f];
+        stats_out->tail_rows += rows_between(store, f, covered, end);
+        uint64_t before = sequence_before_rows(store, f, covered, end);
+        if (before < stats_out->indexed) stats_out->indexed = before;
+    }
     store_unhold(store, era);
     segment_set_release(set);
 }

@@ -76,11 +76,23 @@ struct shard_index_stats {
     uint64_t segments, rows; /* rows: in segments, dead ones included, of all fields */
     uint64_t own_segments;   /* of these, those of one group of rows */
     uint64_t tail_rows;      /* not in one, dead ones included */
+    uint64_t indexed;        /* every row of up to this sequence is in a segment */
     uint64_t memory_bytes, disk_bytes;
     uint64_t newest;     /* number of the newest segment */
     uint64_t renewing;   /* segments that shard_index_renew asked for and that are not built yet */
     uint64_t built_rows; /* since open; over `rows` it says how often a row was built */
 };
 void shard_index_stats(struct shard_store *store, struct shard_index_stats *stats_out);
+
+/* A payload path that segments have an index of. */
+struct shard_payload_field {
+    const char *path;
+    uint32_t segments;               /* that have one */
+    uint64_t rows;                   /* in these */
+    uint64_t values, numbers, times; /* distinct ones in each, added up; rows with a number, a date-time */
+};
+/* All of them, by path; [*count_out] in `arena`. Any thread. OMEN_ENOMEM. */
+OMEN_CHECKED enum omen_err shard_index_payload(struct shard_store *store, struct arena *arena,
+        struct shard_payload_field **fields_out, uint32_t *count_out);
 
 #endif

@@ -25,6 +25,7 @@ enum shard_call_kind {
 
 #define CLUSTER_REQUEST_BYTES_MAX (64u << 10)
 #define CLUSTER_REPLY_BYTES_MAX (16u << 20)
+#define DETAIL_SHARD_BYTES_MAX (64u << 10) /* of a shard's stats */
 #define EXPLAIN_SHARD_BYTES_MAX (2u << 20) /* of what one shard tells of a search */
 
 enum catalog_change_kind {
@@ -50,6 +51,8 @@ struct shard_stats { /* of one shard, for describe */
     uint64_t points, applied, durable, stream_bytes, meta_bytes, unindexed, applied_ops;
     struct recall_counts recall; /* measured on live searches, by the replica that answers */
     uint64_t recall_boost;       /* steps of effort above the calibrated one */
+    struct doc
+            detail; /* an object, when asked for: how far indexing is, memory, payload indexes; absent = not told */
 };
 
 struct call_get {
@@ -101,6 +104,9 @@ struct shard_call {
             const struct filter *filter;
             struct doc filter_doc;
         } count;
+        struct {
+            bool detail; /* tell more than numbers */
+        } stats;
         struct catalog_change catalog;
         struct {
             struct doc

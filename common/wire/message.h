@@ -29,6 +29,7 @@
 #define WIRE_K_DEFAULT 10
 #define WIRE_RECALL_TARGET_DEFAULT 0.95f
 #define WIRE_REPLICATION_MAX 7
+#define WIRE_INDEX_BYTES_MAX (1u << 20)   /* of what is told of a collection's indexes, as a doc */
 #define WIRE_EXPLAIN_BYTES_MAX (8u << 20) /* of one reply, as a doc */
 
 enum wire_op {
@@ -183,6 +184,7 @@ struct wire_collection_info {
     uint64_t recall_searches;
     uint64_t recall_boost;            /* of the shard with most of it */
     const struct shard_stats *shards; /* [collection->shard_count], or NULL when not asked (list) */
+    struct doc index; /* an object: how far indexing is, memory, payload indexes; absent when not asked */
 };
 
 struct wire_search_result {

@@ -358,6 +358,17 @@ static enum omen_err decode_schema(struct reply_reader *q, const msgpack_object 
     return rc;
 }
 
+/* The map `index` of a collection or a shard; absent when there is none. */
+static enum omen_err decode_index(struct reply_reader *q, const msgpack_object *map, uint32_t limit_bytes,
+        struct doc *out)
+{
+    const msgpack_object *index = get(map, "index");
+    if (index == NULL) return OMEN_OK;
+    enum omen_err rc = index->type == MSGPACK_OBJECT_MAP ? read_doc(&q->r, index, limit_bytes, out)
+                                                         : read_expected(&q->r, index, "map");
+    return named(q, "index", rc);
+}
+
 static enum omen_err decode_shard(struct reply_reader *q, const msgpack_object *map, struct map_shard *shard,
         struct shard_stats *stats)
 {
@@ -371,6 +382,7 @@ static enum omen_err decode_shard(struct reply_reader *q, const msgpack_object *
     if (rc == OMEN_OK) rc = get_u64(q, map, "stream_bytes", UINT64_MAX, &stats->stream_bytes);
     if (rc == OMEN_OK) rc = get_u64(q, map, "meta_bytes", UINT64_MAX, &stats->meta_bytes);
     if (rc == OMEN_OK) rc = get_u64(q, map, "applied_ops", UINT64_MAX, &stats->applied_ops);
+    if (rc == OMEN_OK) rc = decode_index(q, map, DETAIL_SHARD_BYTES_MAX, &stats->detail);
     return rc;
 }
 
@@ -458,6 +470,7 @@ static enum omen_err decode_collection(struct reply_reader *q, const msgpack_obj
     if (rc == OMEN_OK) rc = get_u64(q, map, "applied_ops", UINT64_MAX, &info->applied_ops);
     if (rc == OMEN_OK) rc = named(q, "options", decode_options(q, get(map, "options"), c));
     if (rc == OMEN_OK) rc = decode_recall(q, get(map, "recall"), info);
+    if (rc == OMEN_OK) rc = decode_index(q, map, WIRE_INDEX_BYTES_MAX, &info->index);
     const msgpack_object *recall = get(map, "recall_target");
     if (rc == OMEN_OK && recall != NULL) {
         double target = 0;

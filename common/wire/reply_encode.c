@@ -199,7 +199,7 @@ static void pack_number(msgpack_packer *pk, const char *name, uint64_t v)
 
 static void pack_shard(msgpack_packer *pk, const struct map_shard *shard, const struct shard_stats *stats)
 {
-    msgpack_pack_map(pk, 10);
+    msgpack_pack_map(pk, 10u + (stats->detail.data != NULL));
     pack_number(pk, "id", shard->shard_id);
     pack_number(pk, "slot_first", shard->slot_first);
     pack_number(pk, "slot_count", shard->slot_count);
@@ -210,6 +210,9 @@ static void pack_shard(msgpack_packer *pk, const struct map_shard *shard, const 
     pack_number(pk, "stream_bytes", stats->stream_bytes);
     pack_number(pk, "meta_bytes", stats->meta_bytes);
     pack_number(pk, "applied_ops", stats->applied_ops);
+    if (stats->detail.data == NULL) return;
+    pack_str(pk, "index");
+    pack_doc(pk, stats->detail);
 }
 
 static void pack_options(msgpack_packer *pk, const struct collection_options *options)
@@ -248,7 +251,7 @@ static void pack_collection(msgpack_packer *pk, const struct wire_collection_inf
 {
     const struct map_collection *c = info->collection;
     bool measured = info->recall_searches > 0;
-    msgpack_pack_map(pk, (info->shards == NULL ? 14u : 15u) + measured);
+    msgpack_pack_map(pk, (info->shards == NULL ? 14u : 15u) + measured + (info->index.data != NULL));
     pack_str(pk, "name");
     pack_str(pk, c->name);
     pack_number(pk, "id", c->id);
@@ -279,6 +282,10 @@ static void pack_collection(msgpack_packer *pk, const struct wire_collection_inf
     pack_number(pk, "meta_bytes", info->meta_bytes);
     pack_number(pk, "applied_ops", info->applied_ops);
     if (measured) pack_recall(pk, info);
+    if (info->index.data != NULL) {
+        pack_str(pk, "index");
+        pack_doc(pk, info->index);
+    }
     if (info->shards == NULL) return;
     pack_str(pk, "shards");
     msgpack_pack_array(pk, c->shard_count);

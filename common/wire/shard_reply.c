@@ -10,7 +10,7 @@
 
 enum view_flag { VIEW_PAYLOAD = 1, VIEW_EXPIRES = 2 };
 
-static_assert(sizeof(struct shard_stats) == (7 + 7) * sizeof(uint64_t),
+static_assert(sizeof(struct shard_stats) == (7 + 7) * sizeof(uint64_t) + sizeof(struct doc),
         "shard_stats travels member by member: a new one is a new version of the protocol");
 
 /* ---- encoding ---- */
@@ -67,7 +67,7 @@ static void put_points(struct buf *out, const struct shard_call *call, const str
     for (uint32_t i = 0; i < call->out.points.count; i++) put_view(out, &call->out.points.points[i], schema);
 }
 
-static void put_stats(struct buf *out, const struct shard_stats *s)
+static void put_stats(struct buf *out, const struct shard_stats *s, bool detail)
 {
     put_u64(out, s->points);
     put_u64(out, s->applied);
@@ -76,7 +76,7 @@ static void put_stats(struct buf *out, const struct shard_stats *s)
     put_u64(out, s->meta_bytes);
     put_u64(out, s->unindexed);
     put_u64(out, s->applied_ops);
-    if (s->recall.searches == 0 && s->recall_boost == 0) return;
+    if (s->recall.searches == 0 && s->recall_boost == 0 && !detail) return;
     put_u64(out, s->recall.searches);
     put_u64(out, s->recall.imperfect);
     put_u64(out, s->recall.found);
@@ -84,6 +84,7 @@ static void put_stats(struct buf *out, const struct shard_stats *s)
     put_u64(out, s->recall.shares);
     put_u64(out, s->recall.squares);
     put_u64(out, s->recall_boost);
+    if (detail) put_doc(out, s->detail);
 }
 
 static void put_outputs(struct buf *out, const struct shard_call *call,
@@ -98,7 +99,7 @@ static void put_outputs(struct buf *out, const struct shard_call *call,
     case CALL_GET:
     case CALL_SCROLL: put_points(out, call, schema); return;
     case CALL_COUNT: put_u64(out, call->out.count.points); return;
-    case CALL_STATS: put_stats(out, &call->out.stats); return;
+    case CALL_STATS: put_stats(out, &call->out.stats, call->in.stats.detail); return;
     case CALL_CATALOG: put_u64(out, call->out.catalog.collection_id); return;
     case CALL_CLUSTER: put_doc(out, call->out.cluster.reply); return;
     }
@@ -194,11 +195,13 @@ static void in_hits(struct wire_in *in, const struct collection_schema *schema, 
     }
 }
 
-static void in_explain(struct wire_in *in, struct doc *explain)
+/* An object, or absent. */
+static struct doc in_told(struct wire_in *in, uint32_t limit_bytes, const char *field)
 {
-    *explain = in_doc(in, EXPLAIN_SHARD_BYTES_MAX, "explain");
-    if (in_ok(in) && explain->data != NULL && doc_type(*explain) != DOC_OBJECT)
-        in_fail(in, OMEN_EPROTO, "explain", "is no object");
+    struct doc told = in_doc(in, limit_bytes, field);
+    if (in_ok(in) && told.data != NULL && doc_type(told) != DOC_OBJECT)
+        in_fail(in, OMEN_EPROTO, field, "is no object");
+    return told;
 }
 
 static void in_points(struct wire_in *in, const struct collection_schema *schema, struct shard_call *call)
@@ -213,7 +216,7 @@ static void in_points(struct wire_in *in, const struct collection_schema *schema
     call->out.points.count = count;
 }
 
-static void in_stats(struct wire_in *in, struct shard_stats *s)
+static void in_stats(struct wire_in *in, struct shard_stats *s, bool detail)
 {
     s->points = in_u64(in, "points");
     s->applied = in_u64(in, "applied");
@@ -222,7 +225,7 @@ static void in_stats(struct wire_in *in, struct shard_stats *s)
     s->meta_bytes = in_u64(in, "meta_bytes");
     s->unindexed = in_u64(in, "unindexed");
     s->applied_ops = in_u64(in, "applied_ops");
-    if (!in_ok(in) || in_left(in) == 0) return; /* nothing was measured */
+    if (!in_ok(in) || (in_left(in) == 0 && !detail)) return; /* nothing was measured */
     s->recall.searches = in_u64(in, "recall");
     s->recall.imperfect = in_u64(in, "recall");
     s->recall.found = in_u64(in, "recall");
@@ -232,6 +235,7 @@ static void in_stats(struct wire_in *in, struct shard_stats *s)
     s->recall_boost = in_u64(in, "recall");
     if (in_ok(in) && (!recall_counts_valid(&s->recall) || s->recall_boost > UINT32_MAX))
         in_fail(in, OMEN_EPROTO, "recall", "cannot have been counted");
+    if (detail) s->detail = in_told(in, DETAIL_SHARD_BYTES_MAX, "detail");
 }
 
 static void in_cluster(struct wire_in *in, struct doc *reply)
@@ -250,12 +254,13 @@ static void in_outputs(struct wire_in *in, const struct collection_schema *schem
         return;
     case CALL_SEARCH:
         in_hits(in, schema, call);
-        if (call->in.search.explain) in_explain(in, &call->out.search.explain);
+        if (call->in.search.explain)
+            call->out.search.explain = in_told(in, EXPLAIN_SHARD_BYTES_MAX, "explain");
         return;
     case CALL_GET:
     case CALL_SCROLL: in_points(in, schema, call); return;
     case CALL_COUNT: call->out.count.points = in_u64(in, "points"); return;
-    case CALL_STATS: in_stats(in, &call->out.stats); return;
+    case CALL_STATS: in_stats(in, &call->out.stats, call->in.stats.detail); return;
     case CALL_CATALOG: call->out.catalog.collection_id = in_u64(in, "collection_id"); return;
     case CALL_CLUSTER: in_cluster(in, &call->out.cluster.reply); return;
     }

@@ -8,6 +8,7 @@
 #define HEAD_INDEXED 4
 #define HEAD_FILTER 8       /* of a write: the one operation is for all that match */
 #define HEAD_EXPLAIN 2      /* of a search: tell how it was answered */
+#define HEAD_DETAIL 2       /* of stats: tell more than numbers */
 #define HEAD_NOW 1          /* flag of a request: a time comes with it */
 #define HEAD_ASKED 16       /* of a change of the catalog or the cluster: its op id comes with it */
 #define OP_BYTES_MIN 18     /* kind, flags, mask, id of a number, no key, no payload */
@@ -149,6 +150,7 @@ static uint8_t head_flags(const struct shard_call *call)
     uint8_t flags = call->now_ms != 0 ? HEAD_NOW : 0;
     if (call->kind == CALL_WRITE && call->in.write.filter_doc.data != NULL) flags |= HEAD_FILTER;
     if (call->kind == CALL_SEARCH && call->in.search.explain) flags |= HEAD_EXPLAIN;
+    if (call->kind == CALL_STATS && call->in.stats.detail) flags |= HEAD_DETAIL;
     if (asked_as_of(call) != NULL) flags |= HEAD_ASKED;
     if (call->kind != CALL_WRITE || call->in.write.wait == WAIT_COMMITTED) return flags;
     return flags | (call->in.write.wait == WAIT_ACCEPTED ? HEAD_ACCEPTED : HEAD_INDEXED);
@@ -501,6 +503,7 @@ static uint8_t head_flags_known(uint8_t kind)
     switch (kind) {
     case CALL_WRITE: return HEAD_NOW | HEAD_ACCEPTED | HEAD_INDEXED | HEAD_FILTER;
     case CALL_SEARCH: return HEAD_NOW | HEAD_EXPLAIN;
+    case CALL_STATS: return HEAD_NOW | HEAD_DETAIL;
     case CALL_CATALOG:
     case CALL_CLUSTER: return HEAD_NOW | HEAD_ASKED;
     default: return HEAD_NOW;
@@ -552,7 +555,7 @@ enum omen_err shard_request_decode(uint8_t kind, struct bytes body, struct arena
         case CALL_GET: in_get(&in, call_out, info_out); break;
         case CALL_SCROLL: in_scroll(&in, call_out, info_out); break;
         case CALL_COUNT: in_filter(&in, &call_out->in.count.filter, &call_out->in.count.filter_doc); break;
-        case CALL_STATS: break;
+        case CALL_STATS: call_out->in.stats.detail = (flags & HEAD_DETAIL) != 0; break;
         case CALL_CATALOG:
             in_catalog(&in, &call_out->in.catalog);
             call_out->in.catalog.asked_as = asked_as;

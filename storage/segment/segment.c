@@ -115,6 +115,8 @@ void segment_info(const struct segment *s, struct segment_info *info_out)
     info_out->index.pinned = s->pinned;
 }
 
+const struct payload_index *segment_payload(const struct segment *s) { return s->payload; }
+
 uint32_t segment_dead(const struct segment *s)
 {
     uint32_t dead = 0;

@@ -52,6 +52,7 @@ struct segment_spec {
 };
 
 struct segment;
+struct payload_index;
 
 /* Copy the rows, index them, and make the files durable. They are those that were visible at `as_of`, of all blocks or of
  * the batch's parts. When there is none it is a segment without rows: of a whole batch without files, else slots alone
@@ -87,6 +88,8 @@ struct segment_info {
     struct explain_index index; /* NULL names when it has no rows */
 };
 void segment_info(const struct segment *segment, struct segment_info *info_out);
+/* Of its rows; NULL: there is none. Lives as long as the segment. */
+const struct payload_index *segment_payload(const struct segment *segment);
 /* Rows that do not live any more. Cost: looks at all of them. */
 uint32_t segment_dead(const struct segment *segment);
 /* Its rows that a view at `as_of` sees, into rows_out [info.rows]; how many. */

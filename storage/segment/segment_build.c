@@ -88,6 +88,12 @@ static void sizes_take(struct segment *s)
     }
 }
 
+/* What is not storage/index's to tell. */
+static void phase_begins(const struct segment *s, const struct index_control *control, const char *phase)
+{
+    if (control->progress != NULL) control->progress(control->arg, phase, 0, s->count);
+}
+
 enum omen_err segment_build(const struct segment_spec *spec, const struct index_control *control,
         struct segment **segment_out, struct err *err)
 {
@@ -97,8 +103,10 @@ enum omen_err segment_build(const struct segment_spec *spec, const struct index_
     if (s == NULL) return err_set(err, OMEN_ENOMEM, "", "no memory for a segment");
     enum omen_err rc = spec_take(s, spec, err);
     bool rows = s->count > 0;
+    if (rc == OMEN_OK && rows) phase_begins(s, control, "rows");
     if (rc == OMEN_OK && rows) rc = segment_rows_write(s, control, err);
     if (rc == OMEN_OK && rows) rc = graph_build(s, spec, control, err);
+    if (rc == OMEN_OK && rows) phase_begins(s, control, "payload");
     if (rc == OMEN_OK && rows) rc = segment_payload_build(s, control, err);
     if (rc == OMEN_OK && (rows || s->part_count < s->batch_parts)) rc = segment_slots_write(s, err);
     if (rc != OMEN_OK) {

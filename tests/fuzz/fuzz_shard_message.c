@@ -1,7 +1,7 @@
 /* Bodies of the node protocol, behind the envelope: whatever arrives, decoding ends with something valid or an error that
  * has a sentence, within the arena's limit; what was accepted encodes to the very same bytes, for it has one form only.
- * The first byte chooses: 0..7 requests by kind, 16..23 replies by kind, 24 that of an explained search, 32 a map, 33 a
- * poll, 34 its reply,
+ * The first byte chooses: 0..7 requests by kind, 16..23 replies by kind, 24 that of an explained search, 25 of detailed
+ * stats, 32 a map, 33 a poll, 34 its reply,
  * 48 a request for files, 49..52 replies to one. */
 #include <stddef.h>
 #include <stdint.h>
@@ -40,8 +40,8 @@ static enum omen_err run_request(uint8_t kind, const uint8_t *data, size_t size,
     return OMEN_OK;
 }
 
-static enum omen_err run_reply(uint8_t kind, bool explain, const uint8_t *data, size_t size,
-        struct arena *arena, struct err *err)
+static enum omen_err run_reply(uint8_t kind, bool more, const uint8_t *data, size_t size, struct arena *arena,
+        struct err *err)
 {
     static const struct search_params searches[2] = { { .k = 3 }, { .k = 1000 } };
     static const struct collection_schema schema = { .field_count = 2,
@@ -50,7 +50,8 @@ static enum omen_err run_reply(uint8_t kind, bool explain, const uint8_t *data, 
     struct shard_reply_info info;
     struct buf b;
     if (kind == CALL_SEARCH) call.in.search.searches = searches, call.in.search.count = 2;
-    if (kind == CALL_SEARCH) call.in.search.explain = explain;
+    if (kind == CALL_SEARCH) call.in.search.explain = more;
+    if (kind == CALL_STATS) call.in.stats.detail = more;
     if (kind == CALL_SCROLL) call.in.scroll.limit = 100;
     uint8_t *aligned = arena_copy(arena, data, size);
     CHECK(aligned != NULL);
@@ -147,8 +148,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         rc = run_request(what, data + 1, size - 1, &arena, &err);
     } else if (what < 16 + SHARD_CALL_KINDS) {
         rc = run_reply(what - 16, false, data + 1, size - 1, &arena, &err);
-    } else if (what == 24) {
-        rc = run_reply(CALL_SEARCH, true, data + 1, size - 1, &arena, &err);
+    } else if (what == 24 || what == 25) {
+        rc = run_reply(what == 24 ? CALL_SEARCH : CALL_STATS, true, data + 1, size - 1, &arena, &err);
     } else if (what == 32) {
         rc = run_map(data + 1, size - 1, &err);
     } else if (what == 33) {

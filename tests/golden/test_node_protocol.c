@@ -230,6 +230,8 @@ START_TEST(read_requests)
     expect_request("count_request", &call);
     call = call_of(CALL_STATS);
     expect_request("stats_request", &call);
+    call.in.stats.detail = true;
+    expect_request("stats_detail_request", &call);
 }
 END_TEST
 
@@ -337,6 +339,9 @@ START_TEST(replies)
     recall_counts_take(&call.out.stats.recall, 10, 10);
     call.out.stats.recall_boost = 2;
     expect_reply("stats_recall_reply", &call, NULL);
+    call.in.stats.detail = true;
+    call.out.stats.detail = call_json(&arena, "{\"lag\": 3, \"segments\": 2}");
+    expect_reply("stats_detail_reply", &call, NULL);
     call = call_of(CALL_CATALOG);
     call.out.catalog.collection_id = 4;
     expect_reply("catalog_reply", &call, NULL);

@@ -1,5 +1,5 @@
 """Explain, end to end through a router: which shards and segments a search went to, by which plans and why, for people and as
-data."""
+data; and how far indexing is, where memory is, which payload paths have an index."""
 import json
 import os
 import random
@@ -180,6 +180,63 @@ class Explain(unittest.TestCase):
         self.assertNotIn("explain", json.loads(run("--json", "search", "docs", "--vector", vector)))
         refused = self.router.omenctl("search", "docs", "--query-file", "x.fbin", "--all", "--explain", check=False)
         self.assertEqual(refused.returncode, 2)
+
+    def test_indexing_is_described_with_its_lag_memory_and_payload_paths(self):
+        described = self.docs.describe()
+        index = described["index"]
+        self.assertEqual((index["rows"], index["tail_rows"], index["work"]), (ROWS, TAIL, []))
+        self.assertGreaterEqual(index["segments"], SHARDS)
+        for shard in described["shards"]:
+            told = shard["index"]
+            self.assertEqual(told["lag"], shard["applied"] - told["indexed"])
+            self.assertGreater(told["lag"], 0)
+            self.assertEqual(told["tail_rows"], shard["unindexed"])
+        self.assertEqual(index["lag"], max(s["index"]["lag"] for s in described["shards"]))
+        self.assertGreater(index["memory"]["graphs"], 0)
+        paths = {f["path"]: f for f in index["payload"]}
+        self.assertLessEqual({"n", "tenant", "rare"}, set(paths))
+        self.assertEqual(paths["n"]["rows"], ROWS)
+        self.assertGreater(paths["n"]["numbers"], ROWS * 0.99)
+        text = self.router.omenctl("collections", "describe", "docs").stdout
+        self.assertRegex(text, rf"(?m)^index +{ROWS} rows in \d+ segments, {TAIL} in none; built \d+$")
+        self.assertRegex(text, r"(?m)^index_lag +\d+ entries, of the shard that is furthest behind$")
+        self.assertRegex(text, r"(?m)^index_memory +graphs [\d.]+ \wB, mapped graphs ")
+        self.assertRegex(text, r"(?m)^tenant +\d+ +6000 +\d+ +0 +0$")
+        metrics = self.node.http_get("/metrics")[1]
+        self.assertRegex(metrics, r'omendb_node_index_lag_entries\{collection="docs",shard="\d+"\} [1-9]')
+        self.assertRegex(metrics, r'omendb_node_index_segments\{collection="docs",shard="\d+"\} [1-9]')
+        self.assertRegex(metrics, r'omendb_node_index_work_percent\{collection="docs",shard="\d+"\} 0')
+
+    def test_memory_is_shown_by_component_against_the_budget(self):
+        deadline = time.monotonic() + 60
+        while True:  # looked at now and then
+            memory = self.db.status()["cluster"]["nodes"][0].get("memory", {})
+            if memory.get("graphs", 0) > 0:
+                break
+            self.assertLess(time.monotonic(), deadline, memory)
+            time.sleep(0.05)
+        self.assertGreater(memory["budget"], memory["used"])
+        self.assertFalse(memory["full"])
+        self.assertLessEqual({"graphs", "mapped_graphs", "sketches", "rows", "deltas"}, set(memory))
+
+    def test_what_is_being_built_tells_how_far_it_is(self):
+        big = self.db.create_collection("big", dim=128, options={"write_mode": "immediate_index"})
+        big.upsert(range(10000), np.random.default_rng(SEED).standard_normal((10000, 128), dtype=np.float32),
+                   batch_points=10000)
+        seen, deadline = [], time.monotonic() + 120
+        while True:
+            index = big.describe()["index"]
+            seen += index["work"]
+            if index["tail_rows"] == 0:
+                break
+            self.assertLess(time.monotonic(), deadline, index)
+        self.assertGreater(len(seen), 0)
+        percents = [w["percent"] for w in seen if w["rows"] == seen[0]["rows"]]
+        self.assertEqual(percents, sorted(percents))
+        for work in seen:
+            self.assertTrue(0 <= work["percent"] <= 100.01 and work["phase"] and work["seconds"] >= 0, work)
+        self.assertTrue(any("seconds_left" in w for w in seen))
+        self.assertEqual(index["lag"], 0)
 
     def test_explain_is_a_bool(self):
         with self.assertRaises(omendb.OmenError) as caught:

@@ -229,7 +229,7 @@ void call_draw_inputs(struct call_source *s, enum shard_call_kind kind, struct s
     case CALL_GET: draw_get(s, call_out); return;
     case CALL_SCROLL: draw_scroll(s, call_out); return;
     case CALL_COUNT: draw_filter(s, &call_out->in.count.filter, &call_out->in.count.filter_doc); return;
-    case CALL_STATS: return;
+    case CALL_STATS: call_out->in.stats.detail = call_draw(s, 2); return;
     case CALL_CATALOG: draw_change(s, &call_out->in.catalog); return;
     case CALL_CLUSTER: call_out->in.cluster.request = draw_cluster(s); return;
     }
@@ -315,7 +315,10 @@ void call_draw_outputs(struct call_source *s, struct shard_call *call)
         for (uint32_t i = 0; i < call->out.points.count; i++) draw_view(s, &call->out.points.points[i]);
         return;
     case CALL_COUNT: call->out.count.points = draw64(s); return;
-    case CALL_STATS: draw_stats(s, &call->out.stats); return;
+    case CALL_STATS:
+        draw_stats(s, &call->out.stats);
+        if (call->in.stats.detail && call_draw(s, 4) > 0) call->out.stats.detail = draw_payload(s);
+        return;
     case CALL_CATALOG: call->out.catalog.collection_id = draw64(s); return;
     case CALL_CLUSTER: call->out.cluster.reply = draw_payload(s); return;
     }

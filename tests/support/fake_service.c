@@ -138,7 +138,10 @@ static void run(struct fake_service *fake, struct shard_call *call)
     case CALL_GET: run_get(fake, call, arena); break;
     case CALL_SCROLL: run_scroll(fake, call, arena); break;
     case CALL_COUNT: run_count(fake, call); break;
-    case CALL_STATS: call->out.stats = (struct shard_stats){ .points = call->shard_id }; break;
+    case CALL_STATS:
+        call->out.stats = (struct shard_stats){ .points = call->shard_id };
+        if (call->in.stats.detail) call->out.stats.detail = fake->detail;
+        break;
     case CALL_CATALOG: call->out.catalog.collection_id = 99; break;
     case CALL_CLUSTER: call->out.cluster.reply = call->in.cluster.request; break; /* said back */
     }

@@ -25,6 +25,7 @@ struct fake_service {
     uint64_t fail_shard; /* its calls end with fail_code */
     enum omen_err fail_code;
     struct doc explain; /* what every shard tells of a search that is to be explained */
+    struct doc detail;  /* and with stats that are to be detailed */
     bool hold;          /* keep calls until fake_service_let_go */
     struct shard_call *held[FAKE_CALLS_MAX];
     uint32_t held_count;

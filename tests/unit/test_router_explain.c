@@ -1,5 +1,5 @@
-/* What the router makes of what shards tell of a search: sums, positions, shards that were not asked or did not answer, and
- * bounds. What shards say comes from other processes: nothing of it is believed. */
+/* What the router makes of what shards tell, of a search and of their indexes: sums, positions, shards that were not asked
+ * or did not answer, and bounds. What shards say comes from other processes: nothing of it is believed. */
 #include "common/err.h"
 
 #include <check.h>
@@ -219,6 +219,64 @@ START_TEST(parts_that_do_not_fit_are_left_out_and_counted)
 }
 END_TEST
 
+/* ---- indexes ---- */
+
+static struct doc describe(void)
+{
+    struct wire_request request = rig_request(WIRE_COLLECTION_DESCRIBE);
+    ck_assert_msg(rig_ask(&rig, &request) == OMEN_OK, "%s", rig.reply.err.message);
+    ck_assert_ptr_nonnull(rig.reply.collections.items[0].index.data);
+    return rig.reply.collections.items[0].index;
+}
+
+START_TEST(indexes_of_all_shards_are_summed_up)
+{
+    rig.fake->detail = rig_json(&rig,
+            "{\"segments\": 2, \"rows\": 100, \"tail_rows\": 5, \"lag\": 4, "
+            "\"memory\": {\"graphs\": 10, \"deltas\": 1}, "
+            "\"work\": {\"phase\": \"pack\", \"rows\": 7, \"percent\": 40.5, \"secret\": 1}, "
+            "\"payload\": ["
+            "{\"path\": \"b\", \"segments\": 2, \"rows\": 100, \"values\": 3}, "
+            "{\"path\": \"a\", \"segments\": 1}]}");
+    struct doc index = describe(), work = get(index, "work"), fields = get(index, "payload");
+    ck_assert_int_eq(number(index, "segments"), 2 * SHARDS);
+    ck_assert_int_eq(number(index, "rows"), 100 * SHARDS);
+    ck_assert_int_eq(number(index, "lag"), 4); /* not a sum: the one furthest behind */
+    ck_assert_int_eq(number(get(index, "memory"), "graphs"), 10 * SHARDS);
+    ck_assert_uint_eq(doc_count(work), SHARDS);
+    ck_assert_int_eq(number(item(work, 2), "shard"), 13);
+    ck_assert_int_eq(number(item(work, 2), "rows"), 7);
+    ck_assert_ptr_null(get(item(work, 2), "secret").data);
+    ck_assert_uint_eq(doc_count(fields), 2);
+    ck_assert(doc_equal(get(item(fields, 0), "path"), rig_json(&rig, "\"a\"")));
+    ck_assert_int_eq(number(item(fields, 1), "values"), 3 * SHARDS);
+    ck_assert(doc_equal(rig.reply.collections.items[0].shards[1].detail, rig.fake->detail));
+}
+END_TEST
+
+START_TEST(nonsense_of_an_index_is_passed_over)
+{
+    static const char *const words[] = { "{}",
+        "{\"segments\": \"many\", \"work\": 3, \"payload\": {\"path\": 1}}",
+        "{\"payload\": [1, null, {}, {\"path\": 7}], \"memory\": [], \"lag\": -4}",
+        "{\"work\": {\"phase\": [\"x\"], \"rows\": {}}, \"rows\": 9223372036854775807}" };
+    for (size_t i = 0; i < sizeof words / sizeof *words; i++) {
+        rig.fake->detail = rig_json(&rig, words[i]);
+        struct doc index = describe();
+        ck_assert_int_eq(number(index, "segments"), 0);
+        ck_assert_int_eq(number(index, "lag"), 0);
+        ck_assert_uint_eq(doc_count(get(index, "payload")), 0);
+        ck_assert(number(index, "rows") >= 0);
+    }
+    rig.fake->detail = (struct doc){ NULL, 0 };
+    ck_assert_int_eq(number(describe(), "segments"), 0);
+    struct wire_request request = rig_request(WIRE_COLLECTION_LIST);
+    request.collection = (struct bytes){ NULL, 0 };
+    ck_assert_int_eq(rig_ask(&rig, &request), OMEN_OK);
+    ck_assert_ptr_null(rig.reply.collections.items[0].index.data); /* a list is not asked for it */
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("router_explain");
@@ -231,6 +289,8 @@ int main(void)
     tcase_add_test(tc, a_shard_that_did_not_answer_says_why);
     tcase_add_test(tc, nonsense_of_a_shard_is_passed_over);
     tcase_add_test(tc, parts_that_do_not_fit_are_left_out_and_counted);
+    tcase_add_test(tc, indexes_of_all_shards_are_summed_up);
+    tcase_add_test(tc, nonsense_of_an_index_is_passed_over);
     suite_add_tcase(suite, tc);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_ENV);

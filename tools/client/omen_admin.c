@@ -165,6 +165,13 @@ static void put_fields(struct buf *out, const struct collection_schema *schema)
         json_write_string(client_bytes(schema->shard_key), out);
 }
 
+static void put_index(struct buf *out, struct doc index)
+{
+    if (index.data == NULL) return;
+    buf_printf(out, ",\"index\":");
+    json_write(index, out);
+}
+
 static void put_shards(struct buf *out, const struct wire_collection_info *info)
 {
     buf_printf(out, ",\"shards\":[");
@@ -181,6 +188,7 @@ static void put_shards(struct buf *out, const struct wire_collection_info *info)
         put_u64(out, "stream_bytes", stats->stream_bytes);
         put_u64(out, "meta_bytes", stats->meta_bytes);
         put_u64(out, "applied_ops", stats->applied_ops);
+        put_index(out, stats->detail);
         buf_printf(out, "}");
     }
     buf_printf(out, "]");
@@ -241,6 +249,7 @@ static void put_collection(struct buf *out, const struct wire_collection_info *i
         put_u64(out, "boost", info->recall_boost);
         buf_printf(out, "}");
     }
+    put_index(out, info->index);
     put_u64(out, "shard_count", collection->shard_count);
     put_aliases(out, map, collection->id);
     if (info->shards != NULL && collection->shards != NULL) put_shards(out, info);

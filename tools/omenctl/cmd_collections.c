@@ -8,6 +8,7 @@
 #include "common/placement/map.h"
 #include "tools/omenctl/args.h"
 #include "tools/omenctl/collection_options.h"
+#include "tools/omenctl/index_info.h"
 #include "tools/omenctl/output.h"
 
 /* ---- create ---- */
@@ -158,11 +159,16 @@ static void print_shards(struct doc shards)
     struct table *table = table_new();
     table_column(table, "shard", true);
     for (size_t i = 1; i < sizeof MEMBERS / sizeof MEMBERS[0]; i++) table_column(table, MEMBERS[i], true);
+    table_column(table, "lag", true);
+    table_column(table, "segments", true);
+    table_column(table, "being built", false);
     struct doc_iter it = doc_iter(shards);
     struct doc shard;
-    while (doc_next(&it, NULL, &shard))
+    while (doc_next(&it, NULL, &shard)) {
         for (size_t i = 0; i < sizeof MEMBERS / sizeof MEMBERS[0]; i++)
             table_cellf(table, "%llu", (unsigned long long)doc_get_u64(shard, MEMBERS[i]));
+        index_cells(table, doc_get(shard, "index"));
+    }
     table_print(table, stdout, terminal_width());
     table_free(table);
 }
@@ -194,6 +200,10 @@ static void print_description(struct doc doc)
     struct doc value;
     while (doc_next(&it, &key, &value)) {
         if (key.len == 6 && memcmp(key.data, "shards", 6) == 0) continue;
+        if (key.len == 5 && memcmp(key.data, "index", 5) == 0) {
+            print_index_rows(table, value);
+            continue;
+        }
         table_cell(table, (const char *)key.data, key.len);
         if (key.len == 6 && memcmp(key.data, "fields", 6) == 0) {
             struct buf text;
@@ -215,6 +225,7 @@ static void print_description(struct doc doc)
     }
     table_print(table, stdout, terminal_width());
     table_free(table);
+    print_payload_fields(doc_get(doc_get(doc, "index"), "payload"));
     if (doc_get(doc, "shards").data != NULL) {
         putchar('\n');
         print_shards(doc_get(doc, "shards"));

@@ -1,0 +1,99 @@
+/* See index_info.h. */
+#include "tools/omenctl/index_info.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+static double get_f64(struct doc object, const char *key)
+{
+    struct doc v = doc_get(object, key);
+    return v.data != NULL && doc_is_number(v) ? doc_f64(v) : 0;
+}
+
+/* "42 % of 120000 rows, refine, 3.1 s, 4.3 s left" */
+static void work_text(struct doc work, char *out, size_t cap)
+{
+    struct bytes phase = doc_get_string(work, "phase");
+    int n = snprintf(out, cap, "%.0f %% of %" PRIu64 " rows, %.*s, %.1f s", get_f64(work, "percent"),
+            doc_get_u64(work, "rows"), (int)(phase.len < 40 ? phase.len : 40),
+            phase.len == 0 ? "" : (const char *)phase.data, get_f64(work, "seconds"));
+    if (n > 0 && (size_t)n < cap && doc_get(work, "seconds_left").data != NULL)
+        snprintf(out + n, cap - (size_t)n, ", %.1f s left", get_f64(work, "seconds_left"));
+}
+
+static void row(struct table *table, const char *title, const char *text)
+{
+    table_cell(table, title, strlen(title));
+    table_cell(table, text, strlen(text));
+}
+
+static void memory_row(struct table *table, struct doc memory)
+{
+    static const struct {
+        const char *key, *title;
+    } parts[] = { { "graphs", "graphs" }, { "mapped_graphs", "mapped graphs" }, { "sketches", "sketches" },
+        { "rows", "rows" }, { "deltas", "deltas" } };
+    char text[256];
+    size_t n = 0;
+    text[0] = '\0';
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
+        char bytes[16];
+        format_bytes(doc_get_u64(memory, parts[i].key), bytes);
+        n += (size_t)snprintf(text + n, sizeof text - n, "%s%s %s", i == 0 ? "" : ", ", parts[i].title,
+                bytes);
+    }
+    row(table, "index_memory", text);
+}
+
+void print_index_rows(struct table *table, struct doc index)
+{
+    char text[256];
+    if (index.data == NULL) return;
+    snprintf(text, sizeof text,
+            "%" PRIu64 " rows in %" PRIu64 " segments, %" PRIu64 " in none; built %" PRIu64,
+            doc_get_u64(index, "rows"), doc_get_u64(index, "segments"), doc_get_u64(index, "tail_rows"),
+            doc_get_u64(index, "built_rows"));
+    row(table, "index", text);
+    snprintf(text, sizeof text, "%" PRIu64 " entries, of the shard that is furthest behind",
+            doc_get_u64(index, "lag"));
+    row(table, "index_lag", text);
+    memory_row(table, doc_get(index, "memory"));
+    struct doc_iter it = doc_iter(doc_get(index, "work"));
+    struct doc work;
+    while (doc_next(&it, NULL, &work)) {
+        char title[40];
+        snprintf(title, sizeof title, "index_work.%" PRIu64, doc_get_u64(work, "shard"));
+        work_text(work, text, sizeof text);
+        row(table, title, text);
+    }
+}
+
+void index_cells(struct table *table, struct doc index)
+{
+    struct doc work = doc_get(index, "work");
+    char text[160] = "";
+    if (work.data != NULL) work_text(work, text, sizeof text);
+    table_cellf(table, "%" PRIu64, doc_get_u64(index, "lag"));
+    table_cellf(table, "%" PRIu64, doc_get_u64(index, "segments"));
+    table_cell(table, text, strlen(text));
+}
+
+void print_payload_fields(struct doc fields)
+{
+    static const char *const members[] = { "segments", "rows", "values", "numbers", "times" };
+    if (fields.data == NULL || doc_count(fields) == 0) return;
+    struct table *table = table_new();
+    table_column(table, "payload index", false);
+    for (size_t i = 0; i < sizeof members / sizeof *members; i++) table_column(table, members[i], true);
+    struct doc_iter it = doc_iter(fields);
+    struct doc field;
+    while (doc_next(&it, NULL, &field)) {
+        table_doc(table, doc_get(field, "path"));
+        for (size_t i = 0; i < sizeof members / sizeof *members; i++)
+            table_cellf(table, "%" PRIu64, doc_get_u64(field, members[i]));
+    }
+    putchar('\n');
+    table_print(table, stdout, terminal_width());
+    table_free(table);
+}
