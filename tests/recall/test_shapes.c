@@ -68,7 +68,7 @@ END_TEST
 /* Copies fill every list of links unless they are capped: what lies behind them must be found all the same. */
 START_TEST(many_copies_of_one_row)
 {
-    recall_set_init(&set, 5000, 100, 32, METRIC_L2, 105);
+    recall_set_init(&set, 5000, 400, 32, METRIC_L2, 105);
     recall_set_fill(&set, 30, 8);
     for (uint32_t slot = 0; slot < 5000; slot += 10)
         memcpy(set.data + (size_t)slot * 32, set.data, 32 * sizeof(float));
@@ -94,7 +94,7 @@ START_TEST(dimensions_at_the_edges)
     static const uint32_t dims[] = { 1, 65, 4096 };
     static const uint32_t counts[] = { 3000, 3000, 2200 };
     for (int i = 0; i < 3; i++) {
-        recall_set_init(&set, counts[i], 40, dims[i], METRIC_L2, 107 + (uint64_t)i);
+        recall_set_init(&set, counts[i], 120, dims[i], METRIC_L2, 107 + (uint64_t)i);
         recall_set_fill(&set, 10, 4);
         each_kind("dimensions", 10, 0.93);
         recall_set_fini(&set);
@@ -104,9 +104,9 @@ END_TEST
 
 START_TEST(constant_dimensions)
 {
-    recall_set_init(&set, 3000, 60, 64, METRIC_L2, 111);
+    recall_set_init(&set, 3000, 400, 64, METRIC_L2, 111);
     recall_set_fill(&set, 20, 8);
-    for (uint32_t row = 0; row < 3060; row++)
+    for (uint32_t row = 0; row < 3400; row++)
         for (uint32_t j = 0; j < 60; j++) set.data[(size_t)row * 64 + j] = 1000; /* four components say all */
     each_kind("constant dimensions", 10, 0.93);
     recall_set_fini(&set);
@@ -116,9 +116,9 @@ END_TEST
 START_TEST(norms_a_million_apart)
 {
     for (int metric = METRIC_L2; metric <= METRIC_IP; metric++) {
-        recall_set_init(&set, 4000, 100, 32, (enum metric)metric, 112 + (uint64_t)metric);
+        recall_set_init(&set, 4000, 400, 32, (enum metric)metric, 112 + (uint64_t)metric);
         recall_set_fill(&set, 20, 8);
-        for (uint32_t row = 0; row < 4100; row++) {
+        for (uint32_t row = 0; row < 4400; row++) {
             float norm = powf(10, (float)(recall_rng(&set) % 6000) / 1000);
             for (uint32_t j = 0; j < 32; j++) set.data[(size_t)row * 32 + j] *= norm;
         }
