@@ -160,7 +160,7 @@ static struct payload_index *index_make(struct rows *r, const char *path)
     struct err err;
     struct payload_index *index;
     struct payload_index_stats stats;
-    const struct payload_source source = { r->count, row_at, NULL, r };
+    const struct payload_source source = { .count = r->count, .row = row_at, .arg = r };
     uint64_t start = bench_now_ns();
     if (payload_index_build(&source, vfs_posix(), path, &err) != OMEN_OK) panic("%s", err.message);
     uint64_t built = bench_now_ns();

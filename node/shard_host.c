@@ -191,6 +191,7 @@ static void policy_of_options(struct shard_host *shard, struct collection_option
     float recall_target = atomic_load(&shard->recall_target);
     if (recall_target > 0) policy->recall_target = recall_target;
     policy->quantization = QUANTIZATIONS[o.quantization];
+    policy->payload_first = options_out->payload_indexes;
     policy_rules(options_out, policy);
     if (o.write_mode == WRITE_IMMEDIATE_INDEX) {
         policy->eager = true;

@@ -98,6 +98,7 @@ struct segment_spec index_spec_of(struct shard_store *s, const struct index_poli
                                                                                  : 0.95f,
         .pin = policy->pin,
         .quantization = policy->quantization,
+        .payload_first = policy->payload_first,
     };
 }
 

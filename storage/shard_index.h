@@ -36,6 +36,7 @@ struct index_policy {
     uint64_t
             bucket_ms; /* segments end with such spans of log time, those of few rows together; 0 = anywhere */
     enum quant_profile quantization;
+    const char *payload_first; /* payload paths to index before others: payload_source.first; default NULL */
     struct route_rules
             rules; /* which rows go together; default none, 20,000 rows for a segment of one's own */
 };

@@ -17,7 +17,8 @@ bool collection_options_equal(const struct collection_options *a, const struct c
             a->segments == b->segments && a->index_delay_ms == b->index_delay_ms &&
             a->time_bucket_ms == b->time_bucket_ms && a->bulk_until_ms == b->bulk_until_ms &&
             strcmp(a->tenant_path, b->tenant_path) == 0 && strcmp(a->time_path, b->time_path) == 0 &&
-            strcmp(a->type_path, b->type_path) == 0 && a->tenant_points == b->tenant_points;
+            strcmp(a->type_path, b->type_path) == 0 && a->tenant_points == b->tenant_points &&
+            memcmp(a->payload_indexes, b->payload_indexes, sizeof a->payload_indexes) == 0;
 }
 
 /* Where a change goes, before it is known to be right as a whole. */
@@ -90,6 +91,45 @@ static enum omen_err recall_value(struct doc value, const char *key, float *out,
     float target = doc_is_number(value) ? (float)doc_f64(value) : 0; /* as it is kept: 1e-60 is 0 there */
     if (!(target > 0 && target <= 1)) return err_set(err, OMEN_EINVAL, key, "must be above 0 and at most 1");
     *out = target;
+    return OMEN_OK;
+}
+
+static enum omen_err index_path_check(struct bytes text, struct err *err)
+{
+    struct arena arena;
+    const struct doc_path *path;
+    struct err why;
+    err_clear(&why);
+    if (text.len == 0 || memchr(text.data, 0, text.len) != NULL)
+        return err_set(err, OMEN_EINVAL, "payload_indexes", "holds an empty path, or one with a NUL");
+    arena_init(&arena, 1024, 0);
+    enum omen_err rc = doc_path_parse((const char *)text.data, text.len, &arena, &path, &why);
+    arena_fini(&arena);
+    if (rc == OMEN_ENOMEM) return err_set(err, rc, "payload_indexes", "no memory");
+    return rc == OMEN_OK ? rc : err_set(err, OMEN_EINVAL, "payload_indexes", "%s", why.message);
+}
+
+/* An array of paths, all of them: an empty one asks for none. */
+static enum omen_err indexes_value(struct doc value, char out[OPTIONS_INDEXES_BYTES], struct err *err)
+{
+    char paths[OPTIONS_INDEXES_BYTES] = { 0 };
+    size_t len = 0;
+    struct doc_iter it = doc_iter(value);
+    struct doc path;
+    if (doc_type(value) != DOC_ARRAY || doc_count(value) > OPTIONS_INDEXES_MAX)
+        return err_set(err, OMEN_EINVAL, "payload_indexes", "must be an array of at most %u payload paths",
+                OPTIONS_INDEXES_MAX);
+    while (doc_next(&it, NULL, &path)) {
+        struct bytes text = doc_type(path) == DOC_STRING ? doc_string(path) : (struct bytes){ NULL, 0 };
+        enum omen_err rc = index_path_check(text, err);
+        if (rc != OMEN_OK) return rc;
+        if (len + text.len + 2 > sizeof paths)
+            return err_set(err, OMEN_ETOOBIG, "payload_indexes",
+                    "the paths are longer than %u bytes together", OPTIONS_INDEXES_BYTES);
+        memcpy(paths + len, text.data, text.len);
+        len += text.len + 1;
+    }
+    memcpy(out, paths, sizeof paths);
     return OMEN_OK;
 }
 
@@ -168,6 +208,8 @@ static enum omen_err change_one(struct change *c, struct bytes key, struct doc v
         rc = path_value(value, "type_path", o->type_path, err);
     } else if (key_is(key, "tenant_points")) {
         rc = points_value(value, "tenant_points", &o->tenant_points, err);
+    } else if (key_is(key, "payload_indexes")) {
+        rc = indexes_value(value, o->payload_indexes, err);
     } else if (key_is(key, "bulk_until_ms")) {
         rc = ms_value(value, 0, INT64_MAX, 0, "bulk_until_ms", &o->bulk_until_ms, err);
     } else if (key_is(key, "recall_target")) {
@@ -215,6 +257,14 @@ static void put_number(struct doc_builder *b, const char *key, uint64_t ms)
     doc_put_i64(b, (int64_t)ms);
 }
 
+static void put_indexes(struct doc_builder *b, const char *path)
+{
+    doc_key(b, "payload_indexes", 15);
+    doc_begin_array(b);
+    for (; *path != '\0'; path += strlen(path) + 1) doc_put_string(b, path, strlen(path));
+    doc_end(b);
+}
+
 void collection_options_put(const struct collection_options *options, struct doc_builder *b)
 {
     if (options->profile != PROFILE_NONE) put_name(b, "profile", PROFILES[options->profile]);
@@ -227,5 +277,6 @@ void collection_options_put(const struct collection_options *options, struct doc
     if (options->time_path[0] != '\0') put_name(b, "time_path", options->time_path);
     if (options->type_path[0] != '\0') put_name(b, "type_path", options->type_path);
     if (options->tenant_points != 0) put_number(b, "tenant_points", options->tenant_points);
+    if (options->payload_indexes[0] != '\0') put_indexes(b, options->payload_indexes);
     if (options->bulk_until_ms != 0) put_number(b, "bulk_until_ms", options->bulk_until_ms);
 }

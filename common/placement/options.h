@@ -15,6 +15,8 @@
 #define OPTIONS_BUCKET_MS_MIN 60000ull
 #define OPTIONS_BUCKET_MS_MAX (3660 * 86400000ull)
 #define OPTIONS_PATH_BYTES_MAX 255u
+#define OPTIONS_INDEXES_MAX 8u
+#define OPTIONS_INDEXES_BYTES 512u /* with a NUL after each, and one more */
 #define OPTIONS_TENANT_POINTS 20000u
 #define OPTIONS_TENANT_POINTS_MIN 1000u
 #define OPTIONS_TENANT_POINTS_MAX 100000000u
@@ -46,6 +48,9 @@ struct collection_options {
     char type_path[OPTIONS_PATH_BYTES_MAX + 1];
     uint32_t
             tenant_points; /* of one tenant (bucket, type): from so many on it has segments of its own; 0 = the usual */
+    /* Payload paths whose index is asked for: one after the other, each with its NUL, padded with NULs. They come before
+     * others where a segment has more paths than are indexed. */
+    char payload_indexes[OPTIONS_INDEXES_BYTES];
     uint64_t bulk_until_ms; /* Unix time: until then a bulk load runs and nothing is indexed; 0 = none runs */
 };                          /* zeroed: what a collection has that was asked nothing of */
 
@@ -53,8 +58,8 @@ bool collection_options_equal(const struct collection_options *a, const struct c
 
 /* Change what the object `changes` names: "profile" first (it sets all values that it speaks of), then "write_mode",
  * "index_delay_ms", "quantization", "segments", "time_bucket_ms", "tenant_path", "time_path", "type_path",
- * "tenant_points", "bulk_until_ms", "recall_target" (to *recall_target). An absent object changes nothing. Errors:
- * OMEN_EINVAL or OMEN_ETOOBIG, the field is the key; nothing is changed then. */
+ * "tenant_points", "payload_indexes", "bulk_until_ms", "recall_target" (to *recall_target). An absent object
+ * changes nothing. Errors: OMEN_EINVAL or OMEN_ETOOBIG, the field is the key; nothing is changed then. */
 OMEN_CHECKED enum omen_err collection_options_change(struct collection_options *options, float *recall_target,
         struct doc changes, struct err *err);
 /* Members of an object that the caller has begun: all values, as collection_options_change takes them (without

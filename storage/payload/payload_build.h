@@ -12,8 +12,8 @@ struct payload_paths {
     bool complete; /* no row has a path that is not among them */
 };
 
-/* The paths of all rows, at most PAYLOAD_FIELDS_MAX: those met most often. OMEN_ECANCELED, OMEN_ENOMEM. Cost: a walk
- * over all payloads. */
+/* The paths of all rows, at most PAYLOAD_FIELDS_MAX: those asked for, then those met most often. OMEN_ECANCELED,
+ * OMEN_ENOMEM. Cost: a walk over all payloads. */
 OMEN_CHECKED enum omen_err payload_paths_find(const struct payload_source *source, struct arena *arena,
         struct payload_paths *paths_out, struct err *err);
 

@@ -28,6 +28,9 @@ struct payload_source {
     bool (*row)(void *arg, uint32_t row, point_id *id_out, struct doc *payload_out);
     bool (*stop)(void *arg); /* NULL = never */
     void *arg;
+    /* Paths that come before all others when not all can be indexed: one after the other, each with its NUL, an empty one
+     * ends them; NULL = none. Brackets at their end count for nothing. */
+    const char *first;
 };
 
 /* Write the file, durable when it returns (its directory is the caller's to sync). Errors: OMEN_ECANCELED,

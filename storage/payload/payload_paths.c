@@ -13,6 +13,7 @@ struct seen_path {
     const char *text;
     uint32_t len;
     uint64_t hash, times;
+    bool first; /* asked for */
 };
 
 struct finder {
@@ -24,29 +25,47 @@ struct finder {
     char text[PAYLOAD_PATH_BYTES];
 };
 
-static void path_note(struct finder *f, uint32_t depth)
+/* Where the path of f->steps is; NULL: it is not counted. */
+static struct seen_path *path_find(struct finder *f, const struct doc_step *steps, uint32_t depth)
 {
     size_t len;
-    if (!payload_path_spell(f->steps, depth, f->text, &len)) return; /* nobody can ask for it */
+    if (!payload_path_spell(steps, depth, f->text, &len)) return NULL; /* nobody can ask for it */
     uint64_t hash = hash64(f->text, len);
     uint32_t at = (uint32_t)hash & (TABLE - 1);
     while (f->table[at].text != NULL) {
         struct seen_path *seen = &f->table[at];
-        if (seen->hash == hash && seen->len == len && memcmp(seen->text, f->text, len) == 0) {
-            seen->times++;
-            return;
-        }
+        if (seen->hash == hash && seen->len == len && memcmp(seen->text, f->text, len) == 0) return seen;
         at = (at + 1) & (TABLE - 1);
     }
     if (f->count == PAYLOAD_PATHS_SEEN_MAX) {
         f->complete = false;
-        return;
+        return NULL;
     }
     const char *copy = arena_strdup(f->arena, f->text, len);
     if (copy == NULL) f->failed = true;
-    if (copy == NULL) return;
-    f->table[at] = (struct seen_path){ copy, (uint32_t)len, hash, 1 };
+    if (copy == NULL) return NULL;
+    f->table[at] = (struct seen_path){ copy, (uint32_t)len, hash, 0, false };
     f->count++;
+    return &f->table[at];
+}
+
+static void path_note(struct finder *f, uint32_t depth)
+{
+    struct seen_path *seen = path_find(f, f->steps, depth);
+    if (seen != NULL) seen->times++;
+}
+
+/* What is asked for has its place before any row is looked at. One that is no path cannot be met. */
+static void first_note(struct finder *f, const char *path)
+{
+    for (; path != NULL && *path != '\0'; path += strlen(path) + 1) {
+        const struct doc_path *parsed;
+        if (doc_path_parse(path, strlen(path), f->arena, &parsed, NULL) != OMEN_OK) continue;
+        uint32_t count = parsed->step_count;
+        while (count > 0 && parsed->steps[count - 1].kind == DOC_STEP_ALL) count--;
+        struct seen_path *seen = count == 0 ? NULL : path_find(f, parsed->steps, count);
+        if (seen != NULL) seen->first = true;
+    }
 }
 
 /* Bounded by the depth of documents and by that of paths: what lies deeper cannot be asked for. */
@@ -67,6 +86,7 @@ static void doc_walk(struct finder *f, uint32_t depth, struct doc doc)
 static int times_compare(const void *a, const void *b)
 {
     const struct seen_path *x = a, *y = b;
+    if (x->first != y->first) return x->first ? -1 : 1;
     if (x->times != y->times) return x->times > y->times ? -1 : 1;
     return strcmp(x->text, y->text);
 }
@@ -81,7 +101,7 @@ static enum omen_err paths_pick(struct finder *f, struct payload_paths *paths_ou
 {
     uint32_t count = 0;
     for (uint32_t i = 0; i < TABLE; i++)
-        if (f->table[i].text != NULL) f->table[count++] = f->table[i];
+        if (f->table[i].text != NULL && f->table[i].times > 0) f->table[count++] = f->table[i];
     qsort(f->table, count, sizeof f->table[0], times_compare);
     paths_out->complete = f->complete && count <= PAYLOAD_FIELDS_MAX;
     if (count > PAYLOAD_FIELDS_MAX) count = PAYLOAD_FIELDS_MAX;
@@ -105,6 +125,7 @@ enum omen_err payload_paths_find(const struct payload_source *source, struct are
     if (f == NULL) return err_set(err, OMEN_ENOMEM, "", "no memory for a payload index");
     f->arena = arena;
     f->complete = true;
+    first_note(f, source->first);
     for (uint32_t row = 0; row < source->count && !f->failed; row++) {
         point_id id;
         struct doc payload;

@@ -41,6 +41,7 @@ struct segment_spec {
     bool pin;                        /* graph in memory of its own rather than mapped */
     bool compact; /* short codes beside the ids, rows from disk for rescoring: about a quarter */
     enum quant_profile quantization;
+    const char *payload_first; /* of the payload index: payload_source.first */
     /* Of a build: the rows, in their order, and what of its batch it is. */
     const struct row_ref *rows; /* [row_count] */
     uint32_t row_count;

@@ -107,7 +107,7 @@ enum omen_err segment_build(const struct segment_spec *spec, const struct index_
     if (rc == OMEN_OK && rows) rc = segment_rows_write(s, control, err);
     if (rc == OMEN_OK && rows) rc = graph_build(s, spec, control, err);
     if (rc == OMEN_OK && rows) phase_begins(s, control, "payload");
-    if (rc == OMEN_OK && rows) rc = segment_payload_build(s, control, err);
+    if (rc == OMEN_OK && rows) rc = segment_payload_build(s, spec->payload_first, control, err);
     if (rc == OMEN_OK && (rows || s->part_count < s->batch_parts)) rc = segment_slots_write(s, err);
     if (rc != OMEN_OK) {
         segment_remove_files(s);
@@ -142,7 +142,7 @@ enum omen_err segment_open(const struct segment_spec *spec, struct segment **seg
         segment_unref(s);
         return rc;
     }
-    segment_payload_open(s);
+    segment_payload_open(s, spec->payload_first);
     sizes_take(s);
     *segment_out = s;
     return OMEN_OK;

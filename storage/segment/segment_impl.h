@@ -57,9 +57,9 @@ struct segment *segment_new(const struct segment_spec *spec); /* refs 1; NULL: n
 void segment_rows(const struct segment *s, struct index_rows *rows_out);
 
 /* segment_payload.c */
-OMEN_CHECKED enum omen_err segment_payload_build(struct segment *s, const struct index_control *control,
-        struct err *err);
-void segment_payload_open(struct segment *s); /* or build it again, or do without */
+OMEN_CHECKED enum omen_err segment_payload_build(struct segment *s, const char *first,
+        const struct index_control *control, struct err *err);
+void segment_payload_open(struct segment *s, const char *first); /* or build it again, or do without */
 
 /* segment_file.c */
 OMEN_CHECKED enum omen_err segment_rows_write(struct segment *s, const struct index_control *control,

@@ -37,11 +37,12 @@ static void payload_unlink(const struct segment *s, const char *path)
     (void)!vfs_unlink(s->vfs, path, &ignored);
 }
 
-enum omen_err segment_payload_build(struct segment *s, const struct index_control *control, struct err *err)
+enum omen_err segment_payload_build(struct segment *s, const char *first, const struct index_control *control,
+        struct err *err)
 {
     char path[SEGMENT_PATH_BYTES];
     struct rows_of_segment rows = { s, control };
-    const struct payload_source source = { s->count, row_at, row_stop, &rows };
+    const struct payload_source source = { s->count, row_at, row_stop, &rows, first };
     segment_path(s->dir, s->number, SEGMENT_PAYLOAD, path);
     payload_unlink(s, path);
     enum omen_err rc = payload_index_build(&source, s->vfs, path, err);
@@ -51,7 +52,7 @@ enum omen_err segment_payload_build(struct segment *s, const struct index_contro
     return rc == OMEN_ETOOBIG || rc == OMEN_ENOMEM ? OMEN_OK : rc; /* then without */
 }
 
-void segment_payload_open(struct segment *s)
+void segment_payload_open(struct segment *s, const char *first)
 {
     char path[SEGMENT_PATH_BYTES];
     struct err err;
@@ -62,7 +63,7 @@ void segment_payload_open(struct segment *s)
     if (rebuild) {
         LOG_INFO("segment.payload_rebuild", "number=%llu reason=\"%s\"", (unsigned long long)s->number,
                 err.message);
-        rc = segment_payload_build(s, NULL, &err);
+        rc = segment_payload_build(s, first, NULL, &err);
     }
     if (rc != OMEN_OK)
         LOG_WARN("segment.payload_missing", "number=%llu reason=\"%s\"", (unsigned long long)s->number,

@@ -53,7 +53,7 @@ static const struct {
 
 START_TEST(version_1_is_read_and_written_alike)
 {
-    const struct payload_source source = { ROWS, row_at, NULL, NULL };
+    const struct payload_source source = { .count = ROWS, .row = row_at };
     struct payload_index *index;
     struct payload_scratch *scratch = payload_scratch_new();
     uint8_t *bytes, *again;

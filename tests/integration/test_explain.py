@@ -201,11 +201,28 @@ class Explain(unittest.TestCase):
         self.assertRegex(text, rf"(?m)^index +{ROWS} rows in \d+ segments, {TAIL} in none; built \d+$")
         self.assertRegex(text, r"(?m)^index_lag +\d+ entries, of the shard that is furthest behind$")
         self.assertRegex(text, r"(?m)^index_memory +graphs [\d.]+ \wB, mapped graphs ")
-        self.assertRegex(text, r"(?m)^tenant +\d+ +6000 +\d+ +0 +0$")
+        self.assertRegex(text, r"(?m)^tenant +auto +\d+ +6000 +\d+ +0 +0$")
         metrics = self.node.http_get("/metrics")[1]
         self.assertRegex(metrics, r'omendb_node_index_lag_entries\{collection="docs",shard="\d+"\} [1-9]')
         self.assertRegex(metrics, r'omendb_node_index_segments\{collection="docs",shard="\d+"\} [1-9]')
         self.assertRegex(metrics, r'omendb_node_index_work_percent\{collection="docs",shard="\d+"\} 0')
+
+    def test_a_payload_index_that_is_asked_for_comes_before_more_frequent_paths(self):
+        notes = self.db.create_collection("notes", dim=DIM, options={"write_mode": "immediate_index",
+                                                                     "payload_indexes": ["rare.word"]})
+        many = {f"p{i}": i for i in range(80)}
+        notes.upsert(range(1000), rows(1000, 5), [{**many, **({"rare": {"word": "x", "other": 1}} if i < 3 else {})}
+                                                  for i in range(1000)], batch_points=1000, wait="indexed")
+        paths = {f["path"] for f in notes.describe()["index"]["payload"]}
+        self.assertIn("rare.word", paths)
+        self.assertNotIn("rare.other", paths)
+        for path, answered in (("rare.word", {"index"}), ("rare.other", {"partly", "payload"})):
+            found = notes.search(self.query, k=10, explain=True, filter={"must": [{"key": path, "match": {"any": ["x", 1]}}]}
+                                 if path == "rare.other" else match(path, "x"))
+            self.assertLessEqual({p["filter"] for p in self.parts(found.explain, False)}, answered, found.explain)
+        text = self.router.omenctl("collections", "describe", "notes").stdout
+        self.assertRegex(text, r"(?m)^rare\.word +asked +1 +1000 ")
+        self.assertRegex(text, r"(?m)^p0 +auto +1 +1000 ")
 
     def test_memory_is_shown_by_component_against_the_budget(self):
         deadline = time.monotonic() + 60

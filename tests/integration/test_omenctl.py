@@ -99,10 +99,14 @@ class Collections(OmenctlTest):
         options = self.json_("collections", "describe", self.name)["options"]
         self.assertEqual({k: options[k] for k in ("tenant_path", "time_path", "type_path", "tenant_points")},
                          {"tenant_path": "user.id", "time_path": "at", "type_path": "kind", "tenant_points": 5000})
-        self.run_("collections", "set", self.name, "type_path=", "tenant_points=20000")
+        self.run_("collections", "set", self.name, "payload_indexes=user.id, tags[]")
+        self.assertEqual(self.json_("collections", "describe", self.name)["options"]["payload_indexes"],
+                         ["user.id", "tags[]"])
+        self.run_("collections", "set", self.name, "type_path=", "tenant_points=20000", "payload_indexes=")
         options = self.json_("collections", "describe", self.name)["options"]
         self.assertNotIn("type_path", options)
         self.assertNotIn("tenant_points", options)
+        self.assertNotIn("payload_indexes", options)
         for wrong, code, complaint in [("tenant_path=a[]", 1, "options.tenant_path"), ("write_mode=never", 1, "options.write_mode"), ("colour=red", 1, "options.colour"),
                                        ("index_delay=5", 2, "duration"), ("profile", 2, "KEY=VALUE")]:
             self.run_("collections", "set", self.name, wrong, code=code)

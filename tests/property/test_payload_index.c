@@ -63,7 +63,7 @@ static struct payload_index *index_of(struct rows *r)
 {
     struct err err;
     struct payload_index *index;
-    const struct payload_source source = { r->count, row_at, NULL, r };
+    const struct payload_source source = { .count = r->count, .row = row_at, .arg = r };
     enum omen_err rc = payload_index_build(&source, vfs_posix(), r->path, &err);
     ck_assert_msg(rc == OMEN_OK, "build: %s", err.message);
     rc = payload_index_open(vfs_posix(), r->path, r->count, &index, &err);
@@ -318,6 +318,63 @@ static void check_lies(struct rows *r, const uint8_t *bytes, size_t len)
     mem_free(lie);
 }
 
+static bool is_indexed(const struct payload_index *index, const char *path)
+{
+    struct payload_index_stats stats;
+    struct payload_field_info info;
+    payload_index_stats(index, &stats);
+    for (uint32_t i = 0; i < stats.fields; i++) {
+        payload_index_field(index, i, &info);
+        if (strcmp(info.path, path) == 0) return true;
+    }
+    return false;
+}
+
+/* More paths than are indexed, each in every row, and two that few rows have. */
+START_TEST(paths_that_are_asked_for_come_before_more_frequent_ones)
+{
+    enum { ROWS = 40, PATHS = PAYLOAD_FIELDS_MAX + 20 };
+    struct rows r;
+    rows_init(&r, ROWS);
+    for (uint32_t row = 0; row < ROWS; row++) {
+        char text[PATHS * 16 + 64];
+        size_t len = (size_t)snprintf(text, sizeof text, "{");
+        for (uint32_t p = 0; p < PATHS; p++)
+            len += (size_t)snprintf(text + len, sizeof text - len, "'p%u': %u, ", p, row);
+        snprintf(text + len, sizeof text - len, row < 2 ? "'rare': {'tags': ['x']}, 'odd': 1}" : "'z': 1}");
+        r.payloads[row] = doc_of(&r.arena, text);
+        r.ids[row] = (point_id){ .lo = row };
+    }
+    for (int asked = 0; asked < 2; asked++) {
+        struct err err;
+        struct payload_index *index;
+        struct payload_index_stats stats;
+        const struct payload_source source = { .count = ROWS,
+            .row = row_at,
+            .arg = &r,
+            .first = asked ? "rare.tags[]\0not.there\0[\0odd\0" : NULL };
+        ck_assert_int_eq(payload_index_build(&source, vfs_posix(), r.path, &err), OMEN_OK);
+        ck_assert_int_eq(payload_index_open(vfs_posix(), r.path, ROWS, &index, &err), OMEN_OK);
+        payload_index_stats(index, &stats);
+        ck_assert_uint_eq(stats.fields, PAYLOAD_FIELDS_MAX);
+        ck_assert(!stats.complete);
+        ck_assert_int_eq(is_indexed(index, "rare.tags"), asked);
+        ck_assert_int_eq(is_indexed(index, "odd"), asked);
+        ck_assert(!is_indexed(index, "not.there"));
+        struct payload_scratch *scratch = payload_scratch_new();
+        struct tally tally = { 0 };
+        const struct filter *filter;
+        struct doc doc = doc_of(&r.arena, "{'must': [{'key': 'rare.tags', 'match': {'value': 'x'}}]}");
+        ck_assert_int_eq(filter_parse(doc, &r.arena, &filter, &err), OMEN_OK);
+        check_filter(&r, index, filter, scratch, &tally, "rare");
+        ck_assert_uint_eq(tally.exact, (uint64_t)asked);
+        payload_scratch_free(scratch);
+        payload_index_free(index);
+    }
+    rows_fini(&r);
+}
+END_TEST
+
 START_TEST(a_damaged_file_is_refused_by_name)
 {
     struct rows r;
@@ -365,6 +422,7 @@ int main(void)
     tcase_set_timeout(tc, 120);
     tcase_add_test(tc, answers_agree_with_the_evaluator);
     tcase_add_test(tc, many_rows_are_answered_exactly);
+    tcase_add_test(tc, paths_that_are_asked_for_come_before_more_frequent_ones);
     tcase_add_test(tc, a_damaged_file_is_refused_by_name);
     suite_add_tcase(suite, tc);
     SRunner *runner = srunner_create(suite);

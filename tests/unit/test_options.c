@@ -42,6 +42,7 @@ START_TEST(every_value_comes_back)
         if (n % 2 == 0) strcpy(o.tenant_path, "\"odd key\".user");
         if (n % 3 == 0) memset(o.time_path, 'a', OPTIONS_PATH_BYTES_MAX);
         if (n % 4 == 0) strcpy(o.type_path, "kind");
+        if (n % 3 == 1) memcpy(o.payload_indexes, "a.b\0tags[]\0", 12);
         struct collection_options back = { .write_mode = WRITE_STREAM_ONLY, .index_delay_ms = 77 };
         float recall = 0.5f;
         ck_assert_int_eq(collection_options_change(&back, &recall, put(&o), NULL), OMEN_OK);
@@ -119,6 +120,37 @@ START_TEST(rules_are_given_changed_and_taken_away)
 }
 END_TEST
 
+/* Eight paths, and all their bytes; one more of either is refused. */
+START_TEST(payload_indexes_are_bounded)
+{
+    struct collection_options o = { .index_delay_ms = 5 };
+    float recall = 0.5f;
+    char text[OPTIONS_INDEXES_BYTES + 200];
+    ck_assert_int_eq(collection_options_change(&o, &recall,
+                             doc_of(&arena,
+                                     "{'payload_indexes': ['a', 'b', 'c.d', 'e[]', 'f', 'g', 'h', 'i']}"),
+                             NULL),
+            OMEN_OK);
+    ck_assert_mem_eq(o.payload_indexes, "a\0b\0c.d\0e[]\0f\0g\0h\0i\0", 21);
+    ck_assert_int_eq(collection_options_change(&o, &recall, doc_of(&arena, "{'payload_indexes': []}"), NULL),
+            OMEN_OK);
+    ck_assert_int_eq(o.payload_indexes[0], '\0');
+    for (uint32_t more = 0; more < 2; more++) {
+        int at = snprintf(text, sizeof text, "{'payload_indexes': ['0123456789', '");
+        uint32_t first = 250, second = OPTIONS_INDEXES_BYTES - 11 - 251 - 2 + more;
+        memset(text + at, 'x', first);
+        at += (int)first;
+        at += snprintf(text + at, sizeof text - (size_t)at, "', '");
+        memset(text + at, 'z', second);
+        at += (int)second;
+        snprintf(text + at, sizeof text - (size_t)at, "']}");
+        ck_assert_int_eq(collection_options_change(&o, &recall, doc_of(&arena, text), NULL),
+                more == 0 ? OMEN_OK : OMEN_ETOOBIG);
+    }
+    ck_assert_str_eq(o.payload_indexes, "0123456789");
+}
+END_TEST
+
 START_TEST(what_is_wrong_is_named_and_changes_nothing)
 {
     static const struct {
@@ -138,6 +170,11 @@ START_TEST(what_is_wrong_is_named_and_changes_nothing)
         { "{'index_delay_ms': 604800001}", "index_delay_ms" },
         { "{'time_bucket_ms': 59999}", "time_bucket_ms" },
         { "{'tenant_path': 'a..b'}", "tenant_path" },
+        { "{'payload_indexes': 'a'}", "payload_indexes" },
+        { "{'payload_indexes': ['']}", "payload_indexes" },
+        { "{'payload_indexes': ['a', 7]}", "payload_indexes" },
+        { "{'payload_indexes': ['a..b']}", "payload_indexes" },
+        { "{'payload_indexes': ['a','b','c','d','e','f','g','h','i']}", "payload_indexes" },
         { "{'tenant_path': 'tags[]'}", "tenant_path" },
         { "{'time_path': 7}", "time_path" },
         { "{'type_path': null}", "type_path" },
@@ -186,6 +223,7 @@ int main(void)
     tcase_add_test(tc, every_value_comes_back);
     tcase_add_test(tc, profiles_are_what_they_are_said_to_be);
     tcase_add_test(tc, rules_are_given_changed_and_taken_away);
+    tcase_add_test(tc, payload_indexes_are_bounded);
     tcase_add_test(tc, what_is_wrong_is_named_and_changes_nothing);
     suite_add_tcase(suite, tc);
     SRunner *runner = srunner_create(suite);

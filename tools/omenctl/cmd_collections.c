@@ -225,7 +225,8 @@ static void print_description(struct doc doc)
     }
     table_print(table, stdout, terminal_width());
     table_free(table);
-    print_payload_fields(doc_get(doc_get(doc, "index"), "payload"));
+    print_payload_fields(doc_get(doc_get(doc, "index"), "payload"),
+            doc_get(doc_get(doc, "options"), "payload_indexes"));
     if (doc_get(doc, "shards").data != NULL) {
         putchar('\n');
         print_shards(doc_get(doc, "shards"));
@@ -377,6 +378,8 @@ const struct command COLLECTION_COMMANDS[] = {
                     "                                                       this order; the tenant is the shard key\n"
                     "                                                       without a path; \"\" takes a rule away\n"
                     "  tenant_points=20000                                  from so many on in segments of its own\n"
+                    "  payload_indexes=PATH,PATH                            indexed before others where a segment has more\n"
+                    "                                                       than 64 paths\n"
                     "  recall_target=0.95                                   what searches shall reach, at once\n"
                     "A profile (deploy/profiles) sets several; what is given beside it counts over it.\n"
                     "Examples:\n"

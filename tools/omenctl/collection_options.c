@@ -15,7 +15,7 @@
 /* A profile's file. Texts, so that a key that is not there can be told. */
 struct profile_file {
     const char *write_mode, *index_delay, *quantization, *segments, *time_bucket, *recall_target;
-    const char *tenant_path, *time_path, *type_path, *tenant_points;
+    const char *tenant_path, *time_path, *type_path, *tenant_points, *payload_indexes;
 };
 
 #define KEY(key, text)                                                                                       \
@@ -33,6 +33,7 @@ static const struct config_key KEYS[] = {
     KEY(time_path, "payload path of the time"),
     KEY(type_path, "payload path of the type"),
     KEY(tenant_points, "points from which on a tenant has segments of its own"),
+    KEY(payload_indexes, "payload paths to index before others, with commas"),
     KEY(recall_target, "recall that searches shall reach, above 0 to 1"),
     { .name = NULL },
 };
@@ -55,6 +56,23 @@ static void put_value(const char *text, struct buf *out)
     else
         put_string(out, text);
     doc_builder_free(builder);
+}
+
+/* "a,b.c" as an array; a path with a comma in a quoted key cannot be told here. */
+static void put_paths(const char *text, struct buf *out)
+{
+    bool first = true;
+    char *copy = mem_must_strdup(text), *rest = copy;
+    buf_append(out, "[", 1);
+    for (char *path; (path = strsep(&rest, ",")) != NULL;) {
+        path += strspn(path, " ");
+        if (*path == '\0') continue;
+        if (!first) buf_append(out, ",", 1);
+        put_string(out, path);
+        first = false;
+    }
+    buf_append(out, "]", 1);
+    mem_free(copy);
 }
 
 /* Options in the order they came; of a key given twice the last counts. */
@@ -91,7 +109,10 @@ static void put_gathered(const struct cli *cli, const struct gathered *g, struct
         if (!is_duration(key)) {
             put_string(out, key);
             buf_append(out, ":", 1);
-            put_value(value, out);
+            if (strcmp(key, "payload_indexes") == 0)
+                put_paths(value, out);
+            else
+                put_value(value, out);
             continue;
         }
         if (config_parse_duration(value, &ns) != OMEN_OK)

@@ -79,17 +79,35 @@ void index_cells(struct table *table, struct doc index)
     table_cell(table, text, strlen(text));
 }
 
-void print_payload_fields(struct doc fields)
+/* As it was asked for, or with brackets at its end. */
+static bool is_asked(struct doc asked, struct bytes path)
+{
+    struct doc_iter it = doc_iter(asked);
+    struct doc one;
+    while (doc_next(&it, NULL, &one)) {
+        struct bytes text = doc_type(one) == DOC_STRING ? doc_string(one) : (struct bytes){ NULL, 0 };
+        while (text.len > path.len && text.len >= 2 && memcmp(text.data + text.len - 2, "[]", 2) == 0)
+            text.len -= 2;
+        if (text.data != NULL && text.len == path.len && memcmp(text.data, path.data, path.len) == 0)
+            return true;
+    }
+    return false;
+}
+
+void print_payload_fields(struct doc fields, struct doc asked)
 {
     static const char *const members[] = { "segments", "rows", "values", "numbers", "times" };
     if (fields.data == NULL || doc_count(fields) == 0) return;
     struct table *table = table_new();
     table_column(table, "payload index", false);
+    table_column(table, "made", false);
     for (size_t i = 0; i < sizeof members / sizeof *members; i++) table_column(table, members[i], true);
     struct doc_iter it = doc_iter(fields);
     struct doc field;
     while (doc_next(&it, NULL, &field)) {
+        struct bytes path = doc_get_string(field, "path");
         table_doc(table, doc_get(field, "path"));
+        table_cellf(table, "%s", path.len > 0 && is_asked(asked, path) ? "asked" : "auto");
         for (size_t i = 0; i < sizeof members / sizeof *members; i++)
             table_cellf(table, "%" PRIu64, doc_get_u64(field, members[i]));
     }

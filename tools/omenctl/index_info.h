@@ -9,7 +9,8 @@
 void print_index_rows(struct table *table, struct doc index);
 /* Of a shard: three cells: lag, segments, and what is being built. */
 void index_cells(struct table *table, struct doc index);
-/* The payload paths that have an index, as a table of its own with a blank line before it. */
-void print_payload_fields(struct doc fields);
+/* The payload paths that have an index, as a table of its own with a blank line before it; `asked`: the array of those that
+ * were asked for, or absent. */
+void print_payload_fields(struct doc fields, struct doc asked);
 
 #endif
