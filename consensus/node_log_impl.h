@@ -87,7 +87,6 @@ struct node_log {
     uint64_t spare_tries; /* (m) attempts at one that are over */
     bool spare_wanted;    /* (m) the log thread waits for one more attempt */
     bool spare_failed; /* (m) the last attempt met a full disk; also before the first one, when nothing is known */
-    bool spare_made;    /* (m) one was since a plain append last took one of the reserve's number */
     bool plain_refused; /* (m) a plain append was, since the disk is full */
     bool recycling;     /* (m) the helper renames or removes an old segment */
     /* Written under the mutex. */

@@ -4,8 +4,9 @@
  *   (no file) --allocate, sync, sync dir--> spare --log_roll--> in use --released, recycled--> spare
  *
  * How many are left decides, not which: an append takes one only if as many stay as its claim leaves to others, and only
- * while the disk gives no more; whoever comes while it does waits for a new one instead. So the reserve is whole at the
- * moment the disk is full, whatever filled it, and what fills it again first is what a checkpoint lets go of.
+ * while the disk gives no more; whoever comes while it does waits for a new one instead, and the reserve is made before
+ * that. So it is whole at the moment the disk is full, whatever filled it, and what fills it again first is what a
+ * checkpoint lets go of.
  *
  *   claim    leaves   on a full disk
  *   plain    4        refused, once the segment in use at that moment is full
@@ -86,18 +87,17 @@ bool log_spare_keeps(const struct node_log *log, uint64_t bytes)
     return bytes == log->reserve_bytes && log->spare_count - whole < NODE_LOG_RESERVE;
 }
 
-/* Where the spare is that this claim may take; the smallest that will do, of the reserve first. While the disk gives more,
- * and for plain ones always, one of the usual size; and as long as the reserve is not whole, plain ones take no more than
- * is made. */
+/* Where the spare is that this claim may take. While the disk gives more: one of the usual size that the reserve can do
+ * without. Else, or for what is urgent when there is none: the smallest that will do, of the reserve first. */
 static bool spare_find(const struct node_log *log, enum node_log_claim claim, uint64_t segment_bytes,
-        uint32_t *at_out)
+        bool urgent, uint32_t *at_out)
 {
-    bool whole = !log->spare_failed || claim == NODE_LOG_PLAIN, found = false;
-    if (log->spare_failed && log->spare_count <= leaves[claim]) return false;
-    if (claim == NODE_LOG_PLAIN && log->spare_count <= NODE_LOG_RESERVE && !log->spare_made) return false;
+    bool whole = !log->spare_failed && !urgent, found = false;
+    if (log->spare_count <= (whole ? NODE_LOG_RESERVE : leaves[claim])) return false;
     for (uint32_t i = 0; i < log->spare_count; i++) {
         const struct log_spare *s = &log->spares[i];
-        if (s->bytes < segment_bytes || (whole && s->bytes != log->options.segment_bytes)) continue;
+        bool usual = s->bytes == log->options.segment_bytes;
+        if (s->bytes < segment_bytes || ((whole || claim == NODE_LOG_PLAIN) && !usual)) continue;
         if (found && s->bytes >= log->spares[*at_out].bytes) continue;
         found = true;
         *at_out = i;
@@ -167,12 +167,11 @@ static void spare_remove(struct node_log *log, const struct log_spare *spare)
 
 /* ---- the helper ---- */
 
-/* Bytes of the next spare to be made: 0 = there are enough. One ahead of the reserve, and before it when an append waits
- * and nothing says that the disk is full. */
+/* Bytes of the next spare to be made: 0 = there are enough. The reserve comes first, whoever waits: a writer that takes
+ * segments as fast as the disk makes them would never let it be whole. */
 static uint64_t helper_choice(const struct node_log *log)
 {
     bool whole = whole_count(log) > 0;
-    if (!whole && log->spare_wanted && !log->spare_failed) return log->options.segment_bytes;
     if (log->spare_count - (whole ? 1 : 0) < NODE_LOG_RESERVE) return log->reserve_bytes;
     return whole ? 0 : log->options.segment_bytes;
 }
@@ -192,7 +191,6 @@ static void helper_prepare(struct node_log *log, uint64_t bytes)
     enum omen_err rc = log_spare_prepare(log, &spare, bytes == log->options.segment_bytes);
     pthread_mutex_lock(&log->mutex);
     log->spare_failed = rc != OMEN_OK;
-    log->spare_made |= rc == OMEN_OK;
     if (rc == OMEN_OK) log_spare_add(log, &spare);
     try_over(log);
 }
@@ -269,16 +267,15 @@ enum omen_err log_spare_take(struct node_log *log, enum node_log_claim claim, ui
 {
     uint32_t at;
     pthread_mutex_lock(&log->mutex);
-    if (log->spare_tries == 0) log_spare_ask(log); /* whether the disk is full is not known yet */
-    bool found = spare_find(log, claim, segment_bytes, &at), full = false;
+    bool found = spare_find(log, claim, segment_bytes, false, &at), full = false;
+    if (log->spare_tries == 0) found = false; /* whether the disk is full is not known yet */
     while (!found && !full) {
         log_spare_ask(log);
         full = log->spare_failed;
-        found = spare_find(log, claim, segment_bytes, &at);
+        found = spare_find(log, claim, segment_bytes, claim >= NODE_LOG_VITAL, &at);
     }
     if (found) {
         *spare_out = log->spares[at];
-        if (claim == NODE_LOG_PLAIN && log->spare_count <= NODE_LOG_RESERVE) log->spare_made = false;
         log->spares[at] = log->spares[--log->spare_count];
     }
     log->plain_refused |= !found && claim == NODE_LOG_PLAIN;

@@ -53,7 +53,7 @@ int group_step(struct raft_group *g, struct raft_event *event, const struct raft
     struct raft_update update;
     bool led = g->raft.state == RAFT_LEADER;
     event->time = g->now_ms;
-    event->capacity = g->is_short ? GROUP_CAPACITY_SHORT : 0;
+    event->capacity = g->waits ? GROUP_CAPACITY_WAITS : g->is_short ? GROUP_CAPACITY_SHORT : 0;
     memset(&update, 0, sizeof update);
     int rv = raft_step(&g->raft, event, &update);
     if (rv == RAFT_NOMEM) panic("raft: out of memory");
@@ -484,10 +484,48 @@ static void leader_heard(struct raft_group *g, uint64_t term, uint64_t committed
 
 uint64_t raft_group_heard_ms(const struct raft_group *g) { return g->heard_ms; }
 
-void raft_group_set_short(struct raft_group *g, bool is_short) { g->is_short = is_short; }
+void raft_group_set_short(struct raft_group *g, bool is_short, bool waits)
+{
+    g->is_short = is_short || waits;
+    g->waits = waits;
+}
+
+static bool voter_is_short(const struct raft_group *g, uint64_t replica_id)
+{
+    if (replica_id == g->options.replica_id) return g->is_short;
+    for (uint32_t i = 0; i < GROUP_MEMBERS_MAX && g->answers[i].replica_id != 0; i++)
+        if (g->answers[i].replica_id == replica_id) return g->answers[i].is_short;
+    return false;
+}
+
+bool raft_group_majority_is_short(const struct raft_group *g)
+{
+    uint32_t voters = 0, good = 0;
+    if (!raft_group_is_leader(g)) return false;
+    for (uint32_t i = 0; i < g->member_count; i++) {
+        if (g->members[i].role != REPLICA_VOTER) continue;
+        voters++;
+        good += !voter_is_short(g, g->members[i].replica_id);
+    }
+    return good <= voters / 2;
+}
+
+/* While entries are refused no more are taken: they would only wait with them. But those that void refused ones are, or
+ * a replica that refused what an earlier leader let in would never be rid of it, and take nothing of the next one. */
+static bool refused_strips(const struct raft_group *g, const struct frame *f)
+{
+    const struct raft_append_entries *a = &f->message.append_entries;
+    if (g->refused == NULL) return false;
+    if (a->term < g->raft.current_term) return true;
+    for (uint32_t i = 0; i < f->header.entry_count; i++) {
+        uint64_t term = group_term_at(g, a->prev_log_index + 1 + i);
+        if (term != 0 && term != f->slots[i].term) return false;
+    }
+    return true;
+}
 
 /* Places of members that are gone are taken by others; the table is as long as the configuration can be. */
-static void answer_note(struct raft_group *g, uint64_t replica_id, bool is_short)
+static void answer_note(struct raft_group *g, uint64_t replica_id, unsigned capacity)
 {
     uint32_t at = 0, oldest = 0;
     while (at < GROUP_MEMBERS_MAX && g->answers[at].replica_id != replica_id &&
@@ -498,7 +536,8 @@ static void answer_note(struct raft_group *g, uint64_t replica_id, bool is_short
     if (at == GROUP_MEMBERS_MAX) at = oldest;
     g->answers[at].replica_id = replica_id;
     g->answers[at].ms = g->now_ms;
-    g->answers[at].is_short = is_short;
+    g->answers[at].waits = capacity == GROUP_CAPACITY_WAITS;
+    g->answers[at].is_short = capacity == GROUP_CAPACITY_SHORT || g->answers[at].waits;
 }
 
 static int frame_receive(struct raft_group *g, struct frame *f, uint64_t node_id, bool strip)
@@ -507,10 +546,10 @@ static int frame_receive(struct raft_group *g, struct frame *f, uint64_t node_id
     const struct raft_install_snapshot *s = &f->message.install_snapshot;
     if (f->header.type == FRAME_APPEND) leader_heard(g, a->term, a->leader_commit);
     if (f->header.type == FRAME_APPEND_RESULT)
-        answer_note(g, f->header.from, f->message.append_entries_result.capacity == GROUP_CAPACITY_SHORT);
+        answer_note(g, f->header.from, f->message.append_entries_result.capacity);
     if (f->header.type == FRAME_INSTALL) leader_heard(g, s->term, s->last_index);
     switch (f->header.type) {
-    case FRAME_APPEND: return append_receive(g, f, strip || g->refused != NULL); /* D2 */
+    case FRAME_APPEND: return append_receive(g, f, strip || refused_strips(g, f)); /* D2 */
     case FRAME_INSTALL: return install_offer(g, f, node_id);
     case FRAME_VOTE_RESULT:
         /* In another state the core reads its union wrongly and may take the term of a late pre-vote. */

@@ -167,8 +167,12 @@ uint32_t raft_group_followers(const struct raft_group *g, struct replica_followe
 uint64_t raft_group_stored(const struct raft_group *g);
 uint64_t raft_group_heard_ms(const struct raft_group *g); /* a leader of our term, last; 0 = never */
 bool raft_group_disk_full(const struct raft_group *g);
-/* Whether there is room here for what a leader may let in: goes with every answer from now on. */
-void raft_group_set_short(struct raft_group *g, bool is_short);
+/* Whether there is room here for what a leader may let in, or (`waits`) not even for what it has let in already: goes with
+ * every answer from now on. */
+void raft_group_set_short(struct raft_group *g, bool is_short, bool waits);
+/* Leads, and as many voters are short, this one among them, that the others are no majority. Who has not answered yet is
+ * taken not to be. */
+bool raft_group_majority_is_short(const struct raft_group *g);
 const struct replica_member *raft_group_members(const struct raft_group *g, uint32_t *count_out);
 bool raft_group_leader(const struct raft_group *g, struct replica_member *leader_out);
 bool raft_group_is_leader(const struct raft_group *g);

@@ -262,6 +262,7 @@ static void answer_last(const struct raft_group *g, struct replica_follower *f)
         if (g->answers[i].replica_id != f->member.replica_id) continue;
         f->silent_ms = g->now_ms - g->answers[i].ms;
         f->is_short = g->answers[i].is_short;
+        f->waits = g->answers[i].waits;
     }
 }
 

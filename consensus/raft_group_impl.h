@@ -9,8 +9,9 @@
 
 #include "consensus/raft_group.h"
 
-#define GROUP_CAPACITY_SHORT                                                                                 \
-    1u /* in a message's capacity; 0: has room, or is of a release that does not say */
+/* In a message's capacity; 0: has room, or is of a release that does not say. */
+#define GROUP_CAPACITY_SHORT 1u
+#define GROUP_CAPACITY_WAITS 2u
 
 /* A change under way: submitted, or waiting for the new voter to catch up, or a transfer. */
 struct change_state {
@@ -37,13 +38,13 @@ struct raft_group {
     uint64_t heard_ms;  /* when a leader of our term was heard last; 0 = never */
     struct {
         uint64_t replica_id, ms;
-        bool is_short;
+        bool is_short, waits;
     } answers[GROUP_MEMBERS_MAX]; /* when and how each follower answered last; replica_id 0 = free */
     uint64_t led_index;           /* the highest that a leader said is committed */
     uint64_t level_index;         /* once delivered, we are level; 0 = not known yet */
     bool level;                   /* see replica_status.caught_up */
     bool started, stopped;
-    bool is_short;                              /* what raft_group_set_short said */
+    bool is_short, waits;                       /* what raft_group_set_short said */
     const struct raft_request_vote *vote_asked; /* by the message being taken; NULL = none */
     bool entries_taken;                         /* by the last step */
     uint64_t verified_term,

@@ -76,6 +76,12 @@ enum omen_err replica_busy(struct err *err, const char *what, uint64_t limit)
     return rc;
 }
 
+/* Only what is vital is let in: there is the reserve of the log here, or not even room elsewhere. */
+static bool is_short(const struct replica *r)
+{
+    return node_log_is_short(r->host->log) || (r->raft != NULL && replica_raft_is_short(r));
+}
+
 /* May an entry of `len` bytes be taken now? Mutex held. A single entry is taken whatever its size when none
  * is in flight. */
 static enum omen_err admit(struct replica *r, uint32_t len, bool vital, struct err *err)
@@ -89,9 +95,9 @@ static enum omen_err admit(struct replica *r, uint32_t len, bool vital, struct e
     if (r->disk_full || r->log_full)
         return err_set(err, OMEN_EFULL, NULL,
                 "the disk is full; reads go on, writes are refused until there is room");
-    if (!vital && node_log_is_short(r->host->log))
+    if (!vital && is_short(r))
         return err_set(err, OMEN_EFULL, NULL,
-                "the disk is full: what is left of the log is kept for deletes and for leaders to be found; reads go "
+                "the disk is full, here or where a majority of replicas is: what is left is kept for deletes; reads go "
                 "on, writes are refused until there is room");
     if (r->inflight_count > 0 && r->inflight_bytes + len > o->group_inflight_bytes_max)
         return replica_busy(err, "too many bytes in flight for this shard", o->group_inflight_bytes_max);
@@ -130,7 +136,7 @@ static void work_append(struct replica *r, struct work *work)
 
 bool replica_entry_is_vital(struct replica *r, const void *entry, uint32_t len)
 {
-    return r->fsm.vital != NULL && node_log_is_short(r->host->log) && r->fsm.vital(r->fsm.self, entry, len);
+    return r->fsm.vital != NULL && is_short(r) && r->fsm.vital(r->fsm.self, entry, len);
 }
 
 void replica_propose(struct replica *r, uint8_t *entry, uint32_t len, void *proposal_arg, replica_done done,
@@ -415,6 +421,7 @@ void replica_status(struct replica *r, struct replica_status *status_out)
         .checkpoints = r->checkpoints,
         .stopped = r->stopped,
         .disk_full = r->disk_full || r->log_full || node_log_is_short(r->host->log),
+        .waits = r->disk_full || r->log_full,
         .leader = r->stopped == OMEN_OK,
     };
     if (r->raft != NULL) replica_raft_status(r, status_out);

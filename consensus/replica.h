@@ -155,6 +155,7 @@ struct replica_follower {
             lag_bytes;
     uint64_t silent_ms; /* since its last answer to this leader; UINT64_MAX: none yet */
     bool is_short;      /* and that said that its disk is short of room */
+    bool waits;         /* even for what it has to store or apply already */
 };
 /* followers_out: [GROUP_MEMBERS_MAX]. None at a replica that does not lead. */
 void replica_followers(struct replica *replica, struct replica_follower *followers_out, uint32_t *count_out);
@@ -226,6 +227,7 @@ struct replica_status {
     uint64_t inflight_bytes, inflight_count, checkpoints;
     enum omen_err stopped;
     bool disk_full; /* waiting for room, or only what is vital is taken */
+    bool waits;     /* what is committed, or was let in, finds no room in the machine or in the log */
     bool leader;
     /* Of a replica of a Raft group; at most LOOP_TICK_MS old. */
     uint64_t stored_index, commit_index;  /* raft's */

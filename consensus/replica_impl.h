@@ -191,6 +191,8 @@ void replica_raft_drain(
         struct replica *replica); /* out of the loop's hands; nothing new is queued for apply */
 void replica_raft_free(struct replica *replica);
 void replica_raft_status(struct replica *replica, struct replica_status *status); /* mutex held */
+bool replica_raft_is_short(
+        const struct replica *replica); /* leads, and the disks of a majority are short of room */
 
 /* replica_host.c */
 OMEN_CHECKED enum omen_err log_append_wait(struct node_log *log, const struct node_log_record *records,

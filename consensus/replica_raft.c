@@ -48,6 +48,29 @@ void raft_proposal_end(struct replica *r, struct work *work, enum omen_err rc)
     mem_free(work);
 }
 
+/* ---- how full the disk is ---- */
+
+/* What the leader lets in may find no room here: in the log, in the machine now, or in the machine before long. Said before
+ * whatever answers it. */
+static void short_tell(struct replica_raft *m)
+{
+    struct replica *r = m->replica;
+    pthread_mutex_lock(&r->mutex);
+    bool waits = r->disk_full;
+    pthread_mutex_unlock(&r->mutex);
+    bool is_short = node_log_is_short(r->host->log) ||
+            (r->fsm.is_short != NULL && r->fsm.is_short(r->fsm.self));
+    raft_group_set_short(m->group, is_short, waits || raft_group_disk_full(m->group));
+}
+
+/* What the others said, for whoever proposes next. */
+static void short_hear(struct replica_raft *m)
+{
+    atomic_store(&m->majority_short, raft_group_majority_is_short(m->group));
+}
+
+bool replica_raft_is_short(const struct replica *r) { return atomic_load(&r->raft->majority_short); }
+
 /* ---- what the group asks for ---- */
 
 static void append_back(struct loop_task *task)
@@ -55,6 +78,7 @@ static void append_back(struct loop_task *task)
     struct group_append *a = (struct group_append *)((char *)task - offsetof(struct group_append, task));
     struct replica_raft *m = raft_group_io_arg(a->group);
     struct replica *r = m->replica;
+    short_tell(m);
     raft_group_appended(m->group, a, net_now_ms(m->loop->net));
     if (!m->stopping || raft_group_appends(m->group) > 0) return;
     pthread_mutex_lock(&r->mutex);
@@ -343,18 +367,6 @@ static bool is_stopped(struct replica *r)
     return stopped;
 }
 
-/* What the leader lets in may find no room here: in the log, in the machine now, or in the machine before long. */
-static void short_tell(struct replica_raft *m)
-{
-    struct replica *r = m->replica;
-    pthread_mutex_lock(&r->mutex);
-    bool waits = r->disk_full;
-    pthread_mutex_unlock(&r->mutex);
-    raft_group_set_short(m->group,
-            waits || node_log_is_short(r->host->log) ||
-                    (r->fsm.is_short != NULL && r->fsm.is_short(r->fsm.self)));
-}
-
 void replica_raft_tick(struct replica_raft *m, uint64_t now_ms)
 {
     if (is_stopped(m->replica)) go_inert(m);
@@ -364,6 +376,7 @@ void replica_raft_tick(struct replica_raft *m, uint64_t now_ms)
     barriers_tick(m, now_ms);
     if (now_ms - m->base_ms >= BASE_REFRESH_MS) checkpointed(m, now_ms);
     raft_status_refresh(m);
+    short_hear(m);
 }
 
 void replica_raft_frame(struct replica_raft *m, struct frame *frame, uint64_t node_id, uint64_t now_ms)
@@ -375,7 +388,9 @@ void replica_raft_frame(struct replica_raft *m, struct frame *frame, uint64_t no
     bool strip = r->backlog_bytes > host->options.apply_backlog_bytes_max;
     pthread_mutex_unlock(&r->mutex);
     strip = strip || node_log_far_over(host->log);
+    short_tell(m);
     raft_group_frame(m->group, frame, node_id, strip, now_ms);
+    short_hear(m);
     atomic_store(&m->heard_ms, raft_group_heard_ms(m->group));
     if (m->askers != NULL) barriers_run(m, now_ms);
 }

@@ -62,6 +62,7 @@ struct replica_raft {
     _Atomic uint64_t keep_bytes; /* replica_keep_log's */
     bool inert;                  /* the machine stopped: this replica takes no part any more */
     _Atomic bool leading;        /* for replica_silent_ms */
+    _Atomic bool majority_short; /* for replica_raft_is_short */
     _Atomic uint64_t heard_ms;   /* the same */
     uint64_t told_leader, told_term;
 };

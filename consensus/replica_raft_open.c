@@ -121,6 +121,7 @@ void replica_raft_status(struct replica *r, struct replica_status *out)
     out->caught_up = r->raft->level && r->applied >= r->raft->level_sequence;
     out->silent_ms = replica_silent_ms(r);
     out->disk_full = out->disk_full || s->disk_full;
+    out->waits = out->waits || s->disk_full;
 }
 
 uint64_t replica_silent_ms(struct replica *r)

@@ -343,13 +343,26 @@ static void gave_way(void *arg, enum omen_err result, uint64_t sequence, const s
     (void)arg, (void)result, (void)sequence, (void)err; /* who leads is told elsewhere */
 }
 
+/* Would the voter lead better than a leader whose disk is full, or (`waits`) than one that cannot even apply what is
+ * committed? 2: it has room. 1: it does not wait. */
+static int heir_worth(struct shard_host *shard, const struct replica_follower *f, bool waits)
+{
+    if (f->member.role != REPLICA_VOTER || f->silent_ms > silence_max_ms(shard) ||
+            f->lag_bytes > SHARD_READY_LAG_BYTES)
+        return 0;
+    if (!f->is_short && !node_is_full(shard->group, (uint32_t)f->member.node_id)) return 2;
+    return waits && !f->waits ? 1 : 0;
+}
+
 /* A leader whose disk is full refuses what a majority without it would take: it hands over to the voter that has most of the
- * log and room, if there is one. The next leader waits for this replica as for any other, and no longer. */
+ * log and room, if there is one. The next leader waits for this replica as for any other, and no longer. One that has no
+ * room for what is committed already can neither write nor say what is true: anybody will do who has. */
 static void give_way_when_full(struct shard_host *shard, const struct shard_host_status *s)
 {
     struct shard_group *g = shard->group;
     struct replica_follower followers[GROUP_MEMBERS_MAX];
     const struct replica_follower *heir = NULL;
+    int best = 0;
     uint32_t count;
     uint64_t now_ns = clock_monotonic_ns(shard->env->clock);
     bool full = s->replica.disk_full || atomic_load(&shard->env->disk_full);
@@ -357,11 +370,10 @@ static void give_way_when_full(struct shard_host *shard, const struct shard_host
     replica_followers(shard->replica, followers, &count);
     for (uint32_t i = 0; i < count; i++) {
         const struct replica_follower *f = &followers[i];
-        if (f->member.role != REPLICA_VOTER || f->silent_ms > silence_max_ms(shard) ||
-                f->lag_bytes > SHARD_READY_LAG_BYTES || f->is_short ||
-                node_is_full(g, (uint32_t)f->member.node_id))
-            continue;
-        if (heir == NULL || f->lag_bytes < heir->lag_bytes) heir = f;
+        int worth = heir_worth(shard, f, s->replica.waits);
+        if (worth == 0 || worth < best || (worth == best && f->lag_bytes >= heir->lag_bytes)) continue;
+        heir = f;
+        best = worth;
     }
     if (heir == NULL) return;
     g->give_way_ns = now_ns;

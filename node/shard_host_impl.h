@@ -8,7 +8,8 @@
 #include "node/shard_host.h"
 #include "node/ship.h"
 
-#define SHARD_DIR_BYTES 3900u /* of a path; what lies in it has short names */
+#define SHARD_FULL_AHEAD_NS 300000000ull /* so long before its deadline whoever waits for room is told */
+#define SHARD_DIR_BYTES 3900u            /* of a path; what lies in it has short names */
 
 /* First member of what call->service_data points to. */
 struct call_state {

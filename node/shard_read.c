@@ -17,8 +17,6 @@
 
 #define READ_ARENA_FIRST_BYTES (64u << 10)
 #define READ_ARENA_KEEP_BYTES (1u << 20)
-#define READ_FULL_AHEAD_NS                                                                                   \
-    (3 * 100000000ull) /* before its deadline a read that a full disk holds back is told so */
 
 /* One outstanding replica_barrier. `read` is NULL once the read was answered otherwise; guarded by read_lock. */
 struct barrier_wait {
@@ -381,7 +379,7 @@ static bool read_held_by_full_disk(const struct shard_read *read, const struct r
 {
     uint64_t deadline_ns = read->call->deadline_ns;
     return status->disk_full && deadline_ns != 0 &&
-            clock_monotonic_ns(read->state.shard->env->clock) + READ_FULL_AHEAD_NS >= deadline_ns;
+            clock_monotonic_ns(read->state.shard->env->clock) + SHARD_FULL_AHEAD_NS >= deadline_ns;
 }
 
 void shard_read_sweep(struct shard_host *shard)

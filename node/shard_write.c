@@ -577,16 +577,26 @@ void shard_write_release(struct shard_write *write)
 
 /* ---- deadlines ---- */
 
+/* With the reason, and in time for it to arrive: the client counts the same deadline. */
+static bool held_by_full_disk(const struct shard_host *shard, const struct shard_write *w, bool waits)
+{
+    uint64_t deadline_ns = w->call->deadline_ns;
+    return waits && deadline_ns != 0 &&
+            clock_monotonic_ns(shard->env->clock) + SHARD_FULL_AHEAD_NS >= deadline_ns;
+}
+
 /* Requests still waiting were never begun; those in flight may yet be applied. */
 void shard_write_sweep(struct shard_host *shard)
 {
     struct shard_write *never = NULL, *unknown = NULL;
     uint64_t bytes = 0;
+    struct replica_status status = { 0 };
+    if (shard->replica != NULL) replica_status(shard->replica, &status);
     pthread_mutex_lock(&shard->write_lock);
     shard->queue_tail = &shard->queue_head;
     while (*shard->queue_tail != NULL) {
         struct shard_write *w = *shard->queue_tail;
-        if (!shard_call_late(shard, w->call)) {
+        if (!shard_call_late(shard, w->call) && !held_by_full_disk(shard, w, status.waits)) {
             shard->queue_tail = &w->next;
             continue;
         }
@@ -610,7 +620,13 @@ void shard_write_sweep(struct shard_host *shard)
     while (never != NULL) {
         struct shard_call *call = never->call;
         never = never->next;
-        shard_call_fail(call, OMEN_EDEADLINE, "the deadline passed while the write waited; it was not begun");
+        if (status.waits)
+            shard_call_fail(call, OMEN_EFULL,
+                    "the disk is full: earlier writes of shard %llu wait for room; this one was not begun",
+                    (unsigned long long)shard->shard_id);
+        else
+            shard_call_fail(call, OMEN_EDEADLINE,
+                    "the deadline passed while the write waited; it was not begun");
     }
     while (unknown != NULL) {
         struct shard_call *call = unknown->call;

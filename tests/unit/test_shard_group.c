@@ -296,6 +296,49 @@ START_TEST(a_full_disk_at_a_replica_refuses_writes_and_a_minority_not_for_long)
 }
 END_TEST
 
+static enum omen_err no_room(void *arg, enum vfs_hook_op op, struct err *err)
+{
+    if (op != VFS_HOOK_ALLOCATE || !atomic_load((_Atomic bool *)arg)) return OMEN_OK;
+    return err_set(err, OMEN_EFULL, NULL, "told to be full");
+}
+
+/* All disks are full, and where the leader is not even what was committed before finds room: it can say nothing that is
+ * true, those that applied it can. */
+START_TEST(a_leader_without_room_for_what_is_committed_gives_way_to_a_full_disk_too)
+{
+    static struct vfs_hook hooks[3];
+    static _Atomic bool full[3];
+    struct shard_host_status s = { 0 };
+    for (uint32_t i = 0; i < 3; i++) {
+        vfs_hook_init(&hooks[i], vfs_posix(), no_room, &full[i]);
+        g.nodes[i].vfs = &hooks[i].base;
+    }
+    shard_nodes_start(&g, 3);
+    uint64_t last = shard_nodes_upsert(&g, 1, no_op());
+    uint32_t leader = shard_nodes_leader(&g, UINT32_MAX), late = (leader + 1) % 3;
+    shard_node_wait_applied(&g.nodes[late], last);
+    shard_nodes_hold_apply(&g.nodes[late], true);
+    for (uint32_t i = 0; i < 4; i++)
+        last = shard_nodes_fill(&g, 1000 + 100 * i, 20, 10000); /* chunks of 64 KiB */
+    shard_node_wait_applied(&g.nodes[(leader + 2) % 3], last);
+    atomic_store(&full[late], true);
+    shard_nodes_hold_apply(&g.nodes[late], false);
+    for (uint32_t ms = 0; !s.replica.waits; ms++) {
+        ck_assert_uint_lt(ms, SHARD_NODES_WAIT_MS);
+        usleep(1000);
+        shard_host_status(g.nodes[late].shard, &s);
+    }
+    for (uint32_t i = 0; i < 3; i++) atomic_store(&g.nodes[i].disk_full, true);
+    ck_assert_int_eq(shard_node_change(&g.nodes[leader], '>', g.nodes[late].replica_id, 0), OMEN_OK);
+    uint32_t next = shard_nodes_leader(&g, late);
+    ck_assert_uint_eq(shard_node_count(&g.nodes[next], CONSISTENCY_LINEARIZABLE, 0, NULL), 81);
+    (void)wait_write(OMEN_OK, true); /* deletes go on */
+    for (uint32_t i = 0; i < 3; i++) atomic_store(&g.nodes[i].disk_full, false);
+    atomic_store(&full[late], false);
+    shard_node_wait_applied(&g.nodes[late], last);
+}
+END_TEST
+
 /* A follower that answers but takes nothing: its machine stands still and its queue is full. */
 START_TEST(writes_wait_for_a_replica_that_is_behind_but_not_for_ever)
 {
@@ -664,6 +707,7 @@ int main(void)
     suite_add_tcase(s, tc);
     tc = tcase("admission");
     tcase_add_test(tc, a_full_disk_at_a_replica_refuses_writes_and_a_minority_not_for_long);
+    tcase_add_test(tc, a_leader_without_room_for_what_is_committed_gives_way_to_a_full_disk_too);
     tcase_add_test(tc, writes_wait_for_a_replica_that_is_behind_but_not_for_ever);
     tcase_add_test(tc, a_leader_without_one_follower_stays_small);
     suite_add_tcase(s, tc);
