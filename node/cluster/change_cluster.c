@@ -119,21 +119,6 @@ static enum omen_err apply_node_update(struct cluster_state *state, const struct
     return OMEN_OK;
 }
 
-/* What keeps a node from being removed: the first shard that names it; 0 = nothing. */
-static uint64_t shard_on_node(const struct cluster_state *state, uint32_t node_id)
-{
-    for (uint32_t k = 0; k < state->op_count; k++)
-        if (state->ops[k].from_node == node_id || state->ops[k].to_node == node_id)
-            return state->ops[k].shard_id;
-    for (uint32_t c = 0; c < state->map->collection_count; c++) {
-        const struct map_collection *collection = &state->map->collections[c];
-        for (uint32_t s = 0; s < collection->shard_count; s++)
-            for (uint32_t r = 0; r < collection->shards[s].replica_count; r++)
-                if (collection->shards[s].node_ids[r] == node_id) return collection->shards[s].shard_id;
-    }
-    return 0;
-}
-
 static enum omen_err apply_node_state(struct cluster_state *state, const struct cluster_entry *entry,
         struct catalog_outcome *outcome)
 {
@@ -144,7 +129,7 @@ static enum omen_err apply_node_state(struct cluster_state *state, const struct 
     if (change->node_state < CLUSTER_NODE_ACTIVE || change->node_state > CLUSTER_NODE_REMOVED)
         return REJECT(OMEN_EINVAL, "node_state", "is not known");
     if (change->node_state == CLUSTER_NODE_REMOVED) {
-        uint64_t shard_id = shard_on_node(state, node->node_id);
+        uint64_t shard_id = cluster_state_shard_on(state, node->node_id);
         if (shard_id != 0)
             return REJECT(OMEN_EBUSY, "node_id",
                     "node %u still holds replicas, of shard %llu among others: drain it first", node->node_id,
@@ -154,7 +139,10 @@ static enum omen_err apply_node_state(struct cluster_state *state, const struct 
     }
     node->state = change->node_state;
     outcome->node_id = node->node_id;
-    return OMEN_OK;
+    const struct cluster_plan *drain = cluster_state_plan_for(state, node->node_id);
+    uint32_t ended;
+    if (drain == NULL || node->state == CLUSTER_NODE_DRAINING) return OMEN_OK;
+    return cluster_plans_cancel(state, drain->plan_id, entry->log_time_ms, &ended);
 }
 
 /* ---- operations ---- */
@@ -205,15 +193,14 @@ static enum omen_err move_check(struct cluster_state *state, const struct cluste
     return OMEN_OK;
 }
 
-static enum omen_err apply_ops_start(struct cluster_state *state, const struct cluster_entry *entry,
-        struct catalog_outcome *outcome)
+enum omen_err cluster_ops_begin(struct cluster_state *state, const struct cluster_entry *entry,
+        enum cluster_op_why why, uint64_t plan_id, struct catalog_outcome *outcome)
 {
     const struct cluster_change *change = &entry->cluster;
-    if (change->move_count == 0) return REJECT(OMEN_EINVAL, "moves", "there is nothing to do");
     if (state->op_count + change->move_count > CLUSTER_OPS_MAX)
         return REJECT(OMEN_EBUSY, "moves", "at most %u operations may be under way", CLUSTER_OPS_MAX);
     outcome->first_op_id = state->next_op;
-    outcome->plan_id = change->plan_id != 0 ? change->plan_id : state->next_op;
+    outcome->plan_id = plan_id;
     outcome->op_count = change->move_count;
     for (uint32_t i = 0; i < change->move_count; i++) {
         const struct cluster_move *move = &change->moves[i];
@@ -225,13 +212,14 @@ static enum omen_err apply_ops_start(struct cluster_state *state, const struct c
         if (op == NULL) return OMEN_ENOMEM;
         *op = (struct cluster_op){
             .op_id = state->next_op++,
-            .plan_id = outcome->plan_id,
+            .plan_id = plan_id,
             .shard_id = move->shard_id,
             .collection_id = collection->id,
             .from_replica = move->from_replica,
             .to_node = move->to_node,
             .step = OP_ADD,
-            .why = change->why,
+            .why = why,
+            .bytes = move->bytes,
             .started_ms = entry->log_time_ms,
             .changed_ms = entry->log_time_ms,
         };
@@ -239,6 +227,15 @@ static enum omen_err apply_ops_start(struct cluster_state *state, const struct c
         if (move->to_node != 0) op->to_replica = state->next_replica++;
     }
     return OMEN_OK;
+}
+
+static enum omen_err apply_ops_start(struct cluster_state *state, const struct cluster_entry *entry,
+        struct catalog_outcome *outcome)
+{
+    const struct cluster_change *change = &entry->cluster;
+    uint64_t plan_id = change->plan_id != 0 ? change->plan_id : state->next_op;
+    if (change->move_count == 0) return REJECT(OMEN_EINVAL, "moves", "there is nothing to do");
+    return cluster_ops_begin(state, entry, change->why, plan_id, outcome);
 }
 
 /* What the operation takes for granted of the shard: its source is there, or there is room for one more. */
@@ -293,7 +290,7 @@ static enum omen_err op_end(struct cluster_state *state, uint32_t at, bool gone)
             sizeof *kept);
     if (kept == NULL) return OMEN_ENOMEM;
     *kept = ended;
-    return OMEN_OK;
+    return cluster_plan_count(state, &ended);
 }
 
 static enum omen_err apply_op_step(struct cluster_state *state, const struct cluster_entry *entry,
@@ -331,19 +328,26 @@ static enum omen_err apply_op_cancel(struct cluster_state *state, const struct c
 {
     const struct cluster_change *change = &entry->cluster;
     bool all = change->op_id == 0 && change->plan_id == 0;
-    uint32_t found = 0, canceled = 0;
+    uint32_t found = 0, canceled = 0, plans = 0;
+    uint64_t plan_id = change->plan_id;
     for (uint32_t i = 0; i < state->op_count; i++) {
         struct cluster_op *op = &state->ops[i];
         if (!all && op->op_id != change->op_id && (change->plan_id == 0 || op->plan_id != change->plan_id))
             continue;
         found++;
+        if (op->op_id == change->op_id) plan_id = op->plan_id; /* or its plan would begin it again */
         if (op->step != OP_ADD && op->step != OP_CATCH_UP) continue;
         op->step = OP_CANCELING;
         op->changed_ms = entry->log_time_ms;
         canceled++;
     }
-    if (found == 0 && !all) return REJECT(OMEN_ENOTFOUND, "op_id", "there is no such operation under way");
-    if (found > 0 && canceled == 0)
+    if (all || plan_id != 0) {
+        enum omen_err rc = cluster_plans_cancel(state, plan_id, entry->log_time_ms, &plans);
+        if (rc != OMEN_OK) return rc;
+    }
+    if (found == 0 && plans == 0 && !all)
+        return REJECT(OMEN_ENOTFOUND, "op_id", "there is no such operation under way");
+    if (found > 0 && canceled == 0 && plans == 0)
         return REJECT(OMEN_EINVAL, "op_id", "it is past the step up to which it can be canceled");
     outcome->op_count = canceled;
     return OMEN_OK;
@@ -360,6 +364,8 @@ enum omen_err cluster_apply_cluster(struct cluster_state *state, const struct cl
     case CLUSTER_CHANGE_OPS_START: return apply_ops_start(state, entry, outcome);
     case CLUSTER_CHANGE_OP_STEP: return apply_op_step(state, entry, outcome, map_changed);
     case CLUSTER_CHANGE_OP_CANCEL: return apply_op_cancel(state, entry, outcome);
+    case CLUSTER_CHANGE_PLAN_START:
+    case CLUSTER_CHANGE_PLAN_STEP: return cluster_apply_plans(state, entry, outcome);
     case CLUSTER_CHANGE_THROTTLE:
         state->throttle_bytes_per_s = entry->cluster.throttle_bytes_per_s;
         return OMEN_OK;

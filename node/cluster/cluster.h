@@ -23,7 +23,10 @@
 #define CLUSTER_RESULTS_MAX 1024u
 #define CLUSTER_RESULT_MS 600000u /* of log time, for which an outcome is kept, if that many fit */
 #define CLUSTER_OPS_MAX 4096u
-#define CLUSTER_MOVES_MAX 1024u /* of one OPS_START */
+#define CLUSTER_MOVES_MAX 1024u /* of one OPS_START, of one round of a plan */
+#define CLUSTER_PLANS_MAX 65u   /* a drain of each node, and one rebalance */
+#define CLUSTER_PLAN_HISTORY_MAX 16u
+#define CLUSTER_PLAN_ROUNDS_MAX 256u /* of a rebalance */
 #define CLUSTER_NODES_MAX                                                                                    \
     64u /* = GROUP_MEMBERS_MAX: every node hosts a replica of the cluster group; removed ones leave the table */
 
@@ -54,7 +57,21 @@ struct cluster_op {
     enum cluster_op_step step;
     enum cluster_op_why why;
     uint64_t started_ms, changed_ms;
-    bool canceled; /* in the history: it was */
+    uint64_t bytes; /* of a plan's: what its replica held when it was begun */
+    bool canceled;  /* in the history: it was */
+};
+
+/* What is to be reached by moves, some rounds of them: after each it is planned again, until nothing is left to move. */
+struct cluster_plan {
+    uint64_t plan_id;
+    enum cluster_op_why why; /* REBALANCE or DRAIN */
+    uint32_t node_id;        /* DRAIN: of which */
+    uint64_t started_ms, changed_ms;
+    uint32_t rounds;                /* begun */
+    uint32_t begun, done, canceled; /* moves of all rounds; the others are under way */
+    uint32_t ahead;                 /* moves of later rounds, as it looked when the last was begun */
+    uint64_t bytes_begun, bytes_done, bytes_ahead;
+    bool ending; /* it was canceled: no further round, it ends with its operations */
 };
 
 struct cluster_shard {
@@ -86,6 +103,10 @@ struct cluster_state {
     uint32_t op_count;
     struct cluster_op *history; /* [history_count] ended, oldest first */
     uint32_t history_count;
+    struct cluster_plan *plans; /* [plan_count] ascending by id: under way */
+    uint32_t plan_count;
+    struct cluster_plan *plan_history; /* [plan_history_count] ended, oldest first */
+    uint32_t plan_history_count;
     struct cluster_shard *shards; /* [shard_count] ascending by id */
     uint32_t shard_count;
     struct cluster_result *results; /* [result_count] in order of the log */
@@ -101,6 +122,12 @@ void cluster_state_unref(struct cluster_state *state);                /* NULL is
 const struct cluster_node *cluster_state_node(const struct cluster_state *state,
         uint32_t node_id); /* NULL: unknown */
 const struct cluster_shard *cluster_state_shard(const struct cluster_state *state, uint64_t shard_id);
+/* Under way; NULL: none. */
+const struct cluster_plan *cluster_state_plan(const struct cluster_state *state, uint64_t plan_id);
+/* The drain of a node, or with 0 the rebalance, that is under way; NULL: none. */
+const struct cluster_plan *cluster_state_plan_for(const struct cluster_state *state, uint32_t node_id);
+/* A shard that names the node, by the map or an operation; 0: none does. */
+uint64_t cluster_state_shard_on(const struct cluster_state *state, uint32_t node_id);
 /* What became of a change of this kind that was asked for under this id; NULL: not made, or too long ago. */
 const struct cluster_result *cluster_state_result(const struct cluster_state *state,
         const struct op_id *asked_as, uint32_t kind);
@@ -118,12 +145,15 @@ enum cluster_change_kind { /* beside catalog_change_kind; one numbering of entri
     CLUSTER_CHANGE_OP_STEP = 21,
     CLUSTER_CHANGE_OP_CANCEL = 22,
     CLUSTER_CHANGE_THROTTLE = 23,
+    CLUSTER_CHANGE_PLAN_START = 24, /* a drain also makes its node DRAINING */
+    CLUSTER_CHANGE_PLAN_STEP = 25,  /* the next round; without moves: nothing is left, it ends */
 };
 
 /* A move as it is asked for: from_replica 0 = one more replica, to_node 0 = one less. */
 struct cluster_move {
     uint64_t shard_id, from_replica;
     uint32_t to_node;
+    uint64_t bytes; /* PLAN_START, PLAN_STEP: of the replica, as far as is known */
 };
 
 struct cluster_change {
@@ -131,15 +161,17 @@ struct cluster_change {
     uint64_t cluster_id, incarnation;      /* INIT */
     char name[CLUSTER_NAME_BYTES_MAX + 1]; /* INIT */
     uint64_t birth;                        /* INIT, NODE_ADD */
-    uint32_t node_id;                      /* NODE_UPDATE, NODE_STATE */
+    uint32_t node_id;                      /* NODE_UPDATE, NODE_STATE, PLAN_START of a drain */
     enum cluster_node_state node_state;
     char address[OMEN_ADDRESS_BYTES_MAX + 1],
             raft_address[OMEN_ADDRESS_BYTES_MAX + 1]; /* INIT, NODE_ADD, NODE_UPDATE */
     char labels[CLUSTER_LABELS_BYTES_MAX + 1];
-    enum cluster_op_why why;          /* OPS_START */
-    const struct cluster_move *moves; /* OPS_START [move_count], borrowed */
+    enum cluster_op_why why;          /* OPS_START, PLAN_START */
+    const struct cluster_move *moves; /* OPS_START, PLAN_START, PLAN_STEP [move_count], borrowed */
     uint32_t move_count;
-    uint64_t op_id, plan_id;                 /* OP_STEP: op_id; OP_CANCEL: one of them, both 0 = all */
+    uint32_t ahead; /* PLAN_*: moves of later rounds, as it looks now, and their bytes */
+    uint64_t bytes_ahead;
+    uint64_t op_id, plan_id; /* OP_STEP: op_id; PLAN_STEP: plan_id; OP_CANCEL: one of them, both 0 = all */
     enum cluster_op_step step_from, step_to; /* OP_STEP */
     uint64_t throttle_bytes_per_s;           /* THROTTLE */
     struct op_id asked_as;                   /* by whoever may ask again; client 0 = none */
@@ -155,9 +187,9 @@ struct catalog_outcome {
     uint64_t collection_id;      /* created, dropped, or the alias's target */
     uint32_t node_id;            /* INIT, NODE_ADD */
     uint64_t catalog_replica_id; /* INIT, NODE_ADD */
-    uint64_t plan_id;            /* OPS_START */
-    uint64_t first_op_id;        /* OPS_START: the others follow; OP_CANCEL: unused */
-    uint32_t op_count;           /* OPS_START: begun; OP_CANCEL: canceled */
+    uint64_t plan_id;            /* OPS_START, PLAN_* */
+    uint64_t first_op_id;        /* OPS_START, PLAN_*: the others follow; OP_CANCEL: unused */
+    uint32_t op_count;           /* OPS_START, PLAN_*: begun; OP_CANCEL: canceled */
 };
 
 /* Read `dir`/CATALOG, or begin empty under `incarnation`. OMEN_ECORRUPT names the file; a file of another

@@ -4,6 +4,7 @@
  *   16 u64 log_time_ms | op id: 24 u64 client, 32 u64 seq, 40 u64 issue_ms | 48 u32 willing | 52 u32 zero | 56 body,
  *   zeros to a multiple of 8
  * v2 and v1 have the body at 24; v1 has no options. The oldest version that can say it is written.
+ * v4: as v3, kinds 24 and 25
  * Body of kinds 1-4 (collections, aliases): u32 shard_count, u32 replication, f32 recall_target, u32 node_count,
  * node_count x u32 node
  *   id, name, name (target), schema; from v2: u32 length and bytes of the options, a doc; v3: length 0, none
@@ -13,6 +14,7 @@
  * u32 node_id, u8 node
  *   state, u8 why, u8 step_from, u8 step_to, name, address, raft address, labels, u32 move_count, count x {u64
  *   shard, u64 from_replica, u32 to_node}
+ * Kinds 24 and 25 (plans): as 16-23, each move with u64 bytes at its end; then u32 moves ahead, u64 bytes ahead
  *   name: u16 len, bytes.   schema: u16 len + shard key path, u32 field_count, count x {name, u32 dim, u32 metric} */
 #include "common/err.h"
 
@@ -24,10 +26,12 @@
 
 #define ENTRY_MAGIC 0x43434d4fu /* "OMCC" */
 #define ENTRY_HEADER 24u
-#define ENTRY_VERSION 3
+#define ENTRY_VERSION 4
+#define ENTRY_VERSION_ASKED 3   /* of entries with an op id or a last resort */
 #define ENTRY_VERSION_OPTIONS 2 /* of entries with options */
 #define ENTRY_VERSION_PLAIN 1   /* of entries without: every release reads them */
 #define MOVE_BYTES 20u
+#define PLAN_MOVE_BYTES 28u
 
 static void header_put(struct buf *b, uint16_t version, uint16_t kind, uint64_t log_time_ms)
 {
@@ -72,7 +76,7 @@ enum omen_err catalog_entry_encode(const struct catalog_change *change, uint64_t
     bool options = change->options.data != NULL;
     bool more = change->asked_as.client != 0 || willing < node_count;
     header_put(&b,
-            more              ? ENTRY_VERSION
+            more              ? ENTRY_VERSION_ASKED
                     : options ? ENTRY_VERSION_OPTIONS
                               : ENTRY_VERSION_PLAIN,
             (uint16_t)change->kind, log_time_ms);
@@ -89,14 +93,23 @@ enum omen_err catalog_entry_encode(const struct catalog_change *change, uint64_t
     return entry_finish(&b, entry_out, len_out);
 }
 
+static bool is_plan(uint16_t kind)
+{
+    return kind == CLUSTER_CHANGE_PLAN_START || kind == CLUSTER_CHANGE_PLAN_STEP;
+}
+
 enum omen_err cluster_entry_encode(const struct cluster_change *change, uint64_t log_time_ms,
         uint8_t **entry_out, uint32_t *len_out)
 {
     CHECK(change->move_count <= CLUSTER_MOVES_MAX);
     struct buf b;
-    bool asked = change->asked_as.client != 0;
-    header_put(&b, asked ? ENTRY_VERSION : ENTRY_VERSION_PLAIN, (uint16_t)change->kind, log_time_ms);
-    if (asked) asked_put(&b, &change->asked_as, 0);
+    bool plan = is_plan((uint16_t)change->kind), asked = change->asked_as.client != 0;
+    header_put(&b,
+            plan            ? ENTRY_VERSION
+                    : asked ? ENTRY_VERSION_ASKED
+                            : ENTRY_VERSION_PLAIN,
+            (uint16_t)change->kind, log_time_ms);
+    if (plan || asked) asked_put(&b, &change->asked_as, 0);
     put_u64(&b, change->cluster_id);
     put_u64(&b, change->incarnation);
     put_u64(&b, change->birth);
@@ -116,6 +129,11 @@ enum omen_err cluster_entry_encode(const struct cluster_change *change, uint64_t
         put_u64(&b, change->moves[i].shard_id);
         put_u64(&b, change->moves[i].from_replica);
         put_u32(&b, change->moves[i].to_node);
+        if (plan) put_u64(&b, change->moves[i].bytes);
+    }
+    if (plan) {
+        put_u32(&b, change->ahead);
+        put_u64(&b, change->bytes_ahead);
     }
     return entry_finish(&b, entry_out, len_out);
 }
@@ -172,17 +190,21 @@ static enum omen_err take_cluster(struct reader *in, struct cluster_entry *entry
     take_text(in, change->address, OMEN_ADDRESS_BYTES_MAX);
     take_text(in, change->raft_address, OMEN_ADDRESS_BYTES_MAX);
     take_text(in, change->labels, CLUSTER_LABELS_BYTES_MAX);
-    uint32_t count = take_count(in, CLUSTER_MOVES_MAX, MOVE_BYTES);
-    if (in->failed || count == 0) return OMEN_OK;
-    struct cluster_move *moves = mem_calloc(count, sizeof *moves);
+    bool plan = is_plan(entry->kind);
+    uint32_t count = take_count(in, CLUSTER_MOVES_MAX, plan ? PLAN_MOVE_BYTES : MOVE_BYTES);
+    struct cluster_move *moves = mem_calloc((size_t)count + 1, sizeof *moves);
     if (moves == NULL) return OMEN_ENOMEM;
     for (uint32_t i = 0; i < count; i++) {
         moves[i].shard_id = take_u64(in);
         moves[i].from_replica = take_u64(in);
         moves[i].to_node = take_u32(in);
+        if (plan) moves[i].bytes = take_u64(in);
     }
     change->moves = moves;
     change->move_count = count;
+    if (!plan) return OMEN_OK;
+    change->ahead = take_u32(in);
+    change->bytes_ahead = take_u64(in);
     return OMEN_OK;
 }
 
@@ -202,13 +224,14 @@ enum omen_err cluster_entry_decode(const void *bytes, size_t len, struct cluster
     entry_out->kind = load_u16(data + 6);
     entry_out->log_time_ms = take_u64(&in);
     uint16_t version = load_u16(data + 4);
-    if (version == ENTRY_VERSION) take_asked(&in, entry_out);
+    if (version >= ENTRY_VERSION_ASKED) take_asked(&in, entry_out);
+    if ((version == ENTRY_VERSION) != is_plan(entry_out->kind)) in.failed = true;
     enum omen_err rc = OMEN_OK;
     if (entry_out->kind < CLUSTER_CHANGE_INIT)
         take_catalog(&in, version, entry_out);
     else
         rc = take_cluster(&in, entry_out);
-    if (version < ENTRY_VERSION) entry_out->willing = entry_out->node_count;
+    if (version < ENTRY_VERSION_ASKED) entry_out->willing = entry_out->node_count;
     if (entry_out->willing > entry_out->node_count) in.failed = true;
     if (rc != OMEN_OK) return err_set(err, rc, "", "no memory for an entry of the catalog");
     if (!in.failed && align_up(in.at, 8) == len) return OMEN_OK;
@@ -226,5 +249,5 @@ void cluster_entry_fini(struct cluster_entry *entry)
 bool cluster_entry_known(uint16_t kind)
 {
     return (kind >= CATALOG_CREATE && kind <= CATALOG_SET) ||
-            (kind >= CLUSTER_CHANGE_INIT && kind <= CLUSTER_CHANGE_THROTTLE);
+            (kind >= CLUSTER_CHANGE_INIT && kind <= CLUSTER_CHANGE_PLAN_STEP);
 }

@@ -52,7 +52,7 @@ static enum omen_err drain(struct plan_board *b, uint8_t from, const char *reaso
         uint8_t to = target_of(b, item, all[i].replica);
         if (to == PLAN_NO_BIN) {
             rc = err_set(err, OMEN_EUNAVAILABLE, "node_id",
-                    "a replica of shard %llu has nowhere to go: every other active node holds one",
+                    "a replica of shard %llu has nowhere to go: every other active node that is up holds one",
                     (unsigned long long)item->shard->shard_id);
             break;
         }

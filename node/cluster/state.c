@@ -10,6 +10,8 @@ static void state_free(struct cluster_state *s)
     mem_free(s->nodes);
     mem_free(s->ops);
     mem_free(s->history);
+    mem_free(s->plans);
+    mem_free(s->plan_history);
     mem_free(s->shards);
     mem_free(s->results);
     map_unref(s->map);
@@ -69,12 +71,16 @@ struct cluster_state *cluster_state_clone(const struct cluster_state *state)
     atomic_init(&s->refs, 1);
     s->nodes = NULL;
     s->ops = s->history = NULL;
+    s->plans = s->plan_history = NULL;
     s->shards = NULL;
     s->results = NULL;
     s->map = map_clone(state->map);
     bool whole = s->map != NULL && items_copy(&s->nodes, state->nodes, s->node_count, sizeof *s->nodes) &&
             items_copy(&s->ops, state->ops, s->op_count, sizeof *s->ops) &&
             items_copy(&s->history, state->history, s->history_count, sizeof *s->history) &&
+            items_copy(&s->plans, state->plans, s->plan_count, sizeof *s->plans) &&
+            items_copy(&s->plan_history, state->plan_history, s->plan_history_count,
+                    sizeof *s->plan_history) &&
             items_copy(&s->shards, state->shards, s->shard_count, sizeof *s->shards) &&
             items_copy(&s->results, state->results, s->result_count, sizeof *s->results);
     if (whole) return s;
@@ -121,6 +127,34 @@ const struct cluster_shard *cluster_state_shard(const struct cluster_state *stat
             high = mid;
     }
     return low < state->shard_count && state->shards[low].shard_id == shard_id ? &state->shards[low] : NULL;
+}
+
+const struct cluster_plan *cluster_state_plan(const struct cluster_state *state, uint64_t plan_id)
+{
+    for (uint32_t i = 0; i < state->plan_count; i++)
+        if (state->plans[i].plan_id == plan_id) return &state->plans[i];
+    return NULL;
+}
+
+const struct cluster_plan *cluster_state_plan_for(const struct cluster_state *state, uint32_t node_id)
+{
+    for (uint32_t i = 0; i < state->plan_count; i++)
+        if (state->plans[i].node_id == node_id) return &state->plans[i];
+    return NULL;
+}
+
+uint64_t cluster_state_shard_on(const struct cluster_state *state, uint32_t node_id)
+{
+    for (uint32_t k = 0; k < state->op_count; k++)
+        if (state->ops[k].from_node == node_id || state->ops[k].to_node == node_id)
+            return state->ops[k].shard_id;
+    for (uint32_t c = 0; c < state->map->collection_count; c++) {
+        const struct map_collection *collection = &state->map->collections[c];
+        for (uint32_t s = 0; s < collection->shard_count; s++)
+            for (uint32_t r = 0; r < collection->shards[s].replica_count; r++)
+                if (collection->shards[s].node_ids[r] == node_id) return collection->shards[s].shard_id;
+    }
+    return 0;
 }
 
 struct map_shard *cluster_map_shard(struct cluster_state *state, uint64_t shard_id,

@@ -3,7 +3,7 @@
  *   catalog.c             the machine: apply, checkpoint, who reads
  *   state.c               snapshots: copies, references, look-ups
  *   change_collections.c  collections, aliases, placement
- *   change_cluster.c      nodes, operations
+ *   change_cluster.c      nodes, operations;  change_plans.c  what they are begun for
  *   results.c             what became of changes, for those that are asked for twice
  *   entry_format.c        entries as bytes;  state_format.c  the CATALOG file;  format.h  README.md has the tables
  *   catalog_file.c        how that is replaced, on a full disk too */
@@ -44,6 +44,20 @@ OMEN_CHECKED enum omen_err cluster_apply_collections(struct cluster_state *state
         const struct cluster_entry *entry, struct catalog_outcome *outcome, bool *map_changed);
 OMEN_CHECKED enum omen_err cluster_apply_cluster(struct cluster_state *state,
         const struct cluster_entry *entry, struct catalog_outcome *outcome, bool *map_changed);
+
+/* ---- change_cluster.c, for plans ---- */
+/* Begin an operation for each move of the entry. A move that cannot be made: outcome->code. OMEN_ENOMEM. */
+OMEN_CHECKED enum omen_err cluster_ops_begin(struct cluster_state *state, const struct cluster_entry *entry,
+        enum cluster_op_why why, uint64_t plan_id, struct catalog_outcome *outcome);
+
+/* ---- change_plans.c ---- */
+OMEN_CHECKED enum omen_err cluster_apply_plans(struct cluster_state *state, const struct cluster_entry *entry,
+        struct catalog_outcome *outcome);
+/* No further round of the plan, or with 0 of any; how many those are. One without operations ends at once. */
+OMEN_CHECKED enum omen_err cluster_plans_cancel(struct cluster_state *state, uint64_t plan_id,
+        uint64_t log_time_ms, uint32_t *count_out);
+/* The operation is not under way any more: its plan counts it, and ends if it was the last of one that is to. */
+OMEN_CHECKED enum omen_err cluster_plan_count(struct cluster_state *state, const struct cluster_op *ended);
 
 /* ---- results.c ---- */
 /* Whether the change was made before, or may have been: the outcome is then all there is to it. */

@@ -1,10 +1,11 @@
 /* The CATALOG file: the whole state of the cluster group, little-endian, read by one bounds-checked cursor.
  *
- * v4:  0 magic "OMCT" | 4 u16 version | 6 u16 zero | 8 u64 total_bytes | 16 u32 crc32c of the rest | 20 u32 zero |
+ * v5:  0 magic "OMCT" | 4 u16 version | 6 u16 zero | 8 u64 total_bytes | 16 u32 crc32c of the rest | 20 u32 zero |
  *   24 u64 sequence | 32 u64 epoch | 40 u64 incarnation | 48 u64 next_collection | 56 u64 next_group |
  *   64 u64 next_replica | 72 u32 collection_count | 76 u32 alias_count | 80 collections, aliases, then what v1 does
  *   not have: u64 next_node, u64 next_op, u64 cluster_id, u64 throttle, name, u32 count + nodes, u32 count + shards,
- *   u32 count + operations, u32 count + ended operations; from v4: u64 results_lost_ms, u32 count + results
+ *   u32 count + operations, u32 count + ended operations; from v4: u64 results_lost_ms, u32 count + results;
+ *   from v5: u32 count + plans, u32 count + ended plans
  *   collection: u64 id, u64 created_ms, f32 recall_target, u32 replication, name, schema, u32 shard_count, shards,
  *     u32 length and bytes of the options, a doc (length 0: all of them default), which v1 and v2 do not have
  *   shard: u64 id, u64 base_sequence, u32 slot_first, u32 slot_count, u32 replica_count, count x {u64 replica, u32
@@ -13,7 +14,9 @@
  *   shard's begin: u64 id, u32 count, count x {u64 replica, u32 node}
  *   operation: u64 id, plan, shard, collection, from_replica, to_replica, started_ms, changed_ms, u32 from_node, u32
  *   to_node,
- *     u8 step, u8 why, u8 canceled, u8 zero
+ *     u8 step, u8 why, u8 canceled, u8 zero; from v5: u64 bytes
+ *   plan: u64 id, started_ms, changed_ms, bytes_begun, bytes_done, bytes_ahead, u32 node, rounds, begun, done,
+ *     canceled, ahead, u8 why, u8 ending, u16 zero
  *   result: op id: u64 client, seq, issue_ms; u64 log_time_ms, collection, replica of the cluster group, plan, first
  *     operation; u32 kind, node, operations
  *   name, addresses, labels: u16 len, bytes.   schema: u16 len + shard key path, u32 field_count, count x {name, u32
@@ -29,10 +32,11 @@
 
 #define FILE_MAGIC 0x54434d4fu /* "OMCT" */
 #define FILE_HEADER 80u
-#define FILE_VERSION 4
+#define FILE_VERSION 5
 #define NODE_BYTES_MIN 38u
 #define BEGIN_BYTES_MIN 12u
-#define OP_BYTES 76u
+#define OP_BYTES 76u /* at least */
+#define PLAN_BYTES 76u
 #define RESULT_BYTES 76u
 
 /* ---- writing ---- */
@@ -107,6 +111,19 @@ static void put_op(struct buf *b, const struct cluster_op *op)
     put_u32(b, op->from_node);
     put_u32(b, op->to_node);
     buf_append(b, narrow, sizeof narrow);
+    put_u64(b, op->bytes);
+}
+
+static void put_plan(struct buf *b, const struct cluster_plan *plan)
+{
+    const uint64_t wide[] = { plan->plan_id, plan->started_ms, plan->changed_ms, plan->bytes_begun,
+        plan->bytes_done, plan->bytes_ahead };
+    const uint32_t counts[] = { plan->node_id, plan->rounds, plan->begun, plan->done, plan->canceled,
+        plan->ahead };
+    const uint8_t narrow[4] = { (uint8_t)plan->why, plan->ending, 0, 0 };
+    buf_append(b, wide, sizeof wide);
+    buf_append(b, counts, sizeof counts);
+    buf_append(b, narrow, sizeof narrow);
 }
 
 static void put_result(struct buf *b, const struct cluster_result *r)
@@ -137,6 +154,10 @@ static void put_cluster(struct buf *b, const struct cluster_state *state)
     put_u64(b, state->results_lost_ms);
     put_u32(b, state->result_count);
     for (uint32_t i = 0; i < state->result_count; i++) put_result(b, &state->results[i]);
+    put_u32(b, state->plan_count);
+    for (uint32_t i = 0; i < state->plan_count; i++) put_plan(b, &state->plans[i]);
+    put_u32(b, state->plan_history_count);
+    for (uint32_t i = 0; i < state->plan_history_count; i++) put_plan(b, &state->plan_history[i]);
 }
 
 void cluster_state_encode(const struct cluster_state *state, struct buf *out)
@@ -294,6 +315,28 @@ static void take_op(struct reader *in, struct cluster_op *op)
     op->canceled = !in->failed && narrow[2] == 1;
 }
 
+static void take_plan(struct reader *in, struct cluster_plan *plan)
+{
+    plan->plan_id = take_u64(in);
+    plan->started_ms = take_u64(in);
+    plan->changed_ms = take_u64(in);
+    plan->bytes_begun = take_u64(in);
+    plan->bytes_done = take_u64(in);
+    plan->bytes_ahead = take_u64(in);
+    plan->node_id = take_u32(in);
+    plan->rounds = take_u32(in);
+    plan->begun = take_u32(in);
+    plan->done = take_u32(in);
+    plan->canceled = take_u32(in);
+    plan->ahead = take_u32(in);
+    const uint8_t *narrow = take(in, 4);
+    bool good = (narrow[0] == OP_WHY_DRAIN && plan->node_id != 0) ||
+            (narrow[0] == OP_WHY_REBALANCE && plan->node_id == 0);
+    if (!good || narrow[1] > 1 || narrow[2] != 0 || narrow[3] != 0) in->failed = true;
+    plan->why = in->failed ? OP_WHY_REBALANCE : (enum cluster_op_why)narrow[0];
+    plan->ending = !in->failed && narrow[1] == 1;
+}
+
 static void take_result(struct reader *in, struct cluster_result *r)
 {
     r->asked_as.client = take_u64(in);
@@ -326,8 +369,15 @@ static void *take_items(struct reader *in, uint32_t max, size_t bytes_min, size_
 
 static void one_node(struct reader *in, void *item) { take_node(in, item); }
 static void one_begin(struct reader *in, void *item) { take_begin(in, item); }
-static void one_op(struct reader *in, void *item) { take_op(in, item); }
+static void one_old_op(struct reader *in, void *item) { take_op(in, item); }
 
+static void one_op(struct reader *in, void *item)
+{
+    take_op(in, item);
+    ((struct cluster_op *)item)->bytes = take_u64(in);
+}
+
+static void one_plan(struct reader *in, void *item) { take_plan(in, item); }
 static void one_result(struct reader *in, void *item) { take_result(in, item); }
 
 static enum omen_err take_cluster(struct reader *in, uint16_t version, struct cluster_state *s)
@@ -340,13 +390,20 @@ static enum omen_err take_cluster(struct reader *in, uint16_t version, struct cl
     s->nodes = take_items(in, CLUSTER_NODES_MAX, NODE_BYTES_MIN, sizeof *s->nodes, one_node, &s->node_count);
     s->shards = take_items(in, CATALOG_SHARDS_MAX, BEGIN_BYTES_MIN, sizeof *s->shards, one_begin,
             &s->shard_count);
-    s->ops = take_items(in, CLUSTER_OPS_MAX, OP_BYTES, sizeof *s->ops, one_op, &s->op_count);
-    s->history = take_items(in, CLUSTER_HISTORY_MAX, OP_BYTES, sizeof *s->history, one_op, &s->history_count);
+    void (*op)(struct reader * in, void *item) = version >= 5 ? one_op : one_old_op;
+    s->ops = take_items(in, CLUSTER_OPS_MAX, OP_BYTES, sizeof *s->ops, op, &s->op_count);
+    s->history = take_items(in, CLUSTER_HISTORY_MAX, OP_BYTES, sizeof *s->history, op, &s->history_count);
     if (version >= 4) {
         s->results_lost_ms = take_u64(in);
         s->results = take_items(in, CLUSTER_RESULTS_MAX, RESULT_BYTES, sizeof *s->results, one_result,
                 &s->result_count);
         if (s->results == NULL) return OMEN_ENOMEM;
+    }
+    if (version >= 5) {
+        s->plans = take_items(in, CLUSTER_PLANS_MAX, PLAN_BYTES, sizeof *s->plans, one_plan, &s->plan_count);
+        s->plan_history = take_items(in, CLUSTER_PLAN_HISTORY_MAX, PLAN_BYTES, sizeof *s->plan_history,
+                one_plan, &s->plan_history_count);
+        if (s->plans == NULL || s->plan_history == NULL) return OMEN_ENOMEM;
     }
     bool whole = s->nodes != NULL && s->shards != NULL && s->ops != NULL && s->history != NULL;
     for (uint32_t i = 1; whole && i < s->shard_count; i++)

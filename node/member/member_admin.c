@@ -310,13 +310,13 @@ static const struct {
             struct doc_builder *reply); /* what was told of it the first time */
 } actions[] = {
     { "node_add", act_node_add, 0, NULL },
-    { "node_drain", plan_drain_ask, CLUSTER_CHANGE_OPS_START, plan_tell },
+    { "node_drain", plan_drain_ask, CLUSTER_CHANGE_PLAN_START, plan_tell },
     { "node_activate", act_activate, CLUSTER_CHANGE_NODE_STATE, tell_nothing },
     { "node_remove", act_remove, CLUSTER_CHANGE_NODE_STATE, tell_nothing },
     { "node_label", act_label, CLUSTER_CHANGE_NODE_UPDATE, tell_nothing },
     { "replica_move", act_move, CLUSTER_CHANGE_OPS_START, tell_op },
     { "leader_transfer", act_transfer, 0, NULL },
-    { "rebalance", plan_rebalance_ask, CLUSTER_CHANGE_OPS_START, plan_tell },
+    { "rebalance", plan_rebalance_ask, CLUSTER_CHANGE_PLAN_START, plan_tell },
     { "cancel", act_cancel, CLUSTER_CHANGE_OP_CANCEL, tell_canceled },
     { "throttle", act_throttle, CLUSTER_CHANGE_THROTTLE, tell_nothing },
 };

@@ -9,7 +9,7 @@
  *   member_drive.c       operations, at the leader
  *   member_group.c       who votes in the cluster group, at the leader
  *   member_admin.c       requests of operators; member_status.c: the large one
- *   member_plan.c        of those: draining and rebalancing
+ *   member_plan.c        of those: draining and rebalancing, round by round
  *   member_collections.c changes of collections and aliases
  *   member_propose.c     entries of the cluster group; member_wait.c: waiting for an answer
  *
@@ -90,6 +90,7 @@ struct member {
     bool reconcile_again; /* something could not be done */
     uint64_t retry_ns, checkpoint_ns;
     uint64_t spread_ns;    /* the driver's: no transfer before */
+    uint64_t plans_ns;     /* the driver's: no look at plans before */
     uint64_t checkpointed; /* sequence */
 
     pthread_mutex_t lock;
@@ -98,7 +99,9 @@ struct member {
             1];                 /* of the cluster that is being made here; lost with the process before
                                               its first entry, which then has none */
     struct op_id init_asked_as; /* who asked for it; lost with the process as well */
-    char trouble[200];          /* why it is not a member yet, or why a replica could not be opened */
+    uint64_t plan_trouble_id;   /* of the plan that was looked at last, and what keeps it; "" = nothing */
+    char plan_trouble[200];
+    char trouble[200]; /* why it is not a member yet, or why a replica could not be opened */
     char seeds[MEMBER_SEEDS_MAX]
               [OMEN_ADDRESS_BYTES_MAX + 1]; /* cluster.join, PEERS, and who said that it takes us in */
     uint32_t seed_count;
@@ -204,6 +207,7 @@ OMEN_CHECKED enum omen_err replica_command(struct replica *replica, enum member_
 
 /* member_drive.c, member_group.c; driver, leader only */
 void member_drive_turn(struct member *m, const struct cluster_state *state);
+void member_plans_turn(struct member *m, const struct cluster_state *state); /* member_plan.c */
 void member_group_turn(struct member *m, const struct cluster_state *state);
 
 /* member_admin.c, member_plan.c, member_status.c: requests of operators, at the leader */
@@ -221,6 +225,7 @@ OMEN_CHECKED enum omen_err plan_rebalance_ask(struct member *m, const struct adm
         struct doc_builder *reply, uint32_t *leader_out, struct err *err);
 OMEN_CHECKED enum omen_err plan_drain_ask(struct member *m, const struct admin_ask *ask,
         struct doc_builder *reply, uint32_t *leader_out, struct err *err);
+void plans_put(struct member *m, const struct cluster_state *state, struct doc_builder *b); /* of a status */
 /* What was told of a plan that was begun. */
 void plan_tell(const struct cluster_state *state, const struct cluster_result *result,
         struct doc_builder *reply);

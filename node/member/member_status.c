@@ -164,6 +164,7 @@ static void op_put(struct member *m, const struct map_index *index, const struct
     put_text(b, "why", cluster_op_why_name(op->why));
     put_u64(b, "started_ms", op->started_ms);
     put_u64(b, "changed_ms", op->changed_ms);
+    put_u64(b, "bytes", op->bytes);
     pthread_mutex_lock(&m->lock);
     const struct node_report *target = member_report_of(m, op->to_node);
     const struct report_row *row = report_row_of(target, op->shard_id, op->to_replica);
@@ -207,6 +208,7 @@ void member_status_reply(struct member *m, struct doc_builder *b)
     begin_array(b, "shards");
     for (uint32_t i = 0; index != NULL && i < index->count; i++) shard_put(m, state, &index->places[i], b);
     doc_end(b);
+    plans_put(m, state, b);
     begin_array(b, "operations");
     for (uint32_t i = 0; index != NULL && i < state->op_count; i++) op_put(m, index, &state->ops[i], b);
     doc_end(b);

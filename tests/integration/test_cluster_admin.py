@@ -81,7 +81,7 @@ class ClusterAdmin(unittest.TestCase):
     def wait_ended(self):
         """omenctl's --wait ends with the operations; files of replicas that left are dropped a moment later."""
         deadline = time.monotonic() + MOVES_SECONDS
-        while self.json("operations"):
+        while (s := self.json("cluster", "status"))["operations"] or s["plans"]:
             self.assertLess(time.monotonic(), deadline, "operations do not end")
             time.sleep(0.1)
 
@@ -209,6 +209,8 @@ class ClusterAdmin(unittest.TestCase):
             self.assertEqual(docs.count(), 4000)
             ended = self.cluster.status()["history"]
             self.assertTrue(ended and all(o["outcome"] == "canceled" for o in ended), ended)
+            (over,) = self.cluster.status()["plans_ended"]
+            self.assertTrue(over["canceled"] and over["moves_canceled"] == over["moves_begun"] == len(ended), over)
 
 
 if __name__ == "__main__":

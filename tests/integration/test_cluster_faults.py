@@ -213,7 +213,7 @@ class ClusterFaults(unittest.TestCase):
                 driver.kill9()  # in the middle: the step that was committed last is where the next one goes on
                 driver.start()
                 self.cluster.wait_whole()
-                self.wait(lambda: (s := self.cluster.status()) is not None and not s["operations"], "the drain does not end")
+                self.wait(lambda: (s := self.cluster.status()) is not None and not s["operations"] + s["plans"], "the drain does not end")
                 held = [r["node_id"] for s in self.cluster.shards_of("docs") for r in s["replicas"]]
                 self.assertNotIn(drained.node_id, held)
                 self.assertEqual(len(held), 12)

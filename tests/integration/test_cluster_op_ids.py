@@ -156,7 +156,7 @@ class OpIds(unittest.TestCase):
             (op,) = [o for o in self.operations() if o["shard_id"] == shard]
             self.assertEqual(told, {"op_id": op["op_id"]}, f"{who} was killed")
             self.assertEqual((op["from_node"], op["to_node"]), (source, target))
-        self.wait(lambda: not self.status()["operations"], "operations do not end")
+        self.wait(lambda: not (s := self.status())["operations"] + s["plans"], "operations do not end")
         self.cluster.wait_replicas("docs", PATIENCE)
 
         before = {o["op_id"] for o in self.operations()}
@@ -165,7 +165,7 @@ class OpIds(unittest.TestCase):
         told = self.twice(lambda db: db.cluster("node_drain", node_id=node), b"node_drain", moves, self.rng.choice(("router", "leader")))
         self.assertEqual({o["plan_id"] for o in moves()}, {told["plan_id"]})
         self.assertEqual(len({o["shard_id"] for o in moves()}), len(moves()), "a shard was moved twice")
-        self.wait(lambda: not self.status()["operations"], "operations do not end")
+        self.wait(lambda: not (s := self.status())["operations"] + s["plans"], "operations do not end")
 
         self.assertIsNone(self.twice(lambda db: db.drop_collection("docs"), b"collection.drop", lambda: not exists(), "router"))
         removed = lambda: next(n["state"] for n in self.status()["nodes"] if n["node_id"] == node) == "removed"

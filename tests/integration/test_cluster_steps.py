@@ -80,7 +80,7 @@ class Killing(unittest.TestCase):
         self.wait(recorded, f"operation {op_id} does not get to {step}", poll=0.001)
 
     def wait_ended(self):
-        self.wait(lambda: (s := self.cluster.status()) is not None and s["cluster"]["leader_node"] != 0 and not s["operations"],
+        self.wait(lambda: (s := self.cluster.status()) is not None and s["cluster"]["leader_node"] != 0 and not s["operations"] + s["plans"],
                   "operations do not end", poll=0.1)
 
     def holders(self):

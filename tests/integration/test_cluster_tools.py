@@ -113,6 +113,35 @@ class ClusterTools(unittest.TestCase):
                 self.assertIn("copying 500.0 kB of 2.0 MB: the target node is not heard of", self.stderr)
                 self.assertEqual("were canceled" in self.stderr, code != 0)
 
+    def test_waiting_for_a_plan_shows_all_its_rounds_and_ends_with_it(self):
+        plan = {"plan_id": 40, "why": "rebalance", "node_id": 0, "started_ms": 1, "rounds": 1, "moves_begun": 3, "moves_done": 2,
+                "moves_canceled": 0, "moves_ahead": 4, "bytes_begun": 6_000_000, "bytes_done": 4_000_000, "bytes_ahead": 3_000_000,
+                "canceled": False, "trouble": ""}
+        between = {**plan, "rounds": 1, "moves_done": 3, "bytes_done": 6_000_000, "trouble": "not every node has reported"}
+        second = {**plan, "rounds": 2, "moves_begun": 7, "moves_done": 6, "moves_ahead": 0, "bytes_begun": 9_000_000,
+                  "bytes_done": 8_000_000, "bytes_ahead": 0}
+        for canceled, code in ((False, 0), (True, 1)):
+            over = {**second, "moves_done": 7 - canceled, "moves_canceled": int(canceled), "canceled": canceled, "ended_ms": 9}
+            looks = iter([{**status([OPERATION]), "plans": [plan], "plans_ended": []},
+                          {**status(), "plans": [between], "plans_ended": []},  # no move is under way, and it is not over
+                          {**status([OPERATION]), "plans": [second], "plans_ended": []},
+                          {**status(), "plans": [], "plans_ended": [over]}])
+            moves = [{**MOVES[0], "round": 1}, {**MOVES[0], "shard_id": 13, "round": 2}]
+            with FakeRouter({"status": lambda r: next(looks), "rebalance": lambda r: {
+                    "plan_id": 40, "moves": moves, "bytes_total": 9_000_000, "bytes_minimum": 8_500_000}}) as router:
+                text = self.omenctl(router, "rebalance", "--apply", "--wait", code=code)
+                self.assertIn("round", text.splitlines()[0])
+                self.assertEqual("all moves are done" in text, code == 0)
+                for line in ("5 moves left, 2 done, copying 4.5 MB of 9.0 MB", "4 moves left, 3 done, copying 6.0 MB of 9.0 MB: not",
+                             "1 moves left, 6 done in round 2, copying 8.5 MB of 9.0 MB"):
+                    self.assertIn(line, self.stderr)
+                self.assertEqual("were canceled" in self.stderr, code != 0)
+        with FakeRouter({"status": lambda r: {**status([OPERATION]), "plans": [plan], "plans_ended": []}}) as router:
+            for args in (["cluster", "status"], ["operations"]):
+                text = self.omenctl(router, *args)
+                for part in ("moves done", "rebalance", "4.0 MB", "9.0 MB"):
+                    self.assertIn(part, text)
+
     def test_a_change_whose_outcome_is_unknown_is_sent_again_under_the_same_op_id(self):
         def unknown_twice(request):
             if len(router.asked) % 3:

@@ -308,6 +308,70 @@ START_TEST(a_plan_made_again_gives_nothing_to_do)
 }
 END_TEST
 
+/* Several nodes joined at once, which takes a round for each replica of a shard that has to move. In all rounds together
+ * hardly more is moved than what was above the mean, and the last round leaves nothing; the forecast is what comes. */
+START_TEST(rounds_end_even_and_move_hardly_more_than_what_was_above_the_mean)
+{
+    seed_set(6000 + _i);
+    uint32_t old = 3 + rnd(6), replication = 1 + rnd(3), nodes = old + 1 + rnd(2 * old);
+    struct made m = make(nodes, 0, 100 + rnd(200), replication);
+    place_random(&m, old);
+    sizes_random(&m, 50 * MB, 100 * MB);
+    struct plan_rounds forecast;
+    struct err err;
+    ck_assert_int_eq(plan_rebalance_rounds(m.state, m.sizes, m.shard_count, 64, &forecast, &err), OMEN_OK);
+    ck_assert(!forecast.more);
+    struct value first, after;
+    value_of(&m, &first);
+    uint64_t moved = 0;
+    uint32_t count = 1, rounds = 0, at = 0;
+    while (count > 0) {
+        struct plan_move *moves = plan(&m, &count);
+        for (uint32_t i = 0; i < count; i++, at++) {
+            ck_assert_uint_lt(at, forecast.count);
+            const struct plan_move *said = &forecast.moves[at];
+            ck_assert_uint_eq(said->round, rounds + 1);
+            ck_assert(said->shard_id == moves[i].shard_id && said->to_node == moves[i].to_node);
+        }
+        moved += carry_out(&m, moves, count);
+        rounds += count > 0;
+        mem_free(moves);
+        ck_assert_uint_le(rounds, replication + 1);
+    }
+    value_of(&m, &after);
+    ck_assert_uint_eq(at, forecast.count);
+    ck_assert_uint_eq(rounds, forecast.rounds);
+    ck_assert_uint_eq(moved, forecast.bytes_total + (uint64_t)forecast.count * REPLICA_WEIGHT);
+    ck_assert_msg(after.over <= (uint64_t)nodes * 50 * MB, "%llu are still above the mean",
+            (unsigned long long)after.over);
+    ck_assert_msg(moved * 10 <= (first.over - after.over) * 11, "%llu moved for %llu in %u rounds",
+            (unsigned long long)moved, (unsigned long long)(first.over - after.over), rounds);
+    plan_rounds_fini(&forecast);
+    unmake(&m);
+}
+END_TEST
+
+/* Whatever the cluster, and although shards grow and shrink from round to round, the rounds come to an end. */
+START_TEST(rounds_end_while_shards_change)
+{
+    seed_set(7000 + _i);
+    uint32_t nodes = 2 + rnd(10), replication = 1 + rnd(nodes < 4 ? nodes : 4);
+    struct made m = make(nodes, rnd(4), 1 + rnd(100), replication);
+    place_random(&m, replication + rnd(nodes - replication + 1));
+    sizes_random(&m, rnd(2) == 0 ? MB : 50 * MB, 100 * MB);
+    uint32_t count = 1, rounds = 0;
+    while (count > 0) {
+        struct plan_move *moves = plan(&m, &count);
+        (void)carry_out(&m, moves, count);
+        mem_free(moves);
+        ck_assert_uint_le(rounds++, 2 * replication + 6);
+        for (uint32_t i = 0; i < m.shard_count; i++) /* a hundredth up or down */
+            m.sizes[i].bytes = m.sizes[i].bytes * (990 + rnd(21)) / 1000;
+    }
+    unmake(&m);
+}
+END_TEST
+
 START_TEST(clusters_that_are_even_are_left_alone)
 {
     struct made m = make(3, 0, 30, 1);
@@ -435,6 +499,8 @@ int main(void)
     tcase_add_loop_test(tcase, a_joined_node_is_filled_with_at_most_a_tenth_above_the_least, 0, 20);
     tcase_add_loop_test(tcase, large_clusters_become_even_by_little_more_than_what_is_above_the_mean, 0, 20);
     tcase_add_loop_test(tcase, a_plan_made_again_gives_nothing_to_do, 0, 100);
+    tcase_add_loop_test(tcase, rounds_end_even_and_move_hardly_more_than_what_was_above_the_mean, 0, 60);
+    tcase_add_loop_test(tcase, rounds_end_while_shards_change, 0, 100);
     tcase_add_test(tcase, clusters_that_are_even_are_left_alone);
     tcase_add_test(tcase, empty_shards_are_spread_by_their_number);
     tcase_add_test(tcase, a_plan_under_way_is_not_made_again);

@@ -135,6 +135,33 @@ static void check_shard(struct world *w, const struct cluster_state *s, const st
     ck_assert_uint_gt(born->initial_count, 0);
 }
 
+/* A plan counts all of its moves; one that is ending has some; nodes that are drained are draining; nothing is planned
+ * twice. */
+static void check_plans(const struct cluster_state *s)
+{
+    for (uint32_t i = 0; i < s->plan_count; i++) {
+        const struct cluster_plan *p = &s->plans[i];
+        uint32_t under_way = 0;
+        for (uint32_t k = 0; k < s->op_count; k++) under_way += s->ops[k].plan_id == p->plan_id;
+        ck_assert_uint_eq(p->begun, p->done + p->canceled + under_way);
+        ck_assert(!p->ending || under_way > 0);
+        ck_assert_uint_le(p->bytes_done, p->bytes_begun);
+        for (uint32_t k = 0; k < i; k++) {
+            ck_assert_uint_ne(s->plans[k].node_id, p->node_id);
+            ck_assert_uint_lt(s->plans[k].plan_id, p->plan_id);
+        }
+        if (p->node_id == 0 || p->ending) continue;
+        const struct cluster_node *n = cluster_state_node(s, p->node_id);
+        ck_assert(n != NULL && n->state == CLUSTER_NODE_DRAINING);
+    }
+    ck_assert_uint_le(s->plan_history_count, CLUSTER_PLAN_HISTORY_MAX);
+    for (uint32_t i = 0; i < s->plan_history_count; i++) {
+        const struct cluster_plan *p = &s->plan_history[i];
+        ck_assert_uint_eq(p->begun, p->done + p->canceled);
+        ck_assert_ptr_null(cluster_state_plan(s, p->plan_id));
+    }
+}
+
 static void check_equal(struct world *w)
 {
     struct buf bytes[2];
@@ -162,6 +189,7 @@ static void check(struct world *w)
     for (uint32_t c = 0; c < s->map->collection_count; c++)
         for (uint32_t i = 0; i < s->map->collections[c].shard_count; i++)
             check_shard(w, s, &s->map->collections[c].shards[i]);
+    check_plans(s);
     struct buf bytes;
     struct map *map;
     struct err err;
@@ -184,8 +212,19 @@ static void step_ops_start(struct world *w, const struct cluster_state *s)
         .why = OP_WHY_MOVE,
         .moves = moves,
         .move_count = 1 + rnd(3) };
+    if (rnd(2) == 0) {
+        c.kind = CLUSTER_CHANGE_PLAN_START;
+        c.node_id = rnd(2) == 0 ? 0 : 1 + rnd(7);
+        c.why = c.node_id == 0 ? OP_WHY_REBALANCE : OP_WHY_DRAIN;
+        c.move_count = rnd(2);
+        c.ahead = rnd(3);
+    } else if (s->plan_count > 0 && rnd(2) == 0) {
+        c.kind = CLUSTER_CHANGE_PLAN_STEP;
+        c.plan_id = s->plans[rnd(s->plan_count)].plan_id;
+        c.move_count = rnd(2);
+    }
     for (uint32_t i = 0; i < c.move_count; i++) {
-        moves[i] = (struct cluster_move){ 2 + rnd((uint32_t)s->next_group), 0, rnd(8) };
+        moves[i] = (struct cluster_move){ 2 + rnd((uint32_t)s->next_group), 0, rnd(8), rnd(1000) };
         struct map_shard *shard = cluster_map_shard((struct cluster_state *)(uintptr_t)s, moves[i].shard_id,
                 NULL);
         if (shard != NULL && rnd(4) > 0)
@@ -197,6 +236,11 @@ static void step_ops_start(struct world *w, const struct cluster_state *s)
 static void step_op(struct world *w, const struct cluster_state *s)
 {
     struct cluster_change c = { .kind = rnd(5) == 0 ? CLUSTER_CHANGE_OP_CANCEL : CLUSTER_CHANGE_OP_STEP };
+    if (rnd(20) == 0 && s->plan_count > 0) {
+        c = (struct cluster_change){ .kind = CLUSTER_CHANGE_OP_CANCEL,
+            .plan_id = s->plans[rnd(s->plan_count)].plan_id };
+        (void)change(w, &c);
+    }
     if (s->op_count == 0) return;
     const struct cluster_op *op = &s->ops[rnd(s->op_count)];
     c.op_id = op->op_id;
@@ -398,7 +442,9 @@ START_TEST(who_repeats_a_change_is_told_what_was_told_first)
     ck_assert_int_eq(create_one(&w, "docs", 3, nodes, 3, 3).code, OMEN_OK);
     struct cluster_state *s = cluster_state_acquire(w.replicas[0]);
     const struct map_shard *shard = &s->map->collections[0].shards[0];
-    struct cluster_move move = { shard->shard_id, shard->replica_ids[0], 4 };
+    struct cluster_move move = { .shard_id = shard->shard_id,
+        .from_replica = shard->replica_ids[0],
+        .to_node = 4 };
     cluster_state_unref(s);
     struct cluster_change c = { .kind = CLUSTER_CHANGE_OPS_START,
         .why = OP_WHY_MOVE,
@@ -546,7 +592,8 @@ START_TEST(a_drain_finds_a_place_for_everything_or_says_for_what_there_is_none)
     ck_assert_uint_eq(count, held);
     struct cluster_move asked[8];
     for (uint32_t i = 0; i < count; i++)
-        asked[i] = (struct cluster_move){ moves[i].shard_id, moves[i].from_replica, moves[i].to_node };
+        asked[i] = (struct cluster_move){ moves[i].shard_id, moves[i].from_replica, moves[i].to_node,
+            moves[i].bytes };
     struct cluster_change c = { .kind = CLUSTER_CHANGE_OPS_START,
         .why = OP_WHY_DRAIN,
         .moves = asked,

@@ -30,10 +30,12 @@ uint64_t args_number(const struct cli *cli, const char *what, const char *text);
 uint32_t args_node(const struct cli *cli, const char *text);         /* a node's id */
 uint32_t args_node_or_none(const struct cli *cli, const char *text); /* "-" = 0 */
 
-/* cmd_moves.c: the moves of a reply as a table; whoever waits for those of `plan_id`, or for `op_id` alone. */
+/* cmd_moves.c: the moves of a reply as a table; waiting for those of `plan_id`, all its rounds, or
+ * for `op_id` alone. */
 void print_moves(struct doc moves);
 int wait_for_moves(struct cli *cli, uint64_t plan_id, uint64_t op_id);
-/* cmd_cluster.c: operations of a status as a table. */
+/* cmd_cluster.c: plans and operations of a status as tables. */
+void print_plans(struct doc plans);
 void print_operations(struct doc operations);
 
 #endif

@@ -108,6 +108,34 @@ static void print_shards(struct doc shards)
     done_print(table);
 }
 
+/* Moves and bytes that are done, of those that are known of: begun, and expected in later rounds. */
+void print_plans(struct doc plans)
+{
+    static const char *const TITLES[] = { "plan", "why", "node", "round", "moves done", "of", "copied", "of",
+        "", "trouble" };
+    struct table *table = table_new();
+    columns(table, TITLES, "rlrrrrrrll");
+    struct doc_iter it = doc_iter(plans);
+    struct doc plan;
+    while (doc_next(&it, NULL, &plan)) {
+        number_cell(table, plan, "plan_id");
+        table_doc(table, doc_get(plan, "why"));
+        if (doc_get_u64(plan, "node_id") == 0)
+            table_cell(table, "", 0);
+        else
+            number_cell(table, plan, "node_id");
+        number_cell(table, plan, "rounds");
+        number_cell(table, plan, "moves_done");
+        table_cellf(table, "%llu",
+                (unsigned long long)(doc_get_u64(plan, "moves_begun") + doc_get_u64(plan, "moves_ahead")));
+        bytes_cell(table, doc_get_u64(plan, "bytes_done"));
+        bytes_cell(table, doc_get_u64(plan, "bytes_begun") + doc_get_u64(plan, "bytes_ahead"));
+        word_cell(table, doc_get_bool(plan, "canceled"), "canceled");
+        table_doc(table, doc_get(plan, "trouble"));
+    }
+    done_print(table);
+}
+
 void print_operations(struct doc operations)
 {
     static const char *const TITLES[] = { "operation", "plan", "shard", "collection", "from", "to", "step",
@@ -169,6 +197,11 @@ static int run_status(struct cli *cli)
         if (shards.data != NULL && doc_count(shards) > 0) {
             putchar('\n');
             print_shards(shards);
+        }
+        struct doc plans = doc_get(a.doc, "plans");
+        if (plans.data != NULL && doc_count(plans) > 0) {
+            putchar('\n');
+            print_plans(plans);
         }
         if (operations.data != NULL && doc_count(operations) > 0) {
             putchar('\n');

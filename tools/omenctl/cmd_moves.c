@@ -28,11 +28,14 @@ static void node_cell(struct table *table, uint64_t node)
 
 void print_moves(struct doc moves)
 {
-    static const char *const TITLES[] = { "shard", "collection", "from", "to", "bytes", "why" };
+    static const char *const TITLES[] = { "shard", "collection", "from", "to", "bytes", "why", "round" };
     struct table *table = table_new();
-    for (int i = 0; i < 6; i++) table_column(table, TITLES[i], i != 1 && i != 5);
     struct doc_iter it = doc_iter(moves);
     struct doc move;
+    bool rounds = false; /* more than one */
+    while (doc_next(&it, NULL, &move)) rounds |= doc_get_u64(move, "round") > 1;
+    for (int i = 0; i < 6 + rounds; i++) table_column(table, TITLES[i], i != 1 && i != 5);
+    it = doc_iter(moves);
     while (doc_next(&it, NULL, &move)) {
         char text[16];
         table_cellf(table, "%llu", (unsigned long long)doc_get_u64(move, "shard_id"));
@@ -42,6 +45,7 @@ void print_moves(struct doc moves)
         format_bytes(doc_get_u64(move, "bytes"), text);
         table_cell(table, text, strlen(text));
         table_doc(table, doc_get(move, "why"));
+        if (rounds) table_cellf(table, "%llu", (unsigned long long)doc_get_u64(move, "round"));
     }
     if (moves.data != NULL && doc_count(moves) > 0) table_print(table, stdout, terminal_width());
     table_free(table);
@@ -50,15 +54,38 @@ void print_moves(struct doc moves)
 /* ---- waiting ---- */
 
 struct look {
-    uint32_t left; /* still under way */
+    bool plan;     /* it is one that is under way, with all its rounds */
+    uint32_t left; /* moves: under way, or expected in later rounds */
     uint64_t bytes_done, bytes_total;
-    uint32_t done, canceled; /* in the history */
-    char trouble[160];       /* of one of them */
+    uint32_t done, canceled, rounds;
+    char trouble[200]; /* of the plan, or of one of its moves */
 };
 
 static bool is_meant(struct doc op, uint64_t plan_id, uint64_t op_id)
 {
     return op_id != 0 ? doc_get_u64(op, "op_id") == op_id : doc_get_u64(op, "plan_id") == plan_id;
+}
+
+static void trouble_take(struct doc object, struct look *look)
+{
+    struct bytes trouble = doc_get_string(object, "trouble");
+    if (trouble.len > 0)
+        snprintf(look->trouble, sizeof look->trouble, "%.*s", (int)trouble.len, (const char *)trouble.data);
+}
+
+/* Of a plan the whole is shown: what ended in this round and the former ones, and what is to come. */
+static void look_plan(struct doc plan, uint64_t under_way_bytes, struct look *look)
+{
+    look->done = (uint32_t)doc_get_u64(plan, "moves_done");
+    look->canceled = (uint32_t)doc_get_u64(plan, "moves_canceled");
+    look->rounds = (uint32_t)doc_get_u64(plan, "rounds");
+    look->bytes_done = doc_get_u64(plan, "bytes_done") + under_way_bytes;
+    look->bytes_total = doc_get_u64(plan, "bytes_begun") + doc_get_u64(plan, "bytes_ahead");
+    if (look->bytes_done > look->bytes_total) look->bytes_total = look->bytes_done; /* shards grow */
+    if (look->plan) look->left += (uint32_t)doc_get_u64(plan, "moves_ahead");
+    if (!look->plan && look->canceled == 0)
+        look->canceled = doc_get_bool(plan, "canceled"); /* before its first */
+    trouble_take(plan, look);
 }
 
 static void look_take(struct doc status, uint64_t plan_id, uint64_t op_id, struct look *look)
@@ -68,13 +95,10 @@ static void look_take(struct doc status, uint64_t plan_id, uint64_t op_id, struc
     *look = (struct look){ .left = 0 };
     while (doc_next(&it, NULL, &op)) {
         if (!is_meant(op, plan_id, op_id)) continue;
-        struct bytes trouble = doc_get_string(op, "trouble");
         look->left++;
         look->bytes_done += doc_get_u64(op, "bytes_done");
         look->bytes_total += doc_get_u64(op, "bytes_total");
-        if (trouble.len > 0)
-            snprintf(look->trouble, sizeof look->trouble, "%.*s", (int)trouble.len,
-                    (const char *)trouble.data);
+        trouble_take(op, look);
     }
     it = doc_iter(doc_get(status, "history"));
     while (doc_next(&it, NULL, &op)) {
@@ -84,15 +108,26 @@ static void look_take(struct doc status, uint64_t plan_id, uint64_t op_id, struc
         look->done += done;
         look->canceled += !done;
     }
+    static const char *const lists[] = { "plans", "plans_ended" };
+    uint64_t under_way_bytes = look->bytes_done;
+    for (int i = 0; op_id == 0 && i < 2; i++) {
+        it = doc_iter(doc_get(status, lists[i]));
+        while (doc_next(&it, NULL, &op)) {
+            if (doc_get_u64(op, "plan_id") != plan_id) continue;
+            look->plan = i == 0;
+            look_plan(op, under_way_bytes, look);
+        }
+    }
 }
 
 /* On a terminal one line that is drawn anew; elsewhere a line when something has changed. */
 static void look_show(const struct look *look, char *last, size_t last_bytes)
 {
-    char done[16], total[16], line[320];
+    char done[16], total[16], round[32] = "", line[360];
     format_bytes(look->bytes_done, done);
     format_bytes(look->bytes_total, total);
-    snprintf(line, sizeof line, "%u moves left, %u done%s%s%s%s%s%s", look->left, look->done,
+    if (look->rounds > 1) snprintf(round, sizeof round, " in round %u", look->rounds);
+    snprintf(line, sizeof line, "%u moves left, %u done%s%s%s%s%s%s%s", look->left, look->done, round,
             look->bytes_total > 0 ? ", copying " : "", look->bytes_total > 0 ? done : "",
             look->bytes_total > 0 ? " of " : "", look->bytes_total > 0 ? total : "",
             look->trouble[0] == '\0' ? "" : ": ", look->trouble);
@@ -116,7 +151,7 @@ static int look_end(struct cli *cli, const struct look *look)
 
 int wait_for_moves(struct cli *cli, uint64_t plan_id, uint64_t op_id)
 {
-    char last[320] = "";
+    char last[360] = "";
     for (uint32_t failed = 0;; sleep_ms(LOOK_AGAIN_MS)) {
         struct answer a;
         struct look look;
@@ -129,7 +164,7 @@ int wait_for_moves(struct cli *cli, uint64_t plan_id, uint64_t op_id)
             bool led = doc_get_u64(doc_get(a.text.doc, "cluster"), "leader_node") != 0;
             look_show(&look, last, sizeof last);
             answer_fini(&a);
-            if (look.left == 0 && led) return look_end(cli, &look);
+            if (look.left == 0 && !look.plan && led) return look_end(cli, &look);
             failed = led ? 0 : failed + 1;
         } else {
             answer_fini(&a);
@@ -208,13 +243,18 @@ static void print_plan(struct doc plan)
     uint32_t count = moves.data == NULL ? 0 : doc_count(moves);
     char total[16], minimum[16];
     print_moves(moves);
+    if (count == 0 && plan_id != 0) {
+        printf("nothing to move beside what plan %llu does\n", (unsigned long long)plan_id);
+        return;
+    }
     if (count == 0) {
         printf("nothing to move: the nodes are as even as they can be\n");
         return;
     }
     format_bytes(doc_get_u64(plan, "bytes_total"), total);
     format_bytes(doc_get_u64(plan, "bytes_minimum"), minimum);
-    printf("%u moves, %s (to even out wholly takes at least %s)", count, total, minimum);
+    printf("%u moves%s, %s (to even out wholly takes at least %s)", count,
+            doc_get_bool(plan, "more") ? " and more after them" : "", total, minimum);
     if (plan_id != 0)
         printf("; begun as plan %llu\n", (unsigned long long)plan_id);
     else
@@ -253,18 +293,20 @@ static const struct option OPERATIONS_OPTIONS[] = {
     { NULL, OPTION_FLAG, NULL, NULL, NULL },
 };
 
-static void operations_show(struct cli *cli, struct doc operations)
+static void operations_show(struct cli *cli, struct doc operations, struct doc plans)
 {
+    bool planned = plans.data != NULL && doc_count(plans) > 0;
     if (cli->json) {
         struct buf out;
         buf_init(&out);
         json_write(operations, &out);
         put_line(&out);
         buf_fini(&out);
-    } else if (doc_count(operations) == 0) {
+    } else if (doc_count(operations) == 0 && !planned) {
         printf("no operation is under way\n");
     } else {
-        print_operations(operations);
+        if (planned) print_plans(plans);
+        if (doc_count(operations) > 0) print_operations(operations);
     }
     fflush(stdout);
 }
@@ -276,10 +318,12 @@ static int run_operations(struct cli *cli)
         answer_begin(&a, "status");
         int code = answer_ask(cli, &a);
         struct doc operations = doc_get(a.doc, "operations");
-        bool more = code == EXIT_OK && operations.data != NULL && doc_count(operations) > 0;
+        struct doc plans = doc_get(a.doc, "plans");
+        bool more = code == EXIT_OK && operations.data != NULL &&
+                (doc_count(operations) > 0 || (plans.data != NULL && doc_count(plans) > 0));
         if (code == EXIT_OK && operations.data != NULL) {
             if (operations_watch && isatty(STDOUT_FILENO)) printf("\033[H\033[2J");
-            operations_show(cli, operations);
+            operations_show(cli, operations, plans);
         }
         answer_fini(&a);
         if (!operations_watch || !more) return code;
@@ -339,8 +383,8 @@ const struct command MOVE_COMMANDS[] = {
             .summary = "Even out what the nodes hold: print the plan, or carry it out",
             .options = REBALANCE_OPTIONS,
             .run = run_rebalance,
-            .help = "A plan that was begun goes on when omenctl ends; omenctl operations shows it, "
-                    "operations cancel ends it.\n"
+            .help = "The moves are planned again when they have ended, until nothing is left to move. A plan goes on\n"
+                    "when omenctl ends; omenctl operations shows it, operations cancel ends it.\n"
                     "Examples:\n  omenctl rebalance\n  omenctl rebalance --apply --throttle 50MB "
                     "--wait\n" },
     { .name = "operations",
@@ -355,7 +399,8 @@ const struct command MOVE_COMMANDS[] = {
             .options = CANCEL_OPTIONS,
             .argument_max = 1,
             .run = run_cancel,
-            .help = "What was copied is dropped again; a move that the map shows already is finished.\n"
+            .help = "What was copied is dropped again; a move that the map shows already is finished. The plan of an\n"
+                    "operation begins no others any more.\n"
                     "Examples:\n  omenctl operations cancel 41\n  omenctl operations cancel --plan 40\n" },
     { .name = NULL },
 };
