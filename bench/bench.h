@@ -14,6 +14,7 @@ int bench_index(int argc, char **argv);    /* vector indexes: build rate, recall
 int bench_disk(int argc, char **argv);     /* a disk graph, searched with little memory */
 int bench_sketch(int argc, char **argv);   /* the tail sketch: insert rate, recall, beside an exact scan */
 int bench_filter(int argc, char **argv);   /* payload index: build, size, filters as sets of rows */
+int bench_tenants(int argc, char **argv);  /* one of many tenants against that tenant alone; sizes */
 int bench_generate(int argc, char **argv); /* data sets with their truth, from a kind and a seed */
 int bench_wire(int argc, char **argv);     /* a server over the wire: upserts, group commit, small searches */
 int bench_cluster(int argc,

@@ -18,6 +18,7 @@ static const struct {
     { "disk", bench_disk, "a disk graph in a process that holds nothing else: rounds, blocks, latency" },
     { "sketch", bench_sketch, "the sketch of an unindexed tail: insert rate, recall, beside an exact scan" },
     { "filter", bench_filter, "the payload index of a segment: build, size, time of filters" },
+    { "tenants", bench_tenants, "one of many tenants in a store against that tenant alone; memory and disk" },
     { "generate", bench_generate,
             "makes a data set with its truth: clustered, ip, ood; the same from the same seed" },
     { "wire", bench_wire, "a running server: durable upserts, group commit of many clients, small searches" },

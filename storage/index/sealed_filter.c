@@ -3,7 +3,8 @@
  *   gather  every row that passes, in full: exact.
  *   scan    the flat 1-bit codes of all slots under the bitmap. A row is read in full when its estimate less some
  *           standard errors is nearer than the k-th found so far; the number of standard errors follows from the
- *           recall target, the number of rows from the data.
+ *           recall target, the number of rows from the data. A run of slots is looked at twice: its nearest estimates
+ *           are read first and bound the rest, a third of the rows in full (1,000 to 20,000 rows: 50 to 130).
  *   walk    best first over the graph; rows that fail are bridges by their estimates in the rows of their
  *           neighbours. It ends when no candidate is nearer than the `effort` nearest nodes that pass: so the local share
  *           of passing rows decides how far it goes, as in NaviX (Sehgal & Salihoglu, VLDB 2025), and a filter
@@ -32,6 +33,10 @@
 #define SCAN_PENDING 32 /* candidates of a scan that are rescored together */
 #define SCAN_ROWS 300   /* rows that a scan reads in full, as far as that is known beforehand, */
 #define SCAN_ROWS_PER_K 30
+#define RUN_ROWS_MAX 65536 /* of a run that is scanned in two looks; one estimate each is kept */
+#define RUN_FIRST 6        /* of its nearest estimates, besides k, read in full after the first look */
+#define RUN_ROWS 40        /* as SCAN_ROWS, of such a run */
+#define RUN_ROWS_PER_K 6
 #define SEALED_EFFORT_LAST 2048 /* of a forced walk when no effort reaches the target */
 
 /* Nanoseconds on one core of the machine of README.md, by padded dimension. Only proportions matter. */
@@ -181,11 +186,121 @@ static void scan_group(struct scan *c, const struct code_kernel *kernel, const s
     }
 }
 
+static bool run_is_short(const struct sealed *s, const struct index_search *search)
+{
+    return search->run_end != 0 && sealed_end(s, search) - sealed_first(search) <= RUN_ROWS_MAX;
+}
+
+/* A run's codes, looked at twice. */
+struct run {
+    struct scan *c;
+    uint32_t begin, groups;  /* of its first group the first slot */
+    float *estimates;        /* [groups][CODE_GROUP] */
+    uint32_t *near;          /* [groups] bits: may be looked at again */
+    struct index_heap first; /* the nearest by their estimates */
+};
+
+static float run_error(const struct run *run, uint32_t g)
+{
+    const struct sealed *s = run->c->s;
+    return run->c->error * s->flat.scales[(run->begin / CODE_GROUP + g) * 2 + 1];
+}
+
+/* The group's estimates. Those less than two errors beyond the farthest of `first` are near. */
+static void run_look(struct run *run, const struct code_kernel *kernel, const struct code_query *query,
+        uint32_t g)
+{
+    const struct sealed *s = run->c->s;
+    uint32_t group = run->begin / CODE_GROUP + g;
+    const uint8_t *codes = s->flat.groups + (size_t)group * s->flat.group_bytes;
+    const uint16_t *f = (const uint16_t *)(const void *)(codes + rabitq_codes_bytes(s->padded));
+    struct code_factors factors = { f, f + CODE_GROUP, s->flat.scales[group * 2],
+        s->flat.scales[group * 2 + 1] };
+    float *estimates = run->estimates + (size_t)g * CODE_GROUP;
+    uint64_t pass = filter_word(s, run->c->search, group * CODE_GROUP & ~63u) >> (group * CODE_GROUP % 64);
+    uint32_t mask = (uint32_t)pass &
+            kernel->estimate_32(query, codes, &factors, run->c->base,
+                    index_heap_bound(&run->first) + 2 * run_error(run, g), estimates);
+    run->near[g] = mask;
+    for (; mask != 0; mask &= mask - 1) {
+        uint32_t i = (uint32_t)__builtin_ctz(mask);
+        if (estimates[i] < index_heap_bound(&run->first))
+            index_heap_push(&run->first, (struct index_hit){ estimates[i], group * CODE_GROUP + i });
+    }
+}
+
+/* What the bound lets in, but for what was read. Near is enough unless the bound lies an error beyond the farthest of
+ * `first`: what was not near then had an estimate that is two errors beyond at least. */
+static void run_look_again(struct run *run, float farthest, uint32_t g)
+{
+    struct scan *c = run->c;
+    float error = run_error(run, g);
+    const float *estimates = run->estimates + (size_t)g * CODE_GROUP;
+    uint32_t slot = run->begin + g * CODE_GROUP, mask = run->near[g];
+    if (!(c->near <= farthest + error))
+        mask = (uint32_t)(filter_word(c->s, c->search, slot & ~63u) >> (slot % 64));
+    for (; mask != 0; mask &= mask - 1) {
+        uint32_t i = (uint32_t)__builtin_ctz(mask);
+        if (!(estimates[i] < c->near + error)) continue;
+        full_prefetch(c->s, slot + i);
+        c->pending[c->pending_count++] = slot + i;
+        if (c->pending_count == SCAN_PENDING) scan_rescore(c);
+    }
+}
+
+/* The nearest by their estimates are read first, so that of the others only those are read that the bound lets in which
+ * these give, and not the many that it lets in while it is wide. */
+static enum omen_err run_scan(struct scan *c, struct index_scratch *scratch, struct index_cost *cost)
+{
+    const struct code_kernel *kernel = code_kernel_get();
+    struct run run = { .c = c, .begin = sealed_first(c->search) & ~(CODE_GROUP - 1) };
+    run.groups = (sealed_end(c->s, c->search) - run.begin + CODE_GROUP - 1) / CODE_GROUP;
+    uint32_t want = c->search->k + RUN_FIRST;
+    enum omen_err rc = sealed_scratch_reserve(scratch, run.groups * (CODE_GROUP + 1) / 4 + 1, want);
+    if (rc != OMEN_OK) return rc;
+    run.estimates = (float *)(void *)scratch->pool;
+    run.near = (uint32_t *)(void *)(run.estimates + (size_t)run.groups * CODE_GROUP);
+    run.first = (struct index_heap){ scratch->hits, want, 0 };
+    for (uint32_t g = 0; g < run.groups; g++) {
+        run_look(&run, kernel, &scratch->code, g);
+        if (g % POLL_GROUPS == 0 && stopped(c->search)) return OMEN_EDEADLINE;
+    }
+    cost->estimates += (uint64_t)run.groups * CODE_GROUP;
+    float farthest = index_heap_bound(&run.first);
+    for (uint32_t i = 0; i < run.first.count; i++) {
+        full_prefetch(c->s, run.first.hits[i].slot);
+        run.estimates[run.first.hits[i].slot - run.begin] = INFINITY;
+    }
+    for (uint32_t i = 0; i < run.first.count; i++) {
+        uint32_t slot = run.first.hits[i].slot;
+        offer(c->search, &c->heap, sealed_row_distance(c->s, c->search->query, slot), slot);
+    }
+    c->rescored = run.first.count;
+    c->near = scan_near(c);
+    for (uint32_t g = 0; g < run.groups; g++) run_look_again(&run, farthest, g);
+    return OMEN_OK;
+}
+
+static enum omen_err bits_scan(struct scan *c, struct index_scratch *scratch, struct index_cost *cost)
+{
+    const struct code_kernel *kernel = code_kernel_get();
+    const struct sealed *s = c->s;
+    const struct index_search *search = c->search;
+    for (uint32_t first = sealed_first(search) & ~63u; first < sealed_end(s, search); first += 64) {
+        uint64_t word = filter_word(s, search, first);
+        uint32_t group = first / CODE_GROUP;
+        if ((uint32_t)word != 0) scan_group(c, kernel, &scratch->code, group, (uint32_t)word);
+        if (word >> 32 != 0) scan_group(c, kernel, &scratch->code, group + 1, (uint32_t)(word >> 32));
+        cost->estimates += (uint64_t)CODE_GROUP * (((uint32_t)word != 0) + (word >> 32 != 0));
+        if (first % (POLL_GROUPS * CODE_GROUP) == 0 && stopped(search)) return OMEN_EDEADLINE;
+    }
+    return OMEN_OK;
+}
+
 enum omen_err sealed_scan(const struct sealed *s, const struct index_search *search,
         struct index_scratch *scratch, struct index_hit *hits_out, uint32_t *count_out,
         struct index_cost *cost)
 {
-    const struct code_kernel *kernel = code_kernel_get();
     const struct kernel *f32 = kernel_get();
     struct scan c = { .s = s, .search = search, .heap = { hits_out, search->k, 0 } };
     sealed_query_prepare(s, search->query, scratch);
@@ -198,14 +313,8 @@ enum omen_err sealed_scan(const struct sealed *s, const struct index_search *sea
     float target = search->recall_target > 0 ? search->recall_target : s->recall_target;
     c.error = scan_sigmas(target) * rabitq_error(s->padded) * sqrtf(c.base) * 32768 *
             sqrtf((float)s->padded * (float)M_2_PI) / 2;
-    for (uint32_t first = sealed_first(search) & ~63u; first < sealed_end(s, search); first += 64) {
-        uint64_t word = filter_word(s, search, first);
-        uint32_t group = first / CODE_GROUP;
-        if ((uint32_t)word != 0) scan_group(&c, kernel, &scratch->code, group, (uint32_t)word);
-        if (word >> 32 != 0) scan_group(&c, kernel, &scratch->code, group + 1, (uint32_t)(word >> 32));
-        cost->estimates += (uint64_t)CODE_GROUP * (((uint32_t)word != 0) + (word >> 32 != 0));
-        if (first % (POLL_GROUPS * CODE_GROUP) == 0 && stopped(search)) return OMEN_EDEADLINE;
-    }
+    enum omen_err rc = run_is_short(s, search) ? run_scan(&c, scratch, cost) : bits_scan(&c, scratch, cost);
+    if (rc != OMEN_OK) return rc;
     scan_rescore(&c);
     cost->rescored += c.rescored;
     cost->scans++;
@@ -405,8 +514,9 @@ static void plans_weigh(const struct sealed *s, const struct index_search *searc
     else /* those in which a row passes, if these lie anyhow */
         groups *= 1 - pow(1 - share, CODE_GROUP);
     /* Rows in full by what was seen, see README.md. */
-    plans->scan_ns = groups * plans->costs.scan_group +
-            (SCAN_ROWS + SCAN_ROWS_PER_K * search->k) * plans->costs.gather_row;
+    double rows = run_is_short(s, search) ? RUN_ROWS + RUN_ROWS_PER_K * search->k
+                                          : SCAN_ROWS + SCAN_ROWS_PER_K * search->k;
+    plans->scan_ns = groups * plans->costs.scan_group + rows * plans->costs.gather_row;
     plans->exact = plans->gather_ns <= plans->scan_ns ? INDEX_PLAN_GATHER : INDEX_PLAN_SCAN;
 }
 
