@@ -51,9 +51,10 @@ struct tail_part {
 bool tail_part(const struct tail_sketch *t, uint32_t field, uint32_t from_block, uint32_t end,
         struct tail_part *part_out);
 /* The nearest rows of the part that the view sees and the filter passes, pushed to the query's heap, at the sketch's recall
- * target. *enough_out false: too few pass, nothing was pushed, scan the blocks. OMEN_EDEADLINE, OMEN_ENOMEM. */
+ * target. *enough_out false: too few pass, nothing was pushed, scan the blocks. *asked_out: payloads that were looked at.
+ * OMEN_EDEADLINE, OMEN_ENOMEM. */
 OMEN_CHECKED enum omen_err tail_search(struct tail_sketch *t, const struct store_view *view,
         struct flat_query *query, const struct tail_part *part, const struct read_limit *limit,
-        struct arena *arena, bool *enough_out, struct index_cost *cost);
+        struct arena *arena, bool *enough_out, struct index_cost *cost, uint64_t *asked_out);
 
 #endif

@@ -226,10 +226,11 @@ static enum omen_err query_blocks(const struct store_view *view, struct flat_que
         uint32_t search, struct explain_part *part, const struct progress *progress)
 {
     uint64_t began_ns = part_begin(progress);
+    uint64_t before = part->rows_scanned; /* of a sketch that was given up */
     part->search = search;
     part->estimated = part->real = EXPLAIN_UNKNOWN;
     enum omen_err rc = range_scan(view, queries, count, progress, part);
-    part->rows = part->rows_scanned;
+    part->rows = part->rows_scanned - before;
     return rc == OMEN_OK ? part_tell(progress, part, began_ns) : rc;
 }
 
@@ -254,7 +255,8 @@ static enum omen_err query_sketch(const struct store_view *view, struct tail_ske
         .real = EXPLAIN_UNKNOWN };
     uint64_t began_ns = part_begin(progress);
     enum omen_err rc = tail_search(tail, view, &pass->queries[n], part, progress->limit, progress->arena,
-            &enough, &cost);
+            &enough, &cost, &told.filter_evaluated);
+    progress->stats->filter_evaluated += told.filter_evaluated;
     told.distances = cost.distances + cost.rescored;
     told.rescored = cost.rescored;
     told.bytes_read = cost.rescored * 4 * view->store->schema.fields[field].dim;

@@ -314,7 +314,7 @@ struct tail_walk {
     const struct filter *filter;
     const struct read_limit *limit;
     uint32_t from_block;
-    uint64_t tried, passed;
+    uint64_t tried, passed, asked; /* asked: payloads */
     bool given_up;
 };
 
@@ -329,6 +329,7 @@ static bool walk_alive(void *arg, uint32_t slot)
         struct entry_op op;
         entry_op_at(&b->entry, ref.op, &op);
         passes = filter_match(w->filter, op.key.id, op.payload);
+        w->asked++;
     }
     w->tried++;
     w->passed += passes;
@@ -418,7 +419,7 @@ bool tail_part(const struct tail_sketch *t, uint32_t field, uint32_t from_block,
 
 enum omen_err tail_search(struct tail_sketch *t, const struct store_view *view, struct flat_query *query,
         const struct tail_part *part, const struct read_limit *limit, struct arena *arena, bool *enough_out,
-        struct index_cost *cost)
+        struct index_cost *cost, uint64_t *asked_out)
 {
     uint32_t count = 0;
     struct tail_walk w = { .t = t,
@@ -429,6 +430,7 @@ enum omen_err tail_search(struct tail_sketch *t, const struct store_view *view, 
     float bound = topk_bound(query->topk) < query->distance_max ? topk_bound(query->topk)
                                                                 : query->distance_max;
     *enough_out = false;
+    *asked_out = 0;
     if (query->topk->k > part->rows / TAIL_SHARE) return OMEN_OK;
     struct sketch_search search = { .base = { .query = query->query,
                                             .k = query->topk->k,
@@ -446,6 +448,7 @@ enum omen_err tail_search(struct tail_sketch *t, const struct store_view *view, 
     if (scratch == NULL) return OMEN_ENOMEM;
     enum omen_err rc = sketch_search(t->sketch, &search, scratch->scratch, hits, &count, cost);
     scratch_put(t, scratch);
+    *asked_out = w.asked;
     if (rc == OMEN_EDEADLINE && w.given_up) return OMEN_OK;
     if (rc != OMEN_OK) return rc;
     hits_push(&w, hits, count, query->topk);

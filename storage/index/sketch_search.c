@@ -14,6 +14,8 @@
 #define EXACT_ROWS 2000 /* fewer rows than this that can pass are scored one by one */
 #define EFFORT_DEFAULT 200
 #define POLL_GROUPS 1024
+#define POLL_TESTED                                                                                          \
+    256 /* candidates that were asked about: what lives or passes may be dear to tell, and few may */
 #define POLL_ROWS 1024
 /* What plans cost, at 128-d on the machine of README.md: only their proportion matters. */
 #define GATHER_NS 60.0
@@ -77,6 +79,7 @@ struct walk {
     float offset;                   /* ip: what keeps estimates above 0 */
     uint32_t groups;                /* passed since the last poll */
     uint32_t tested, passed;        /* near candidates that were looked at, and that may be returned */
+    uint32_t polled;                /* `tested` at the last poll */
     uint32_t near_count, near_want; /* candidates in scratch->near, at most 2 * near_want */
     float near_bound;               /* no candidate of the nearest near_want is farther */
     struct index_cost *cost;
@@ -253,8 +256,9 @@ static enum omen_err bucket_scan(struct walk *w, const struct sketch_bucket *buc
             group_prefetch(w->s, cursor.group + w->s->layout.group_bytes);
         if (((const uint32_t *)(const void *)(cursor.group + w->s->layout.slots))[0] >= w->end) break;
         group_scan(w, cursor.group, count - first < CODE_GROUP ? count - first : CODE_GROUP, base);
-        if (++w->groups % POLL_GROUPS == 0 && search->stop != NULL && search->stop(search->stop_arg))
-            return OMEN_EDEADLINE;
+        if (++w->groups % POLL_GROUPS != 0 && w->tested - w->polled < POLL_TESTED) continue;
+        w->polled = w->tested;
+        if (search->stop != NULL && search->stop(search->stop_arg)) return OMEN_EDEADLINE;
     }
     return OMEN_OK;
 }
@@ -324,7 +328,7 @@ static enum omen_err probe(struct walk *w, uint32_t effort, float widen)
 {
     enum omen_err rc = OMEN_OK;
     w->near_want = effort;
-    w->near_count = w->tested = w->passed = 0;
+    w->near_count = w->tested = w->passed = w->polled = 0;
     w->near_bound = INFINITY;
     uint32_t generations = atomic_load_explicit(&w->s->generation_count, memory_order_acquire);
     for (uint32_t i = generations; rc == OMEN_OK && i > 0; i--) /* the largest first: its candidates bound */

@@ -311,6 +311,43 @@ static bool always(void *arg)
     return true;
 }
 
+/* None of what is asked about may be returned. */
+struct few {
+    uint32_t asked;
+};
+static bool none_passes(void *arg, uint32_t slot)
+{
+    (void)slot;
+    ((struct few *)arg)->asked++;
+    return false;
+}
+static bool few_pass(void *arg) { return ((const struct few *)arg)->asked >= 300; }
+
+/* Asking may be dear, so who asks is polled after some, not after a share of the rows. */
+START_TEST(search_that_asks_in_vain_is_polled_soon)
+{
+    seed_rng(62);
+    struct tail tail;
+    tail_init(&tail, 30000, 16, METRIC_L2);
+    tail_fill(&tail, 10);
+    tail_add(&tail, tail.count);
+    float query[16] = { 0 };
+    struct few few = { 0 };
+    struct index_hit hits[10];
+    uint32_t count;
+    struct sketch_search search = {
+        .base = { .query = query, .k = 10, .effort = 500, .stop = few_pass, .stop_arg = &few },
+        .slot_end = UINT32_MAX,
+        .alive = none_passes,
+        .alive_arg = &few,
+    };
+    ck_assert_int_eq(sketch_search(tail.sketch, &search, tail.scratch, hits, &count, NULL), OMEN_EDEADLINE);
+    ck_assert_uint_ge(few.asked, 300);
+    ck_assert_uint_le(few.asked, 700);
+    tail_fini(&tail);
+}
+END_TEST
+
 START_TEST(search_stops_when_told_and_refuses_what_is_wrong)
 {
     seed_rng(61);
@@ -441,6 +478,7 @@ int main(void)
     tcase_add_loop_test(tc, odd_shapes_of_data_are_answered, 0, 7);
     tcase_add_test(tc, filters_and_deletes_never_cost_an_answer);
     tcase_add_test(tc, recall_asked_for_is_delivered);
+    tcase_add_test(tc, search_that_asks_in_vain_is_polled_soon);
     tcase_add_test(tc, search_stops_when_told_and_refuses_what_is_wrong);
     tcase_add_test(tc, partition_holds_every_slot_once);
     tcase_add_test(tc, out_of_memory_loses_nothing);
