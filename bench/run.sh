@@ -34,6 +34,8 @@ for data in "$scratch/clustered" "$scratch/ip" "$scratch/ood" ${OMEN_BENCH_DATA:
         index --data "$data" --index $kind $rivals --rival-cache "$scratch/rivals"
     done
 done
+"$build/omen-bench" tenants --data "$scratch/clustered" --tenants 200 --queries 100 --dir "$scratch/tenants" | tee "$out/tenants.jsonl"
+"$build/omen-bench" tenants --data "$scratch/clustered" --tenants 10000 --size --dir "$scratch/tenants" | tee -a "$out/tenants.jsonl"
 for filter in random:0.5 random:0.1 random:0.01 random:0.001 correlated:0.1 correlated:0.01 anti:0.1 anti:0.01; do
     index --data "$scratch/clustered" --index-file "$scratch/sealed" --queries 200 --filter $filter --plans
 done

@@ -80,6 +80,7 @@ struct doc shard_detail(struct shard_read *read)
     shard_host_index_stats(shard, &index);
     doc_begin_object(b);
     put_u64(b, "segments", index.segments);
+    put_u64(b, "own_segments", index.own_segments);
     put_u64(b, "rows", index.rows);
     put_u64(b, "built_rows", index.built_rows);
     put_u64(b, "tail_rows", index.tail_rows);

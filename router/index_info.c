@@ -8,7 +8,8 @@
 
 #define FIELDS_MAX 512u /* payload paths of a collection that are listed */
 
-static const char *const SUMS[] = { "segments", "rows", "built_rows", "tail_rows", "disk_bytes" };
+static const char *const SUMS[] = { "segments", "own_segments", "rows", "built_rows", "tail_rows",
+    "disk_bytes" };
 static const char *const MEMORY[] = { "graphs", "mapped_graphs", "sketches", "rows", "deltas" };
 static const char *const FIELD_SUMS[] = { "segments", "rows", "values", "numbers", "times" };
 #define COUNT(a) (sizeof(a) / sizeof *(a))

@@ -170,6 +170,8 @@ class PythonClient(unittest.TestCase):
         payloads = [{"user": {"id": t}, "n": i} for i, t in enumerate(tenants)]
         x = self.rows(4000)
         self.load(docs, range(4000), x, payloads)
+        index = docs.describe()["index"]
+        self.assertEqual((index["segments"], index["own_segments"]), (2, 1))
         (part,) = self.looked_at(docs, x, "big")
         self.assertEqual((part["rows"], part["real"]), (2000, 2000))
         (part,) = self.looked_at(docs, x, "small 4")

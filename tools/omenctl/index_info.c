@@ -50,9 +50,12 @@ void print_index_rows(struct table *table, struct doc index)
 {
     char text[256];
     if (index.data == NULL) return;
+    char own[64] = "";
+    uint64_t own_segments = doc_get_u64(index, "own_segments");
+    if (own_segments > 0) snprintf(own, sizeof own, " (%" PRIu64 " of one group each)", own_segments);
     snprintf(text, sizeof text,
-            "%" PRIu64 " rows in %" PRIu64 " segments, %" PRIu64 " in none; built %" PRIu64,
-            doc_get_u64(index, "rows"), doc_get_u64(index, "segments"), doc_get_u64(index, "tail_rows"),
+            "%" PRIu64 " rows in %" PRIu64 " segments%s, %" PRIu64 " in none; built %" PRIu64,
+            doc_get_u64(index, "rows"), doc_get_u64(index, "segments"), own, doc_get_u64(index, "tail_rows"),
             doc_get_u64(index, "built_rows"));
     row(table, "index", text);
     snprintf(text, sizeof text, "%" PRIu64 " entries, of the shard that is furthest behind",
