@@ -257,17 +257,9 @@ static void status_totals(struct node *node, struct doc_builder *b)
 static void status_memory(struct node *node, struct doc_builder *b)
 {
     struct node_memory m;
+    node_memory_look(node);
     node_memory_get(node, &m);
-    begin_object(b, "memory");
-    put_u64(b, "budget", m.budget);
-    put_u64(b, "graphs", m.pinned);
-    put_u64(b, "mapped_graphs", m.mapped);
-    put_u64(b, "sketches", m.sketches);
-    put_u64(b, "rows", m.rows);
-    put_u64(b, "deltas", m.deltas);
-    put_u64(b, "used", m.fixed + m.pinned);
-    put_bool(b, "full", atomic_load(&node->env.memory_full));
-    doc_end(b);
+    node_memory_put(&m, b);
 }
 
 static void service_status(void *self, struct doc_builder *b)

@@ -157,6 +157,9 @@ void node_index_stop(struct node *node);
 uint64_t node_memory_budget(const struct node *node);
 void node_memory_look(struct node *node);
 void node_memory_get(struct node *node, struct node_memory *memory_out); /* as it was when last looked at */
+/* As the member "memory" of an object, and from the value of one: what is not there is 0. */
+void node_memory_put(const struct node_memory *memory, struct doc_builder *b);
+void node_memory_parse(struct doc memory, struct node_memory *memory_out);
 
 /* node_recall.c: live searches answered exactly as well, in the background. */
 OMEN_CHECKED enum omen_err node_recall_start(struct node *node, struct err *err);

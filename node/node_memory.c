@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+#include "node/member/fields.h"
 #include "node/node_impl.h"
 #include "storage/shard_index.h"
 
@@ -67,4 +68,30 @@ void node_memory_get(struct node *node, struct node_memory *memory_out)
     pthread_mutex_lock(&node->memory_lock);
     *memory_out = node->memory;
     pthread_mutex_unlock(&node->memory_lock);
+}
+
+void node_memory_put(const struct node_memory *m, struct doc_builder *b)
+{
+    begin_object(b, "memory");
+    put_u64(b, "budget", m->budget);
+    put_u64(b, "used", m->fixed + m->pinned);
+    put_u64(b, "graphs", m->pinned);
+    put_u64(b, "mapped_graphs", m->mapped);
+    put_u64(b, "sketches", m->sketches);
+    put_u64(b, "rows", m->rows);
+    put_u64(b, "deltas", m->deltas);
+    put_bool(b, "full", m->fixed > m->budget);
+    doc_end(b);
+}
+
+void node_memory_parse(struct doc memory, struct node_memory *out)
+{
+    uint64_t used = field_u64(memory, "used");
+    *out = (struct node_memory){ .budget = field_u64(memory, "budget"),
+        .pinned = field_u64(memory, "graphs"),
+        .mapped = field_u64(memory, "mapped_graphs"),
+        .sketches = field_u64(memory, "sketches"),
+        .rows = field_u64(memory, "rows"),
+        .deltas = field_u64(memory, "deltas") };
+    out->fixed = used > out->pinned ? used - out->pinned : 0;
 }

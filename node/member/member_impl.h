@@ -58,6 +58,7 @@ struct node_report {
     uint32_t node_id; /* 0 = none */
     uint64_t heard_ns;
     uint64_t disk_free, disk_total;
+    struct node_memory memory;
     bool disk_full;
     char why[200];           /* not ready; "" = ready */
     struct report_row *rows; /* [count] owned, ascending by group */

@@ -97,6 +97,10 @@ static void report_build(struct member *m, struct doc_builder *b)
     put_u64(b, "cluster_id", node->dir.identity.cluster_id);
     put_u64(b, "disk_free", atomic_load(&node->disk_free));
     put_u64(b, "disk_total", atomic_load(&node->disk_total));
+    struct node_memory memory;
+    node_memory_look(node);
+    node_memory_get(node, &memory);
+    node_memory_put(&memory, b);
     put_bool(b, "disk_full", atomic_load(&node->env.disk_full) || atomic_load(&node->shard_waits));
     put_text(b, "why", why == NULL ? "" : why);
     begin_array(b, "rows");
@@ -212,6 +216,7 @@ static enum omen_err report_parse(struct doc request, struct node_report *out, s
     out->node_id = field_u32(request, "node_id");
     out->disk_free = field_u64(request, "disk_free");
     out->disk_total = field_u64(request, "disk_total");
+    node_memory_parse(field_doc(request, "memory"), &out->memory);
     out->disk_full = field_bool(request, "disk_full");
     (void)field_text(request, "why", out->why, sizeof out->why);
     out->rows = mem_calloc(count + 1, sizeof *out->rows);

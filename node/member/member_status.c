@@ -54,6 +54,7 @@ static void node_put(struct member *m, const struct cluster_node *n, const struc
     put_u64(b, "report_age_ms", r == NULL ? 0 : (now - r->heard_ns) / 1000000);
     put_u64(b, "disk_free", r == NULL ? 0 : r->disk_free);
     put_u64(b, "disk_total", r == NULL ? 0 : r->disk_total);
+    if (r != NULL) node_memory_put(&r->memory, b);
     put_u64(b, "replicas", replicas);
     put_u64(b, "leaders", leaders);
     put_u64(b, "bytes", bytes);

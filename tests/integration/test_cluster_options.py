@@ -52,6 +52,9 @@ class ClusterOptions(unittest.TestCase):
             self.assertIn(told["role"], ("leader", "follower"))  # whoever was asked, says who it is
             self.assertEqual(told["role"] == "leader", "term" in told)
             self.assertIn(told["node"], (1, 2, 3))
+            for node in db.cluster_status()["nodes"]:
+                self.assertGreater(node["memory"]["budget"], node["memory"]["used"])
+                self.assertGreater(node["memory"]["used"], 0)
             leader = self.leader("docs")
             leader.kill9()
             docs.upsert([2000], self.rows(1))  # another leads now

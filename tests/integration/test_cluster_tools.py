@@ -10,7 +10,8 @@ from omen_server import BUILD, Server
 
 NODES = [{"node_id": 1, "address": "tcp://127.0.0.1:7710", "raft_address": "127.0.0.1:7720", "labels": "zone=a",
           "state": "active", "up": True, "ready": True, "why": "", "report_age_ms": 10, "disk_free": 50_000_000_000,
-          "disk_total": 100_000_000_000, "replicas": 2, "leaders": 1, "bytes": 1_200_000, "points": 500, "voter": True},
+          "disk_total": 100_000_000_000, "memory": {"budget": 8_000_000_000, "used": 1_200_000_000, "full": True},
+          "replicas": 2, "leaders": 1, "bytes": 1_200_000, "points": 500, "voter": True},
          {"node_id": 2, "address": "tcp://127.0.0.1:7711", "raft_address": "127.0.0.1:7721", "labels": "",
           "state": "draining", "up": False, "ready": False, "why": "not heard of", "report_age_ms": 0, "disk_free": 0,
           "disk_total": 0, "replicas": 0, "leaders": 0, "bytes": 0, "points": 0, "voter": False}]
@@ -43,7 +44,7 @@ class ClusterTools(unittest.TestCase):
         with FakeRouter({"status": lambda r: status([OPERATION])}) as router:
             text = self.omenctl(router, "cluster", "status")
             for part in ("cluster books (7788): led by node 1 in term 5, map 9, copies 50.0 MB/s at most",
-                         "tcp://127.0.0.1:7710", "zone=a", "50.0 GB (50 %)", "not heard of", "draining", "0-2047", "leader",
+                         "tcp://127.0.0.1:7710", "zone=a", "50.0 GB (50 %)", "1.2 GB of 8.0 GB, full", "not heard of", "draining", "0-2047", "leader",
                          "catch_up", "500.0 kB", "2.0 MB", "the target node is not heard of"):
                 self.assertIn(part, text)
             self.assertEqual(json.loads(self.omenctl(router, "--json", "cluster", "status")), status([OPERATION]))

@@ -34,12 +34,24 @@ static void done_print(struct table *table)
     table_free(table);
 }
 
+/* "1.2 GB of 8.0 GB", of what is accounted against the budget; the components are in --json. */
+static void memory_cell(struct table *table, struct doc memory)
+{
+    char used[16], budget[16];
+    format_bytes(doc_get_u64(memory, "used"), used);
+    format_bytes(doc_get_u64(memory, "budget"), budget);
+    if (doc_get_u64(memory, "budget") == 0)
+        table_cell(table, "", 0);
+    else
+        table_cellf(table, "%s of %s%s", used, budget, doc_get_bool(memory, "full") ? ", full" : "");
+}
+
 static void print_nodes(struct doc nodes)
 {
     static const char *const TITLES[] = { "node", "state", "up", "address", "labels", "replicas", "leaders",
-        "points", "bytes", "disk free", "group", "why" };
+        "points", "bytes", "disk free", "memory", "group", "why" };
     struct table *table = table_new();
-    columns(table, TITLES, "rllllrrrrrll");
+    columns(table, TITLES, "rllllrrrrrrll");
     struct doc_iter it = doc_iter(nodes);
     struct doc node;
     while (doc_next(&it, NULL, &node)) {
@@ -64,6 +76,7 @@ static void print_nodes(struct doc nodes)
             table_cell(table, "", 0);
         else
             table_cellf(table, "%s (%.0f %%)", text, 100.0 * (double)left / (double)total);
+        memory_cell(table, doc_get(node, "memory"));
         const char *role = doc_get_bool(node, "voter") ? "voter" : "standby";
         table_cell(table, role, strlen(role));
         table_doc(table, doc_get(node, "why"));
