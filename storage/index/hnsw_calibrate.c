@@ -20,8 +20,11 @@
 #define K_MAX 100
 #define TIE 1e-5f
 #define CONFIDENCE 1.65
-#define EFFORT_DEAR 256 /* from here on recall is nearly 1 and its spread small: every fourth row will do */
+#define EFFORT_DEAR 128 /* from here on recall is nearly 1 and its spread small: every fourth row will do, */
 #define DEAR_EVERY 4
+#define EFFORT_LAST 448 /* from here on every eighth, */
+#define LAST_EVERY 8
+#define QUERIES_LEAST 100     /* but never fewer than these */
 #define RECALL_ENOUGH 0.9995f /* for one k: higher efforts are not tried */
 
 static const uint32_t curve_k[HNSW_CURVE_KS] = { 1, 10, 100 };
@@ -93,26 +96,61 @@ static bool truth_range(void *arg, uint32_t thread, uint32_t first, uint32_t end
     return ok;
 }
 
-/* Mean recall for curve_k[j] at one effort, less the allowance for chance. */
-static enum omen_err measure(const struct calibration *c, uint32_t effort, uint32_t j,
-        struct index_scratch *scratch, float *recall_out)
+/* Sums of one effort's recall over the held-out rows, for each k. */
+struct sums {
+    double recall[HNSW_CURVE_KS], squares[HNSW_CURVE_KS], count;
+};
+
+/* Curves first .. end - 1, whose searches at this effort are one walk: no k is above it but where there is one k. */
+static enum omen_err measure(const struct calibration *c, uint32_t effort, uint32_t first, uint32_t end,
+        struct index_scratch *scratch, struct sums *sums)
 {
-    struct index_hit hits[K_MAX];
-    double sum = 0, squares = 0, n = 0;
-    for (uint32_t i = 0; i < c->count; i += effort >= EFFORT_DEAR ? DEAR_EVERY : 1, n++) {
-        struct index_search s = { .query = held_out_row(c, i), .k = curve_k[j], .effort = effort };
-        uint32_t count, near = 0;
-        enum omen_err rc = hnsw_search(&c->h->index, &s, scratch, hits, &count, NULL);
+    struct index_hit hits[HNSW_CURVE_KS][K_MAX];
+    uint32_t every = effort >= EFFORT_LAST ? LAST_EVERY : effort >= EFFORT_DEAR ? DEAR_EVERY : 1;
+    while (every > 1 && c->count / every < QUERIES_LEAST) every--;
+    *sums = (struct sums){ .count = 0 };
+    for (uint32_t i = 0; i < c->count; i += every, sums->count++) {
+        struct index_search s = { .query = held_out_row(c, i), .effort = effort };
+        uint32_t counts[HNSW_CURVE_KS];
+        enum omen_err rc = hnsw_search_ks(c->h, &s, curve_k + first, end - first, scratch, hits[0], K_MAX,
+                counts);
         if (rc != OMEN_OK) return rc;
-        for (uint32_t x = 0; x < count; x++)
-            near += hits[x].distance <= c->bounds[(size_t)i * HNSW_CURVE_KS + j];
-        double recall = (double)near / curve_k[j];
-        sum += recall;
-        squares += recall * recall;
+        for (uint32_t j = first; j < end; j++) {
+            uint32_t near = 0;
+            for (uint32_t x = 0; x < counts[j - first]; x++)
+                near += hits[j - first][x].distance <= c->bounds[(size_t)i * HNSW_CURVE_KS + j];
+            double recall = (double)near / curve_k[j];
+            sums->recall[j] += recall;
+            sums->squares[j] += recall * recall;
+        }
     }
-    double mean = sum / n, variance = squares / n - mean * mean;
-    *recall_out = (float)(mean - CONFIDENCE * sqrt((variance > 0 ? variance : 0) / n));
     return OMEN_OK;
+}
+
+/* Mean recall, less the allowance for chance. */
+static float careful_mean(const struct sums *sums, uint32_t j)
+{
+    double mean = sums->recall[j] / sums->count, variance = sums->squares[j] / sums->count - mean * mean;
+    return (float)(mean - CONFIDENCE * sqrt((variance > 0 ? variance : 0) / sums->count));
+}
+
+/* Point p of all curves. An effort below k is k: the point before it says the same. What was good enough stays so. */
+static enum omen_err point(const struct calibration *c, uint32_t p, struct index_scratch *scratch,
+        struct hnsw_curve *curve)
+{
+    struct sums sums;
+    enum omen_err rc = OMEN_OK;
+    uint32_t first = 0, end = 0;
+    while (end < HNSW_CURVE_KS && curve_k[end] <= efforts[p]) end++;
+    while (p > 0 && first < end && curve->recall[first][p - 1] >= RECALL_ENOUGH) first++;
+    for (uint32_t j = 0; p > 0 && j < HNSW_CURVE_KS; j++) curve->recall[j][p] = curve->recall[j][p - 1];
+    if (first < end) rc = measure(c, efforts[p], first, end, scratch, &sums);
+    for (uint32_t j = first; rc == OMEN_OK && j < end; j++) curve->recall[j][p] = careful_mean(&sums, j);
+    for (uint32_t j = end; rc == OMEN_OK && p == 0 && j < HNSW_CURVE_KS; j++) {
+        rc = measure(c, curve_k[j], j, j + 1, scratch, &sums);
+        if (rc == OMEN_OK) curve->recall[j][0] = careful_mean(&sums, j);
+    }
+    return rc;
 }
 
 enum omen_err hnsw_calibrate(struct hnsw *h, const struct index_rows *rows, uint32_t every,
@@ -126,14 +164,8 @@ enum omen_err hnsw_calibrate(struct hnsw *h, const struct index_rows *rows, uint
     if (rc == OMEN_OK) rc = parallel_for(control, "calibrate", c.count, TRUTH_QUERIES, truth_range, &c);
     for (uint32_t p = 0; rc == OMEN_OK && p < HNSW_CURVE_POINTS; p++) {
         bool enough = true;
-        for (uint32_t j = 0; rc == OMEN_OK && j < HNSW_CURVE_KS; j++) {
-            float *recall = curve.recall[j];
-            if (p > 0 && (efforts[p] <= curve_k[j] || recall[p - 1] >= RECALL_ENOUGH))
-                recall[p] = recall[p - 1]; /* an effort below k is k, and good enough stays so */
-            else
-                rc = measure(&c, efforts[p], j, scratch, &recall[p]);
-            enough = enough && recall[p] >= RECALL_ENOUGH;
-        }
+        rc = point(&c, p, scratch, &curve);
+        for (uint32_t j = 0; j < HNSW_CURVE_KS; j++) enough = enough && curve.recall[j][p] >= RECALL_ENOUGH;
         curve.points = p + 1;
         if (control->stop != NULL && control->stop(control->arg)) rc = OMEN_ECANCELED;
         if (enough) break;

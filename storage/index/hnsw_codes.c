@@ -250,10 +250,12 @@ bool hnsw_codes_put(const struct hnsw *h, struct hnsw_codes *codes, uint32_t nod
     return fits;
 }
 
+#define ROUNDING 0x1.8p23f /* added and taken off: to the nearest integer, as lrintf, without a call */
+
 void hnsw_probe_query(const struct hnsw *h, const struct hnsw_codes *codes, const float *query, int16_t *code,
         struct hnsw_probe *probe_out)
 {
-    *probe_out = (struct hnsw_probe){ .code = code, .f32 = query, .lift = 0 };
+    *probe_out = (struct hnsw_probe){ .code = code, .f32 = query, .lift = 0, .scale = 1 };
     if (!codes->quantized) return;
     float inverse = 1.0f / codes->step, low = -codes->query_max, high = 255.0f + codes->query_max, scale = 1;
     if (codes->lift != NULL) {
@@ -263,9 +265,11 @@ void hnsw_probe_query(const struct hnsw *h, const struct hnsw_codes *codes, cons
         scale = norm > 0 && isfinite(norm) ? sqrtf(codes->norm_max_sq / norm) : 1.0f;
         if (!(scale > 0 && isfinite(scale))) scale = 1;
     }
+    probe_out->scale = scale;
     for (uint32_t i = 0; i < codes->code_dim; i++) {
         float x = ((i < h->index.dim ? scale * query[i] : 0.0f) - codes->offset[i]) * inverse;
-        code[i] = (int16_t)lrintf(fminf(fmaxf(x, low), high));
+        x = x < low ? low : x > high ? high : x;
+        code[i] = (int16_t)(x + ROUNDING - ROUNDING);
     }
     memset(code + codes->code_dim, 0, (codes->stride - codes->code_dim) * sizeof *code);
 }

@@ -82,6 +82,7 @@ struct hnsw_probe {
     int16_t *code;    /* [stride], 64-byte aligned */
     const float *f32; /* [dim] */
     float lift;       /* ip: 0 for queries */
+    float scale;      /* of a query: of its length before coding; 1 unless ip */
 };
 
 struct hnsw_link {
@@ -322,6 +323,8 @@ struct hnsw_walk {
     const uint64_t *filter; /* by slot; NULL = all */
     bool (*stop)(void *arg);
     void *stop_arg;
+    bool half;              /* half of `ef` is expanded, all only where distances are alike: hnsw_beam */
+    bool ahead;             /* a node is expanded before the one before it is compared */
     uint64_t distances_max; /* budget; UINT64_MAX = none */
     uint64_t distances, hops;
 };
@@ -358,6 +361,11 @@ uint32_t hnsw_row_read(const struct hnsw *h, uint32_t node, uint32_t layer, uint
 void hnsw_link_add(struct hnsw *h, const struct hnsw_codes *codes, struct index_scratch *writer,
         uint32_t node, uint32_t layer, uint32_t target, float distance, bool force);
 
+/* One search for several k, ascending, none above search->effort unless it is the only one: the walk is the same, only
+ * the pool is rescored for each. hits_out [k_count][stride]. */
+enum omen_err hnsw_search_ks(struct hnsw *h, const struct index_search *search, const uint32_t *ks,
+        uint32_t k_count, struct index_scratch *scratch, struct index_hit *hits_out, uint32_t stride,
+        uint32_t *counts_out);
 enum omen_err hnsw_insert(struct index *index, uint32_t slot, const float *vector, struct err *err);
 enum omen_err hnsw_remove(struct index *index, uint32_t slot, struct err *err);
 /* Find neighbours of `node` and link it in; `node` may be linked already (repair). False: nothing live to

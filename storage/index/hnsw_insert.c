@@ -10,6 +10,8 @@
 
 #include <math.h>
 
+#define HALF_M 12 /* fewer links than this need the best that are to be had */
+
 static uint64_t mix(uint64_t x)
 {
     x += 0x9e3779b97f4a7c15ull;
@@ -55,6 +57,7 @@ static uint32_t find_neighbours(struct hnsw *h, const struct hnsw_codes *codes, 
         .codes = codes,
         .probe = &probe,
         .scratch = w,
+        .half = !ground && h->M >= HALF_M,
         .distances_max = UINT64_MAX };
     hnsw_probe_node(h, codes, node, w->code, &probe);
     memset(counts, 0, (HNSW_LEVEL_MAX + 1) * sizeof *counts);

@@ -14,7 +14,9 @@
 
 #define POOL_PER_EF_FILTERED 64
 #define SCAN_POLL_ROWS (INDEX_POLL_HOPS * 16)
-#define RESCORE_SPARE 16 /* rows rescored beyond 3/2 k */
+#define RESCORE_SPARE 16 /* rows rescored at most beyond 3/2 k */
+#define RESCORE_BEYOND 2 /* and at least beyond k */
+#define ROWS_AHEAD 3     /* asked for behind these */
 
 /* ---- one search --------------------------------------------------------------------------------------- */
 
@@ -22,11 +24,15 @@ struct request {
     struct hnsw *h;
     const struct index_search *search;
     struct index_scratch *scratch;
-    struct index_heap heap; /* over the caller's hits_out */
+    struct index_heap heap;         /* over the caller's hits_out */
+    const struct hnsw_codes *codes; /* of the walk */
+    double key_scale,
+            distance_scale; /* of the pool's keys and of final distances, to be alike but for a constant */
     struct index_cost cost;
 };
 
-static void score(struct request *r, uint32_t node)
+/* Its final distance. */
+static float score(struct request *r, uint32_t node)
 {
     const struct hnsw *h = r->h;
     const float *v = hnsw_vector(h, node);
@@ -34,6 +40,7 @@ static void score(struct request *r, uint32_t node)
                                            : -h->kernel->dot_f32(r->search->query, v, h->index.dim);
     if (!(d == d)) d = INFINITY; /* a dot product that overflowed both ways */
     index_heap_push(&r->heap, (struct index_hit){ d, h->slots[node] });
+    return d;
 }
 
 static bool passes(const struct index_search *search, uint32_t slot)
@@ -54,7 +61,7 @@ static enum omen_err scan_all(struct request *r)
     for (uint32_t node = 0; node < nodes; node++) {
         if (node % SCAN_POLL_ROWS == 0 && stopped(r->search)) return OMEN_EDEADLINE;
         if (hnsw_state(r->h, node) != HNSW_LIVE || !passes(r->search, r->h->slots[node])) continue;
-        score(r, node);
+        (void)score(r, node);
         r->cost.distances++;
     }
     return OMEN_OK;
@@ -76,7 +83,7 @@ static enum omen_err scan_matches(struct request *r)
             __builtin_prefetch(hnsw_vector(r->h, node));
         }
         for (uint32_t i = 0; i < count; i++)
-            if (hnsw_state(r->h, batch[i]) == HNSW_LIVE) score(r, batch[i]);
+            if (hnsw_state(r->h, batch[i]) == HNSW_LIVE) (void)score(r, batch[i]);
         r->cost.distances += count;
         polled += count + 1;
         if (polled < SCAN_POLL_ROWS) continue;
@@ -86,23 +93,33 @@ static enum omen_err scan_matches(struct request *r)
     return OMEN_OK;
 }
 
-/* Final distances of the best of the pool. */
+static void row_prefetch(const struct hnsw *h, uint32_t node)
+{
+    const char *row = (const char *)hnsw_vector(h, node);
+    size_t bytes = h->index.dim * sizeof(float);
+    for (size_t at = 0; at < bytes && at < 512; at += 64) __builtin_prefetch(row + at);
+}
+
+/* Final distances of the best of the pool: of k and a few, then as far as the error of the codes seen in these lets
+ * rows in. */
 static void rescore(struct request *r)
 {
     const struct index_scratch *s = r->scratch;
-    uint32_t want = r->heap.k + r->heap.k / 2 + RESCORE_SPARE, found = 0;
-    size_t row_bytes = r->h->index.dim * sizeof(float);
+    uint32_t first = r->heap.k + RESCORE_BEYOND, asked = 0, found = 0;
+    uint32_t want = r->heap.k + r->heap.k / 2 + RESCORE_SPARE;
+    struct index_error error = { 0 };
+    if (first < INDEX_ERROR_ROWS) first = INDEX_ERROR_ROWS;
     for (uint32_t i = 0; i < s->pool_count && found < want; i++) {
-        if (!(s->pool[i] & HNSW_POOL_COUNTED)) continue;
-        found++;
-        const char *row = (const char *)hnsw_vector(r->h, hnsw_pool_node(s->pool[i]));
-        for (size_t at = 0; at < row_bytes && at < 512; at += 64) __builtin_prefetch(row + at);
-    }
-    found = 0;
-    for (uint32_t i = 0; i < s->pool_count && found < want; i++) {
+        for (; asked < s->pool_count && (asked < first || asked <= i + ROWS_AHEAD); asked++)
+            row_prefetch(r->h, hnsw_pool_node(s->pool[asked]));
         uint32_t node = hnsw_pool_node(s->pool[i]);
         if (!(s->pool[i] & HNSW_POOL_COUNTED) || hnsw_state(r->h, node) != HNSW_LIVE) continue;
-        score(r, node);
+        double walked = (double)hnsw_key_value(r->codes, hnsw_pool_key(s->pool[i])) * r->key_scale;
+        if (found >= first && r->codes->lift == NULL) { /* lifted points have coarse codes */
+            double bound = (double)index_heap_bound(&r->heap) * r->distance_scale;
+            if (walked > (double)index_error_limit(&error, bound)) break;
+        }
+        index_error_add(&error, (double)score(r, node) * r->distance_scale - walked);
         found++;
     }
     r->cost.rescored += found;
@@ -123,10 +140,14 @@ static enum omen_err walk(struct request *r, uint32_t ef, uint64_t distances_max
     if (!hnsw_scratch_begin(s, codes, (uint32_t)pool)) return OMEN_ENOMEM;
     struct hnsw_probe probe;
     hnsw_probe_query(h, codes, r->search->query, s->code, &probe);
+    r->codes = codes;
+    r->key_scale = codes->quantized ? (double)codes->step * codes->step : 1;
+    r->distance_scale = h->index.metric == METRIC_L2 ? 1 : 2 * (double)probe.scale;
     struct hnsw_walk w = { .h = h,
         .codes = codes,
         .probe = &probe,
         .scratch = s,
+        .ahead = true,
         .filter = r->search->filter,
         .stop = r->search->stop,
         .stop_arg = r->search->stop_arg,
@@ -186,6 +207,28 @@ static enum omen_err answer(struct request *r, uint32_t ef)
     r->cost.gathers++;
     r->cost.aborted++;
     return r->search->filter == NULL ? scan_all(r) : scan_matches(r);
+}
+
+enum omen_err hnsw_search_ks(struct hnsw *h, const struct index_search *search, const uint32_t *ks,
+        uint32_t k_count, struct index_scratch *scratch, struct index_hit *hits_out, uint32_t stride,
+        uint32_t *counts_out)
+{
+    struct index_search each = *search;
+    struct request r = { .h = h, .search = &each, .scratch = scratch };
+    enum omen_err rc = OMEN_OK;
+    hnsw_pin(h, scratch->pin);
+    for (uint32_t i = 0; rc == OMEN_OK && i < k_count; i++) {
+        each.k = ks[k_count - 1 - i];
+        r.heap = (struct index_heap){ hits_out + (size_t)(k_count - 1 - i) * stride, each.k, 0 };
+        if (i == 0) rc = answer(&r, each.effort);
+        bool walked = r.cost.walks > 0; /* the pool is as a walk for any of them leaves it */
+        if (i > 0 && walked) rescore(&r);
+        if (i > 0 && !walked) rc = answer(&r, each.effort);
+        index_heap_sort(&r.heap);
+        counts_out[k_count - 1 - i] = r.heap.count;
+    }
+    hnsw_unpin(scratch->pin);
+    return rc;
 }
 
 enum omen_err hnsw_search(const struct index *index, const struct index_search *search,

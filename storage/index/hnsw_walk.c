@@ -170,46 +170,85 @@ static uint32_t pool_offer(const struct hnsw_walk *walk, bool all, uint32_t laye
     return next;
 }
 
+/* The next node to expand, marked; HNSW_NONE when there is none. */
+static inline uint32_t pool_next(struct index_scratch *s, uint32_t *cursor)
+{
+    for (uint32_t i = *cursor; i < s->pool_count; i++) {
+        if (s->pool[i] & HNSW_POOL_EXPANDED) continue;
+        s->pool[i] |= HNSW_POOL_EXPANDED;
+        *cursor = i + 1;
+        return hnsw_pool_node(s->pool[i]);
+    }
+    *cursor = s->pool_count;
+    return HNSW_NONE;
+}
+
+#define ALIKE 1.15f /* squared distances, at the pool's eighth part and at what would be expanded next */
+
+/* Neighbours for a new point: half of the pool's nodes are expanded where distances grow from the nearest to those. Where
+ * they hardly do, the neighbourhood is wide (or the points coincide) and all of them count. */
+static inline bool half_enough(const struct hnsw_walk *walk, uint32_t cursor, uint32_t ef)
+{
+    const struct index_scratch *s = walk->scratch;
+    if (!walk->half || walk->codes->lift != NULL || cursor < ef / 2 || cursor >= s->pool_count) return false;
+    float first = hnsw_key_value(walk->codes, hnsw_pool_key(s->pool[ef / 8])),
+          next = hnsw_key_value(walk->codes, hnsw_pool_key(s->pool[cursor]));
+    return first > 0 && next > ALIKE * first;
+}
+
+static void rows_ahead(const struct hnsw *h, const struct index_scratch *s, uint32_t cursor)
+{
+    for (uint32_t i = cursor; i < s->pool_count && i < cursor + ROWS_AHEAD; i++)
+        prefetch_row(h, hnsw_pool_node(s->pool[i]));
+}
+
+static void seed(struct hnsw_walk *walk, bool all, const uint32_t *seeds, uint32_t count, uint32_t ef)
+{
+    struct index_scratch *s = walk->scratch;
+    uint32_t keys[2 * HNSW_M_MAX];
+    new_stamp(s);
+    s->pool_count = s->pool_counted = 0;
+    hnsw_distances(walk->h, walk->codes, walk->probe, seeds, count, keys);
+    walk->distances += count;
+    for (uint32_t i = 0; i < count; i++) {
+        uint64_t flag = counted(walk, all, seeds[i]) ? HNSW_POOL_COUNTED : 0;
+        if (seeds[i] < s->visited_count) s->visited[seeds[i]] = s->stamp; /* else collect passes it over */
+        pool_insert(s, (uint64_t)keys[i] << 32 | flag | seeds[i], ef);
+    }
+}
+
+/* `ahead`: one node is expanded ahead, and its neighbours' points are on their way while those of the node before
+ * are compared. */
 enum hnsw_walk_end hnsw_beam(struct hnsw_walk *walk, const uint32_t *seeds, uint32_t seed_count,
         uint32_t layer, uint32_t ef)
 {
     struct index_scratch *s = walk->scratch;
     const struct hnsw *h = walk->h;
-    uint32_t keys[2 * HNSW_M_MAX], unseen[2 * HNSW_M_MAX], cursor = 0;
+    uint32_t keys[2 * HNSW_M_MAX], unseen[2][2 * HNSW_M_MAX], counts[2] = { 0, 0 }, cursor = 0;
     /* Nobody dead, nothing filtered: states need not be looked at. A delete during the walk is met at the
      * end. */
     bool all = walk->filter == NULL && atomic_load_explicit(&h->dead_count, memory_order_relaxed) == 0;
-    new_stamp(s);
-    s->pool_count = s->pool_counted = 0;
-    hnsw_distances(h, walk->codes, walk->probe, seeds, seed_count, keys);
-    walk->distances += seed_count;
-    for (uint32_t i = 0; i < seed_count; i++) {
-        uint64_t flag = counted(walk, all, seeds[i]) ? HNSW_POOL_COUNTED : 0;
-        if (seeds[i] < s->visited_count) s->visited[seeds[i]] = s->stamp; /* else collect passes it over */
-        pool_insert(s, (uint64_t)keys[i] << 32 | flag | seeds[i], ef);
-    }
+    seed(walk, all, seeds, seed_count, ef);
     uint64_t hops_from = walk->hops;
-    while (cursor < s->pool_count) {
-        if (s->pool[cursor] & HNSW_POOL_EXPANDED) {
-            cursor++;
-            continue;
+    for (uint32_t turn = 0, ahead = walk->ahead;; turn ^= ahead) {
+        uint32_t from = half_enough(walk, cursor, ef) ? HNSW_NONE : pool_next(s, &cursor), now = turn ^ ahead;
+        counts[turn] = 0;
+        if (from == HNSW_NONE && counts[now] == 0) return HNSW_WALK_DONE;
+        if (from != HNSW_NONE) {
+            if ((++walk->hops - hops_from) % INDEX_POLL_HOPS == 0 && walk->stop != NULL &&
+                    walk->stop(walk->stop_arg))
+                return HNSW_WALK_STOPPED;
+            counts[turn] = collect(walk, from, layer, unseen[turn]);
+            if (layer == 0) rows_ahead(h, s, cursor);
         }
-        s->pool[cursor] |= HNSW_POOL_EXPANDED;
-        uint32_t from = hnsw_pool_node(s->pool[cursor]);
-        if ((++walk->hops - hops_from) % INDEX_POLL_HOPS == 0 && walk->stop != NULL &&
-                walk->stop(walk->stop_arg))
-            return HNSW_WALK_STOPPED;
-        uint32_t count = collect(walk, from, layer, unseen);
-        for (uint32_t i = cursor + 1; layer == 0 && i < s->pool_count && i <= cursor + ROWS_AHEAD; i++)
-            prefetch_row(h, hnsw_pool_node(s->pool[i]));
-        hnsw_distances(h, walk->codes, walk->probe, unseen, count, keys);
-        walk->distances += count;
-        uint32_t next = pool_offer(walk, all, layer, unseen, keys, count, ef, cursor + 1);
-        if (layer == 0 && !all && next <= cursor) prefetch_row(h, hnsw_pool_node(s->pool[next]));
-        cursor = next <= cursor ? next : cursor;
+        if (counts[now] == 0) continue;
+        hnsw_distances(h, walk->codes, walk->probe, unseen[now], counts[now], keys);
+        walk->distances += counts[now];
+        uint32_t next = pool_offer(walk, all, layer, unseen[now], keys, counts[now], ef, cursor);
+        if (layer == 0 && !all && next < cursor) prefetch_row(h, hnsw_pool_node(s->pool[next]));
+        if (next < cursor) cursor = next;
         if (walk->distances > walk->distances_max) return HNSW_WALK_BUDGET;
     }
-    return HNSW_WALK_DONE;
 }
 
 uint32_t hnsw_seeds(struct hnsw_walk *walk, uint64_t entry, uint32_t layer, uint32_t seeds_out[HNSW_SEEDS])

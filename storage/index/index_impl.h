@@ -43,4 +43,26 @@ static inline float index_heap_bound(const struct index_heap *heap)
     return heap->count < heap->k ? __builtin_inff() : heap->hits[0].distance;
 }
 
+/* How far the distances of a walk are from final ones, learned from the rows that were rescored so far; both in the
+ * walk's scale, but for a constant. */
+struct index_error {
+    double sum, squares;
+    uint32_t count; /* of rows */
+};
+#define INDEX_ERROR_ROWS 8     /* tell enough */
+#define INDEX_ERROR_SIGMAS 3.5 /* standard deviations, which a row is given */
+static inline void index_error_add(struct index_error *e, double off)
+{
+    e->sum += off;
+    e->squares += off * off;
+    e->count++;
+}
+/* Rows whose distance by the walk is beyond this are not nearer than `bound`, as far as the error tells. */
+static inline float index_error_limit(const struct index_error *e, double bound)
+{
+    double mean = e->sum / e->count, variance = e->squares / e->count - mean * mean;
+    double limit = bound - mean + INDEX_ERROR_SIGMAS * __builtin_sqrt(variance > 0 ? variance : 0);
+    return limit < (double)__builtin_inff() ? (float)limit : __builtin_inff(); /* NaN: they overflowed */
+}
+
 #endif

@@ -103,10 +103,7 @@ void sealed_query_prepare(const struct sealed *s, const float *query, struct ind
 
 /* ---- rescoring ---- */
 
-#define RESCORE_FIRST                                                                                        \
-    8 /* rows that are rescored whatever they say: what the codes are off by is learned from them */
-#define RESCORE_BEYOND 2   /* of them beyond k */
-#define RESCORE_ERRORS 3.5 /* standard deviations of that, which a row is given */
+#define RESCORE_BEYOND 2 /* k: rows that are rescored whatever they say, at least INDEX_ERROR_ROWS of them */
 
 static void full_prefetch(const struct sealed *s, const struct index_hit *hits, uint32_t count)
 {
@@ -120,18 +117,14 @@ struct rescoring {
     const struct sealed *s;
     const struct index_search *search;
     struct index_heap heap;
-    float scale;         /* of a final distance, to be a squared one of the walk's space but for a constant */
-    double sum, squares; /* of final distance * scale - the walk's */
-    uint32_t count;
+    float scale; /* of a final distance, to be a squared one of the walk's space but for a constant */
+    struct index_error error;
 };
 
 static void rescore(struct rescoring *r, struct index_hit hit)
 {
     float d = sealed_row_distance(r->s, r->search->query, hit.slot);
-    double off = (double)r->scale * d - hit.distance;
-    r->sum += off;
-    r->squares += off * off;
-    r->count++;
+    index_error_add(&r->error, (double)r->scale * d - hit.distance);
     if (r->search->has_distance_max && !(d <= r->search->distance_max)) return;
     index_heap_push(&r->heap, (struct index_hit){ d, hit.slot });
 }
@@ -142,16 +135,14 @@ static float rescore_limit(const struct rescoring *r)
 {
     float bound = index_heap_bound(&r->heap);
     if (r->search->has_distance_max) bound = fminf(bound, r->search->distance_max);
-    double mean = r->sum / r->count, variance = r->squares / r->count - mean * mean;
-    double limit = (double)r->scale * bound - mean + RESCORE_ERRORS * sqrt(variance > 0 ? variance : 0);
-    return limit < (double)INFINITY ? (float)limit : INFINITY; /* NaN: distances that overflow */
+    return index_error_limit(&r->error, (double)r->scale * bound);
 }
 
 /* In two steps, so that the rows of each are on their way together. */
 static void rescore_all(struct rescoring *r, struct index_hit *visited, uint32_t count)
 {
     uint32_t first = r->search->k + RESCORE_BEYOND;
-    if (first < RESCORE_FIRST) first = RESCORE_FIRST;
+    if (first < INDEX_ERROR_ROWS) first = INDEX_ERROR_ROWS;
     if (first > count) first = count;
     full_prefetch(r->s, visited, first);
     for (uint32_t i = 0; i < first; i++) rescore(r, visited[i]);
@@ -170,7 +161,7 @@ void sealed_finish(const struct sealed *s, const struct index_search *search, fl
         struct index_cost *cost)
 {
     struct rescoring r = { s, search, { hits_out, search->k, 0 },
-        s->rows.metric == METRIC_L2 ? 1 : 2 * stretch, 0, 0, 0 };
+        s->rows.metric == METRIC_L2 ? 1 : 2 * stretch, { 0, 0, 0 } };
     for (uint32_t i = 0; i < count; i++) visited[i].slot = sealed_slot(s, visited[i].slot);
     if (s->lossless && s->rows.metric == METRIC_L2) { /* the walk's distances are final */
         for (uint32_t i = 0; i < count && r.heap.count < search->k; i++)
@@ -180,7 +171,7 @@ void sealed_finish(const struct sealed *s, const struct index_search *search, fl
         rescore_all(&r, visited, count);
         index_heap_sort(&r.heap);
     }
-    cost->rescored += r.count;
+    cost->rescored += r.error.count;
     cost->walks++;
     *count_out = r.heap.count;
 }
