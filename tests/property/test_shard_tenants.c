@@ -38,6 +38,8 @@ struct world {
     bool keeps;            /* it removes nothing */
     uint64_t sequence, rng;
     struct route_rules rules;
+    const char *const *payloads; /* [payload_count] in turn, instead of the tenants' */
+    uint32_t payload_count;
     struct store_view held; /* of `then` */
     bool holds;
     bool live[IDS], then[IDS];
@@ -124,8 +126,11 @@ static void write_ids(struct world *w, bool deletes, uint32_t from, uint32_t end
         }
         if (!deletes) {
             for (int c = 0; c < DIM; c++) w->vectors[id][c] = (float)below(w, 1000) / 100;
-            snprintf(text, sizeof text, "{'tenant': 't%u', 'at': '2026-11-%02uT00:00:00Z', 'n': %u}",
-                    w->tenants[id], 1 + id % 3, id);
+            if (w->payloads != NULL)
+                snprintf(text, sizeof text, "%s", w->payloads[id % w->payload_count]);
+            else
+                snprintf(text, sizeof text, "{'tenant': 't%u', 'at': '2026-11-%02uT00:00:00Z', 'n': %u}",
+                        w->tenants[id], 1 + id % 3, id);
             op.vectors[0] = w->vectors[id];
             op.payload = doc_of(&w->arena, text);
         }
@@ -381,6 +386,42 @@ START_TEST(rules_group_on_inside_a_group_and_count_for_what_is_built_from_then_o
 }
 END_TEST
 
+/* How many segments of their own there are for rows of these payloads, 120 of each. */
+static void check_keys(const char *const *payloads, uint32_t count, struct route_rules rules, uint32_t own,
+        uint32_t segments)
+{
+    struct world *w = mem_must_calloc(1, sizeof *w);
+    world_init(w);
+    w->payloads = payloads;
+    w->payload_count = count;
+    w->rules = rules;
+    w->rules.own_rows = 100;
+    write_ids(w, false, 0, 120 * count, UINT32_MAX);
+    ck_assert_int_eq(index_all(w), OMEN_OK);
+    ck_assert_uint_eq(stats_of(w).own_segments, own);
+    ck_assert_uint_eq(stats_of(w).segments, segments);
+    check_tenant(w, UINT32_MAX);
+    world_fini(w);
+}
+
+START_TEST(what_is_no_key_goes_by_the_next_rule_and_then_to_the_rest)
+{
+    static const char *const names[] = { "{'a': {'b': 'x'}}", "{'a': {'b': 5}}", "{'a': {'b': true}}",
+        "{'a': {'b': '5'}}", "{'a': {'b': null}}", "{'a': {'b': 5.0}}", "{'a': {'b': ['x']}}", "{'a': 'x'}",
+        "{}" };
+    check_keys(names, 9, (struct route_rules){ .tenant = "a.b" }, 4, 5);
+    check_keys(names, 9, (struct route_rules){ .type = "a.b" }, 4, 5);
+    check_keys(names, 9, (struct route_rules){ .tenant = "a.b", .type = "a" }, 5, 6);
+    /* Buckets before 1970 as well; integers are milliseconds. */
+    static const char *const times[] = { "{'at': '1969-12-31T23:59:59Z'}", "{'at': -1}",
+        "{'at': '1970-01-01T00:00:00Z'}", "{'at': 0}", "{'at': 86399999}", "{'at': 86400000}",
+        "{'at': '1969-12-31T00:00:00+02:00'}", "{'at': 'yesterday'}", "{'at': 1.5}" };
+    check_keys(times, 9, (struct route_rules){ .time = "at", .time_bucket_ms = 24 * HOUR_MS }, 4, 5);
+    check_keys(times, 9, (struct route_rules){ .time = "at", .time_bucket_ms = 0 }, 0, 1);
+    check_keys(times, 9, (struct route_rules){ .by_shard_key = true }, 0, 1); /* the schema has none */
+}
+END_TEST
+
 /* One tenant's deletes, then steps on a disk that takes ever more changes before it fails. */
 START_TEST(a_disk_that_fails_at_any_change_loses_no_row)
 {
@@ -462,6 +503,71 @@ START_TEST(segments_of_the_format_before_are_read)
 }
 END_TEST
 
+/* What a slots file says of its batch, all checksums right. */
+static const struct lie {
+    const char *what;
+    size_t at, bytes; /* in the file */
+    uint64_t value;
+} LIES[] = {
+    { "of batch 0", 64, 8, 0 },
+    { "of a batch that began after it", 64, 8, 99 },
+    { "of another batch", 64, 8, 2 },
+    { "of a batch without parts", 72, 4, 0 },
+    { "of a batch of too many parts", 72, 4, 1u << 20 },
+    { "of a batch of fewer parts", 72, 4, 2 },
+    { "holds none", 76, 4, 0 },
+    { "holds more than there are", 76, 4, 7 },
+    { "holds as many as a file could", 76, 4, UINT32_MAX },
+    { "holds one that is not there", 128, 4, 3 },
+    { "holds another's", 128, 4, 0 },
+    { "has no rows", 20, 4, 0 },
+    { "has other blocks", 16, 4, 1 },
+};
+
+static void slots_lie(const struct world *w, const struct lie *lie)
+{
+    static uint8_t bytes[128 + 4 + 8 * IDS];
+    char path[300];
+    snprintf(path, sizeof path, "%s/segments/0000000000000003.slots", w->dir);
+    FILE *file = fopen(path, "r+b");
+    ck_assert_msg(file != NULL, "%s", path);
+    size_t len = fread(bytes, 1, sizeof bytes, file);
+    ck_assert_uint_gt(len, 132);
+    if (lie->bytes == 8)
+        store_u64(bytes + lie->at, lie->value);
+    else
+        store_u32(bytes + lie->at, (uint32_t)lie->value);
+    store_u32(bytes + 44, crc32c(0, bytes + 128, len - 128));
+    store_u32(bytes + 60, crc32c(0, bytes, 60));
+    store_u32(bytes + 124, crc32c(0, bytes + 64, 60));
+    rewind(file);
+    ck_assert_uint_eq(fwrite(bytes, 1, len, file), len);
+    fclose(file);
+}
+
+START_TEST(a_segment_that_lies_about_its_batch_costs_a_build_and_no_row)
+{
+    for (size_t i = 0; i < sizeof LIES / sizeof LIES[0]; i++) {
+        struct world *w = mem_must_calloc(1, sizeof *w);
+        world_init(w);
+        tenants_name(w);
+        w->rules.own_rows = 100;
+        write_ids(w, false, 0, 1200, UINT32_MAX);
+        ck_assert_int_eq(index_all(w), OMEN_OK);
+        ck_assert_uint_eq(stats_of(w).segments, 3);
+        shard_store_close(w->store);
+        slots_lie(w, &LIES[i]);
+        store_open(w);
+        check_all(w);
+        ck_assert_int_eq(index_all(w), OMEN_OK);
+        ck_assert_msg(stats_of(w).built_rows == 1200, "%s: believed", LIES[i].what);
+        check_all(w);
+        reopen(w);
+        world_fini(w);
+    }
+}
+END_TEST
+
 int main(void)
 {
     log_configure(LOG_LEVEL_ERROR + 1, LOG_FORMAT_TEXT, 2);
@@ -470,7 +576,9 @@ int main(void)
     tcase_set_timeout(tc, 240);
     tcase_add_test(tc, a_large_tenant_has_a_segment_of_its_own_and_shares_one_again);
     tcase_add_test(tc, rules_group_on_inside_a_group_and_count_for_what_is_built_from_then_on);
+    tcase_add_test(tc, what_is_no_key_goes_by_the_next_rule_and_then_to_the_rest);
     tcase_add_test(tc, segments_of_the_format_before_are_read);
+    tcase_add_test(tc, a_segment_that_lies_about_its_batch_costs_a_build_and_no_row);
     tcase_add_loop_test(tc, a_disk_that_fails_at_any_change_loses_no_row, 0, 2);
     suite_add_tcase(suite, tc);
     SRunner *runner = srunner_create(suite);
