@@ -19,7 +19,7 @@
 
 struct config {
     const char *data, *dir;
-    uint64_t tenants, limit, queries, alone, threads, rows_min;
+    uint64_t tenants, limit, queries, alone, threads, rows_min, own_rows;
     bool size; /* measure memory and disk instead */
 };
 
@@ -85,6 +85,7 @@ static void side_index(struct side *side, const struct config *config)
     bool worked = true;
     index_policy_default(&policy);
     policy.rules.tenant = "tenant";
+    policy.rules.own_rows = (uint32_t)config->own_rows;
     policy.rows_min = (uint32_t)config->rows_min;
     policy.eager = policy.pin = true;
     if (shard_store_checkpoint(side->store, NULL, &err) != OMEN_OK) panic("%s", err.message);
@@ -193,6 +194,19 @@ static void ask_both(const struct side *shared, const struct side *alone, const 
     arena_fini(&arena);
 }
 
+/* Of all tenants at once: what segments of their own cost who does not ask for one. */
+static void ask_all(const struct side *shared, const float *query, struct tally *t)
+{
+    struct hit *hits;
+    uint32_t count;
+    uint64_t distances;
+    struct arena arena;
+    arena_init(&arena, 1 << 16, 0);
+    search(shared, query, NULL, false, &arena, &hits, &count, &distances);
+    t->ns[t->count++] = search(shared, query, NULL, false, &arena, &hits, &count, &distances);
+    arena_fini(&arena);
+}
+
 static double percentile(struct tally *t, uint64_t hundredths)
 {
     qsort(t->ns, t->count, sizeof *t->ns, bench_compare_u64);
@@ -205,8 +219,8 @@ static void searches_run(const struct config *config, const struct bench_data *d
     const struct filter *filters[ALONE_MAX];
     struct shard_index_stats stats;
     struct arena arena;
-    struct tally tallies[2];
-    for (int i = 0; i < 2; i++)
+    struct tally tallies[3]; /* shared, alone, all of the shared one */
+    for (int i = 0; i < 3; i++)
         tallies[i] = (struct tally){ .ns = mem_must_calloc(config->alone * data->query_count, 8) };
     arena_init(&arena, 1 << 14, 0);
     side_open(&shared, config, data, config->tenants, UINT64_MAX);
@@ -215,6 +229,8 @@ static void searches_run(const struct config *config, const struct bench_data *d
         side_open(&alone[i], config, data, config->tenants, tenant);
         filters[i] = filter_of(tenant, &arena);
     }
+    for (uint32_t q = 0; q < data->query_count; q++)
+        ask_all(&shared, data->queries + (size_t)q * data->rows.dim, &tallies[2]);
     for (uint32_t q = 0; q < data->query_count; q++)
         for (uint64_t i = 0; i < config->alone; i++)
             ask_both(&shared, &alone[i], filters[i], data->queries + (size_t)q * data->rows.dim, tallies);
@@ -236,10 +252,11 @@ static void searches_run(const struct config *config, const struct bench_data *d
     json_line_f64("distances_per_query", (double)tallies[0].distances / (double)tallies[0].count);
     json_line_f64("alone_distances_per_query", (double)tallies[1].distances / (double)tallies[1].count);
     json_line_f64("ratio", p50 / alone_p50);
+    json_line_f64("all_p50_us", percentile(&tallies[2], 50));
     json_line_end();
     for (uint64_t i = 0; i < config->alone; i++) side_close(&alone[i]);
     side_close(&shared);
-    for (int i = 0; i < 2; i++) mem_free(tallies[i].ns);
+    for (int i = 0; i < 3; i++) mem_free(tallies[i].ns);
     arena_fini(&arena);
 }
 
@@ -302,7 +319,8 @@ int bench_tenants(int argc, char **argv)
         .queries = 200,
         .alone = 8,
         .threads = 1,
-        .rows_min = 1000 };
+        .rows_min = 1000,
+        .own_rows = 20000 };
     const struct bench_option options[] = {
         { "--data", "data set folder", NULL, &config.data, NULL },
         { "--tenants", "row i is of tenant i mod so many (1000)", &config.tenants, NULL, NULL },
@@ -311,6 +329,8 @@ int bench_tenants(int argc, char **argv)
         { "--alone", "tenants that are asked for (8)", &config.alone, NULL, NULL },
         { "--rows-min", "rows worth an index (1000, as immediate_index has it)", &config.rows_min, NULL,
                 NULL },
+        { "--own-rows", "of a tenant, from which on it has segments of its own (20000)", &config.own_rows,
+                NULL, NULL },
         { "--build-threads", "of builds (1)", &config.threads, NULL, NULL },
         { "--size", "memory and disk of all tenants and of one, no searches", NULL, NULL, &config.size },
         { "--dir", "scratch directory, its name is gone on from (/tmp/omen-bench-tenants)", NULL, &config.dir,
@@ -319,7 +339,8 @@ int bench_tenants(int argc, char **argv)
     bench_parse(argc, argv, "tenants --data DIR [options]", options, sizeof options / sizeof options[0]);
     if (config.data == NULL || config.tenants == 0 || config.alone == 0 || config.alone > ALONE_MAX ||
             config.alone > config.tenants || config.threads == 0 || config.threads > INDEX_THREADS_MAX ||
-            config.queries == 0 || config.rows_min == 0 || config.rows_min > UINT32_MAX) {
+            config.queries == 0 || config.rows_min == 0 || config.rows_min > UINT32_MAX ||
+            config.own_rows > UINT32_MAX) {
         fprintf(stderr,
                 "omen-bench tenants: --data DIR, --tenants 1.., --alone 1..%u and at most the tenants\n",
                 ALONE_MAX);

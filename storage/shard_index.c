@@ -36,8 +36,12 @@ void index_policy_default(struct index_policy *policy)
 struct segment_set *segment_set_new(uint32_t count)
 {
     struct segment_set *set = mem_calloc(1, sizeof *set + count * sizeof set->items[0]);
-    if (set != NULL) atomic_init(&set->refs, 1);
-    return set;
+    if (set == NULL) return NULL;
+    atomic_init(&set->refs, 1);
+    set->batches = mem_calloc((size_t)count + 1, sizeof *set->batches);
+    if (set->batches != NULL) return set;
+    mem_free(set);
+    return NULL;
 }
 
 struct segment_set *segment_set_acquire(struct shard_store *s)
@@ -54,7 +58,31 @@ void segment_set_release(struct segment_set *set)
 {
     if (set == NULL || atomic_fetch_sub_explicit(&set->refs, 1, memory_order_acq_rel) > 1) return;
     for (uint32_t i = 0; i < set->count; i++) segment_unref(set->items[i]);
+    mem_free(set->batches);
     mem_free(set);
+}
+
+/* Segments of one batch lie together: where those of the item's end. */
+static uint32_t batch_end(const struct segment_set *set, uint32_t item)
+{
+    struct segment_info one, next;
+    segment_info(set->items[item], &one);
+    while (++item < set->count) {
+        segment_info(set->items[item], &next);
+        if (next.batch != one.batch || next.field != one.field) break;
+    }
+    return item;
+}
+
+static void batch_tell(const struct segment_set *set, uint32_t first, struct segment_batch *batch_out)
+{
+    struct segment_info info;
+    *batch_out = (struct segment_batch){ .first = first, .end = batch_end(set, first) };
+    for (uint32_t i = first; i < batch_out->end; i++) {
+        segment_info(set->items[i], &info);
+        batch_out->field = info.field;
+        if (info.as_of > batch_out->as_of) batch_out->as_of = info.as_of;
+    }
 }
 
 void segment_set_publish(struct shard_store *s, struct segment_set *set)
@@ -65,6 +93,8 @@ void segment_set_publish(struct shard_store *s, struct segment_set *set)
         segment_info(set->items[i], &info);
         if (info.end_block > set->covered[info.field]) set->covered[info.field] = info.end_block;
     }
+    for (uint32_t i = 0; i < set->count; i = set->batches[set->batch_count++].end)
+        batch_tell(set, i, &set->batches[set->batch_count]);
     pthread_mutex_lock(&ix->mutex);
     struct segment_set *old = ix->set;
     ix->set = set;
@@ -209,17 +239,6 @@ static bool job_takes(const struct job *job, uint32_t item)
     if (item < job->first || item >= job->first + job->taken) return false;
     uint32_t i = item - job->first;
     return !job->inside || (job->gone[i / 64] >> (i % 64) & 1) != 0;
-}
-
-uint32_t segment_set_batch_end(const struct segment_set *set, uint32_t item)
-{
-    struct segment_info one, next;
-    segment_info(set->items[item], &one);
-    while (++item < set->count) {
-        segment_info(set->items[item], &next);
-        if (next.batch != one.batch || next.field != one.field) break;
-    }
-    return item;
 }
 
 static uint32_t batch_first(const struct segment_set *set, uint32_t item)
@@ -416,7 +435,7 @@ static bool dead_job(const struct shard_store *s, const struct segment_set *set,
 {
     for (uint32_t first = 0, end; first < set->count; first = end) {
         struct segment_info info;
-        end = segment_set_batch_end(set, first);
+        end = batch_end(set, first);
         segment_info(set->items[first], &info);
         uint64_t most = rows_buildable(s, policy, info.field);
         if (back_job(set, policy, first, end, job_out) && job_out->rows <= most) return true;
@@ -438,7 +457,7 @@ static bool renew_job(const struct shard_store *s, const struct segment_set *set
         struct segment_info info;
         segment_info(set->items[i], &info);
         if (info.number >= below) continue;
-        batch_job(set, batch_first(set, i), segment_set_batch_end(set, i), job_out);
+        batch_job(set, batch_first(set, i), batch_end(set, i), job_out);
         batch_job_take(set, i, job_out);
         return true;
     }

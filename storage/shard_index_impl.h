@@ -7,9 +7,18 @@
 #include "storage/shard_index.h"
 #include "storage/shard_store_impl.h"
 
+/* Segments of the set that were sealed together. */
+struct segment_batch {
+    uint32_t first, end; /* items */
+    uint32_t field;
+    uint64_t as_of; /* of the latest of them: views before it see rows that some of them may lack */
+};
+
 struct segment_set {
     _Atomic uint32_t refs;
     uint32_t covered[OMEN_VECTOR_FIELDS_MAX]; /* blocks [0, covered) of the field are in segments */
+    struct segment_batch *batches; /* [batch_count] owned, in order of items; told once it is published */
+    uint32_t batch_count;
     uint32_t count;
     struct segment *items[]; /* by field, then block; those of a batch together; one reference each */
 };
@@ -18,8 +27,6 @@ struct segment_set *segment_set_acquire(struct shard_store *s); /* NULL: none ye
 void segment_set_release(struct segment_set *set);              /* NULL is fine */
 
 struct segment_set *segment_set_new(uint32_t count); /* room for so many, none in it; NULL: no memory */
-/* Segments of one batch lie together: where those of the item's end. */
-uint32_t segment_set_batch_end(const struct segment_set *set, uint32_t item);
 void segment_set_publish(struct shard_store *s, struct segment_set *set); /* takes the reference */
 struct segment_spec index_spec_of(struct shard_store *s, const struct index_policy *policy, const char *dir);
 OMEN_CHECKED enum omen_err index_dir_make(struct shard_store *s, char out[STORE_PATH_BYTES], struct err *err);

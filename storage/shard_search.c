@@ -177,16 +177,13 @@ static enum omen_err query_segment(const struct store_view *view, struct segment
 }
 
 /* Segments of one batch, or its blocks when one of them may lack rows that this view still sees. */
-static enum omen_err query_batch(const struct store_view *view, const struct segment_set *set, uint32_t first,
-        uint32_t end, struct flat_query *query, uint32_t search, const struct progress *progress)
+static enum omen_err query_batch(const struct store_view *view, const struct segment_set *set,
+        const struct segment_batch *batch, struct flat_query *query, uint32_t search,
+        const struct progress *progress)
 {
-    struct segment_info info;
-    bool old = false;
-    for (uint32_t i = first; i < end; i++) {
-        segment_info(set->items[i], &info);
-        old |= view->sequence < info.as_of;
-    }
-    for (uint32_t i = first; i < (old ? first + 1 : end); i++) {
+    bool old = view->sequence < batch->as_of;
+    for (uint32_t i = batch->first; i < (old ? batch->first + 1 : batch->end); i++) {
+        struct segment_info info;
         segment_info(set->items[i], &info);
         struct explain_part part = { .segment = info.number,
             .search = search,
@@ -212,12 +209,9 @@ static enum omen_err query_segments(const struct store_view *view, const struct 
         struct flat_query *query, uint32_t search, uint32_t field, const struct progress *progress)
 {
     enum omen_err rc = OMEN_OK;
-    for (uint32_t i = 0, end; rc == OMEN_OK && i < set->count; i = end) {
-        struct segment_info info;
-        segment_info(set->items[i], &info);
-        end = segment_set_batch_end(set, i);
-        if (info.field == field) rc = query_batch(view, set, i, end, query, search, progress);
-    }
+    for (uint32_t i = 0; rc == OMEN_OK && i < set->batch_count; i++)
+        if (set->batches[i].field == field)
+            rc = query_batch(view, set, &set->batches[i], query, search, progress);
     return rc;
 }
 

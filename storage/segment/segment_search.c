@@ -277,33 +277,42 @@ static bool run_ask(struct segment *s, const struct segment_query *q, struct can
     return true;
 }
 
-/* What the payload index says of the filter. *pruned_out: no row passes. */
+static void prune(struct explain_part *part, enum explain_prune why)
+{
+    part->filter = EXPLAIN_FILTER_INDEX;
+    part->plan = EXPLAIN_PRUNED;
+    part->pruned_by = why;
+    part->real = 0;
+}
+
+/* Does the zone map prove that nothing passes? What most segments of many tenants are asked and no more: no scratch is
+ * taken for it. */
+static bool filter_prunes(const struct segment *s, const struct segment_query *q, struct explain_part *part)
+{
+    struct payload_estimate estimate;
+    payload_index_estimate(s->payload, q->filter, &estimate);
+    part->estimated = (uint64_t)estimate.rows;
+    part->pruned_path = estimate.path;
+    if (estimate.pruned == EXPLAIN_NOT_PRUNED) return false;
+    prune(part, estimate.pruned);
+    return true;
+}
+
+/* Which rows pass, as far as the payload index knows. *pruned_out: none. */
 static enum omen_err filter_ask(struct segment *s, const struct segment_query *q,
         struct segment_scratch *scratch, struct candidates *c, bool *pruned_out, struct explain_part *part)
 {
-    struct payload_estimate estimate;
     struct payload_answer answer;
-    payload_index_estimate(s->payload, q->filter, &estimate);
-    part->estimated = (uint64_t)estimate.rows;
-    part->pruned_by = estimate.pruned;
-    part->pruned_path = estimate.path;
-    *pruned_out = estimate.pruned != EXPLAIN_NOT_PRUNED;
-    if (!*pruned_out && run_ask(s, q, c, part)) return OMEN_OK;
-    if (!*pruned_out) {
-        if (scratch->sets == NULL) scratch->sets = payload_scratch_new();
-        if (scratch->sets == NULL) return OMEN_ENOMEM;
-        enum omen_err rc = payload_index_filter(s->payload, q->filter, scratch->sets, &answer);
-        if (rc != OMEN_OK) return rc;
-        *c = (struct candidates){ answer.rows, { 0, 0 }, answer.count, answer.exact, false };
-        part->filter = answer.exact ? EXPLAIN_FILTER_INDEX : EXPLAIN_FILTER_PARTLY;
-        if (answer.exact) part->real = answer.count;
-        if (answer.count > 0) return OMEN_OK;
-        *pruned_out = true;
-        part->pruned_by = EXPLAIN_PRUNED_FILTER;
-    }
-    part->filter = EXPLAIN_FILTER_INDEX;
-    part->plan = EXPLAIN_PRUNED;
-    part->real = 0;
+    if (run_ask(s, q, c, part)) return OMEN_OK;
+    if (scratch->sets == NULL) scratch->sets = payload_scratch_new();
+    if (scratch->sets == NULL) return OMEN_ENOMEM;
+    enum omen_err rc = payload_index_filter(s->payload, q->filter, scratch->sets, &answer);
+    if (rc != OMEN_OK) return rc;
+    *c = (struct candidates){ answer.rows, { 0, 0 }, answer.count, answer.exact, false };
+    part->filter = answer.exact ? EXPLAIN_FILTER_INDEX : EXPLAIN_FILTER_PARTLY;
+    if (answer.exact) part->real = answer.count;
+    *pruned_out = answer.count == 0;
+    if (*pruned_out) prune(part, EXPLAIN_PRUNED_FILTER);
     return OMEN_OK;
 }
 
@@ -315,13 +324,14 @@ enum omen_err segment_search(struct segment *s, const struct segment_query *q, s
         part->pruned_by = EXPLAIN_PRUNED_ALL_DEAD;
         return OMEN_OK;
     }
+    bool asks = q->filter != NULL && s->payload != NULL, pruned = false;
+    if (asks && filter_prunes(s, q, part)) return OMEN_OK;
     struct segment_scratch *scratch = scratch_get(s);
     if (scratch == NULL) return OMEN_ENOMEM;
     struct candidates c = { NULL, { 0, 0 }, s->count, q->filter == NULL, false };
-    bool pruned = false;
     enum omen_err rc = OMEN_OK;
     part->filter = q->filter != NULL ? EXPLAIN_FILTER_PAYLOAD : EXPLAIN_FILTER_NONE;
-    if (q->filter != NULL && s->payload != NULL) rc = filter_ask(s, q, scratch, &c, &pruned, part);
+    if (asks) rc = filter_ask(s, q, scratch, &c, &pruned, part);
     if (rc == OMEN_OK && !pruned) rc = candidates_search(s, q, scratch, &c, topk, part);
     scratch_put(s, scratch);
     return rc;
