@@ -129,6 +129,7 @@ static enum omen_err collections_fill(struct request *r, const struct map_collec
         recall_fill(info, shards, collections[i].shard_count);
         if (!with_shards) continue;
         info->shards = shards;
+        if (!r->calls[0].in.stats.detail) continue;
         enum omen_err rc = index_info(r, &collections[i], shards, &info->index);
         if (rc != OMEN_OK) return rc;
     }
@@ -188,8 +189,27 @@ void op_list(struct request *r)
     }
 }
 
+static enum omen_err describe_scatter(struct request *r, bool detail)
+{
+    enum omen_err rc = stats_scatter(r, r->collection, 1, &r->reply.err);
+    for (uint32_t c = 0; rc == OMEN_OK && c < r->call_count; c++) r->calls[c].in.stats.detail = detail;
+    return rc;
+}
+
+/* A node of a release that tells no details refuses to be asked for them. */
+static bool details_refused(const struct request *r)
+{
+    for (uint32_t c = 0; c < r->call_count; c++)
+        if (r->calls[c].in.stats.detail && r->calls[c].code == OMEN_EPROTO) return true;
+    return false;
+}
+
 static void describe_gathered(struct request *r)
 {
+    if (details_refused(r) && describe_scatter(r, false) == OMEN_OK) {
+        scatter_go(r, describe_gathered);
+        return;
+    }
     enum omen_err rc = scatter_error(r);
     if (rc == OMEN_OK) rc = collections_fill(r, r->collection, 1, true);
     request_finish(r, rc);
@@ -198,8 +218,7 @@ static void describe_gathered(struct request *r)
 void op_describe(struct request *r)
 {
     enum omen_err rc = resolve_collection(r, &r->reply.err);
-    if (rc == OMEN_OK) rc = stats_scatter(r, r->collection, 1, &r->reply.err);
-    for (uint32_t c = 0; rc == OMEN_OK && c < r->call_count; c++) r->calls[c].in.stats.detail = true;
+    if (rc == OMEN_OK) rc = describe_scatter(r, true);
     if (rc != OMEN_OK) {
         request_finish(r, rc);
     } else {

@@ -141,6 +141,8 @@ static void run(struct fake_service *fake, struct shard_call *call)
     case CALL_STATS:
         call->out.stats = (struct shard_stats){ .points = call->shard_id };
         if (call->in.stats.detail) call->out.stats.detail = fake->detail;
+        if (call->in.stats.detail && fake->plain)
+            call->code = err_set(&call->err, OMEN_EPROTO, "flags", "has a bit that means nothing");
         break;
     case CALL_CATALOG: call->out.catalog.collection_id = 99; break;
     case CALL_CLUSTER: call->out.cluster.reply = call->in.cluster.request; break; /* said back */

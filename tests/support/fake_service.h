@@ -26,6 +26,7 @@ struct fake_service {
     enum omen_err fail_code;
     struct doc explain; /* what every shard tells of a search that is to be explained */
     struct doc detail;  /* and with stats that are to be detailed */
+    bool plain;         /* of a release that knows of no details, and refuses to be asked for them */
     bool hold;          /* keep calls until fake_service_let_go */
     struct shard_call *held[FAKE_CALLS_MAX];
     uint32_t held_count;

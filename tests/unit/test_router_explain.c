@@ -254,6 +254,21 @@ START_TEST(indexes_of_all_shards_are_summed_up)
 }
 END_TEST
 
+START_TEST(nodes_that_tell_no_details_are_described_without)
+{
+    struct wire_request request = rig_request(WIRE_COLLECTION_DESCRIBE);
+    rig.fake->plain = true;
+    ck_assert_msg(rig_ask(&rig, &request) == OMEN_OK, "%s", rig.reply.err.message);
+    ck_assert_ptr_null(rig.reply.collections.items[0].index.data);
+    ck_assert_uint_eq(rig.reply.collections.items[0].points, 11 + 12 + 13);
+    ck_assert_uint_eq(rig.fake->calls_by_kind[CALL_STATS], 2 * SHARDS);
+    rig.fake->fail_shard = 12;
+    rig.fake->fail_code = OMEN_EPROTO; /* whatever it is asked */
+    ck_assert_int_eq(rig_ask(&rig, &request), OMEN_EPROTO);
+    ck_assert_uint_eq(rig.fake->outstanding, 0);
+}
+END_TEST
+
 START_TEST(nonsense_of_an_index_is_passed_over)
 {
     static const char *const words[] = { "{}",
@@ -290,6 +305,7 @@ int main(void)
     tcase_add_test(tc, nonsense_of_a_shard_is_passed_over);
     tcase_add_test(tc, parts_that_do_not_fit_are_left_out_and_counted);
     tcase_add_test(tc, indexes_of_all_shards_are_summed_up);
+    tcase_add_test(tc, nodes_that_tell_no_details_are_described_without);
     tcase_add_test(tc, nonsense_of_an_index_is_passed_over);
     suite_add_tcase(suite, tc);
     SRunner *runner = srunner_create(suite);
