@@ -196,7 +196,7 @@ class ClusterFullDisk(unittest.TestCase):
         self.wait_refused()
         self.read_and_delete(sorted(self.writer.acked)[:10])
         self.wait_writes("writes do not go on although a majority has room")  # after the grace that one of three is given
-        self.assertIsNot(self.cluster.leader_of(self.shard, "docs"), victim)
+        self.wait(lambda: self.cluster.leader_of(self.shard, "docs") is not victim, "a full disk leads")  # reports are late
         self.read_and_delete(sorted(self.writer.acked)[:10])
         victim.kill9()
         victim.start()  # full, and it comes back
