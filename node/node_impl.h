@@ -34,8 +34,8 @@ struct shard_slot {
 #define NODE_RAFT_REFUSALS 5u /* reasons */
 
 struct node_gauges {
-    struct metric_gauge *disk_free, *disk_total, *disk_full, *queue_depth, *log_bytes, *collections, *shards,
-            *inflight, *resident, *uptime;
+    struct metric_gauge *disk_free, *disk_total, *disk_full, *queue_depth, *log_bytes, *log_spares,
+            *collections, *shards, *inflight, *resident, *uptime;
     struct metric_gauge *memory_budget, *memory_rows, *memory_deltas, *memory_sketches, *memory_pinned,
             *memory_mapped;
     struct metric_gauge *shards_damaged;

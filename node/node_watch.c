@@ -224,6 +224,7 @@ static void node_collect(void *arg)
     counter_follow(g->log_appends, log.appends);
     counter_follow(g->log_written, log.bytes_written);
     metric_set(g->log_bytes, (int64_t)log.bytes);
+    metric_set(g->log_spares, log.spares);
     counter_follow(g->recall_cpu, atomic_load(&node->recall_cpu_ns) / 1000000);
     metric_set(g->disk_free, (int64_t)atomic_load(&node->disk_free));
     metric_set(g->disk_total, (int64_t)atomic_load(&node->disk_total));
@@ -284,6 +285,8 @@ void node_metrics_register(struct node *node)
             NULL);
     g->queue_depth = metrics_gauge(m, "omendb_node_search_queue_depth", "Reads waiting for a search thread",
             NULL);
+    g->log_spares = metrics_gauge(m, "omendb_node_log_spares",
+            "Log segments allocated and not in use; below 5 on a full disk: its reserve", NULL);
     g->log_bytes = metrics_gauge(m, "omendb_node_log_bytes", "Bytes of the write-ahead log still needed",
             NULL);
     g->collections = metrics_gauge(m, "omendb_node_collections", "Collections", NULL);
