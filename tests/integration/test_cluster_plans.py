@@ -5,6 +5,7 @@ import json
 import os
 import random
 import shutil
+import subprocess
 import tempfile
 import time
 import unittest
@@ -95,7 +96,8 @@ class Plans(unittest.TestCase):
             driver.kill9()
             driver.start()
             self.cluster.wait_whole(PATIENCE)
-        done = self.cluster.omenctl("rebalance", "--apply", "--wait", check=False)  # joins it, if it is not over
+        done = subprocess.run([BUILD / "omenctl", "--endpoint", self.cluster.endpoints, "rebalance", "--apply", "--wait"], text=True,
+                              capture_output=True, timeout=PATIENCE)  # joins it, if it is not over
         self.assertEqual(done.returncode, 0, done.stderr)
         plan = self.wait(lambda: self.ended(plan), "the plan does not end")
         self.assertGreaterEqual(plan["rounds"], 2)
