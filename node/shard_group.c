@@ -1,9 +1,11 @@
-/* A shard's replica as one of a Raft group: opening it, who may write and read, readiness, damage.
+/* A shard's replica as one of a Raft group: opening it, who may write and read, readiness, damage. What other
+ * replicas have room for is shard_admission.c's.
  *
  *   FOLLOWS --elected--> PREPARING --barrier: all that earlier leaders committed is applied--> LEADS
  *      ^------------------ leadership lost ---------+------------------------------------------+
- *   Only LEADS builds entries: log time must not be below what the shard has applied, op ids are looked up at apply but
- *   admission needs the newest table, and room in the stream is counted from what is applied (CORRECTNESS A1, A3).
+ *   Only LEADS builds entries: log time must not be below what the shard has applied, op ids are looked up at apply
+ *   but admission needs the newest table, and room in the stream is counted from what is applied (CORRECTNESS A1,
+ *   A3).
  *
  *   Damage:  NONE --apply: ECORRUPT--> SEEN (in this life: an entry of ours may be the cause)
  *            NONE --open, scrubber--> FOUND --DAMAGED is written--> KEPT (halted, out of the log; the files stay)
@@ -19,8 +21,6 @@
 #include "common/check.h"
 #include "common/log.h"
 #include "node/shard_host_impl.h"
-
-#define GIVE_WAY_PAUSE_NS (3 * 1000000000ull) /* between two attempts of a leader to hand over */
 
 /* ---- damage ---- */
 
@@ -188,7 +188,7 @@ void shard_group_not_leader(const struct shard_host *shard, struct shard_call *c
 
 /* ---- reads ---- */
 
-static uint64_t silence_max_ms(const struct shard_host *shard)
+uint64_t shard_group_silence_max_ms(const struct shard_host *shard)
 {
     return (uint64_t)SHARD_SILENT_ELECTIONS * shard->env->election_ms;
 }
@@ -196,7 +196,7 @@ static uint64_t silence_max_ms(const struct shard_host *shard)
 bool shard_group_is_silent(const struct shard_host *shard)
 {
     return shard->group != NULL && shard->replica != NULL &&
-            replica_silent_ms(shard->replica) > silence_max_ms(shard);
+            replica_silent_ms(shard->replica) > shard_group_silence_max_ms(shard);
 }
 
 /* By the last sweep, or by now. */
@@ -242,7 +242,8 @@ static bool is_ready(const struct shard_host *shard, const struct shard_host_sta
     const struct replica_status *r = &s->replica;
     if (s->damaged || s->fetching || r->fetching || r->stopped != OMEN_OK) return false;
     if (shard->group == NULL) return true;
-    return r->is_member && r->caught_up && r->silent_ms <= silence_max_ms(shard) && lag_is_small(r);
+    return r->is_member && r->caught_up && r->silent_ms <= shard_group_silence_max_ms(shard) &&
+            lag_is_small(r);
 }
 
 void shard_host_status(struct shard_host *shard, struct shard_host_status *status_out)
@@ -255,6 +256,7 @@ void shard_host_status(struct shard_host *shard, struct shard_host_status *statu
     status_out->bytes = store.stream_bytes + store.meta_bytes;
     status_out->points = store.points;
     status_out->damaged = store.damaged;
+    status_out->tail_full = shard_host_tail_is_full(shard);
     status_out->fetching = status_out->replica.fetching || status_out->replica.switching;
     if (g != NULL) {
         status_out->fetch_done = atomic_load(&g->fetch.done_bytes);
@@ -267,121 +269,6 @@ void shard_host_status(struct shard_host *shard, struct shard_host_status *statu
     if (g != NULL && status_out->ready) atomic_store(&g->blank, false);
 }
 
-/* ---- admission: on the worst replica that is there (CORRECTNESS A1) ---- */
-
-static bool node_is_full(const struct shard_group *g, uint32_t node)
-{
-    return g->peers != NULL && g->peers->disk_full != NULL && g->peers->disk_full(g->peers->arg, node);
-}
-
-/* Whether one more voter is in the way of writes; notes which. */
-static bool in_the_way(struct shard_host *shard, const struct replica_follower *f, enum shard_admission *now)
-{
-    struct shard_group *g = shard->group;
-    uint32_t node = (uint32_t)f->member.node_id;
-    bool was = g->behind_ns != 0;
-    bool full = f->is_short || node_is_full(g, node); /* the replica itself says so sooner */
-    if (!full && f->lag_bytes <= shard->env->behind_bytes / (was ? 2 : 1)) return false;
-    pthread_mutex_lock(&g->trouble_lock);
-    if (full)
-        snprintf(g->behind, sizeof g->behind, "the disk of node %u, which has a replica, is full", node);
-    else if (*now != ADMIT_DELETES)
-        snprintf(g->behind, sizeof g->behind, "the replica on node %u is %" PRIu64 " bytes behind", node,
-                f->lag_bytes);
-    pthread_mutex_unlock(&g->trouble_lock);
-    if (full || *now != ADMIT_DELETES) *now = full ? ADMIT_DELETES : ADMIT_LATER;
-    return true;
-}
-
-/* Replicas that do not answer are not waited for; those that do are, but a minority of them not for long. */
-static void admission_look(struct shard_host *shard)
-{
-    struct shard_group *g = shard->group;
-    struct replica_follower followers[GROUP_MEMBERS_MAX];
-    enum shard_admission now = ADMIT_ALL;
-    uint32_t count, voters = 1, good = 1, bad = 0;
-    replica_followers(shard->replica, followers, &count);
-    for (uint32_t i = 0; i < count; i++) {
-        if (followers[i].member.role != REPLICA_VOTER) continue;
-        voters++;
-        if (followers[i].silent_ms > silence_max_ms(shard)) continue;
-        if (in_the_way(shard, &followers[i], &now))
-            bad++;
-        else
-            good++;
-    }
-    uint64_t now_ns = clock_monotonic_ns(shard->env->clock);
-    if (bad == 0)
-        g->behind_ns = 0;
-    else if (g->behind_ns == 0)
-        g->behind_ns = now_ns;
-    bool waited = bad > 0 && now_ns - g->behind_ns >= shard->env->grace_ms * 1000000ull;
-    if (waited && good > voters / 2) now = ADMIT_ALL;
-    int before = atomic_exchange(&g->admission, (int)now);
-    if (before != (int)now)
-        LOG_INFO("shard.admission", "shard=%" PRIu64 " writes=%s", shard->shard_id,
-                now == ADMIT_ALL             ? "all"
-                        : now == ADMIT_LATER ? "later"
-                                             : "deletes");
-}
-
-bool shard_group_admits(struct shard_host *shard, struct shard_call *call, bool only_deletes)
-{
-    struct shard_group *g = shard->group;
-    int admission = atomic_load_explicit(&g->admission, memory_order_relaxed);
-    if (admission == ADMIT_ALL || (admission == ADMIT_DELETES && only_deletes)) return true;
-    char why[sizeof g->behind];
-    pthread_mutex_lock(&g->trouble_lock);
-    memcpy(why, g->behind, sizeof why);
-    pthread_mutex_unlock(&g->trouble_lock);
-    call->code = err_set(&call->err, admission == ADMIT_LATER ? OMEN_EBUSY : OMEN_EFULL, "", "%s", why);
-    return false;
-}
-
-static void gave_way(void *arg, enum omen_err result, uint64_t sequence, const struct err *err)
-{
-    (void)arg, (void)result, (void)sequence, (void)err; /* who leads is told elsewhere */
-}
-
-/* Would the voter lead better than a leader whose disk is full, or (`waits`) than one that cannot even apply what is
- * committed? 2: it has room. 1: it does not wait. */
-static int heir_worth(struct shard_host *shard, const struct replica_follower *f, bool waits)
-{
-    if (f->member.role != REPLICA_VOTER || f->silent_ms > silence_max_ms(shard) ||
-            f->lag_bytes > SHARD_READY_LAG_BYTES)
-        return 0;
-    if (!f->is_short && !node_is_full(shard->group, (uint32_t)f->member.node_id)) return 2;
-    return waits && !f->waits ? 1 : 0;
-}
-
-/* A leader whose disk is full refuses what a majority without it would take: it hands over to the voter that has most of the
- * log and room, if there is one. The next leader waits for this replica as for any other, and no longer. One that has no
- * room for what is committed already can neither write nor say what is true: anybody will do who has. */
-static void give_way_when_full(struct shard_host *shard, const struct shard_host_status *s)
-{
-    struct shard_group *g = shard->group;
-    struct replica_follower followers[GROUP_MEMBERS_MAX];
-    const struct replica_follower *heir = NULL;
-    int best = 0;
-    uint32_t count;
-    uint64_t now_ns = clock_monotonic_ns(shard->env->clock);
-    bool full = s->replica.disk_full || atomic_load(&shard->env->disk_full);
-    if (!full || atomic_load(&g->lead_term) == 0 || now_ns < g->give_way_ns + GIVE_WAY_PAUSE_NS) return;
-    replica_followers(shard->replica, followers, &count);
-    for (uint32_t i = 0; i < count; i++) {
-        const struct replica_follower *f = &followers[i];
-        int worth = heir_worth(shard, f, s->replica.waits);
-        if (worth == 0 || worth < best || (worth == best && f->lag_bytes >= heir->lag_bytes)) continue;
-        heir = f;
-        best = worth;
-    }
-    if (heir == NULL) return;
-    g->give_way_ns = now_ns;
-    LOG_INFO("shard.gives_way", "shard=%" PRIu64 " to_node=%" PRIu64 " reason=\"the disk is full\"",
-            shard->shard_id, heir->member.node_id);
-    replica_transfer(shard->replica, heir->member.replica_id, gave_way, NULL);
-}
-
 /* About ten times a second: what has no event of its own. */
 void shard_group_sweep(struct shard_host *shard)
 {
@@ -389,9 +276,9 @@ void shard_group_sweep(struct shard_host *shard)
     struct shard_host_status s;
     if (atomic_load(&g->damage) == DAMAGE_FOUND) damage_keep(shard);
     shard_group_prepare(shard);
-    if (shard->replica != NULL) admission_look(shard);
+    if (shard->replica != NULL) shard_admission_look(shard);
     shard_host_status(shard, &s);
-    if (shard->replica != NULL) give_way_when_full(shard, &s);
+    if (shard->replica != NULL) shard_admission_give_way(shard, &s);
     if (atomic_exchange(&g->was_ready, s.ready) != s.ready) changed(g);
 }
 

@@ -207,8 +207,8 @@ static void policy_of_options(struct shard_host *shard, struct collection_option
     }
 }
 
-/* Only what is in a durable checkpoint is indexed. Who wants it at once, or has writes waiting for it, does not wait for the
- * next one's time, and what a bulk load brought is taken as a whole. */
+/* Only what is in a durable checkpoint is indexed. Who wants it at once, or has writes waiting for it, does not wait
+ * for the next one's time, and what a bulk load brought is taken as a whole. */
 static void checkpoint_for_index(struct shard_host *shard, const struct index_policy *policy)
 {
     uint64_t now_ns = clock_monotonic_ns(shard->env->clock);
@@ -532,6 +532,16 @@ void shard_host_drop(struct shard_host *shard)
     else
         replica_host_forget_replica(shard->env->replica_host, shard->shard_id, shard->replica_id);
     shard_end(shard);
+}
+
+bool shard_host_tail_is_full(struct shard_host *shard)
+{
+    uint64_t most = shard->env->tail_rows_max;
+    struct shard_store *store = most == 0 ? NULL : shard_host_store_hold(shard);
+    if (store == NULL) return false;
+    bool full = shard_index_tail_rows(store) >= most;
+    shard_host_store_unhold(shard);
+    return full;
 }
 
 uint64_t shard_host_id(const struct shard_host *shard) { return shard->shard_id; }

@@ -1,13 +1,16 @@
-/* One shard's replica on this node: the store, its place in the log, the batching of its writes, the readiness of its reads.
+/* One shard's replica on this node: the store, its place in the log, the batching of its writes, the readiness of
+ * its reads.
  *
- * Alone (standalone mode) or one of a Raft group (`raft`): then writes are taken by the leader only, reads as K3 of the
- * design has it, and a replica that fell behind the log gets a peer's checkpoint (fetch.h).
+ * Alone (standalone mode) or one of a Raft group (`raft`): then writes are taken by the leader only, reads as K3 of
+ * the design has it, and a replica that fell behind the log gets a peer's checkpoint (fetch.h).
  *
- *   OPEN --shard_host_retire--> RETIRED (refuses new calls) --calls and proposals in flight end--> close or drop --> (gone)
+ *   OPEN --shard_host_retire--> RETIRED (refuses new calls) --calls and proposals in flight end--> close or drop -->
+ *   (gone)
  *
  * A write:  QUEUED --built into an entry--> PROPOSED --applied--> done(OK or typed rejection)
  *              | deadline: EDEADLINE            | deadline: EUNKNOWN (the entry may still be applied)
- * A read:   (WAITING for its token's sequence, or for the barrier) --> in the search pool, or at once --> done --> released
+ * A read:   (WAITING for its token's sequence, or for the barrier) --> in the search pool, or at once --> done -->
+ * released
  *
  * Threads: submit, release and stats from any; sweep from one. See the .c files for who runs what. */
 #ifndef OMEN_NODE_SHARD_HOST_H
@@ -79,15 +82,24 @@ void shard_env_fini(struct shard_env *env);
 
 struct shard_host;
 
+/* What keeps a replica, or its node, from taking more writes; bits. */
+enum peer_short {
+    PEER_DISK_FULL = 1,
+    PEER_MEMORY_FULL = 2,
+    PEER_TAIL_FULL = 4, /* of the shard asked for: index.tail_rows_max */
+};
+
 /* What a replica asks of the node about the others. All functions: any thread, must not block. */
 struct shard_peers {
     void *arg;
     /* Node port of a node, "tcp://host:port"; false when it is not known. */
     bool (*address)(void *arg, uint32_t node_id, char *out /* [OMEN_ADDRESS_BYTES_MAX + 1] */);
-    /* Nodes of a shard's replicas, as placed: a new replica knows of none itself. [FETCH_CANDIDATES_MAX]; may be NULL. */
+    /* Nodes of a shard's replicas, as placed: a new replica knows of none itself. [FETCH_CANDIDATES_MAX]; may be
+     * NULL. */
     uint32_t (*replicas)(void *arg, uint64_t shard_id, uint32_t *nodes_out);
-    struct siphash_key key;                         /* of messages between nodes */
-    bool (*disk_full)(void *arg, uint32_t node_id); /* as far as is known; NULL = never */
+    struct siphash_key key; /* of messages between nodes */
+    unsigned (*short_of)(void *arg, uint32_t node_id,
+            uint64_t shard_id);      /* as far as is known; NULL = of nothing */
     void (*changed)(void *arg);      /* leadership, damage or readiness of a replica: report soon */
     uint64_t (*throttle)(void *arg); /* bytes per second that catching up may take; 0 = no limit */
 };
@@ -104,15 +116,15 @@ struct shard_host_options {
     bool raft; /* a replica of a Raft group: shard_id is the group; false: the members below count for nothing */
     uint32_t node_id;
     const struct shard_peers *peers; /* outlives the shard */
-    /* The recorded initial members, when this replica is one of them: written when nothing of the group is here yet. NULL:
-     * it is added by the group's leader. */
+    /* The recorded initial members, when this replica is one of them: written when nothing of the group is here yet.
+     * NULL: it is added by the group's leader. */
     const struct replica_member *bootstrap;
     uint32_t bootstrap_count;
 };
 
-/* Alone: blocks until every entry that the log holds for the shard is applied, or waits for room on a full disk. In a Raft
- * group it waits for neither entries nor a leader, and damaged files are no error: the replica is there, serves nothing,
- * takes no part in its group, and says so in its status. */
+/* Alone: blocks until every entry that the log holds for the shard is applied, or waits for room on a full disk. In
+ * a Raft group it waits for neither entries nor a leader, and damaged files are no error: the replica is there,
+ * serves nothing, takes no part in its group, and says so in its status. */
 OMEN_CHECKED enum omen_err shard_host_open(const struct shard_host_options *options,
         struct shard_host **shard_out, struct err *err);
 /* Refuse new calls from now on, with `code`; waits until those in flight are done and released. */
@@ -132,10 +144,11 @@ void shard_host_submit(struct shard_host *shard, struct shard_call *call);
 void shard_host_release(struct shard_call *call);
 /* For room_keeper_start. */
 bool shard_host_make_room(struct shard_host *shard);
-/* Have the store check about `bytes` of its stream; see shard_store_scrub. True: this shard's round is over. One thread. */
+/* Have the store check about `bytes` of its stream; see shard_store_scrub. True: this shard's round is over. One
+ * thread. */
 bool shard_host_scrub(struct shard_host *shard, uint64_t bytes, struct scrub_result *result_out);
-/* Have the store do the next piece of indexing; see shard_index_step. `policy` but for what the collection says. Given
- * up with OMEN_ECANCELED when *stop, when the shard is retired, or when its store is replaced. One thread. */
+/* Have the store do the next piece of indexing; see shard_index_step. `policy` but for what the collection says.
+ * Given up with OMEN_ECANCELED when *stop, when the shard is retired, or when its store is replaced. One thread. */
 OMEN_CHECKED enum omen_err shard_host_index(struct shard_host *shard, const struct index_policy *policy,
         uint32_t threads, _Atomic bool *stop, bool *worked_out, struct err *err);
 /* The same for the next rows of its tail; see shard_index_tail. One thread, beside the one above. */
@@ -146,9 +159,9 @@ void shard_host_memory(struct shard_host *shard, struct shard_index_memory *memo
 void shard_host_index_stats(struct shard_host *shard, struct shard_index_stats *stats_out);
 /* What is being built now. Any thread. */
 void shard_host_index_work(struct shard_host *shard, struct index_work *work_out);
-/* Live recall (recall_meter.h): how many searches wait to be compared; compare them, in one pass over the shard's rows, and
- * draw the conclusions. Given up when *stop or when the shard is retired. One thread; no more memory than a read has. The
- * number of searches compared. */
+/* Live recall (recall_meter.h): how many searches wait to be compared; compare them, in one pass over the shard's
+ * rows, and draw the conclusions. Given up when *stop or when the shard is retired. One thread; no more memory than
+ * a read has. The number of searches compared. */
 uint32_t shard_host_recall_kept(struct shard_host *shard);
 uint32_t shard_host_recall(struct shard_host *shard, _Atomic bool *stop);
 struct shard_recall_stats {
@@ -168,16 +181,18 @@ void shard_host_set_options(struct shard_host *shard, float recall_target,
 struct shard_host_status {
     struct replica_status replica; /* all 0 but the ids when damage kept it from being opened */
     uint64_t applied, bytes, points;
-    /* Serves: in touch with a leader, at most SHARD_READY_LAG_ENTRIES or SHARD_READY_LAG_BYTES behind it, not fetching a
-     * base, store fine. */
+    /* Serves: in touch with a leader, at most SHARD_READY_LAG_ENTRIES or SHARD_READY_LAG_BYTES behind it, not
+     * fetching a base, store fine. */
     bool ready;
     bool fetching;                    /* a peer's checkpoint */
+    bool tail_full;                   /* index.tail_rows_max is reached */
     uint64_t fetch_done, fetch_total; /* bytes; 0, 0 until the peer has said */
     bool damaged;                     /* serves nothing; its files are kept until it is dropped */
     char trouble[ERR_MESSAGE_BYTES];  /* why it is damaged or the last fetch failed; "" = nothing */
 };
 void shard_host_status(struct shard_host *shard, struct shard_host_status *status_out);
-/* For changes of members, and of who leads; NULL when damage kept it from being opened. Lives as long as the shard. */
+/* For changes of members, and of who leads; NULL when damage kept it from being opened. Lives as long as the shard.
+ * */
 struct replica *shard_host_replica(struct shard_host *shard);
 
 uint64_t shard_host_id(const struct shard_host *shard);

@@ -17,8 +17,8 @@ struct call_state {
     bool is_read;
 };
 
-/* A write request from submit to release. Between submit and done it is in exactly one of: the queue, an entry being built,
- * a batch in flight. */
+/* A write request from submit to release. Between submit and done it is in exactly one of: the queue, an entry being
+ * built, a batch in flight. */
 struct shard_write {
     struct call_state state;
     struct shard_call *call;
@@ -65,13 +65,14 @@ struct shard_group {
     _Atomic uint32_t leader_node; /* the leader's, 0 = not known */
     _Atomic uint64_t lead_term;   /* that this replica leads in; 0 = it does not */
     uint64_t
-            prepared_term; /* what earlier leaders committed is applied: entries of this term may be built; write_lock */
+            /* what earlier leaders committed is applied: entries of this term may be built; write_lock */
+            prepared_term;
     uint64_t barrier_term;  /* a barrier of this term is on its way to that end; write_lock */
     _Atomic bool blank;     /* nothing of the group has come yet: there is nothing to read */
     _Atomic bool was_ready; /* at the last sweep: in touch, nothing much committed that is not applied here */
     _Atomic int admission;  /* enum shard_admission: what the other replicas allow; the sweep's */
     uint64_t behind_ns;     /* since when one is behind or full; 0 = none; the sweep's */
-    char behind[100];       /* which; guarded by trouble_lock */
+    struct err behind;      /* which, as the refusal of a write; guarded by trouble_lock */
     uint64_t give_way_ns;   /* of the last attempt to; the sweep's */
     _Atomic bool open;      /* shard->replica is set */
     _Atomic uint64_t applied, needed_from; /* of the store, for while there is none to ask */
@@ -97,7 +98,7 @@ struct old_store {
     struct shard_store *store;
     char dir[SHARD_DIR_BYTES + 64];
 };
-enum shard_admission { ADMIT_ALL, ADMIT_LATER, ADMIT_DELETES };
+enum shard_admission { ADMIT_ALL, ADMIT_LATER, ADMIT_DELETES }; /* from the widest to the narrowest */
 enum shard_damage { DAMAGE_NONE, DAMAGE_SEEN, DAMAGE_FOUND, DAMAGE_KEPT };
 
 struct shard_host {
@@ -168,6 +169,8 @@ static inline void shard_host_store_unhold(struct shard_host *shard)
 
 /* shard_host.c: what is applied of the shard, also while there is no store. */
 uint64_t shard_host_applied(struct shard_host *shard);
+/* index.tail_rows_max is reached here. */
+bool shard_host_tail_is_full(struct shard_host *shard);
 extern const struct replica_fsm shard_host_fsm; /* without its self */
 OMEN_CHECKED enum omen_err shard_host_store_open(struct shard_host *shard, const char *dir,
         uint64_t base_sequence, struct shard_store **store_out, struct err *err);
@@ -188,10 +191,16 @@ bool shard_group_is_silent(const struct shard_host *shard);
 void shard_group_not_leader(const struct shard_host *shard, struct shard_call *call); /* sets the refusal */
 /* Something of this replica's own data is not what it was. Any thread; `found`: no entry can be the cause. */
 void shard_group_damaged(struct shard_host *shard, const struct err *why, bool found);
-/* Sets the refusal in `call` and returns false when another replica has no room for a write. Leader. */
-bool shard_group_admits(struct shard_host *shard, struct shard_call *call, bool only_deletes);
+uint64_t shard_group_silence_max_ms(const struct shard_host *shard); /* two election times */
 void shard_group_sweep(struct shard_host *shard);
 void shard_group_trouble(struct shard_host *shard, const struct err *why); /* NULL: none any more */
+
+/* shard_admission.c */
+/* Sets the refusal in `call` and returns false when another replica has no room for a write. Leader. */
+bool shard_admits(struct shard_host *shard, struct shard_call *call, bool only_deletes);
+/* Of the sweep: what the replicas say now; and hands leadership over for want of room. */
+void shard_admission_look(struct shard_host *shard);
+void shard_admission_give_way(struct shard_host *shard, const struct shard_host_status *s);
 
 /* shard_base.c: generations of the store, checkpoints from and for other replicas */
 OMEN_CHECKED enum omen_err shard_base_open(struct shard_host *shard, uint64_t base_sequence, struct err *err);
@@ -244,8 +253,8 @@ void shard_read_sweep(struct shard_host *shard);
 void shard_read_applied(struct shard_host *shard, uint64_t sequence); /* apply worker, after each entry */
 void shard_read_free_kept(struct shard_env *env);
 
-/* shard_explain.c: before the search of a call and after it, with the monotonic time of its begin and end. What is told
- * goes to call->out.search.explain, in the read's arena. */
+/* shard_explain.c: before the search of a call and after it, with the monotonic time of its begin and end. What is
+ * told goes to call->out.search.explain, in the read's arena. */
 void shard_explain_begin(struct shard_read *read);
 void shard_explain_end(struct shard_read *read, uint64_t began_ns, uint64_t ended_ns);
 

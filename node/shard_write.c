@@ -94,7 +94,7 @@ static bool write_admit(struct shard_host *shard, struct shard_call *call, uint6
         pthread_mutex_unlock(&env->disk_lock);
         return false;
     }
-    if (shard->group != NULL && !shard_group_admits(shard, call, only_deletes(call))) {
+    if (shard->group != NULL && !shard_admits(shard, call, only_deletes(call))) {
         if (call->code == OMEN_EFULL && env->refused_full != NULL) metric_add(env->refused_full, 1);
         if (call->code == OMEN_EBUSY) write_busy(shard, call, env->behind_bytes, call->err.message);
         return false;

@@ -86,14 +86,18 @@ static uint32_t peers_replicas(void *arg, uint64_t shard_id, uint32_t *nodes_out
     return n;
 }
 
-static bool peers_disk_full(void *arg, uint32_t node_id)
+static unsigned peers_short_of(void *arg, uint32_t node_id, uint64_t shard_id)
 {
     struct member *m = arg;
+    unsigned lacks = 0;
     pthread_mutex_lock(&m->lock);
     const struct node_view *view = member_view(m, node_id, false);
-    bool full = view != NULL && view->disk_full;
+    if (view != NULL && view->disk_full) lacks |= PEER_DISK_FULL;
+    if (view != NULL && view->memory_full) lacks |= PEER_MEMORY_FULL;
+    for (uint32_t i = 0; view != NULL && i < view->tails_full_count; i++)
+        if (view->tails_full[i] == shard_id) lacks |= PEER_TAIL_FULL;
     pthread_mutex_unlock(&m->lock);
-    return full;
+    return lacks;
 }
 
 static void peers_changed(void *arg) /* must not block: the talker looks again within a tick */
@@ -279,7 +283,7 @@ struct member *member_new(struct node *node)
         .address = peers_address,
         .replicas = peers_replicas,
         .key = o->key,
-        .disk_full = peers_disk_full,
+        .short_of = peers_short_of,
         .changed = peers_changed,
         .throttle = peers_throttle,
     };

@@ -41,6 +41,7 @@
 #define MEMBER_ADMIN_QUEUE_MAX 64u
 #define MEMBER_NODES_MAX GROUP_MEMBERS_MAX /* each hosts a replica of the cluster group */
 #define MEMBER_SEEDS_MAX 128u
+#define MEMBER_TAILS_MAX 64u          /* full tails that the others are told of, of a node; more are let be */
 #define MEMBER_REPLICAS_MAX 16384u    /* rows of one report */
 #define MEMBER_MOVES_PER_NODE 2u      /* operations that copy from or to one node at once */
 #define MEMBER_RETRY_NS 1000000000ull /* a replica that could not be opened is tried again */
@@ -50,7 +51,7 @@ enum member_phase { MEMBER_UNJOINED, MEMBER_OPENING, MEMBER_MEMBER, MEMBER_REMOV
 /* One replica as its node reports it. */
 struct report_row {
     uint64_t group, replica_id, term, applied, bytes, points, fetch_done, fetch_total;
-    bool leader, ready, fetching, damaged, voter, standby, is_member;
+    bool leader, ready, fetching, damaged, voter, standby, is_member, tail_full;
 };
 
 /* What a node says of itself, and when it was heard. */
@@ -59,7 +60,7 @@ struct node_report {
     uint64_t heard_ns;
     uint64_t disk_free, disk_total;
     struct node_memory memory;
-    bool disk_full;
+    bool disk_full, memory_full;
     char why[200];           /* not ready; "" = ready */
     struct report_row *rows; /* [count] owned, ascending by group */
     uint32_t count;
@@ -71,7 +72,10 @@ struct node_view {
     uint64_t hello_ns;                                                                  /* last answer */
     char address[OMEN_ADDRESS_BYTES_MAX + 1], raft_address[OMEN_ADDRESS_BYTES_MAX + 1]; /* as it says now */
     char raft_told[OMEN_ADDRESS_BYTES_MAX + 1]; /* what our transport was told */
-    bool disk_full, down;                       /* as the leader says */
+    bool disk_full, memory_full, down;          /* this and below: as the leader says */
+    uint64_t tails_full
+            [MEMBER_TAILS_MAX]; /* groups whose replica there lets no more points wait for an index */
+    uint32_t tails_full_count;
 };
 
 struct member {
@@ -147,7 +151,8 @@ OMEN_CHECKED enum omen_err member_propose(struct member *m, uint8_t *entry, uint
 /* A change with the wall clock's time. */
 OMEN_CHECKED enum omen_err member_change(struct member *m, const struct cluster_change *change,
         struct catalog_outcome *outcome_out, uint32_t *leader_out, struct err *err);
-/* Wait until everything that was recorded so far is applied here. OMEN_ENOTLEADER, OMEN_EUNAVAILABLE: nothing was done. */
+/* Wait until everything that was recorded so far is applied here. OMEN_ENOTLEADER, OMEN_EUNAVAILABLE: nothing was
+ * done. */
 OMEN_CHECKED enum omen_err member_barrier(struct member *m, uint32_t *leader_out, struct err *err);
 uint32_t member_leader(struct member *m); /* node that leads the cluster group; 0 = not known */
 bool member_leads(struct member *m);

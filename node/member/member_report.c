@@ -29,7 +29,8 @@ enum {
     FLAG_DAMAGED = 8,
     FLAG_VOTER = 16,
     FLAG_STANDBY = 32,
-    FLAG_MEMBER = 64
+    FLAG_MEMBER = 64,
+    FLAG_TAIL_FULL = 128
 };
 
 /* ---- telling ---- */
@@ -38,7 +39,8 @@ static void row_put(struct doc_builder *b, const struct report_row *r)
 {
     uint64_t flags = (r->leader ? FLAG_LEADER : 0) | (r->ready ? FLAG_READY : 0) |
             (r->fetching ? FLAG_FETCHING : 0) | (r->damaged ? FLAG_DAMAGED : 0) |
-            (r->voter ? FLAG_VOTER : 0) | (r->standby ? FLAG_STANDBY : 0) | (r->is_member ? FLAG_MEMBER : 0);
+            (r->voter ? FLAG_VOTER : 0) | (r->standby ? FLAG_STANDBY : 0) | (r->is_member ? FLAG_MEMBER : 0) |
+            (r->tail_full ? FLAG_TAIL_FULL : 0);
     const uint64_t fields[ROW_FIELDS] = { r->group, r->replica_id, flags, r->term, r->applied, r->bytes,
         r->points, r->fetch_done, r->fetch_total };
     doc_begin_array(b);
@@ -66,6 +68,7 @@ static struct report_row row_of_shard(struct shard_host *shard)
         .voter = s.replica.role == REPLICA_VOTER && s.replica.is_member,
         .standby = s.replica.role == REPLICA_STANDBY && s.replica.is_member,
         .is_member = s.replica.is_member,
+        .tail_full = s.tail_full,
     };
 }
 
@@ -102,6 +105,7 @@ static void report_build(struct member *m, struct doc_builder *b)
     node_memory_get(node, &memory);
     node_memory_put(&memory, b);
     put_bool(b, "disk_full", atomic_load(&node->env.disk_full) || atomic_load(&node->shard_waits));
+    put_bool(b, "memory_full", atomic_load(&node->env.memory_full));
     put_text(b, "why", why == NULL ? "" : why);
     begin_array(b, "rows");
     struct report_row group = row_of_group(m);
@@ -116,6 +120,15 @@ static void report_build(struct member *m, struct doc_builder *b)
     doc_end(b);
 }
 
+static void tails_take(struct node_view *view, struct doc groups)
+{
+    struct doc_iter it = doc_iter(groups);
+    struct doc v;
+    view->tails_full_count = 0;
+    while (view->tails_full_count < MEMBER_TAILS_MAX && doc_next(&it, NULL, &v))
+        if (doc_type(v) == DOC_I64) view->tails_full[view->tails_full_count++] = (uint64_t)doc_i64(v);
+}
+
 /* What the leader says of the others. */
 static void answer_take(struct member *m, struct doc reply)
 {
@@ -126,7 +139,9 @@ static void answer_take(struct member *m, struct doc reply)
         struct node_view *view = member_view(m, field_u32(item, "node_id"), true);
         if (view == NULL) continue;
         view->disk_full = field_bool(item, "disk_full");
+        view->memory_full = field_bool(item, "memory_full");
         view->down = field_bool(item, "down");
+        tails_take(view, field_doc(item, "tails_full"));
     }
     pthread_mutex_unlock(&m->lock);
 }
@@ -197,6 +212,7 @@ static bool row_take(struct doc item, struct report_row *out)
         .voter = flags & FLAG_VOTER,
         .standby = flags & FLAG_STANDBY,
         .is_member = flags & FLAG_MEMBER,
+        .tail_full = flags & FLAG_TAIL_FULL,
     };
     return true;
 }
@@ -218,6 +234,7 @@ static enum omen_err report_parse(struct doc request, struct node_report *out, s
     out->disk_total = field_u64(request, "disk_total");
     node_memory_parse(field_doc(request, "memory"), &out->memory);
     out->disk_full = field_bool(request, "disk_full");
+    out->memory_full = field_bool(request, "memory_full");
     (void)field_text(request, "why", out->why, sizeof out->why);
     out->rows = mem_calloc(count + 1, sizeof *out->rows);
     if (out->rows == NULL) return err_set(err, OMEN_ENOMEM, "", "no memory for a report");
@@ -227,6 +244,18 @@ static enum omen_err report_parse(struct doc request, struct node_report *out, s
         if (row_take(item, &out->rows[out->count])) out->count++;
     qsort(out->rows, out->count, sizeof *out->rows, row_compare);
     return OMEN_OK;
+}
+
+static void tails_put(struct doc_builder *b, const struct node_report *r)
+{
+    uint32_t told = 0;
+    begin_array(b, "tails_full");
+    for (uint32_t i = 0; i < r->count && told < MEMBER_TAILS_MAX; i++) {
+        if (!r->rows[i].tail_full) continue;
+        doc_put_i64(b, (int64_t)(r->rows[i].group & INT64_MAX));
+        told++;
+    }
+    doc_end(b);
 }
 
 static void answer_put(struct member *m, struct doc_builder *reply)
@@ -240,6 +269,8 @@ static void answer_put(struct member *m, struct doc_builder *reply)
         doc_begin_object(reply);
         put_u64(reply, "node_id", r->node_id);
         put_bool(reply, "disk_full", r->disk_full);
+        put_bool(reply, "memory_full", r->memory_full);
+        tails_put(reply, r);
         put_bool(reply, "down", now - r->heard_ns > MEMBER_DOWN_NS);
         doc_end(reply);
     }

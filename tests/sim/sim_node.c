@@ -53,10 +53,11 @@ static uint32_t peer_replicas(void *arg, uint64_t shard_id, uint32_t *nodes_out)
     return WORLD_NODES;
 }
 
-static bool peer_full(void *arg, uint32_t node_id)
+static unsigned peer_short_of(void *arg, uint32_t node_id, uint64_t shard_id)
 {
     const struct sim_node *self = arg;
-    return atomic_load(&self->sim->nodes[node_id - 1].env.disk_full);
+    (void)shard_id;
+    return atomic_load(&self->sim->nodes[node_id - 1].env.disk_full) ? PEER_DISK_FULL : 0;
 }
 
 /* ---- up and down ---- */
@@ -466,7 +467,7 @@ void sim_node_init(struct sim_node *node, struct sim *sim, struct world_node *n)
     node->peers = (struct shard_peers){ .arg = node,
         .address = peer_address,
         .replicas = peer_replicas,
-        .disk_full = peer_full };
+        .short_of = peer_short_of };
     n->machine = node;
     sim_disk_init(&node->disk, sim, n->place, world_below(sim->w, UINT32_MAX));
 }

@@ -42,10 +42,11 @@ static uint32_t peer_replicas(void *arg, uint64_t shard_id, uint32_t *nodes_out)
     return n->count;
 }
 
-static bool peer_disk_full(void *arg, uint32_t node_id)
+static unsigned peer_short_of(void *arg, uint32_t node_id, uint64_t shard_id)
 {
     const struct shard_node *self = arg;
-    return atomic_load(&self->nodes->nodes[node_id - 1].disk_full);
+    ck_assert_uint_eq(shard_id, SHARD_NODES_GROUP);
+    return atomic_load(&self->nodes->nodes[node_id - 1].lacks);
 }
 
 static void peer_changed(void *arg) { atomic_fetch_add(&((struct shard_node *)arg)->changes, 1); }
@@ -99,7 +100,7 @@ void shard_nodes_init(struct shard_nodes *n, uint32_t count)
             .address = peer_address,
             .replicas = peer_replicas,
             .key = n->key,
-            .disk_full = peer_disk_full,
+            .short_of = peer_short_of,
             .changed = peer_changed,
             .throttle = peer_throttle };
     }

@@ -31,7 +31,7 @@ struct shard_node {
     uint16_t file_port; /* of the port that serves files; the same over restarts */
     struct vfs *vfs;    /* of its shard; NULL = the real one */
     _Atomic uint32_t changes;
-    _Atomic bool disk_full; /* as the others are told */
+    _Atomic unsigned lacks; /* enum peer_short, as the others are told */
 };
 
 struct shard_nodes {

@@ -281,17 +281,39 @@ START_TEST(a_full_disk_at_a_replica_refuses_writes_and_a_minority_not_for_long)
     (void)shard_nodes_upsert(&g, 1, no_op());
     uint32_t leader = shard_nodes_leader(&g, UINT32_MAX);
     for (uint32_t i = 0; i < 3; i++) g.nodes[i].env.grace_ms = 3000;
-    atomic_store(&g.nodes[(leader + 1) % 3].disk_full, true);
+    atomic_store(&g.nodes[(leader + 1) % 3].lacks, PEER_DISK_FULL);
     struct err err = wait_write(OMEN_EFULL, false);
     ck_assert_ptr_nonnull(strstr(err.message, "disk of node"));
     (void)wait_write(OMEN_OK, true);  /* deletes make room */
     (void)wait_write(OMEN_OK, false); /* the grace time is over: one of three */
-    atomic_store(&g.nodes[(leader + 2) % 3].disk_full, true);
+    atomic_store(&g.nodes[(leader + 2) % 3].lacks, PEER_DISK_FULL);
     (void)wait_write(OMEN_EFULL, false);
     usleep(4000000); /* a majority is waited for however long */
     (void)wait_write(OMEN_EFULL, false);
-    atomic_store(&g.nodes[(leader + 2) % 3].disk_full, false);
-    atomic_store(&g.nodes[(leader + 1) % 3].disk_full, false);
+    atomic_store(&g.nodes[(leader + 2) % 3].lacks, 0);
+    atomic_store(&g.nodes[(leader + 1) % 3].lacks, 0);
+    (void)wait_write(OMEN_OK, false);
+}
+END_TEST
+
+START_TEST(a_replica_without_memory_or_with_a_long_tail_holds_writes_back)
+{
+    shard_nodes_start(&g, 3);
+    (void)shard_nodes_upsert(&g, 1, no_op());
+    uint32_t leader = shard_nodes_leader(&g, UINT32_MAX);
+    _Atomic unsigned *lacks = &g.nodes[(leader + 1) % 3].lacks, *others = &g.nodes[(leader + 2) % 3].lacks;
+    for (uint32_t i = 0; i < 3; i++) g.nodes[i].env.grace_ms = SHARD_NODES_WAIT_MS;
+    atomic_store(lacks, PEER_TAIL_FULL);
+    struct err err = wait_write(OMEN_EBUSY, false);
+    ck_assert_ptr_nonnull(strstr(err.message, "index.tail_rows_max"));
+    ck_assert_uint_gt(err.retry_after_ms, 0);
+    atomic_store(lacks, PEER_MEMORY_FULL); /* the worse of two counts */
+    atomic_store(others, PEER_TAIL_FULL);
+    err = wait_write(OMEN_ENOMEM, false);
+    ck_assert_ptr_nonnull(strstr(err.message, "memory budget of node"));
+    (void)wait_write(OMEN_OK, true);
+    atomic_store(others, 0);
+    atomic_store(lacks, 0);
     (void)wait_write(OMEN_OK, false);
 }
 END_TEST
@@ -302,8 +324,8 @@ static enum omen_err no_room(void *arg, enum vfs_hook_op op, struct err *err)
     return err_set(err, OMEN_EFULL, NULL, "told to be full");
 }
 
-/* All disks are full, and where the leader is not even what was committed before finds room: it can say nothing that is
- * true, those that applied it can. */
+/* All disks are full, and where the leader is not even what was committed before finds room: it can say nothing that
+ * is true, those that applied it can. */
 START_TEST(a_leader_without_room_for_what_is_committed_gives_way_to_a_full_disk_too)
 {
     static struct vfs_hook hooks[3];
@@ -328,12 +350,12 @@ START_TEST(a_leader_without_room_for_what_is_committed_gives_way_to_a_full_disk_
         usleep(1000);
         shard_host_status(g.nodes[late].shard, &s);
     }
-    for (uint32_t i = 0; i < 3; i++) atomic_store(&g.nodes[i].disk_full, true);
+    for (uint32_t i = 0; i < 3; i++) atomic_store(&g.nodes[i].lacks, PEER_DISK_FULL);
     ck_assert_int_eq(shard_node_change(&g.nodes[leader], '>', g.nodes[late].replica_id, 0), OMEN_OK);
     uint32_t next = shard_nodes_leader(&g, late);
     ck_assert_uint_eq(shard_node_count(&g.nodes[next], CONSISTENCY_LINEARIZABLE, 0, NULL), 81);
     (void)wait_write(OMEN_OK, true); /* deletes go on */
-    for (uint32_t i = 0; i < 3; i++) atomic_store(&g.nodes[i].disk_full, false);
+    for (uint32_t i = 0; i < 3; i++) atomic_store(&g.nodes[i].lacks, 0);
     atomic_store(&full[late], false);
     shard_node_wait_applied(&g.nodes[late], last);
 }
@@ -707,6 +729,7 @@ int main(void)
     suite_add_tcase(s, tc);
     tc = tcase("admission");
     tcase_add_test(tc, a_full_disk_at_a_replica_refuses_writes_and_a_minority_not_for_long);
+    tcase_add_test(tc, a_replica_without_memory_or_with_a_long_tail_holds_writes_back);
     tcase_add_test(tc, a_leader_without_room_for_what_is_committed_gives_way_to_a_full_disk_too);
     tcase_add_test(tc, writes_wait_for_a_replica_that_is_behind_but_not_for_ever);
     tcase_add_test(tc, a_leader_without_one_follower_stays_small);
