@@ -1,6 +1,6 @@
-/* Sealed graphs of file version 1, fast and compact layout, written once and read for ever: sealed-v1.index and
- * compact-v1.index in tests/golden. Their rows follow from rows(). OMEN_GOLDEN_WRITE=1 writes them anew (for a new
- * version, under new names). */
+/* Sealed graphs of file version 1, fast and compact layout, the latter with 4-bit codes and with rows of f16, written
+ * once and read for ever: sealed-v1.index, compact-v1.index and compact-f16-v1.index in tests/golden. Their rows
+ * follow from rows(). OMEN_GOLDEN_WRITE=1 writes them anew (for a new version, under new names). */
 #include <check.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -16,8 +16,11 @@
 static const struct {
     const char *path;
     enum index_layout layout;
-} files[] = { { "tests/golden/sealed-v1.index", INDEX_LAYOUT_FAST },
-    { "tests/golden/compact-v1.index", INDEX_LAYOUT_COMPACT } };
+    enum index_quant quant;
+    uint32_t bits;
+} files[] = { { "tests/golden/sealed-v1.index", INDEX_LAYOUT_FAST, INDEX_QUANT_AUTO, 0 },
+    { "tests/golden/compact-v1.index", INDEX_LAYOUT_COMPACT, INDEX_QUANT_AUTO, 0 },
+    { "tests/golden/compact-f16-v1.index", INDEX_LAYOUT_COMPACT, INDEX_QUANT_NONE, 16 } };
 
 static float data[ROWS][DIM];
 static struct err err;
@@ -33,7 +36,11 @@ START_TEST(version_1_is_read_and_written_alike)
 {
     struct index_rows all = rows();
     const char *golden = files[_i].path;
-    struct index_params params = { .layout = files[_i].layout, .seed = 12345 };
+    struct index_params params = { .layout = files[_i].layout,
+        .quant = files[_i].quant,
+        .bits = files[_i].bits,
+        .seed = 12345 };
+    struct index_stats stats;
     struct index *index;
     struct index_scratch *scratch;
     uint8_t *bytes, *again;
@@ -45,6 +52,11 @@ START_TEST(version_1_is_read_and_written_alike)
         index_free(index);
     }
     ck_assert_msg(index_map(vfs_posix(), golden, &all, false, &index, &err) == OMEN_OK, "%s", err.message);
+    index_stats(index, false, &stats);
+    if (files[_i].quant != INDEX_QUANT_AUTO) {
+        ck_assert_int_eq(stats.quant, files[_i].quant);
+        ck_assert_uint_eq(stats.bits, files[_i].bits);
+    }
     scratch = index_scratch_new(index);
     for (int plan = INDEX_PLAN_WALK; plan < INDEX_PLAN_COUNT; plan++) {
         for (uint32_t i = 0; i < ROWS; i++) {
@@ -80,7 +92,7 @@ int main(void)
 {
     Suite *suite = suite_create("sealed_index");
     TCase *tc = tcase_create("sealed_index");
-    tcase_add_loop_test(tc, version_1_is_read_and_written_alike, 0, 2);
+    tcase_add_loop_test(tc, version_1_is_read_and_written_alike, 0, 3);
     suite_add_tcase(suite, tc);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_ENV);
