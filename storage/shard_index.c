@@ -201,7 +201,8 @@ static enum omen_err graph_unpin(struct shard_store *s, const struct segment_set
     struct segment *mapped;
     spec.number = largest.number;
     spec.pin = false;
-    rc = segment_open(&spec, &mapped, err);
+    spec.like = set->items[at];
+    rc = segment_open(&spec, NULL, &mapped, err);
     if (rc != OMEN_OK) return rc;
     struct segment_set *next = segment_set_new(set->count);
     if (next == NULL) {
@@ -639,7 +640,7 @@ enum omen_err shard_index_step(struct shard_store *store, const struct index_pol
     if (rc != OMEN_OK) return rc;
     if (!store->index.loaded) {
         uint32_t era = store_hold(store);
-        rc = segment_set_load(store, policy, err);
+        rc = segment_set_load(store, policy, control, err);
         store_unhold(store, era);
         *worked_out = rc == OMEN_OK;
         return rc;

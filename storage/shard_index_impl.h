@@ -33,9 +33,10 @@ OMEN_CHECKED enum omen_err index_dir_make(struct shard_store *s, char out[STORE_
 
 /* ---- shard_index_open.c ---- */
 
-/* Open the segments that are there, of which a whole cover of the blocks from 0 on is kept, and publish them. */
+/* Open the segments that are there, of which a whole cover of the blocks from 0 on is kept, and publish them.
+ * OMEN_ECANCELED (control->stop): none is, and the next call begins anew. */
 OMEN_CHECKED enum omen_err segment_set_load(struct shard_store *s, const struct index_policy *policy,
-        struct err *err);
+        const struct index_control *control, struct err *err);
 
 /* ---- shard_tail.c ---- */
 

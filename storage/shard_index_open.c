@@ -123,7 +123,8 @@ static struct segment_set *cover_pick(const struct shard_store *s, struct segmen
     return set;
 }
 
-enum omen_err segment_set_load(struct shard_store *s, const struct index_policy *policy, struct err *err)
+enum omen_err segment_set_load(struct shard_store *s, const struct index_policy *policy,
+        const struct index_control *control, struct err *err)
 {
     char dir[STORE_PATH_BYTES];
     struct found found = { NULL, 0, 0 };
@@ -136,9 +137,16 @@ enum omen_err segment_set_load(struct shard_store *s, const struct index_policy 
         struct err why;
         spec.number = found.numbers[i];
         if (spec.number >= s->index.next_number) s->index.next_number = spec.number + 1;
-        if (segment_open(&spec, &opened[count], &why) == OMEN_OK) {
+        bool stop = control != NULL && control->stop != NULL && control->stop(control->arg);
+        enum omen_err open = stop ? OMEN_ECANCELED : segment_open(&spec, control, &opened[count], &why);
+        if (open == OMEN_OK) {
             count++;
             continue;
+        }
+        if (open == OMEN_ECANCELED) { /* begun anew by the next step */
+            rc = err_set(err, open, "", "told to stop");
+            while (count > 0) segment_unref(opened[--count]);
+            break;
         }
         LOG_INFO("segment.remove", "dir=\"%s\" number=%llu reason=\"%s\"", dir,
                 (unsigned long long)spec.number, why.message);

@@ -83,6 +83,7 @@ struct geo_point {
 struct geo_ring {
     const struct geo_point *points; /* [count] >= 4, the last is the first */
     uint32_t count;
+    struct geo_point low, high; /* the box around them: nothing outside is inside */
 };
 /* A payload value as a place; false when it is none. */
 bool geo_point_read(struct doc value, struct geo_point *point_out);

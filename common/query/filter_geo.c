@@ -83,7 +83,13 @@ static enum omen_err parse_ring(struct filter_parser *p, struct doc doc, const s
     if (!closed)
         return filter_refuse(p, &list_place, OMEN_EINVAL,
                 "must hold at least 4 points, the last one the same as the first");
-    *ring_out = (struct geo_ring){ points, count };
+    *ring_out = (struct geo_ring){ points, count, points[0], points[0] };
+    for (uint32_t i = 1; i < count; i++) {
+        ring_out->low.lon = fmin(ring_out->low.lon, points[i].lon);
+        ring_out->low.lat = fmin(ring_out->low.lat, points[i].lat);
+        ring_out->high.lon = fmax(ring_out->high.lon, points[i].lon);
+        ring_out->high.lat = fmax(ring_out->high.lat, points[i].lat);
+    }
     return OMEN_OK;
 }
 

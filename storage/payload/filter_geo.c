@@ -31,6 +31,8 @@ enum side { OUTSIDE, ON_EDGE, INSIDE };
 static enum side ring_side(const struct geo_ring *ring, struct geo_point p)
 {
     bool inside = false;
+    if (p.lon < ring->low.lon || p.lon > ring->high.lon || p.lat < ring->low.lat || p.lat > ring->high.lat)
+        return OUTSIDE;
     for (uint32_t i = 1; i < ring->count; i++) {
         struct geo_point a = ring->points[i - 1], b = ring->points[i];
         double turn = (b.lon - a.lon) * (p.lat - a.lat) - (b.lat - a.lat) * (p.lon - a.lon);

@@ -43,7 +43,8 @@ struct payload_index;
 /* Errors: OMEN_ECORRUPT and OMEN_EVERSION with the file's name, OMEN_ENOTFOUND, OMEN_EIO, OMEN_ENOMEM. */
 OMEN_CHECKED enum omen_err payload_index_open(struct vfs *vfs, const char *path, uint32_t rows,
         struct payload_index **index_out, struct err *err);
-void payload_index_free(struct payload_index *index); /* NULL is fine */
+struct payload_index *payload_index_ref(struct payload_index *index); /* one more user; NULL is fine */
+void payload_index_free(struct payload_index *index);                 /* one less; NULL is fine */
 
 struct payload_index_stats {
     uint32_t fields;

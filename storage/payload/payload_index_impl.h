@@ -65,6 +65,7 @@ struct payload_field {
 };
 
 struct payload_index {
+    _Atomic uint32_t more_refs; /* users beside the first one */
     struct vfs_file *file;
     const uint8_t *map;
     uint64_t bytes, memory_bytes;

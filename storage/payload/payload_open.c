@@ -1,6 +1,7 @@
 /* Opening a payload index: mapped as it lies, every byte and every number in it checked, then the bitmaps that are kept
  * in memory are made of the lists. Nothing of roaring's own format is ever read: its decoder of this version does not
  * look at what it is given. */
+#include <stdatomic.h>
 #include <roaring/roaring.h>
 #include <string.h>
 
@@ -252,9 +253,15 @@ static void column_fini(struct payload_column *column)
     mem_free(column->prefixes);
 }
 
+struct payload_index *payload_index_ref(struct payload_index *index)
+{
+    if (index != NULL) atomic_fetch_add(&index->more_refs, 1);
+    return index;
+}
+
 void payload_index_free(struct payload_index *index)
 {
-    if (index == NULL) return;
+    if (index == NULL || atomic_fetch_sub(&index->more_refs, 1) > 0) return;
     for (uint32_t i = 0; index->fields != NULL && i < index->field_count; i++) {
         struct payload_field *f = &index->fields[i];
         for (uint32_t v = 0; f->dense != NULL && v < f->value_count; v++)

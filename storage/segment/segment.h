@@ -27,6 +27,9 @@
 
 #define SEGMENT_PATH_BYTES 4096
 
+struct segment;
+struct payload_index;
+
 /* What a segment is made of and stands for. */
 struct segment_spec {
     struct vfs *vfs;
@@ -41,7 +44,8 @@ struct segment_spec {
     bool pin;                        /* graph in memory of its own rather than mapped */
     bool compact; /* short codes beside the ids, rows from disk for rescoring: about a quarter */
     enum quant_profile quantization;
-    const char *payload_first; /* of the payload index: payload_source.first */
+    const char *payload_first;  /* of the payload index: payload_source.first */
+    const struct segment *like; /* of an open: the same segment, whose payload index is shared; NULL: read */
     /* Of a build: the rows, in their order, and what of its batch it is. */
     const struct row_ref *rows; /* [row_count] */
     uint32_t row_count;
@@ -52,9 +56,6 @@ struct segment_spec {
     bool own; /* of one group of rows */
 };
 
-struct segment;
-struct payload_index;
-
 /* Copy the rows, index them, and make the files durable. They are those that were visible at `as_of`, of all blocks or of
  * the batch's parts. When there is none it is a segment without rows: of a whole batch without files, else slots alone
  * say so. Errors: OMEN_ECANCELED (control->stop), OMEN_EFULL, OMEN_EIO, OMEN_ENOMEM; nothing
@@ -63,9 +64,10 @@ struct payload_index;
 OMEN_CHECKED enum omen_err segment_build(const struct segment_spec *spec, const struct index_control *control,
         struct segment **segment_out, struct err *err);
 /* Open what is there; `spec` without blocks' range, rows and batch, which the slots tell. Everything is checked:
- * OMEN_ECORRUPT and OMEN_EVERSION name the file, OMEN_EINVAL: it is not of this stream. */
-OMEN_CHECKED enum omen_err segment_open(const struct segment_spec *spec, struct segment **segment_out,
-        struct err *err);
+ * OMEN_ECORRUPT and OMEN_EVERSION name the file, OMEN_EINVAL: it is not of this stream. A payload index that is missing or
+ * damaged is built again, which `control` (or NULL) may stop: OMEN_ECANCELED. */
+OMEN_CHECKED enum omen_err segment_open(const struct segment_spec *spec, const struct index_control *control,
+        struct segment **segment_out, struct err *err);
 struct segment *segment_ref(struct segment *segment);
 void segment_unref(struct segment *segment); /* NULL is fine */
 /* Its files; readers go on. What stays behind is removed when the store is opened next. */

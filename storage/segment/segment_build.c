@@ -119,7 +119,8 @@ enum omen_err segment_build(const struct segment_spec *spec, const struct index_
     return OMEN_OK;
 }
 
-enum omen_err segment_open(const struct segment_spec *spec, struct segment **segment_out, struct err *err)
+enum omen_err segment_open(const struct segment_spec *spec, const struct index_control *control,
+        struct segment **segment_out, struct err *err)
 {
     *segment_out = NULL;
     struct segment *s = segment_new(spec);
@@ -138,11 +139,14 @@ enum omen_err segment_open(const struct segment_spec *spec, struct segment **seg
         rc = index_map(s->vfs, path, &rows, spec->pin, &s->index, err);
         s->pinned = spec->pin;
     }
+    if (rc == OMEN_OK && spec->like != NULL)
+        s->payload = payload_index_ref(spec->like->payload);
+    else if (rc == OMEN_OK)
+        rc = segment_payload_open(s, spec->payload_first, control, err);
     if (rc != OMEN_OK) {
         segment_unref(s);
         return rc;
     }
-    segment_payload_open(s, spec->payload_first);
     sizes_take(s);
     *segment_out = s;
     return OMEN_OK;

@@ -59,7 +59,9 @@ void segment_rows(const struct segment *s, struct index_rows *rows_out);
 /* segment_payload.c */
 OMEN_CHECKED enum omen_err segment_payload_build(struct segment *s, const char *first,
         const struct index_control *control, struct err *err);
-void segment_payload_open(struct segment *s, const char *first); /* or build it again, or do without */
+/* Or build it again, or do without. OMEN_ECANCELED alone. */
+OMEN_CHECKED enum omen_err segment_payload_open(struct segment *s, const char *first,
+        const struct index_control *control, struct err *err);
 
 /* segment_file.c */
 OMEN_CHECKED enum omen_err segment_rows_write(struct segment *s, const struct index_control *control,

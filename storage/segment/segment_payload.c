@@ -52,20 +52,22 @@ enum omen_err segment_payload_build(struct segment *s, const char *first, const 
     return rc == OMEN_ETOOBIG || rc == OMEN_ENOMEM ? OMEN_OK : rc; /* then without */
 }
 
-void segment_payload_open(struct segment *s, const char *first)
+enum omen_err segment_payload_open(struct segment *s, const char *first, const struct index_control *control,
+        struct err *err)
 {
     char path[SEGMENT_PATH_BYTES];
-    struct err err;
     segment_path(s->dir, s->number, SEGMENT_PAYLOAD, path);
-    enum omen_err rc = payload_index_open(s->vfs, path, s->count, &s->payload, &err);
-    if (rc == OMEN_OK) return;
+    enum omen_err rc = payload_index_open(s->vfs, path, s->count, &s->payload, err);
+    if (rc == OMEN_OK) return rc;
     bool rebuild = rc == OMEN_ENOTFOUND || rc == OMEN_ECORRUPT || rc == OMEN_EVERSION;
     if (rebuild) {
         LOG_INFO("segment.payload_rebuild", "number=%llu reason=\"%s\"", (unsigned long long)s->number,
-                err.message);
-        rc = segment_payload_build(s, first, NULL, &err);
+                err->message);
+        rc = segment_payload_build(s, first, control, err);
     }
+    if (rc == OMEN_ECANCELED) return rc;
     if (rc != OMEN_OK)
         LOG_WARN("segment.payload_missing", "number=%llu reason=\"%s\"", (unsigned long long)s->number,
-                err.message);
+                err->message);
+    return OMEN_OK;
 }

@@ -11,7 +11,10 @@
 
 #include "common/log.h"
 #include "common/mem.h"
+#include "storage/segment/segment.h"
 #include "storage/shard_index.h"
+#include "storage/shard_index_impl.h"
+#include "storage/shard_store_impl.h"
 #include "tests/support/doc_text.h"
 #include "tests/support/entry_support.h"
 
@@ -533,6 +536,82 @@ START_TEST(codes_are_as_long_as_was_asked)
 }
 END_TEST
 
+static void index_all(struct world *w, struct index_policy *policy)
+{
+    struct index_control control = { .threads = 1 };
+    struct err err;
+    bool worked = true;
+    index_policy_default(policy);
+    policy->rows_min = ROWS_MIN;
+    policy->pin = true;
+    ck_assert_int_eq(shard_store_checkpoint(w->store, NULL, &err), OMEN_OK);
+    while (worked) ck_assert_int_eq(shard_index_step(w->store, policy, &control, &worked, &err), OMEN_OK);
+}
+
+static const struct payload_index *payload_of_only(struct world *w)
+{
+    pthread_mutex_lock(&w->store->index.mutex);
+    ck_assert_uint_eq(w->store->index.set->count, 1);
+    const struct payload_index *payload = segment_payload(w->store->index.set->items[0]);
+    pthread_mutex_unlock(&w->store->index.mutex);
+    ck_assert_ptr_nonnull(payload);
+    return payload;
+}
+
+/* To map a graph, because memory is short, must not read the payload index a second time beside the first. */
+START_TEST(a_graph_that_is_mapped_keeps_its_payload_index)
+{
+    struct world *w = world_new(1);
+    struct index_policy policy;
+    struct index_control control = { .threads = 1 };
+    struct err err;
+    bool worked;
+    for (uint32_t first = 0; first < 800; first += 100) write_ids(w, false, first, 100);
+    index_all(w, &policy);
+    const struct payload_index *payload = payload_of_only(w);
+    ck_assert(index_of(w).pinned);
+    policy.memory_over = true;
+    ck_assert_int_eq(shard_index_step(w->store, &policy, &control, &worked, &err), OMEN_OK);
+    ck_assert(worked && !index_of(w).pinned);
+    ck_assert_ptr_eq(payload_of_only(w), payload);
+    check(w); /* the one whose graph was pinned is gone */
+    world_free(w);
+}
+END_TEST
+
+static bool stop_at_once(void *arg) { return ++*(uint32_t *)arg > 1; } /* let in, then told to stop */
+
+/* A payload index that is to be built again holds nobody up who ends the process; nothing is lost by it. */
+START_TEST(opening_segments_stops_when_it_is_told_to)
+{
+    struct world *w = world_new(1);
+    struct index_policy policy;
+    uint32_t asked = 0;
+    struct index_control control = { .threads = 1, .stop = stop_at_once, .arg = &asked };
+    struct shard_index_stats stats;
+    struct err err;
+    bool worked;
+    char command[300];
+    for (uint32_t first = 0; first < 800; first += 100) write_ids(w, false, first, 100);
+    index_all(w, &policy);
+    shard_store_close(w->store);
+    snprintf(command, sizeof command, "rm %s/segments/*.payload", w->dir);
+    ck_assert_int_eq(system(command), 0);
+    store_open(w);
+    ck_assert_int_eq(shard_index_step(w->store, &policy, &control, &worked, &err), OMEN_ECANCELED);
+    ck_assert(!worked && asked > 1);
+    check(w);
+    ck_assert_int_eq(shard_index_step(w->store, &policy, &control, &worked, &err), OMEN_ECANCELED);
+    control.stop = NULL;
+    ck_assert_int_eq(shard_index_step(w->store, &policy, &control, &worked, &err), OMEN_OK);
+    shard_index_stats(w->store, &stats);
+    ck_assert(worked && stats.segments == 1);
+    (void)payload_of_only(w);
+    check(w);
+    world_free(w);
+}
+END_TEST
+
 int main(void)
 {
     log_configure(LOG_LEVEL_ERROR + 1, LOG_FORMAT_TEXT, 2);
@@ -541,6 +620,8 @@ int main(void)
     tcase_set_timeout(tc, 240);
     tcase_add_loop_test(tc, answers_stay_right_while_segments_come_and_go, 0, SEEDS);
     tcase_add_test(tc, codes_are_as_long_as_was_asked);
+    tcase_add_test(tc, a_graph_that_is_mapped_keeps_its_payload_index);
+    tcase_add_test(tc, opening_segments_stops_when_it_is_told_to);
     suite_add_tcase(suite, tc);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_ENV);

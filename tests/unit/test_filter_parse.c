@@ -305,6 +305,19 @@ START_TEST(geo_refuses_what_is_no_place)
 }
 END_TEST
 
+/* Where a point outside of it is not compared with any edge. */
+START_TEST(a_ring_knows_the_box_around_it)
+{
+    const struct filter *f = parse(
+            GEO("'geo_polygon': {'exterior': {'points': [{'lon': 3, 'lat': -2}, {'lon': 7, 'lat': 1}, "
+                "{'lon': -5, 'lat': 6}, {'lon': 3, 'lat': -2}]}}"));
+    ck_assert_int_eq(f->all.must[0]->kind, FILTER_GEO_POLYGON);
+    const struct geo_ring *ring = &f->all.must[0]->geo_polygon.rings[0];
+    ck_assert(ring->low.lon == -5 && ring->low.lat == -2);
+    ck_assert(ring->high.lon == 7 && ring->high.lat == 6);
+}
+END_TEST
+
 START_TEST(ranges_refuse_other_bounds)
 {
     refuse("{'must': [{'key': 'a', 'range': {}}]}", OMEN_EINVAL, "filter.must[0].range",
@@ -541,6 +554,7 @@ int main(void)
     tcase_add_test(tc, match_refuses_other_values);
     tcase_add_test(tc, text_has_a_limit_of_words);
     tcase_add_test(tc, geo_refuses_what_is_no_place);
+    tcase_add_test(tc, a_ring_knows_the_box_around_it);
     tcase_add_test(tc, ranges_refuse_other_bounds);
     tcase_add_test(tc, has_id_refuses_what_is_no_id);
     tcase_add_test(tc, depth_is_limited);
