@@ -7,6 +7,7 @@
 #include "node/cluster/cluster.h"
 #include "tests/support/doc_text.h"
 #include "tests/support/entry_support.h"
+#include "tests/support/golden.h"
 
 #include <check.h>
 #include <stdio.h>
@@ -163,29 +164,6 @@ static void check_plans(bool there)
     cluster_state_unref(s);
 }
 
-static size_t unhex(const char *path, uint8_t *bytes, size_t cap)
-{
-    FILE *in = fopen(path, "r");
-    ck_assert_msg(in != NULL, "%s is missing (tests run in the top folder)", path);
-    size_t len = 0;
-    unsigned byte;
-    while (fscanf(in, "%2x", &byte) == 1) {
-        ck_assert_uint_lt(len, cap);
-        bytes[len++] = (uint8_t)byte;
-    }
-    fclose(in);
-    return len;
-}
-
-static void write_hex(const char *path, const struct buf *bytes)
-{
-    FILE *out = fopen(path, "w");
-    ck_assert_ptr_nonnull(out);
-    for (size_t i = 0; i < bytes->len; i++)
-        fprintf(out, "%02x%s", bytes->data[i], i % 32 == 31 || i + 1 == bytes->len ? "\n" : "");
-    fclose(out);
-}
-
 static void check_state(bool with_options)
 {
     struct cluster_state *state = cluster_state_acquire(catalog);
@@ -235,8 +213,9 @@ START_TEST(the_newest_version_is_as_released)
     plans_make();
     catalog_export(catalog, &bytes, &at);
     ck_assert(!bytes.failed);
-    if (getenv("OMEN_GOLDEN_WRITE") != NULL) write_hex(NEWEST, &bytes);
-    size_t len = unhex(NEWEST, golden, sizeof golden);
+    if (getenv("OMEN_GOLDEN_WRITE") != NULL)
+        golden_write(NEWEST, (struct bytes){ bytes.data, bytes.len }, "");
+    size_t len = golden_read(NEWEST, golden, sizeof golden);
     ck_assert_uint_eq(len, bytes.len);
     ck_assert_mem_eq(golden, bytes.data, len);
     check_state(true);
@@ -251,7 +230,7 @@ START_TEST(every_version_is_read)
         "tests/golden/catalog-v4.hex", NEWEST };
     static uint8_t golden[65536];
     char path[300];
-    size_t len = unhex(paths[_i], golden, sizeof golden);
+    size_t len = golden_read(paths[_i], golden, sizeof golden);
     snprintf(path, sizeof path, "%s/CATALOG", dir);
     ck_assert_int_eq(vfs_replace_file(vfs_posix(), path, golden, len, NULL), OMEN_OK);
     open_catalog();

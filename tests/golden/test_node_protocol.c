@@ -3,13 +3,13 @@
  * protocol only: routers and nodes of two releases work side by side while a cluster is upgraded. Runs in the root of the
  * repository. */
 #include <check.h>
-#include <ctype.h>
 #include <stdio.h>
 #include <stdlib.h>
 
 #include "common/crc32c.h"
 #include "common/wire/file_message.h"
 #include "tests/support/call_support.h"
+#include "tests/support/golden.h"
 
 #define FOLDER "tests/golden/node_protocol/"
 
@@ -39,40 +39,16 @@ static void teardown(void)
     arena_fini(&arena);
 }
 
-static size_t read_hex(const char *path, uint8_t *bytes, size_t cap)
-{
-    FILE *f = fopen(path, "rb");
-    ck_assert_msg(f != NULL, "cannot open %s (run in the root of the repository)", path);
-    size_t len = 0;
-    for (int c, high = -1; (c = fgetc(f)) != EOF;) {
-        if (!isxdigit(c)) continue;
-        int v = isdigit(c) ? c - '0' : tolower(c) - 'a' + 10;
-        if (high < 0) {
-            high = v;
-            continue;
-        }
-        ck_assert_uint_lt(len, cap);
-        bytes[len++] = (uint8_t)(high << 4 | v);
-        high = -1;
-    }
-    fclose(f);
-    return len;
-}
-
 static void expect_file(const char *name)
 {
     char path[128];
     static uint8_t bytes[65536];
     snprintf(path, sizeof path, FOLDER "%s.hex", name);
     if (getenv("OMEN_GOLDEN_WRITE") != NULL) {
-        FILE *f = fopen(path, "wb");
-        ck_assert_ptr_nonnull(f);
-        for (size_t i = 0; i < out.len; i++)
-            fprintf(f, "%02x%s", out.data[i], i % 32 == 31 || i + 1 == out.len ? "\n" : " ");
-        fclose(f);
+        golden_write(path, (struct bytes){ out.data, out.len }, " ");
         return;
     }
-    size_t len = read_hex(path, bytes, sizeof bytes);
+    size_t len = golden_read(path, bytes, sizeof bytes);
     ck_assert_msg(len == out.len && memcmp(bytes, out.data, len) == 0, "%s: the codec writes other bytes",
             path);
 }

@@ -3,7 +3,6 @@
  * of the protocol only: bytes once released must be understood for ever. Runs in the root of the repository. */
 #include <arpa/inet.h>
 #include <check.h>
-#include <ctype.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
@@ -11,6 +10,7 @@
 #include "common/json.h"
 #include "common/net/net.h"
 #include "common/wire/message.h"
+#include "tests/support/golden.h"
 
 #define STR(text) ((struct bytes){ (const uint8_t *)(text), strlen(text) })
 #define FOLDER "tests/golden/protocol/"
@@ -55,46 +55,18 @@ static char *read_text(const char *path)
     return text;
 }
 
-/* Hexadecimal digits of a text, the rest left out. */
-static size_t unhex(const char *text, uint8_t *bytes, size_t cap)
-{
-    size_t len = 0;
-    int high = -1;
-    for (; *text != '\0'; text++) {
-        if (!isxdigit((unsigned char)*text)) continue;
-        int v = isdigit((unsigned char)*text) ? *text - '0' : tolower(*text) - 'a' + 10;
-        if (high < 0) {
-            high = v;
-            continue;
-        }
-        ck_assert_uint_lt(len, cap);
-        bytes[len++] = (uint8_t)(high << 4 | v);
-        high = -1;
-    }
-    return len;
-}
-
-static void write_hex(const char *path)
-{
-    FILE *f = fopen(path, "wb");
-    ck_assert_ptr_nonnull(f);
-    for (size_t i = 0; i < out.len; i++)
-        fprintf(f, "%02x%s", out.data[i], i % 32 == 31 || i + 1 == out.len ? "\n" : " ");
-    fclose(f);
-}
-
 /* `out` holds what the file `name` says, and the page shows the file's text. */
 static void expect_file(const char *name)
 {
     char path[128];
     snprintf(path, sizeof path, FOLDER "%s.hex", name);
     if (getenv("OMEN_GOLDEN_WRITE") != NULL) {
-        write_hex(path); /* the page is next, by hand */
+        golden_write(path, (struct bytes){ out.data, out.len }, " "); /* the page is next, by hand */
         return;
     }
     char *text = read_text(path), *page = read_text(PAGE);
     static uint8_t bytes[65536];
-    size_t len = unhex(text, bytes, sizeof bytes);
+    size_t len = golden_read(path, bytes, sizeof bytes);
     ck_assert_msg(len == out.len && memcmp(bytes, out.data, len) == 0, "%s: the codec writes other bytes",
             path);
     ck_assert_msg(strstr(page, text) != NULL, "%s is not shown in " PAGE, path);
