@@ -180,9 +180,10 @@ class Router(Process):
 
 
 def free_base_port(host, count):
-    """The first of 50 ports of which those that `count` processes take are free now."""
+    """The first of 50 ports of which those that `count` processes take are free now. Below those that the system gives to
+    connections going out (32768 up): one of them would hold the port of a process that is down for a moment."""
     for _ in range(200):
-        base = 20000 + secrets.randbelow(400) * 100
+        base = 10000 + secrets.randbelow(220) * 100
         if all(port_is_free(host, base + group + i) for group in (0, 10, 20, 30, 40) for i in range(count)):
             return base
     raise ClusterError(f"no free ports on {host}")
