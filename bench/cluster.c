@@ -3,7 +3,8 @@
  *   cluster_write     --clients pipelines load the data set: a batch is on the disks of a majority when acknowledged
  *   cluster_commit    one client, one small write at a time on an idle cluster; beside it the disk's own fsync
  *   cluster_search    --clients clients, one search at a time each; recall against exact truth, ties by distance
- *   cluster_live      --mix live: the same for --seconds each, quiet and while 1,000 and 10,000 points of the data set
+ *   cluster_indexed   --mix live: how long until the indexes have caught up, from when it was asked
+ *   cluster_live      then: the same for --seconds each, quiet and while 1,000 and 10,000 points of the data set
  *                     arrive a second, once more under the ids that they have, so that the truth stays what it was
  *   cluster_failover  --spawn only: kill -9 of the node that leads a shard while a client writes to it; how long
  *                     nothing is acknowledged
@@ -21,6 +22,7 @@
 #include "bench/index_data.h"
 #include "common/check.h"
 #include "common/mem.h"
+#include "common/vfs.h"
 
 #define CLIENTS_MAX 256u
 #define TRUTH_THREADS 2u
@@ -273,6 +275,38 @@ static void run_search(struct run *run)
 
 /* ---- searches while points arrive ---- */
 
+#define INDEXED_SHARE 40u /* caught up: fewer of the points than one in so many are in no segment */
+#define INDEXED_SECONDS_MAX 1800u
+
+/* Points in no segment, as the collection's description says. */
+static uint64_t unindexed(omen_client *client)
+{
+    char *json;
+    must(omen_collection_describe(client, COLLECTION, &json), "describe");
+    const char *at = strstr(json, "\"unindexed\":");
+    if (at == NULL) panic("the description tells of no unindexed points: %s", json);
+    uint64_t points = strtoull(at + strlen("\"unindexed\":"), NULL, 10);
+    omen_free(json);
+    return points;
+}
+
+static void run_indexed(struct run *run)
+{
+    omen_client *client = client_open(run);
+    uint64_t begin = bench_now_ns(), first = unindexed(client), left = first;
+    for (uint32_t s = 0; left > run->data.rows.count / INDEXED_SHARE; s++, left = unindexed(client)) {
+        if (s == INDEXED_SECONDS_MAX) panic("%" PRIu64 " points are still in no index", left);
+        sleep(1);
+    }
+    line_begin(run, "cluster_indexed");
+    json_line_u64("count", run->data.rows.count);
+    json_line_u64("unindexed_before", first);
+    json_line_u64("unindexed", left);
+    json_line_f64("seconds", (double)(bench_now_ns() - begin) / 1e9);
+    json_line_end();
+    omen_close(client);
+}
+
 #define LIVE_SAMPLES_MAX (1u << 22)
 #define ARRIVAL_BATCH 100u
 
@@ -494,10 +528,13 @@ int bench_cluster(int argc, char **argv)
         fprintf(stderr, "starting %" PRIu64 " nodes under %s\n", o.nodes, o.dir);
         spawned_start(&run.spawned, o.dir, (uint32_t)o.nodes);
         run.url = run.spawned.listen;
+    } else if (vfs_mkdir(vfs_posix(), o.dir, NULL) != OMEN_OK) {
+        panic("cannot make %s", o.dir);
     }
     if (write) run_write(&run);
     if (write) run_commit(&run);
     if (search) run_search(&run);
+    if (live) run_indexed(&run);
     for (uint64_t rate = 0; live && rate <= 10000; rate = rate == 0 ? 1000 : 10 * rate) run_live(&run, rate);
     if (write && o.spawn && o.kills > 0 && o.replication > 1) run_failover(&run);
     if (o.spawn) spawned_stop(&run.spawned);
