@@ -7,6 +7,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "common/query/filter.h"
+
 int bench_stream(int argc,
         char **argv); /* append stream: throughput to the last durable checkpoint, kill, reopen, check */
 int bench_scan(int argc, char **argv);     /* exact scan against streaming read bandwidth */
@@ -35,6 +37,9 @@ struct bench_option {
 };
 void bench_parse(int argc, char **argv, const char *usage, const struct bench_option *options,
         size_t option_count);
+
+/* A filter of JSON that is known to be right, in the arena. */
+const struct filter *bench_filter_read(const char *json, struct arena *arena);
 
 /* One JSON object, printed and flushed by json_line_end. Numbers are printed so that they parse. */
 void json_line_begin(const char *bench);

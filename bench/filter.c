@@ -7,7 +7,6 @@
 #include "bench/bench.h"
 #include "bench/filter_search.h"
 #include "common/check.h"
-#include "common/json.h"
 #include "common/mem.h"
 #include "storage/payload/filter_eval.h"
 #include "storage/payload/payload_index.h"
@@ -96,19 +95,6 @@ static const struct {
     { "must_not, 50 %", "{\"must_not\": [{\"key\": \"tags\", \"match\": {\"value\": \"half\"}}]}" },
     { "no such value: pruned", "{\"must\": [{\"key\": \"shop\", \"match\": {\"value\": \"shop-1001\"}}]}" },
 };
-
-static const struct filter *filter_read(const char *json, struct arena *arena)
-{
-    struct err err;
-    struct doc doc;
-    const struct filter *filter;
-    struct doc_builder *b = doc_builder_new(DOC_FILTER_BYTES_MAX);
-    if (json_parse(json, strlen(json), b, &doc, &err) != OMEN_OK) panic("%s: %s", json, err.message);
-    doc.data = arena_copy(arena, doc.data, doc.len);
-    if (filter_parse(doc, arena, &filter, &err) != OMEN_OK) panic("%s: %s", json, err.message);
-    doc_builder_free(b);
-    return filter;
-}
 
 static uint64_t median(uint64_t *values, size_t count)
 {
@@ -211,7 +197,7 @@ int bench_filter(int argc, char **argv)
     rows_make(&r, (uint32_t)count);
     struct payload_index *index = index_make(&r, path);
     for (size_t i = 0; i < sizeof asked / sizeof *asked; i++) {
-        const struct filter *filter = filter_read(asked[i].json, &arena);
+        const struct filter *filter = bench_filter_read(asked[i].json, &arena);
         uint64_t passed = 0, ns;
         double estimate = 0;
         ns = index_ns(index, filter, scratch, rounds, &passed, &estimate);

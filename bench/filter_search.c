@@ -141,19 +141,6 @@ static void query_run(const struct store_view *view, const float *query, const s
     arena_fini(&arena);
 }
 
-static const struct filter *filter_read(const char *json, struct arena *arena)
-{
-    struct err err;
-    struct doc doc;
-    const struct filter *filter;
-    struct doc_builder *b = doc_builder_new(DOC_FILTER_BYTES_MAX);
-    if (json_parse(json, strlen(json), b, &doc, &err) != OMEN_OK) panic("%s: %s", json, err.message);
-    doc.data = arena_copy(arena, doc.data, doc.len);
-    if (filter_parse(doc, arena, &filter, &err) != OMEN_OK) panic("%s: %s", json, err.message);
-    doc_builder_free(b);
-    return filter;
-}
-
 /* The section of the row nearest to the query, or to its opposite. */
 static const struct filter *section_filter(const struct store_view *view, const float *query, uint32_t dim,
         bool nearest, struct arena *arena)
@@ -169,7 +156,7 @@ static const struct filter *section_filter(const struct store_view *view, const 
     struct bytes name = doc_string(section);
     snprintf(json, sizeof json, "{\"must\": [{\"key\": \"section\", \"match\": {\"value\": \"%.*s\"}}]}",
             (int)name.len, name.data);
-    return filter_read(json, arena);
+    return bench_filter_read(json, arena);
 }
 
 static void report(const char *what, const struct bench_data *data, struct tally *t)
@@ -215,7 +202,7 @@ void filter_search(const char *folder, const char *dir, uint64_t queries)
             const float *query = data.queries + (size_t)q * data.rows.dim;
             arena_init(&arena, 1 << 16, 0);
             query_run(&view, query,
-                    way < 5 ? filter_read(asked[way], &arena)
+                    way < 5 ? bench_filter_read(asked[way], &arena)
                             : section_filter(&view, query, data.rows.dim, way == 5, &arena),
                     &t);
             arena_fini(&arena);

@@ -11,6 +11,7 @@
 #include "common/bytes.h"
 #include "common/check.h"
 #include "common/config.h"
+#include "common/json.h"
 #include "common/mem.h"
 #include "common/query/point.h"
 #include "common/version.h"
@@ -113,6 +114,19 @@ void json_line_end(void)
     json_line_text("commit", version_commit());
     printf("}\n");
     fflush(stdout);
+}
+
+const struct filter *bench_filter_read(const char *json, struct arena *arena)
+{
+    struct err err;
+    struct doc doc;
+    const struct filter *filter;
+    struct doc_builder *b = doc_builder_new(DOC_FILTER_BYTES_MAX);
+    if (json_parse(json, strlen(json), b, &doc, &err) != OMEN_OK) panic("%s: %s", json, err.message);
+    doc.data = arena_copy(arena, doc.data, doc.len);
+    if (filter_parse(doc, arena, &filter, &err) != OMEN_OK) panic("%s: %s", json, err.message);
+    doc_builder_free(b);
+    return filter;
 }
 
 double bench_disk_write_rate(const char *dir, uint64_t bytes)

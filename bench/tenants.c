@@ -9,7 +9,6 @@
 #include "bench/bench.h"
 #include "bench/index_data.h"
 #include "common/check.h"
-#include "common/json.h"
 #include "common/mem.h"
 #include "storage/shard_index.h"
 
@@ -133,18 +132,10 @@ static void side_close(struct side *side)
 static const struct filter *filter_of(uint64_t tenant, struct arena *arena)
 {
     char json[120];
-    struct err err;
-    struct doc doc;
-    const struct filter *filter;
-    struct doc_builder *b = doc_builder_new(DOC_FILTER_BYTES_MAX);
-    int len = snprintf(json, sizeof json,
+    snprintf(json, sizeof json,
             "{\"must\": [{\"key\": \"tenant\", \"match\": {\"value\": \"tenant-%08llu\"}}]}",
             (unsigned long long)tenant);
-    if (json_parse(json, (size_t)len, b, &doc, &err) != OMEN_OK) panic("%s", err.message);
-    doc.data = arena_copy(arena, doc.data, doc.len);
-    if (filter_parse(doc, arena, &filter, &err) != OMEN_OK) panic("%s", err.message);
-    doc_builder_free(b);
-    return filter;
+    return bench_filter_read(json, arena);
 }
 
 static uint64_t search(const struct side *side, const float *query, const struct filter *filter, bool exact,
