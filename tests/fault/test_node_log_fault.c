@@ -13,6 +13,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "tests/support/log_append.h"
 #include "tests/support/log_model.h"
 #include "tests/support/vfs_hook.h"
 #include "tests/support/vfs_sim.h"
@@ -247,28 +248,10 @@ START_TEST(a_full_disk_refuses_and_resumes_without_a_hole)
 }
 END_TEST
 
-struct single {
-    pthread_mutex_t mutex;
-    pthread_cond_t cond;
-    bool over;
-    enum omen_err result;
-};
-
-static void single_done(struct node_log_append *append, enum omen_err result)
-{
-    struct single *w = append->arg;
-    pthread_mutex_lock(&w->mutex);
-    w->over = true;
-    w->result = result;
-    pthread_cond_signal(&w->cond);
-    pthread_mutex_unlock(&w->mutex);
-}
-
 static enum omen_err put_as(struct node_log *log, enum node_log_claim claim, uint64_t group, uint64_t index,
         uint32_t len)
 {
     static const uint8_t body[20000];
-    struct single w = { .mutex = PTHREAD_MUTEX_INITIALIZER, .cond = PTHREAD_COND_INITIALIZER };
     struct node_log_record record = { .group = group,
         .replica = 1,
         .term = 1,
@@ -276,16 +259,7 @@ static enum omen_err put_as(struct node_log *log, enum node_log_claim claim, uin
         .kind = NODE_LOG_ENTRY,
         .body = body,
         .len = len };
-    struct node_log_append append = { .records = &record,
-        .count = 1,
-        .claim = claim,
-        .done = single_done,
-        .arg = &w };
-    node_log_append(log, &append);
-    pthread_mutex_lock(&w.mutex);
-    while (!w.over) pthread_cond_wait(&w.cond, &w.mutex);
-    pthread_mutex_unlock(&w.mutex);
-    return w.result;
+    return log_append_one(log, claim, &record);
 }
 
 static enum omen_err put(struct node_log *log, uint64_t group, uint64_t index, uint32_t len)

@@ -12,6 +12,7 @@
 
 #include "common/bytes.h"
 #include "consensus/node_log_format.h"
+#include "tests/support/log_append.h"
 #include "tests/support/vfs_hook.h"
 #include "tests/support/vfs_sim.h"
 
@@ -64,38 +65,6 @@ static void log_reopen(void)
     log_open();
 }
 
-struct single {
-    pthread_mutex_t mutex;
-    pthread_cond_t cond;
-    bool over;
-    enum omen_err result;
-};
-
-static void single_done(struct node_log_append *append, enum omen_err result)
-{
-    struct single *w = append->arg;
-    pthread_mutex_lock(&w->mutex);
-    w->over = true;
-    w->result = result;
-    pthread_cond_signal(&w->cond);
-    pthread_mutex_unlock(&w->mutex);
-}
-
-static enum omen_err append_to(struct node_log *log, enum node_log_claim claim, struct node_log_record record)
-{
-    struct single w = { .mutex = PTHREAD_MUTEX_INITIALIZER, .cond = PTHREAD_COND_INITIALIZER };
-    struct node_log_append append = { .records = &record,
-        .count = 1,
-        .claim = claim,
-        .done = single_done,
-        .arg = &w };
-    node_log_append(log, &append);
-    pthread_mutex_lock(&w.mutex);
-    while (!w.over) pthread_cond_wait(&w.cond, &w.mutex);
-    pthread_mutex_unlock(&w.mutex);
-    return w.result;
-}
-
 static enum omen_err put(enum node_log_claim claim, uint64_t group)
 {
     static const uint8_t body[BODY];
@@ -106,7 +75,7 @@ static enum omen_err put(enum node_log_claim claim, uint64_t group)
         .kind = NODE_LOG_ENTRY,
         .body = body,
         .len = BODY };
-    enum omen_err rc = append_to(g_log, claim, record);
+    enum omen_err rc = log_append_one(g_log, claim, &record);
     if (rc == OMEN_OK) g_next[group]++;
     return rc;
 }
@@ -120,7 +89,7 @@ static enum omen_err vote_in(struct node_log *log, uint64_t term)
         .kind = NODE_LOG_HARD_STATE,
         .body = &vote,
         .len = sizeof vote };
-    return append_to(log, NODE_LOG_LAST, record);
+    return log_append_one(log, NODE_LOG_LAST, &record);
 }
 
 static uint32_t put_all(enum node_log_claim claim, uint64_t group)
@@ -198,7 +167,7 @@ START_TEST(a_vote_queued_behind_refused_entries_is_written)
     static const uint8_t body[BODY];
     static struct node_log_record records[COUNT + 1];
     static struct node_log_append appends[COUNT + 1];
-    static struct single waits[COUNT + 1];
+    static struct log_append_wait waits[COUNT + 1];
     uint64_t vote = 1;
     log_open();
     ck_assert_int_eq(put(NODE_LOG_PLAIN, 1), OMEN_OK);
@@ -219,21 +188,17 @@ START_TEST(a_vote_queued_behind_refused_entries_is_written)
                 .kind = NODE_LOG_HARD_STATE,
                 .body = &vote,
                 .len = sizeof vote };
-        waits[i] = (struct single){ .mutex = PTHREAD_MUTEX_INITIALIZER, .cond = PTHREAD_COND_INITIALIZER };
+        waits[i] = (struct log_append_wait)LOG_APPEND_WAIT;
         appends[i] = (struct node_log_append){ .records = &records[i],
             .count = 1,
             .claim = i == COUNT / 2 ? NODE_LOG_LAST : NODE_LOG_PLAIN,
-            .done = single_done,
+            .done = log_append_done,
             .arg = &waits[i] };
     }
     put_all(NODE_LOG_PLAIN, 1);
     for (uint32_t i = 0; i <= COUNT; i++) node_log_append(g_log, &appends[i]);
-    for (uint32_t i = 0; i <= COUNT; i++) {
-        pthread_mutex_lock(&waits[i].mutex);
-        while (!waits[i].over) pthread_cond_wait(&waits[i].cond, &waits[i].mutex);
-        pthread_mutex_unlock(&waits[i].mutex);
-        ck_assert_int_eq(waits[i].result, i == COUNT / 2 ? OMEN_OK : OMEN_EFULL);
-    }
+    for (uint32_t i = 0; i <= COUNT; i++)
+        ck_assert_int_eq(log_append_result(&waits[i]), i == COUNT / 2 ? OMEN_OK : OMEN_EFULL);
 }
 END_TEST
 
