@@ -54,11 +54,14 @@ static enum omen_err act_init(struct member *m, const struct admin_ask *ask, str
     if (!field_text(ask->doc, "name", name, sizeof name) && given.data != NULL)
         return err_set(err, OMEN_EINVAL, "name", "is a text of at most %d bytes", CLUSTER_NAME_BYTES_MAX);
     enum omen_err rc = init_told(m, &ask->asked_as) ? OMEN_OK : member_found(m, name, &ask->asked_as, err);
-    for (uint32_t waited = 0; rc == OMEN_OK && waited < CREATE_WAIT_MS; waited += POLL_MS) {
+    bool sure = rc == OMEN_OK ||
+            rc == OMEN_EEXISTS; /* the latter once it is known whose doing the cluster is */
+    for (uint32_t waited = 0; sure && waited < CREATE_WAIT_MS; waited += POLL_MS) {
         if (atomic_load(&m->shards_open)) break; /* the first entry is applied, the map is published */
         if (!member_sleep(m, POLL_MS)) break;
     }
-    if (rc == OMEN_OK && !atomic_load(&m->shards_open))
+    if (rc == OMEN_EEXISTS && init_told(m, &ask->asked_as)) rc = OMEN_OK;
+    if (sure && !atomic_load(&m->shards_open))
         rc = err_set(err, OMEN_EUNKNOWN, "", "the cluster is begun, its first entry is not recorded yet");
     if (rc != OMEN_OK) return rc;
     snprintf(id, sizeof id, "%llu", (unsigned long long)m->node->dir.identity.cluster_id);

@@ -78,6 +78,11 @@ struct node_view {
     uint32_t tails_full_count;
 };
 
+struct plan_trouble {
+    uint64_t plan_id; /* 0 = free */
+    char text[200];
+};
+
 struct member {
     struct node *node;
     struct peers *peers;
@@ -104,8 +109,8 @@ struct member {
             1];                 /* of the cluster that is being made here; lost with the process before
                                               its first entry, which then has none */
     struct op_id init_asked_as; /* who asked for it; lost with the process as well */
-    uint64_t plan_trouble_id;   /* of the plan that was looked at last, and what keeps it; "" = nothing */
-    char plan_trouble[200];
+    bool founding;              /* init is under way here, or was and made the cluster */
+    struct plan_trouble plan_troubles[CLUSTER_PLANS_MAX]; /* what keeps plans from going on */
     char trouble[200]; /* why it is not a member yet, or why a replica could not be opened */
     char seeds[MEMBER_SEEDS_MAX]
               [OMEN_ADDRESS_BYTES_MAX + 1]; /* cluster.join, PEERS, and who said that it takes us in */

@@ -89,9 +89,18 @@ void member_peers_refresh(struct member *m, const struct cluster_state *state)
 
 enum omen_err member_found(struct member *m, const char *name, const struct op_id *asked_as, struct err *err)
 {
-    if (atomic_load(&m->phase) != MEMBER_UNJOINED)
-        return err_set(err, OMEN_EEXISTS, "", "this node is in a cluster already: it is node %u",
-                member_id(m));
+    pthread_mutex_lock(&m->lock);
+    bool ours = m->founding && asked_as->client != 0 && asked_as->client == m->init_asked_as.client &&
+            asked_as->seq == m->init_asked_as.seq;
+    bool taken = m->founding || atomic_load(&m->phase) != MEMBER_UNJOINED;
+    if (!taken) {
+        m->founding = true;
+        snprintf(m->name, sizeof m->name, "%s", name);
+        m->init_asked_as = *asked_as;
+    }
+    pthread_mutex_unlock(&m->lock);
+    if (ours) return OMEN_OK; /* asked for once more while it is made */
+    if (taken) return err_set(err, OMEN_EEXISTS, "", "this node is in a cluster already");
     struct node_identity identity = {
         .node_id = 1,
         .incarnation = random_id(),
@@ -99,14 +108,15 @@ enum omen_err member_found(struct member *m, const char *name, const struct op_i
         .catalog_replica_id = 1,
         .founder = true,
     };
-    pthread_mutex_lock(&m->lock);
-    snprintf(m->name, sizeof m->name, "%s", name);
-    m->init_asked_as = *asked_as;
-    pthread_mutex_unlock(&m->lock);
     enum omen_err rc = data_dir_identify(&m->node->dir, &identity, err);
     if (rc == OMEN_OK) rc = member_open(m, err);
-    if (rc == OMEN_OK)
+    if (rc == OMEN_OK) {
         LOG_INFO("cluster.init", "cluster=%llu node=1", (unsigned long long)identity.cluster_id);
+        return OMEN_OK;
+    }
+    pthread_mutex_lock(&m->lock);
+    m->founding = false;
+    pthread_mutex_unlock(&m->lock);
     return rc;
 }
 

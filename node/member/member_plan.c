@@ -1,15 +1,16 @@
-/* Plans of moves, at the leader: asked for by operators, and carried on round by round by the driver. What should move
- * is the planner's business (node/cluster/plan.h); here are the sizes that nodes reported, the rounds, and what is told
- * of them.
+/* Plans of moves, at the leader: asked for by operators, and carried on round by round by the driver. What should
+ * move is the planner's business (node/cluster/plan.h); here are the sizes that nodes reported, the rounds, and what
+ * is told of them.
  *
- * One loop for all: when no operation of a plan is under way it is planned again. Something is left: that is the next round.
- * Nothing: the plan ends. So a drain sees what came to its node by an older plan, a rebalance moves a shard's second replica
- * when its first has moved, and more moves than fit one entry come one entry after the other. It ends because every round
- * brings the cluster nearer to being even (plan.h), and a rebalance because its rounds are counted. Nothing of it is kept
- * here: who leads next goes on with what is recorded. */
+ * One loop for all: when no operation of a plan is under way it is planned again. Something is left: that is the
+ * next round. Nothing: the plan ends. So a drain sees what came to its node by an older plan, a rebalance moves a
+ * shard's second replica when its first has moved, and more moves than fit one entry come one entry after the other.
+ * It ends because every round brings the cluster nearer to being even (plan.h), and a rebalance because its rounds
+ * are counted. Nothing of it is kept here: who leads next goes on with what is recorded. */
 #include "common/err.h"
 
 #include <stdio.h>
+#include <string.h>
 
 #include "common/log.h"
 #include "common/placement/map_index.h"
@@ -160,11 +161,36 @@ static enum omen_err round_record(struct member *m, struct cluster_change *chang
 
 /* ---- the driver's turn ---- */
 
-static void trouble_set(struct member *m, uint64_t plan_id, const char *text)
+/* "": none any more. There is a place for each plan that may be under way; those of plans that ended are taken. */
+static void trouble_set(struct member *m, const struct cluster_state *state, uint64_t plan_id,
+        const char *text)
 {
+    struct plan_trouble *at = NULL;
     pthread_mutex_lock(&m->lock);
-    m->plan_trouble_id = plan_id;
-    snprintf(m->plan_trouble, sizeof m->plan_trouble, "%.*s", (int)sizeof m->plan_trouble - 1, text);
+    for (uint32_t i = 0; i < CLUSTER_PLANS_MAX; i++) {
+        struct plan_trouble *t = &m->plan_troubles[i];
+        bool known = false;
+        for (uint32_t k = 0; k < state->plan_count; k++) known |= state->plans[k].plan_id == t->plan_id;
+        if (!known) t->plan_id = 0;
+        if (t->plan_id == plan_id || (at == NULL && t->plan_id == 0)) at = t;
+        if (t->plan_id == plan_id) break;
+    }
+    if (at != NULL && text[0] == '\0')
+        at->plan_id = 0;
+    else if (at != NULL) {
+        at->plan_id = plan_id;
+        snprintf(at->text, sizeof at->text, "%.*s", (int)sizeof at->text - 1, text);
+    }
+    pthread_mutex_unlock(&m->lock);
+}
+
+static void trouble_get(struct member *m, uint64_t plan_id, char *text_out)
+{
+    text_out[0] = '\0';
+    pthread_mutex_lock(&m->lock);
+    for (uint32_t i = 0; i < CLUSTER_PLANS_MAX; i++)
+        if (m->plan_troubles[i].plan_id == plan_id)
+            memcpy(text_out, m->plan_troubles[i].text, sizeof m->plan_troubles[i].text);
     pthread_mutex_unlock(&m->lock);
 }
 
@@ -187,7 +213,7 @@ static void plan_step(struct member *m, const struct cluster_state *state, const
                 (unsigned long long)plan->plan_id, cluster_op_why_name(plan->why), plan->rounds + !ends,
                 round.all.first_count, (unsigned long long)round.all.bytes_first, round.ahead,
                 ends ? " end=true" : "");
-    trouble_set(m, plan->plan_id,
+    trouble_set(m, state, plan->plan_id,
             rc != OMEN_OK   ? err.message
                     : waits ? "operations of other plans move its replicas first"
                             : "");
@@ -310,6 +336,7 @@ void plan_tell(const struct cluster_state *state, const struct cluster_result *r
     doc_end(reply);
     put_u64(reply, "bytes_total", total);
     put_u64(reply, "bytes_minimum", 0);
+    put_bool(reply, "more", false);
 }
 
 /* ---- status ---- */
@@ -339,14 +366,12 @@ static void plan_put(const struct cluster_plan *plan, const char *trouble, struc
 
 void plans_put(struct member *m, const struct cluster_state *state, struct doc_builder *b)
 {
-    char trouble[sizeof m->plan_trouble];
-    pthread_mutex_lock(&m->lock);
-    uint64_t troubled = m->plan_trouble_id;
-    memcpy(trouble, m->plan_trouble, sizeof trouble);
-    pthread_mutex_unlock(&m->lock);
+    char trouble[sizeof m->plan_troubles[0].text];
     begin_array(b, "plans");
-    for (uint32_t i = 0; i < state->plan_count; i++)
-        plan_put(&state->plans[i], state->plans[i].plan_id == troubled ? trouble : "", b);
+    for (uint32_t i = 0; i < state->plan_count; i++) {
+        trouble_get(m, state->plans[i].plan_id, trouble);
+        plan_put(&state->plans[i], trouble, b);
+    }
     doc_end(b);
     begin_array(b, "plans_ended");
     for (uint32_t i = 0; i < state->plan_history_count; i++) plan_put(&state->plan_history[i], NULL, b);

@@ -200,5 +200,57 @@ class SingleNode(unittest.TestCase):
                 db._call({**drop, "op_id": [7, 1, 1000]})
 
 
+
+class Init(unittest.TestCase):
+    def setUp(self):
+        self.work = Path(tempfile.mkdtemp(prefix="omen-"))
+        self.addCleanup(shutil.rmtree, self.work, ignore_errors=True)
+        self.cluster = LocalCluster(BUILD, self.work, nodes=1, routers=1)
+        self.addCleanup(self.cluster.stop)
+        self.cluster.start_processes()
+        self.endpoint = self.cluster.routers[0].listen
+
+    def all_at_once(self, op_ids):
+        """What each client that asks for a cluster is told: its id, or the error's name."""
+        told, clients = [None] * len(op_ids), [self.client() for _ in op_ids]
+
+        def ask(i):
+            try:
+                request = {"op": "cluster", "request": {"do": "init", "name": "ours"}, "op_id": op_ids[i]}
+                told[i] = clients[i]._call(request)["reply"]["cluster_id"]
+            except omendb.OmenError as e:
+                told[i] = e.name
+
+        threads = [threading.Thread(target=ask, args=(i,), daemon=True) for i in range(len(op_ids))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(2 * PATIENCE)
+        return told
+
+    def client(self):
+        deadline = time.monotonic() + PATIENCE
+        while True:  # the router may not listen yet
+            try:
+                db = omendb.connect([self.endpoint], timeout=PATIENCE)
+                self.addCleanup(db.close)
+                return db
+            except omendb.Unavailable:
+                self.assertLess(time.monotonic(), deadline, "the router does not listen")
+                time.sleep(0.05)
+
+    def test_one_cluster_is_made_whoever_asks_and_however_often(self):
+        now = int(time.time() * 1000)
+        told = self.all_at_once([[7, 1, now]] * 4 + [[8, 1, now]] * 4)
+        made = {t for t in told if t != "exists"}
+        self.assertEqual(len(made), 1, told)
+        self.assertIn(sorted(t == "exists" for t in (told[0], told[4])), [[False, True]], told)
+        self.assertEqual([len(set(told[:4])), len(set(told[4:]))], [1, 1], told)
+        node = self.cluster.nodes[0]
+        node.kill9()
+        node.start()  # asked before the entry that tells it is applied again
+        self.assertEqual(self.all_at_once([[7, 1, now], [8, 1, now]]), [told[0], told[4]])
+
+
 if __name__ == "__main__":
     unittest.main()
