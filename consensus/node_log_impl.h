@@ -92,7 +92,8 @@ struct node_log {
     /* Written under the mutex. */
     _Atomic bool far_over; /* the segments there are take half as much again as they may */
     _Atomic bool is_short; /* node_log_is_short */
-    /* (m) Those queued up to this one, of this claim or a lesser one, are refused: there is no room. NULL = none are. */
+    /* (m) Those queued up to this one, of this claim or a lesser one, are refused: there is no room. NULL = none
+     * are. */
     const struct node_log_append *refuse_through;
     enum node_log_claim refuse_claim;
     uint32_t readers; /* (m) node_log_read_group calls: nothing is recycled meanwhile */
@@ -131,6 +132,7 @@ void log_groups_free(struct node_log *log);
 /* node_log_segment.c */
 void log_segment_path(const struct node_log *log, uint64_t number, char out[LOG_PATH_BYTES]);
 void log_spare_path(const struct node_log *log, uint64_t name, char out[LOG_PATH_BYTES]);
+bool log_hex16_parse(const char *text, uint64_t *number_out); /* 16 lower-case digits, as names have them */
 bool log_segment_name_parse(const char *name, uint64_t *number_out);
 bool log_spare_name_parse(const char *name, uint64_t *name_out);
 void log_helper_recycle(struct node_log *log); /* helper, mutex held: the oldest segment leaves the chain */

@@ -41,11 +41,11 @@ void log_spare_path(const struct node_log *log, uint64_t name, char out[LOG_PATH
     CHECK(n > 0 && n < (int)LOG_PATH_BYTES);
 }
 
-bool log_segment_name_parse(const char *name, uint64_t *number_out)
+bool log_hex16_parse(const char *text, uint64_t *number_out)
 {
     uint64_t number = 0;
     for (int i = 0; i < 16; i++) {
-        char c = name[i];
+        char c = text[i];
         if (c >= '0' && c <= '9')
             number = number << 4 | (uint64_t)(c - '0');
         else if (c >= 'a' && c <= 'f')
@@ -54,7 +54,12 @@ bool log_segment_name_parse(const char *name, uint64_t *number_out)
             return false;
     }
     *number_out = number;
-    return strcmp(name + 16, ".log") == 0;
+    return true;
+}
+
+bool log_segment_name_parse(const char *name, uint64_t *number_out)
+{
+    return log_hex16_parse(name, number_out) && strcmp(name + 16, ".log") == 0;
 }
 
 void log_segment_free(struct log_segment *segment)

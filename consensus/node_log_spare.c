@@ -1,12 +1,12 @@
-/* Segments of the node log that are prepared ahead, and the reserve among them (CORRECTNESS D2). See node_log_impl.h for
- * threads and locks.
+/* Segments of the node log that are prepared ahead, and the reserve among them (CORRECTNESS D2). See node_log_impl.h
+ * for threads and locks.
  *
  *   (no file) --allocate, sync, sync dir--> spare --log_roll--> in use --released, recycled--> spare
  *
- * How many are left decides, not which: an append takes one only if as many stay as its claim leaves to others, and only
- * while the disk gives no more; whoever comes while it does waits for a new one instead, and the reserve is made before
- * that. So it is whole at the moment the disk is full, whatever filled it, and what fills it again first is what a
- * checkpoint lets go of.
+ * How many are left decides, not which: an append takes one only if as many stay as its claim leaves to others, and
+ * only while the disk gives no more; whoever comes while it does waits for a new one instead, and the reserve is
+ * made before that. So it is whole at the moment the disk is full, whatever filled it, and what fills it again first
+ * is what a checkpoint lets go of.
  *
  *   claim    leaves   on a full disk
  *   plain    4        refused, once the segment in use at that moment is full
@@ -16,13 +16,12 @@
  *
  * A spare of segment_bytes is zeroed (node_log_segment.c says why), one of the reserve only allocated: it is written
  * where nobody asks for speed, and a file system that must not run out there keeps what turning unwritten blocks into
- * written ones takes. Spares outlive a restart: their allocation is renewed, which takes nothing where it is whole. One
- * that is shorter than it should be, or of no use any more, is removed. What a spare holds does not matter: batches are
- * told by their segment's number. */
+ * written ones takes. Spares outlive a restart: their allocation is renewed, which takes nothing where it is whole.
+ * One that is shorter than it should be, or of no use any more, is removed. What a spare holds does not matter:
+ * batches are told by their segment's number. */
 #include "common/err.h"
 
 #include <inttypes.h>
-#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
@@ -40,10 +39,8 @@ static const uint32_t leaves[] = { [NODE_LOG_PLAIN] = NODE_LOG_RESERVE,
 
 bool log_spare_name_parse(const char *name, uint64_t *name_out)
 {
-    if (strncmp(name, "spare-", 6) != 0) return false;
-    char *end = NULL;
-    *name_out = strtoull(name + 6, &end, 16);
-    return strlen(name) == 22 && *end == '\0';
+    return strncmp(name, "spare-", 6) == 0 && log_hex16_parse(name + 6, name_out) && name[22] == '\0' &&
+            *name_out != UINT64_MAX; /* names go on from the highest */
 }
 
 /* ---- what there is ---- */
@@ -87,8 +84,8 @@ bool log_spare_keeps(const struct node_log *log, uint64_t bytes)
     return bytes == log->reserve_bytes && log->spare_count - whole < NODE_LOG_RESERVE;
 }
 
-/* Where the spare is that this claim may take. While the disk gives more: one of the usual size that the reserve can do
- * without. Else, or for what is urgent when there is none: the smallest that will do, of the reserve first. */
+/* Where the spare is that this claim may take. While the disk gives more: one of the usual size that the reserve can
+ * do without. Else, or for what is urgent when there is none: the smallest that will do, of the reserve first. */
 static bool spare_find(const struct node_log *log, enum node_log_claim claim, uint64_t segment_bytes,
         bool urgent, uint32_t *at_out)
 {
@@ -167,8 +164,8 @@ static void spare_remove(struct node_log *log, const struct log_spare *spare)
 
 /* ---- the helper ---- */
 
-/* Bytes of the next spare to be made: 0 = there are enough. The reserve comes first, whoever waits: a writer that takes
- * segments as fast as the disk makes them would never let it be whole. */
+/* Bytes of the next spare to be made: 0 = there are enough. The reserve comes first, whoever waits: a writer that
+ * takes segments as fast as the disk makes them would never let it be whole. */
 static uint64_t helper_choice(const struct node_log *log)
 {
     bool whole = whole_count(log) > 0;
@@ -191,8 +188,14 @@ static void helper_prepare(struct node_log *log, uint64_t bytes)
     enum omen_err rc = log_spare_prepare(log, &spare, bytes == log->options.segment_bytes);
     pthread_mutex_lock(&log->mutex);
     log->spare_failed = rc != OMEN_OK;
-    if (rc == OMEN_OK) log_spare_add(log, &spare);
+    bool added = rc == OMEN_OK &&
+            log->spare_count < LOG_SPARES_MAX; /* one may have been given back meanwhile */
+    if (added) log_spare_add(log, &spare);
     try_over(log);
+    if (rc != OMEN_OK || added) return;
+    pthread_mutex_unlock(&log->mutex);
+    spare_remove(log, &spare);
+    pthread_mutex_lock(&log->mutex);
 }
 
 /* Segments of the usual size that stand in for the reserve since the disk was full: too much of it once it is not. */

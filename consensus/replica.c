@@ -84,7 +84,7 @@ static bool is_short(const struct replica *r)
 
 /* May an entry of `len` bytes be taken now? Mutex held. A single entry is taken whatever its size when none
  * is in flight. */
-static enum omen_err admit(struct replica *r, uint32_t len, bool vital, struct err *err)
+static enum omen_err admit(struct replica *r, uint32_t len, bool only_vital, bool vital, struct err *err)
 {
     const struct replica_host_options *o = &r->host->options;
     if (r->stopped != OMEN_OK) {
@@ -95,7 +95,7 @@ static enum omen_err admit(struct replica *r, uint32_t len, bool vital, struct e
     if (r->disk_full || r->log_full)
         return err_set(err, OMEN_EFULL, NULL,
                 "the disk is full; reads go on, writes are refused until there is room");
-    if (!vital && is_short(r))
+    if (only_vital && !vital)
         return err_set(err, OMEN_EFULL, NULL,
                 "the disk is full, here or where a majority of replicas is: what is left is kept for deletes; reads go "
                 "on, writes are refused until there is room");
@@ -134,9 +134,14 @@ static void work_append(struct replica *r, struct work *work)
             &work->append); /* under the mutex: the log's order is the order of indexes */
 }
 
+static bool entry_is_vital(struct replica *r, const void *entry, uint32_t len)
+{
+    return r->fsm.vital != NULL && r->fsm.vital(r->fsm.self, entry, len);
+}
+
 bool replica_entry_is_vital(struct replica *r, const void *entry, uint32_t len)
 {
-    return r->fsm.vital != NULL && is_short(r) && r->fsm.vital(r->fsm.self, entry, len);
+    return is_short(r) && entry_is_vital(r, entry, len);
 }
 
 void replica_propose(struct replica *r, uint8_t *entry, uint32_t len, void *proposal_arg, replica_done done,
@@ -153,19 +158,20 @@ void replica_propose(struct replica *r, uint8_t *entry, uint32_t len, void *prop
         return;
     }
     struct work *work = mem_must_calloc(1, sizeof *work);
+    bool only_vital = is_short(r); /* asked once: an entry is not judged by two answers */
     *work = (struct work){
         .kind = WORK_PROPOSAL,
         .replica = r,
         .entry = entry,
         .len = len,
         .proposal_arg = proposal_arg,
-        .vital = replica_entry_is_vital(r, entry, len),
+        .vital = only_vital && entry_is_vital(r, entry, len),
         .done = done,
         .done_arg = done_arg,
         .began_ns = m->commit != NULL ? clock_monotonic_ns(r->host->options.clock) : 0,
     };
     pthread_mutex_lock(&r->mutex);
-    enum omen_err rc = admit(r, len, work->vital, &err);
+    enum omen_err rc = admit(r, len, only_vital, work->vital, &err);
     if (rc == OMEN_OK) {
         if (m->inflight_bytes != NULL) metric_gauge_add(m->inflight_bytes, len);
         r->inflight_bytes += len;

@@ -1,5 +1,5 @@
-/* The node log's reserve (CORRECTNESS D2): what goes on when the disk has not one byte left, over restarts and crashes, what
- * gives it back, and a log that could never have one. */
+/* The node log's reserve (CORRECTNESS D2): what goes on when the disk has not one byte left, over restarts and
+ * crashes, what gives it back, and a log that could never have one. */
 #include "common/err.h"
 
 #include <check.h>
@@ -284,8 +284,8 @@ static enum omen_err photograph(void *arg, enum vfs_hook_op op, struct err *err)
     return OMEN_OK;
 }
 
-/* Whatever the log was about to do when the power went, and whatever of it reached the disk: on a disk without a byte left
- * a vote is written. */
+/* Whatever the log was about to do when the power went, and whatever of it reached the disk: on a disk without a
+ * byte left a vote is written. */
 START_TEST(after_a_crash_at_any_change_a_full_disk_takes_a_vote)
 {
     static struct photos photos = { .mutex = PTHREAD_MUTEX_INITIALIZER };
@@ -363,6 +363,9 @@ START_TEST(spares_that_are_of_no_use_are_removed_at_the_start)
     file_make("/log/spare-0000000000000008", SEGMENT / 2);  /* cut short */
     file_make("/log/spare-0000000000000009", SEGMENT + 12); /* odd */
     file_make("/log/spare-x", SEGMENT);
+    file_make("/log/spare-00000000000000FA", SEGMENT); /* would be looked for as ..fa */
+    file_make("/log/spare-0x000000000000ab", SEGMENT);
+    file_make("/log/spare-ffffffffffffffff", SEGMENT); /* none could come after it */
     vfs_sim_sync_all(g_sim);
     disk_fill(g_sim);
     log_open();
@@ -371,6 +374,9 @@ START_TEST(spares_that_are_of_no_use_are_removed_at_the_start)
     ck_assert(!file_there("/log/spare-0000000000000008"));
     ck_assert(!file_there("/log/spare-0000000000000009"));
     ck_assert(!file_there("/log/spare-x"));
+    ck_assert(!file_there("/log/spare-00000000000000FA"));
+    ck_assert(!file_there("/log/spare-0x000000000000ab"));
+    ck_assert(!file_there("/log/spare-ffffffffffffffff"));
 }
 END_TEST
 
