@@ -1,7 +1,8 @@
-/* omen-bench tenants: many tenants in one shard store against each of them in a store of its own, real vectors. How long a
- * search for one tenant takes in both, in turns, with recall against exact searches; then what memory and disk all of them
- * take beside one tenant with the same points. */
+/* omen-bench tenants: many tenants in one shard store against each of them in a store of its own, real vectors. How
+ * long a search for one tenant takes in both, in turns, with recall against exact searches; then what memory and
+ * disk all of them take beside one tenant with the same points. */
 #include <ftw.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -162,7 +163,7 @@ static void tally_add(struct tally *t, uint64_t ns, const struct hit *hits, uint
     t->wanted += truth_count;
     for (uint32_t i = 0; i < count && i < truth_count; i++)
         t->found += hits[i].distance <=
-                truth[truth_count - 1].distance + 1e-5f * (1 + truth[truth_count - 1].distance);
+                truth[truth_count - 1].distance + 1e-5f * (1 + fabsf(truth[truth_count - 1].distance));
 }
 
 static void ask_both(const struct side *shared, const struct side *alone, const struct filter *filter,

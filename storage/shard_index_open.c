@@ -1,8 +1,8 @@
 /* The segments that are there when a store is opened: which of them stand for its blocks, and which are the rest of
  * interrupted work. See shard_index.h.
  *
- * A batch stands for its blocks when every one of its parts is held by a segment, the newest one that holds it: what was
- * built later inside a batch takes the place of what it was built from, whose files may not have gone yet. */
+ * A batch stands for its blocks when every one of its parts is held by a segment, the newest one that holds it: what
+ * was built later inside a batch takes the place of what it was built from, whose files may not have gone yet. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -39,8 +39,8 @@ static bool same_batch(const struct segment_info *x, const struct segment_info *
             x->batch == y->batch && x->batch_parts == y->batch_parts;
 }
 
-/* By field, then first block, the longer batch first, the newer first, and in it the newer segment first: the order in
- * which a gapless cover is picked. */
+/* By field, then first block, the longer batch first, the newer first, and in it the newer segment first: the order
+ * in which a gapless cover is picked. */
 static int segment_compare(const void *a, const void *b)
 {
     struct segment_info x, y;
@@ -76,8 +76,8 @@ static bool all_dead(const struct shard_store *s, uint32_t from, uint32_t end)
     return true;
 }
 
-/* Of one batch's segments, newest first: move those that hold its parts to the front, the largest first; how many. 0: a part
- * is missing. */
+/* Of one batch's segments, newest first: move those that hold its parts to the front, the largest first; how many.
+ * 0: a part is missing. */
 static uint32_t batch_pick(struct segment **items, uint32_t count)
 {
     bool held[ROUTE_PARTS_MAX] = { false };
@@ -104,6 +104,10 @@ static struct segment_set *cover_pick(const struct shard_store *s, struct segmen
 {
     struct segment_set *set = segment_set_new(count);
     uint32_t covered[OMEN_VECTOR_FIELDS_MAX] = { 0 };
+    if (set == NULL) { /* their files are as good as before */
+        while (count > 0) segment_unref(opened[--count]);
+        return NULL;
+    }
     qsort(opened, count, sizeof(struct segment *), segment_compare);
     for (uint32_t from = 0, end; from < count; from = end) {
         struct segment_info info, next;
@@ -113,7 +117,7 @@ static struct segment_set *cover_pick(const struct shard_store *s, struct segmen
             if (!same_batch(&info, &next)) break;
         }
         uint32_t kept = batch_pick(opened + from, end - from);
-        bool fits = set != NULL && info.first_block >= covered[info.field] &&
+        bool fits = info.first_block >= covered[info.field] &&
                 all_dead(s, covered[info.field], info.first_block);
         if (!fits) kept = 0;
         for (uint32_t i = from; i < from + kept; i++) set->items[set->count++] = opened[i];

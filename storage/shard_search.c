@@ -215,11 +215,10 @@ static enum omen_err query_segments(const struct store_view *view, const struct 
     return rc;
 }
 
-/* One pass over blocks that no graph answers for, or must not. */
+/* One pass over blocks that no graph answers for, or must not; the part's time is from `began_ns` on. */
 static enum omen_err query_blocks(const struct store_view *view, struct flat_query *queries, uint32_t count,
-        uint32_t search, struct explain_part *part, const struct progress *progress)
+        uint32_t search, struct explain_part *part, const struct progress *progress, uint64_t began_ns)
 {
-    uint64_t began_ns = part_begin(progress);
     uint64_t before = part->rows_scanned; /* of a sketch that was given up */
     part->search = search;
     part->estimated = part->real = EXPLAIN_UNKNOWN;
@@ -262,7 +261,7 @@ static enum omen_err query_sketch(const struct store_view *view, struct tail_ske
     if (enough) return part_tell(progress, &told, began_ns);
     told.given_up = EXPLAIN_SCAN;
     told.why = EXPLAIN_WHY_GAVE_UP;
-    return query_blocks(view, &pass->queries[n], 1, pass->searches[n], &told, progress);
+    return query_blocks(view, &pass->queries[n], 1, pass->searches[n], &told, progress, began_ns);
 }
 
 /* One pass over blocks [from, end) for the pass's queries [first, last). */
@@ -274,7 +273,8 @@ static enum omen_err pass_scan(const struct store_view *view, struct field_pass 
         .end_block = end,
         .why = first < pass->exact_count ? EXPLAIN_WHY_EXACT : EXPLAIN_WHY_NOT_SEALED };
     uint32_t search = pass->count == 1 ? pass->searches[0] : EXPLAIN_ALL_SEARCHES;
-    return query_blocks(view, pass->queries + first, last - first, search, &part, progress);
+    return query_blocks(view, pass->queries + first, last - first, search, &part, progress,
+            part_begin(progress));
 }
 
 /* What is in no segment: large parts by their sketches, the rest by one pass for all. */

@@ -1,12 +1,13 @@
 /* The plan of one entry: what its operations lead to, worked out before a single point is changed.
  *
  * Operations run in order over *slots*, one per point key that the entry touches. A slot knows the row that was there
- * before the entry and the state that the entry has given it so far: unchanged, a row of the entry, a derived point, or
- * absent. So later operations see earlier ones, the last wins, and only a slot's final state reaches the delta. A
+ * before the entry and the state that the entry has given it so far: unchanged, a row of the entry, a derived point,
+ * or absent. So later operations see earlier ones, the last wins, and only a slot's final state reaches the delta. A
  * request that must be refused (a payload grew too big, say) is undone slot by slot: requests are all or nothing.
  *
- * Determinism (CORRECTNESS A1): everything is a function of the entry and of the live points; how chunks, units, deltas
- * and LMDB lie does not enter. A replay of the same entry with its derived units at hand gives the same outcomes.
+ * Determinism (CORRECTNESS A1): everything is a function of the entry and of the live points; how chunks, units,
+ * deltas and LMDB lie does not enter. A replay of the same entry with its derived units at hand gives the same
+ * outcomes.
  *
  * Threads: the apply worker. Buffers are kept from entry to entry. */
 #include "common/err.h"
@@ -162,8 +163,9 @@ static enum omen_err plan_request(struct plan *p, uint32_t i, struct apply_outco
 
 /* ---- age ---- */
 
-/* Points whose time has come die: their slots are absent before the first request. No more than a bound, so that an entry
- * stays cheap; the others are absent all the same and die of a later one. */
+/* Points whose time has come die: their slots are absent before the first request. No more than a bound of the
+ * living, so that an entry writes little; the others are absent all the same and die of a later one. The dead are
+ * only taken off the heap, which lets no more of them gather than the living and 1,024 (expiry.c). */
 static enum omen_err plan_age(struct plan *p, struct err *err)
 {
     struct shard_store *s = p->store;
