@@ -425,6 +425,7 @@ void replica_status(struct replica *r, struct replica_status *status_out)
         .inflight_bytes = r->inflight_bytes,
         .inflight_count = r->inflight_count,
         .checkpoints = r->checkpoints,
+        .checkpoint_ns = r->checkpoint_ns,
         .stopped = r->stopped,
         .disk_full = r->disk_full || r->log_full || node_log_is_short(r->host->log),
         .waits = r->disk_full || r->log_full,

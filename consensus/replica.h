@@ -225,6 +225,7 @@ void replica_barrier(struct replica *replica, replica_done done, void *done_arg)
 struct replica_status {
     uint64_t group, replica_id, term, last_index, applied, log_needed_from;
     uint64_t inflight_bytes, inflight_count, checkpoints;
+    uint64_t checkpoint_ns; /* when the last one began, or the replica was opened; host's clock */
     enum omen_err stopped;
     bool disk_full; /* waiting for room, or only what is vital is taken */
     bool waits;     /* what is committed, or was let in, finds no room in the machine or in the log */

@@ -12,10 +12,11 @@
 #include "common/log.h"
 #include "node/shard_host_impl.h"
 
-#define ELECTION_MS 800                   /* as replica_host_options_default has it */
-#define IMMEDIATE_ROWS_MIN 1000u          /* fewer are scanned as fast as they are walked */
-#define INDEX_CHECKPOINT_NS 1000000000ull /* between two checkpoints for the index's sake */
-#define BULK_MS_MAX 600000u               /* that a bulk load may announce at once */
+#define ELECTION_MS 800                    /* as replica_host_options_default has it */
+#define IMMEDIATE_ROWS_MIN 1000u           /* fewer are scanned as fast as they are walked */
+#define INDEX_CHECKPOINT_NS 1000000000ull  /* between two checkpoints for the index's sake */
+#define WORTHY_CHECKPOINT_NS 3000000000ull /* after any, before one for a tail that nobody waits for */
+#define BULK_MS_MAX 600000u                /* that a bulk load may announce at once */
 #define RETIRE_POLL_MS 50 /* how often deadlines are looked at while a retired shard waits for its calls */
 
 void shard_env_init(struct shard_env *env)
@@ -207,21 +208,33 @@ static void policy_of_options(struct shard_host *shard, struct collection_option
     }
 }
 
+/* Is there something that the index should have at once? */
+static bool index_pressed(struct shard_host *shard, struct shard_store *store,
+        const struct index_policy *policy, bool loaded)
+{
+    uint64_t tail = shard_index_tail_rows(store);
+    bool urgent = policy->tail_rows_max != 0 && tail > 0 && tail >= policy->tail_rows_max / 2;
+    return atomic_load(&shard->index_wait_count) > 0 || urgent ||
+            ((policy->eager || loaded) && tail >= policy->rows_min);
+}
+
 /* Only what is in a durable checkpoint is indexed. Who wants it at once, or has writes waiting for it, does not wait
- * for the next one's time, and what a bulk load brought is taken as a whole. */
+ * for the next one's time; what a bulk load brought is taken as a whole; and a tail that is worth a graph gets one when
+ * the last checkpoint, whoever made it, is a while ago. Not called while the disk is nearly full. */
 static void checkpoint_for_index(struct shard_host *shard, const struct index_policy *policy)
 {
     uint64_t now_ns = clock_monotonic_ns(shard->env->clock);
-    bool waited = atomic_load(&shard->index_wait_count) > 0, loading = policy->ripe_ms == 0;
-    bool loaded = shard->bulk_loading && !loading;
+    bool loading = policy->ripe_ms == 0, loaded = shard->bulk_loading && !loading;
     shard->bulk_loading = loading;
     if (shard->replica == NULL || (!loaded && now_ns < shard->index_checkpoint_ns)) return;
     struct shard_store *store = shard_host_store_hold(shard);
     if (store == NULL) return;
-    uint64_t tail = shard_index_tail_rows(store);
-    bool urgent = policy->tail_rows_max != 0 && tail > 0 && tail >= policy->tail_rows_max / 2;
-    bool due = (waited || urgent || ((policy->eager || loaded) && tail >= policy->rows_min)) &&
-            shard_store_durable(store) < shard_store_applied(store);
+    struct replica_status status;
+    replica_status(shard->replica, &status);
+    bool rested = now_ns >= status.checkpoint_ns + WORTHY_CHECKPOINT_NS;
+    bool due = shard_store_durable(store) < shard_store_applied(store) &&
+            (index_pressed(shard, store, policy, loaded) ||
+                    (rested && shard_index_wants_checkpoint(store, policy)));
     shard_host_store_unhold(shard);
     if (!due) return;
     struct err err; /* what fails is told where it is tried next; the index does without */

@@ -690,6 +690,24 @@ uint64_t shard_index_settled(struct shard_store *store, const struct index_polic
     return end == 0 ? 0 : next - 1;
 }
 
+bool shard_index_wants_checkpoint(struct shard_store *store, const struct index_policy *policy)
+{
+    struct segment_set *set = segment_set_acquire(store);
+    struct job job;
+    bool wants = false, has = false;
+    if (set == NULL) return false;
+    uint32_t era = store_hold(store);
+    uint32_t durable = durable_end(store), end = blocks_count(store->blocks);
+    uint32_t ripe = written_after(store, 0, durable, policy->ripe_ms);
+    for (uint32_t f = 0; f < store->schema.field_count && !has; f++) {
+        has = tail_job(store, set, policy, f, ripe, &job);
+        wants |= tail_job(store, set, policy, f, written_after(store, 0, end, policy->ripe_ms), &job);
+    }
+    segment_set_release(set);
+    store_unhold(store, era);
+    return wants && !has;
+}
+
 void shard_index_memory(struct shard_store *store, struct shard_index_memory *memory_out)
 {
     *memory_out = (struct shard_index_memory){ .sketches = tail_memory_bytes(store) };

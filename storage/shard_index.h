@@ -56,6 +56,10 @@ void shard_index_renew(struct shard_store *store);
  * Not beside shard_index_step. Cost: looks at the blocks that are in no segment. */
 uint64_t shard_index_settled(struct shard_store *store, const struct index_policy *policy);
 
+/* A checkpoint now would give the next step a tail to take, and without one it has none. Not beside shard_index_step.
+ * Cost: as shard_index_settled. */
+bool shard_index_wants_checkpoint(struct shard_store *store, const struct index_policy *policy);
+
 /* Take some of the newest rows into a sketch (shard_tail.c), where the tail is large: what a search then goes by instead
  * of a scan. *worked_out false: there was nothing to add. One thread at a time, beside shard_index_step. Of `policy`
  * the recall target and the memory count. OMEN_ECANCELED, OMEN_ENOMEM: searches scan what is in no sketch. */

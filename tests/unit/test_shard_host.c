@@ -710,6 +710,37 @@ START_TEST(a_bulk_load_is_built_once_at_its_end)
 }
 END_TEST
 
+/* Nobody waits for the index, nobody asked for it at once, and no checkpoint is due for an hour: a tail that is worth a
+ * graph gets one all the same. One that is not, or not yet, is left alone. */
+START_TEST(a_tail_worth_a_graph_does_not_wait_for_a_checkpoint)
+{
+    struct shard_call call;
+    node_down();
+    options.index_rows_min = WAIT_POINTS;
+    options.host.checkpoint_interval_ns = 3600000000000ull;
+    node_up();
+    ck_assert_int_eq(catalog(CATALOG_CREATE, "docs", 1, METRIC_L2), OMEN_OK);
+    ck_assert_int_eq(catalog(CATALOG_CREATE, "few", 1, METRIC_L2), OMEN_OK);
+    ck_assert_int_eq(create_with("later", "{'write_mode': 'stream_only', 'index_delay_ms': 3600000}"),
+            OMEN_OK);
+    uint64_t shard = shard_of("docs"), few = shard_of("few"), later = shard_of("later");
+    write_call(&call, few, 0, WAIT_POINTS - 1, WAIT_COMMITTED, wait_ops, wait_vectors);
+    ck_assert_int_eq(run(&call), OMEN_OK);
+    release(&call);
+    write_call(&call, later, 0, WAIT_POINTS, WAIT_COMMITTED, wait_ops, wait_vectors);
+    ck_assert_int_eq(run(&call), OMEN_OK);
+    release(&call);
+    for (uint64_t round = 0; round < 2; round++) { /* also behind a segment */
+        write_call(&call, shard, round * WAIT_POINTS, WAIT_POINTS, WAIT_COMMITTED, wait_ops, wait_vectors);
+        ck_assert_int_eq(run(&call), OMEN_OK);
+        release(&call);
+        while (unindexed(shard) > 0) usleep(10000);
+    }
+    ck_assert_uint_eq(unindexed(few), WAIT_POINTS - 1);
+    ck_assert_uint_eq(unindexed(later), WAIT_POINTS);
+}
+END_TEST
+
 /* ---- by filter ---- */
 
 /* 2,500 points in several pages; sent again with its op id it is known, and what came since is left alone. Without one it
@@ -930,6 +961,7 @@ int main(void)
     tcase_add_test(tcase, a_write_by_filter_is_done_once_under_its_op_id);
     tcase_add_test(tcase, expired_points_leave_a_shard_that_nobody_writes_to);
     tcase_add_test(tcase, a_bulk_load_is_built_once_at_its_end);
+    tcase_add_test(tcase, a_tail_worth_a_graph_does_not_wait_for_a_checkpoint);
     tcase_add_test(tcase, a_stream_is_left_alone_until_it_is_told_otherwise);
     tcase_add_test(tcase, dropped_collection_is_gone_and_its_name_is_free);
     tcase_add_test(tcase, interrupted_create_and_drop_heal_at_start);
