@@ -132,6 +132,13 @@ enum shard_lead shard_group_lead(const struct shard_host *shard)
     return g->prepared_term == term ? LEAD_READY : LEAD_PREPARING;
 }
 
+bool shard_host_may(const struct shard_host *shard, enum feature feature)
+{
+    const struct shard_peers *peers = shard->group == NULL ? NULL : shard->group->peers;
+    return feature_may(peers == NULL || peers->level == NULL ? feature_level() : peers->level(peers->arg),
+            feature);
+}
+
 struct lead_barrier {
     struct shard_host *shard;
     uint64_t term;

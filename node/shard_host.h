@@ -102,6 +102,7 @@ struct shard_peers {
             uint64_t shard_id);      /* as far as is known; NULL = of nothing */
     void (*changed)(void *arg);      /* leadership, damage or readiness of a replica: report soon */
     uint64_t (*throttle)(void *arg); /* bytes per second that catching up may take; 0 = no limit */
+    uint32_t (*level)(void *arg);    /* the cluster's version; NULL = the build's own level */
 };
 
 struct shard_host_options {

@@ -2,6 +2,7 @@
 #ifndef OMEN_NODE_SHARD_HOST_IMPL_H
 #define OMEN_NODE_SHARD_HOST_IMPL_H
 
+#include "common/feature.h"
 #include "node/fetch.h"
 #include "node/index_progress.h"
 #include "node/recall_meter.h"
@@ -182,6 +183,8 @@ void shard_group_free(struct shard_host *shard);
 enum shard_lead { LEAD_NOT, LEAD_PREPARING, LEAD_READY };
 /* May entries be proposed? Needs write_lock. */
 enum shard_lead shard_group_lead(const struct shard_host *shard);
+/* May an entry of this shard be proposed in a form that the feature brought? Any thread, cheap; once true it stays. */
+bool shard_host_may(const struct shard_host *shard, enum feature feature);
 /* Leads, but may not propose yet: see to it. Not under write_lock. */
 void shard_group_prepare(struct shard_host *shard);
 /* Sets the refusal in `call` and returns false, or this replica may answer it. */

@@ -247,6 +247,14 @@ struct map *catalog_map(struct catalog *catalog)
     return map;
 }
 
+uint32_t catalog_version(struct catalog *catalog)
+{
+    pthread_mutex_lock(&catalog->mutex);
+    uint32_t version = catalog->state->version;
+    pthread_mutex_unlock(&catalog->mutex);
+    return version;
+}
+
 uint64_t catalog_next_group(struct catalog *catalog)
 {
     pthread_mutex_lock(&catalog->mutex);

@@ -8,6 +8,7 @@
 #ifndef OMEN_NODE_CLUSTER_CLUSTER_H
 #define OMEN_NODE_CLUSTER_CLUSTER_H
 
+#include "common/feature.h"
 #include "common/placement/shard_call.h"
 #include "common/vfs.h"
 #include "consensus/replica.h"
@@ -95,6 +96,7 @@ struct cluster_state {
     uint64_t sequence;   /* last applied entry */
     uint64_t cluster_id; /* 0: no CLUSTER_INIT yet, or a single node's */
     char name[CLUSTER_NAME_BYTES_MAX + 1];
+    uint32_t version; /* the level up to which formats may be proposed; never lowered (common/feature.h) */
     uint64_t throttle_bytes_per_s; /* of copies between nodes, per node; 0 = none */
     uint64_t next_collection, next_group, next_replica, next_node, next_op;
     struct cluster_node *nodes; /* [node_count] ascending by id */
@@ -201,6 +203,8 @@ void catalog_close(struct catalog *catalog);
 void catalog_fsm(struct catalog *catalog, struct replica_fsm *fsm_out);
 /* The newest applied map, referenced: map_unref it. Any thread. */
 struct map *catalog_map(struct catalog *catalog);
+/* The cluster's version, as applied here: it may be higher by now. Any thread, cheap. */
+uint32_t catalog_version(struct catalog *catalog);
 /* Every group id given out so far is below this. */
 uint64_t catalog_next_group(struct catalog *catalog);
 /* The whole state as the bytes of a CATALOG file, appended to `out` (out->failed: no memory), and the sequence it

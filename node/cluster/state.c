@@ -45,6 +45,7 @@ struct cluster_state *cluster_state_new(uint64_t incarnation)
     map->epoch = 1;
     map->incarnation = incarnation;
     atomic_init(&map->refs, 1);
+    s->version = FEATURE_NONE;
     s->next_collection = 1;
     s->next_group = CATALOG_GROUP + 1;
     s->next_replica = 2; /* 1 is the first replica of the cluster group */

@@ -116,6 +116,12 @@ static uint64_t peers_throttle(void *arg)
     return bytes_per_s;
 }
 
+static uint32_t peers_level(void *arg)
+{
+    struct member *m = arg;
+    return member_is_open(m) ? catalog_version(m->node->catalog) : FEATURE_NONE;
+}
+
 /* ---- the cluster group ---- */
 
 /* On raft's loop. */
@@ -286,6 +292,7 @@ struct member *member_new(struct node *node)
         .short_of = peers_short_of,
         .changed = peers_changed,
         .throttle = peers_throttle,
+        .level = peers_level,
     };
     for (uint32_t i = 0; i < o->join_count; i++) member_seed_add(m, o->join[i]);
     return m;
