@@ -7,6 +7,7 @@
 #   node/main.c, router/main.c      -> omen-node, omen-router
 #   tests/support/*.c               -> libtestsupport.a
 #   tests/{unit,property,golden,recall,sim,fault}/test_*.c -> one Check executable each, with its own main
+#   node/main.c once more           -> tests/omen-node-older: a node of the build before
 #   tests/fuzz/fuzz_*.c             -> one target each; tests/fuzz/driver.c replays the corpus, `make fuzz` explores
 # Variables: FLAVOUR= BUILD= CC= JOBS= V=1 (show commands) KINDS= ONLY= (which tests) CI=true (warnings are errors).
 # Libraries are named by hand, not asked of pkg-config: make reads this file before install-deps.sh has run.
@@ -174,6 +175,12 @@ $(B)/obj/bench/rival_%.o: bench/rival_%.cc bench/rival.h $(B)/stamp/flags
 	@mkdir -p $(@D)
 	$(Q)g++ -std=gnu++17 -I. -O3 -march=native -g -pthread -fopenmp -c -o $@ $<
 
+# A node of the build before, which differs in its feature level alone (common/feature.h): for clusters of both.
+$(B)/obj/older/feature.o: common/feature.c common/feature.h $(B)/stamp/flags
+	$(call say,CC,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CPPFLAGS_ALL) $(CPPFLAGS) $(CFLAGS_ALL) $(WERROR) $(CFLAGS) '-DOMEN_FEATURE_LEVEL=(FEATURE_NEWEST-1)' -c -o $@ $<
+
 # Archives and links are written aside and moved into place: whoever runs the old file keeps it.
 define archive
 $(B)/lib$(1).a: $(call objs,$(SRCS_$(1))) $(B)/stamp/srcs_$(1)
@@ -186,6 +193,9 @@ link = $(Q)mkdir -p $(@D) && $(CC) $(CFLAGS_ALL) $(CFLAGS) $(LDFLAGS_ALL) $(LDFL
         $(filter %.o,$^) $(filter %.a,$^) $(1) && mv -f $@.new $@
 
 $(B)/omen-node: $(call objs,$(SRCS_node_main)) $(LIBS_BELOW_NODE)
+	$(call say,LINK,$@)
+	$(call link,$(LIBS))
+$(B)/tests/omen-node-older: $(call objs,$(SRCS_node_main)) $(B)/obj/older/feature.o $(LIBS_BELOW_NODE)
 	$(call say,LINK,$@)
 	$(call link,$(LIBS))
 $(B)/omen-router: $(call objs,$(SRCS_router_main)) $(LIB_router) $(LIB_common)
@@ -229,7 +239,7 @@ all: ## build the binaries and libraries (FLAVOUR=release)
 	$(SUBMAKE) FLAVOUR=$(FLAVOUR) build
 
 build: $(BINS) $(ALL_LIBS)
-build-tests: $(BINS) $(TEST_BINS) $(FUZZ_BINS)
+build-tests: $(BINS) $(TEST_BINS) $(FUZZ_BINS) $(B)/tests/omen-node-older
 build-fuzz: $(FUZZ_BINS)
 
 deps: ## install what is missing from Debian's packages

@@ -8,6 +8,7 @@
 
 #include "common/log.h"
 #include "common/version.h"
+#include "node/member/member.h"
 #include "node/node_impl.h"
 #include "storage/kernel/kernel.h"
 
@@ -241,6 +242,7 @@ static void node_collect(void *arg)
     metric_set(g->memory_sketches, (int64_t)memory.sketches);
     metric_set(g->memory_pinned, (int64_t)memory.pinned);
     metric_set(g->memory_mapped, (int64_t)memory.mapped);
+    if (g->cluster_version != NULL) metric_set(g->cluster_version, member_version(node->member));
     metric_set(g->uptime,
             (int64_t)((clock_monotonic_ns(node->options.clock) - node->opened_ns) / 1000000000ull));
     pthread_rwlock_rdlock(&node->table_lock);
@@ -315,7 +317,13 @@ void node_metrics_register(struct node *node)
             NULL);
     g->log_written = metrics_counter(m, "omendb_node_log_written_bytes_total", "Bytes written to the log",
             NULL);
-    if (node->options.cluster.member) raft_metrics_register(m, g);
+    metric_set(metrics_gauge(m, "omendb_node_feature_level", "Formats up to which this build reads", NULL),
+            feature_level());
+    if (node->options.cluster.member) {
+        raft_metrics_register(m, g);
+        g->cluster_version = metrics_gauge(m, "omendb_cluster_version",
+                "Feature level up to which formats may be proposed; 0: in no cluster yet", NULL);
+    }
     struct shard_env *env = &node->env;
     env->refused_busy = metrics_counter(m, "omendb_node_refused_total", "Calls refused at admission",
             "reason=\"busy\"");

@@ -44,7 +44,8 @@ static enum omen_err fsm_apply(void *self, uint64_t sequence, const void *entry,
     if (!cluster_entry_known(decoded.kind)) { /* a rejection here would be an application elsewhere */
         cluster_entry_fini(&decoded);
         return err_set(err, OMEN_EVERSION, "",
-                "an entry of the cluster group of a kind that this version does not know");
+                "entry %llu of the cluster group is of kind %u, which this build, of level %u, does not know",
+                (unsigned long long)sequence, decoded.kind, feature_level());
     }
     struct catalog_outcome nobody, *outcome = proposal_arg != NULL ? proposal_arg : &nobody;
     memset(outcome, 0, sizeof *outcome);
@@ -70,6 +71,11 @@ static enum omen_err fsm_apply(void *self, uint64_t sequence, const void *entry,
         map_changed = false;
         next = cluster_state_clone(catalog->state);
         if (next == NULL) rc = OMEN_ENOMEM;
+    }
+    if (rc == OMEN_OK && next->version > feature_level()) {
+        rc = cluster_version_refuse("the cluster", next->version, err);
+        cluster_state_unref(next);
+        return rc;
     }
     if (rc != OMEN_OK) {
         cluster_state_unref(next);

@@ -71,6 +71,7 @@ static enum omen_err apply_init(struct cluster_state *state, const struct cluste
                 "a cluster begins with an id, and with the incarnation of its first node");
     state->cluster_id = change->cluster_id;
     memcpy(state->name, change->name, sizeof state->name);
+    if (change->level > state->version) state->version = change->level;
     return node_insert(state, entry, outcome);
 }
 
@@ -81,6 +82,11 @@ static enum omen_err apply_node_add(struct cluster_state *state, const struct cl
     if (state->cluster_id == 0) return REJECT(OMEN_EUNAVAILABLE, "", "the cluster was not begun yet");
     if (change->birth == 0 || change->address[0] == '\0' || change->raft_address[0] == '\0')
         return REJECT(OMEN_EINVAL, "address", "a node is added with its addresses and its birth");
+    uint32_t level = change->level == 0 ? FEATURE_NONE : change->level;
+    if (level < state->version)
+        return REJECT(OMEN_EVERSION, "",
+                "the cluster is at version %u, the build of the node at %s reads up to version %u",
+                state->version, change->address, level);
     for (uint32_t i = 0; i < state->node_count; i++) {
         const struct cluster_node *n = &state->nodes[i];
         if (n->birth == change->birth && n->state == CLUSTER_NODE_REMOVED)
@@ -143,6 +149,24 @@ static enum omen_err apply_node_state(struct cluster_state *state, const struct 
     uint32_t ended;
     if (drain == NULL || node->state == CLUSTER_NODE_DRAINING) return OMEN_OK;
     return cluster_plans_cancel(state, drain->plan_id, entry->log_time_ms, &ended);
+}
+
+/* ---- the version ---- */
+
+/* Its proposer has heard of every node up to entry->node_id that it reads as much; a node that was added since may
+ * not. */
+static enum omen_err apply_version_raise(struct cluster_state *state, const struct cluster_entry *entry,
+        struct catalog_outcome *outcome)
+{
+    const struct cluster_change *change = &entry->cluster;
+    if (state->version_held)
+        return REJECT(OMEN_EBUSY, "", "the cluster's version is held at %u", state->version);
+    if (change->level <= state->version)
+        return REJECT(OMEN_EINVAL, "", "the cluster is at version %u already", state->version);
+    if ((uint64_t)change->node_id + 1 != state->next_node)
+        return REJECT(OMEN_EBUSY, "", "a node was added meanwhile");
+    state->version = change->level;
+    return OMEN_OK;
 }
 
 /* ---- operations ---- */
@@ -366,6 +390,8 @@ enum omen_err cluster_apply_cluster(struct cluster_state *state, const struct cl
     case CLUSTER_CHANGE_OP_CANCEL: return apply_op_cancel(state, entry, outcome);
     case CLUSTER_CHANGE_PLAN_START:
     case CLUSTER_CHANGE_PLAN_STEP: return cluster_apply_plans(state, entry, outcome);
+    case CLUSTER_CHANGE_VERSION_RAISE: return apply_version_raise(state, entry, outcome);
+    case CLUSTER_CHANGE_VERSION_HOLD: state->version_held = entry->cluster.held; return OMEN_OK;
     case CLUSTER_CHANGE_THROTTLE:
         state->throttle_bytes_per_s = entry->cluster.throttle_bytes_per_s;
         return OMEN_OK;

@@ -96,7 +96,8 @@ struct cluster_state {
     uint64_t sequence;   /* last applied entry */
     uint64_t cluster_id; /* 0: no CLUSTER_INIT yet, or a single node's */
     char name[CLUSTER_NAME_BYTES_MAX + 1];
-    uint32_t version; /* the level up to which formats may be proposed; never lowered (common/feature.h) */
+    uint32_t version;  /* the level up to which formats may be proposed; never lowered (common/feature.h) */
+    bool version_held; /* it is not raised until it is let go */
     uint64_t throttle_bytes_per_s; /* of copies between nodes, per node; 0 = none */
     uint64_t next_collection, next_group, next_replica, next_node, next_op;
     struct cluster_node *nodes; /* [node_count] ascending by id */
@@ -149,7 +150,12 @@ enum cluster_change_kind { /* beside catalog_change_kind; one numbering of entri
     CLUSTER_CHANGE_THROTTLE = 23,
     CLUSTER_CHANGE_PLAN_START = 24, /* a drain also makes its node DRAINING */
     CLUSTER_CHANGE_PLAN_STEP = 25,  /* the next round; without moves: nothing is left, it ends */
+    CLUSTER_CHANGE_VERSION_RAISE = 26,
+    CLUSTER_CHANGE_VERSION_HOLD = 27,
 };
+/* What a change is said with; feature_may(state->version, ..) tells whether it may be proposed. The first RAISE is
+ * what makes itself readable: every node has said by then that it is. */
+enum feature cluster_change_feature(enum cluster_change_kind kind);
 
 /* A move as it is asked for: from_replica 0 = one more replica, to_node 0 = one less. */
 struct cluster_move {
@@ -163,7 +169,11 @@ struct cluster_change {
     uint64_t cluster_id, incarnation;      /* INIT */
     char name[CLUSTER_NAME_BYTES_MAX + 1]; /* INIT */
     uint64_t birth;                        /* INIT, NODE_ADD */
-    uint32_t node_id;                      /* NODE_UPDATE, NODE_STATE, PLAN_START of a drain */
+    uint32_t
+            node_id; /* NODE_UPDATE, NODE_STATE, PLAN_START of a drain; VERSION_RAISE: the last that was added */
+    uint32_t
+            level; /* INIT, NODE_ADD: of the node's build, 0 = of one that does not say; VERSION_RAISE: to which */
+    bool held; /* VERSION_HOLD */
     enum cluster_node_state node_state;
     char address[OMEN_ADDRESS_BYTES_MAX + 1],
             raft_address[OMEN_ADDRESS_BYTES_MAX + 1]; /* INIT, NODE_ADD, NODE_UPDATE */

@@ -14,7 +14,9 @@
  * u32 node_id, u8 node
  *   state, u8 why, u8 step_from, u8 step_to, name, address, raft address, labels, u32 move_count, count x {u64
  *   shard, u64 from_replica, u32 to_node}
+ *   throttle is of kind 23 alone: u32 level, u32 held in its place are of 16, 17, 26 and 27, zero before level 2
  * Kinds 24 and 25 (plans): as 16-23, each move with u64 bytes at its end; then u32 moves ahead, u64 bytes ahead
+ * Kinds 26 and 27 (version): as 16-23
  *   name: u16 len, bytes.   schema: u16 len + shard key path, u32 field_count, count x {name, u32 dim, u32 metric} */
 #include "common/err.h"
 
@@ -115,7 +117,12 @@ enum omen_err cluster_entry_encode(const struct cluster_change *change, uint64_t
     put_u64(&b, change->birth);
     put_u64(&b, change->op_id);
     put_u64(&b, change->plan_id);
-    put_u64(&b, change->throttle_bytes_per_s);
+    if (change->kind == CLUSTER_CHANGE_THROTTLE) {
+        put_u64(&b, change->throttle_bytes_per_s);
+    } else {
+        put_u32(&b, change->level);
+        put_u32(&b, change->held);
+    }
     put_u32(&b, change->node_id);
     const uint8_t enums[4] = { (uint8_t)change->node_state, (uint8_t)change->why, (uint8_t)change->step_from,
         (uint8_t)change->step_to };
@@ -176,7 +183,12 @@ static enum omen_err take_cluster(struct reader *in, struct cluster_entry *entry
     change->birth = take_u64(in);
     change->op_id = take_u64(in);
     change->plan_id = take_u64(in);
-    change->throttle_bytes_per_s = take_u64(in);
+    if (change->kind == CLUSTER_CHANGE_THROTTLE) {
+        change->throttle_bytes_per_s = take_u64(in);
+    } else {
+        change->level = take_u32(in);
+        change->held = take_u32(in) != 0;
+    }
     change->node_id = take_u32(in);
     const uint8_t *enums = take(in, 4);
     if (enums[0] > CLUSTER_NODE_REMOVED || enums[1] > OP_WHY_DAMAGED || enums[2] > OP_END ||
@@ -246,8 +258,15 @@ void cluster_entry_fini(struct cluster_entry *entry)
     entry->cluster.move_count = 0;
 }
 
+enum feature cluster_change_feature(enum cluster_change_kind kind)
+{
+    bool version = kind == CLUSTER_CHANGE_VERSION_RAISE || kind == CLUSTER_CHANGE_VERSION_HOLD;
+    return version ? FEATURE_CLUSTER_VERSION : FEATURE_NONE;
+}
+
 bool cluster_entry_known(uint16_t kind)
 {
     return (kind >= CATALOG_CREATE && kind <= CATALOG_SET) ||
-            (kind >= CLUSTER_CHANGE_INIT && kind <= CLUSTER_CHANGE_PLAN_STEP);
+            (kind >= CLUSTER_CHANGE_INIT && kind <= CLUSTER_CHANGE_VERSION_HOLD &&
+                    feature_may(feature_level(), cluster_change_feature((enum cluster_change_kind)kind)));
 }

@@ -179,6 +179,13 @@ bool cluster_same_domain(const struct cluster_node *a, const struct cluster_node
     return x > 0 && x == y && memcmp(a->labels, b->labels, x) == 0;
 }
 
+enum omen_err cluster_version_refuse(const char *whose, uint32_t version, struct err *err)
+{
+    return err_set(err, OMEN_EVERSION, "",
+            "%s is at version %u, this build reads up to version %u: start one that is at least as new",
+            whose, version, feature_level());
+}
+
 const char *cluster_op_step_name(enum cluster_op_step step)
 {
     static const char *const names[] = { "none", "add", "catch_up", "switch", "canceling", "end" };

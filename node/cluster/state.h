@@ -24,7 +24,7 @@ struct cluster_entry {
 };
 OMEN_CHECKED enum omen_err cluster_entry_decode(const void *bytes, size_t len,
         struct cluster_entry *entry_out, struct err *err);
-bool cluster_entry_known(uint16_t kind);
+bool cluster_entry_known(uint16_t kind); /* to this build */
 void cluster_entry_fini(struct cluster_entry *entry);
 
 /* ---- state.c ---- */
@@ -44,6 +44,9 @@ OMEN_CHECKED enum omen_err cluster_apply_collections(struct cluster_state *state
         const struct cluster_entry *entry, struct catalog_outcome *outcome, bool *map_changed);
 OMEN_CHECKED enum omen_err cluster_apply_cluster(struct cluster_state *state,
         const struct cluster_entry *entry, struct catalog_outcome *outcome, bool *map_changed);
+
+/* Sets that this build is older than the cluster: OMEN_EVERSION. `whose` begins the sentence. */
+enum omen_err cluster_version_refuse(const char *whose, uint32_t version, struct err *err);
 
 /* ---- change_cluster.c, for plans ---- */
 /* Begin an operation for each move of the entry. A move that cannot be made: outcome->code. OMEN_ENOMEM. */

@@ -1,11 +1,12 @@
 /* The CATALOG file: the whole state of the cluster group, little-endian, read by one bounds-checked cursor.
  *
- * v5:  0 magic "OMCT" | 4 u16 version | 6 u16 zero | 8 u64 total_bytes | 16 u32 crc32c of the rest | 20 u32 zero |
+ * v6:  0 magic "OMCT" | 4 u16 version | 6 u16 zero | 8 u64 total_bytes | 16 u32 crc32c of the rest |
+ *   20 u32 version of the cluster (zero before v6; later versions of the file keep it there) |
  *   24 u64 sequence | 32 u64 epoch | 40 u64 incarnation | 48 u64 next_collection | 56 u64 next_group |
  *   64 u64 next_replica | 72 u32 collection_count | 76 u32 alias_count | 80 collections, aliases, then what v1 does
  *   not have: u64 next_node, u64 next_op, u64 cluster_id, u64 throttle, name, u32 count + nodes, u32 count + shards,
  *   u32 count + operations, u32 count + ended operations; from v4: u64 results_lost_ms, u32 count + results;
- *   from v5: u32 count + plans, u32 count + ended plans
+ *   from v5: u32 count + plans, u32 count + ended plans; from v6: u32 1 when the cluster's version is held
  *   collection: u64 id, u64 created_ms, f32 recall_target, u32 replication, name, schema, u32 shard_count, shards,
  *     u32 length and bytes of the options, a doc (length 0: all of them default), which v1 and v2 do not have
  *   shard: u64 id, u64 base_sequence, u32 slot_first, u32 slot_count, u32 replica_count, count x {u64 replica, u32
@@ -21,9 +22,11 @@
  *     operation; u32 kind, node, operations
  *   name, addresses, labels: u16 len, bytes.   schema: u16 len + shard key path, u32 field_count, count x {name, u32
  *   dim, u32 metric}
- * v1 is a single node's and ends after the aliases. */
+ * v1 is a single node's and ends after the aliases. v5 is written as long as the cluster is at version 1: a build that
+ * does not know v6 may be sent it, or be gone back to. */
 #include "common/err.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -32,7 +35,8 @@
 
 #define FILE_MAGIC 0x54434d4fu /* "OMCT" */
 #define FILE_HEADER 80u
-#define FILE_VERSION 5
+#define FILE_VERSION 6
+#define FILE_VERSION_PLAIN 5 /* of a cluster of version 1 */
 #define NODE_BYTES_MIN 38u
 #define BEGIN_BYTES_MIN 12u
 #define OP_BYTES 76u /* at least */
@@ -158,16 +162,19 @@ static void put_cluster(struct buf *b, const struct cluster_state *state)
     for (uint32_t i = 0; i < state->plan_count; i++) put_plan(b, &state->plans[i]);
     put_u32(b, state->plan_history_count);
     for (uint32_t i = 0; i < state->plan_history_count; i++) put_plan(b, &state->plan_history[i]);
+    if (feature_may(state->version, FEATURE_CLUSTER_VERSION)) put_u32(b, state->version_held);
 }
 
 void cluster_state_encode(const struct cluster_state *state, struct buf *out)
 {
     const struct map *map = state->map;
     put_u32(out, FILE_MAGIC);
-    put_u16(out, FILE_VERSION);
+    bool versioned = feature_may(state->version, FEATURE_CLUSTER_VERSION);
+    put_u16(out, versioned ? FILE_VERSION : FILE_VERSION_PLAIN);
     put_u16(out, 0);
     put_u64(out, 0); /* total, below */
-    put_u64(out, 0); /* crc, zero */
+    put_u32(out, 0); /* crc */
+    put_u32(out, versioned ? state->version : 0);
     put_u64(out, state->sequence);
     put_u64(out, map->epoch);
     put_u64(out, map->incarnation);
@@ -405,10 +412,22 @@ static enum omen_err take_cluster(struct reader *in, uint16_t version, struct cl
                 one_plan, &s->plan_history_count);
         if (s->plans == NULL || s->plan_history == NULL) return OMEN_ENOMEM;
     }
+    if (version >= 6) {
+        uint32_t held = take_u32(in);
+        s->version_held = held == 1;
+        if (held > 1 || !feature_may(s->version, FEATURE_CLUSTER_VERSION)) in->failed = true;
+    }
     bool whole = s->nodes != NULL && s->shards != NULL && s->ops != NULL && s->history != NULL;
     for (uint32_t i = 1; whole && i < s->shard_count; i++)
         if (s->shards[i - 1].shard_id >= s->shards[i].shard_id) in->failed = true;
     return whole ? OMEN_OK : OMEN_ENOMEM;
+}
+
+static enum omen_err level_refuse(const char *path, uint32_t level, struct err *err)
+{
+    char whose[200];
+    snprintf(whose, sizeof whose, "%.160s: the cluster", path);
+    return cluster_version_refuse(whose, level, err);
 }
 
 enum omen_err cluster_state_decode(const uint8_t *bytes, size_t len, const char *path,
@@ -416,16 +435,21 @@ enum omen_err cluster_state_decode(const uint8_t *bytes, size_t len, const char 
 {
     if (len < FILE_HEADER || load_u32(bytes) != FILE_MAGIC) return err_corrupt(err, path, 0, "wrong magic");
     uint16_t version = load_u16(bytes + 4);
-    if (version == 0 || version > FILE_VERSION) {
+    uint32_t level = version > FILE_VERSION_PLAIN ? load_u32(bytes + 20) : FEATURE_NONE;
+    bool later = version > FILE_VERSION;
+    if (later && level > feature_level()) return level_refuse(path, level, err);
+    if (later || version == 0) {
         return err_set(err, OMEN_EVERSION, "", "%s: format version %u, this program knows %d", path, version,
                 FILE_VERSION);
     }
     if (load_u64(bytes + 8) != len) return err_corrupt(err, path, 8, "wrong length");
     if (load_u32(bytes + 16) != crc_around(bytes, len, 16))
         return err_corrupt(err, path, 16, "wrong checksum");
+    if (level > feature_level()) return level_refuse(path, level, err);
     struct cluster_state *state = cluster_state_new(0);
     if (state == NULL) return err_set(err, OMEN_ENOMEM, "", "no memory for the catalog");
     struct reader in = { .data = bytes, .len = len, .at = 24 };
+    state->version = level;
     state->sequence = take_u64(&in);
     state->map->epoch = take_u64(&in);
     state->map->incarnation = take_u64(&in);

@@ -137,7 +137,11 @@ static enum omen_err group_apply(void *self, uint64_t sequence, const void *entr
         void *proposal_arg, struct err *err)
 {
     struct member *m = self;
-    return m->group_fsm.apply(m->group_fsm.self, sequence, entry, len, proposal_arg, err);
+    enum omen_err rc = m->group_fsm.apply(m->group_fsm.self, sequence, entry, len, proposal_arg, err);
+    if (rc == OMEN_OK || rc == OMEN_EFULL || err == NULL || atomic_load(&m->group_stopped)) return rc;
+    snprintf(m->stopped, sizeof m->stopped, "%.*s", (int)sizeof m->stopped - 1, err->message);
+    atomic_store(&m->group_stopped, true);
+    return rc;
 }
 
 static uint64_t group_applied(void *self)
@@ -262,6 +266,7 @@ static void *driver_main(void *arg)
         if (state->cluster_id != 0) {
             member_group_turn(m, state);
             member_addresses_turn(m, state);
+            member_version_turn(m, state);
             member_drive_turn(m, state);
         }
         cluster_state_unref(state);
@@ -352,6 +357,7 @@ const char *member_not_ready(struct member *m)
     case MEMBER_REMOVED: return "this node was removed from the cluster";
     case MEMBER_MEMBER: break;
     }
+    if (atomic_load(&m->group_stopped)) return m->stopped;
     if (!atomic_load(&m->shards_open)) return "has not heard of the cluster's state yet";
     return NULL;
 }
@@ -367,8 +373,14 @@ void member_status(struct member *m, struct doc_builder *b)
     snprintf(id, sizeof id, "%llu", (unsigned long long)m->node->dir.identity.cluster_id);
     put_text(b, "id", id);
     put_u64(b, "leader_node", member_leader(m));
+    put_u64(b, "version", member_version(m));
     put_text(b, "trouble", utf8_valid(text, strlen(text)) ? text : "");
     doc_end(b);
+}
+
+uint32_t member_version(struct member *m)
+{
+    return member_is_open(m) ? catalog_version(m->node->catalog) : 0;
 }
 
 uint32_t member_nodes(struct member *m, struct map_node *nodes_out)

@@ -33,6 +33,8 @@ void member_free(struct member *member); /* NULL is fine */
 const char *member_not_ready(struct member *member);
 /* Members of an object begun by the caller. */
 void member_status(struct member *member, struct doc_builder *b);
+/* The cluster's version as known here; 0: in no cluster yet. */
+uint32_t member_version(struct member *member);
 /* Where every node is reached: nodes_out [OMEN_NODES_MAX]. */
 uint32_t member_nodes(struct member *member, struct map_node *nodes_out);
 /* A request of another node: node_port_options.peer. May block. */

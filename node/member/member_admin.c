@@ -322,6 +322,7 @@ static const struct {
     { "rebalance", plan_rebalance_ask, CLUSTER_CHANGE_PLAN_START, plan_tell },
     { "cancel", act_cancel, CLUSTER_CHANGE_OP_CANCEL, tell_canceled },
     { "throttle", act_throttle, CLUSTER_CHANGE_THROTTLE, tell_nothing },
+    { "version", version_ask, CLUSTER_CHANGE_VERSION_HOLD, version_tell },
 };
 
 /* Looked up before anything is planned or checked: what a repetition finds is changed by its first. */

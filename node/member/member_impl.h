@@ -10,6 +10,7 @@
  *   member_group.c       who votes in the cluster group, at the leader
  *   member_admin.c       requests of operators; member_status.c: the large one
  *   member_plan.c        of those: draining and rebalancing, round by round
+ *   member_version.c     the level up to which formats may be proposed
  *   member_collections.c changes of collections and aliases
  *   member_propose.c     entries of the cluster group; member_wait.c: waiting for an answer
  *
@@ -60,6 +61,7 @@ struct node_report {
     uint64_t heard_ns;
     uint64_t disk_free, disk_total;
     struct node_memory memory;
+    uint32_t level; /* of its build: common/feature.h */
     bool disk_full, memory_full;
     char why[200];           /* not ready; "" = ready */
     struct report_row *rows; /* [count] owned, ascending by group */
@@ -93,6 +95,7 @@ struct member {
     char base_dir[NODE_PATH_BYTES_MAX]; /* the fetcher's */
     _Atomic enum member_phase phase;
     _Atomic bool stopping, report_soon, shards_open;
+    _Atomic bool group_stopped;    /* `stopped` is written, once */
     _Atomic uint64_t led_since_ns; /* 0: does not lead the cluster group */
     pthread_t agent, talker, driver;
     bool agent_started, talker_started, driver_started;
@@ -111,6 +114,7 @@ struct member {
     struct op_id init_asked_as; /* who asked for it; lost with the process as well */
     bool founding;              /* init is under way here, or was and made the cluster */
     struct plan_trouble plan_troubles[CLUSTER_PLANS_MAX]; /* what keeps plans from going on */
+    char stopped[200]; /* why the machine of the cluster group has; "" = it has not */
     char trouble[200]; /* why it is not a member yet, or why a replica could not be opened */
     char seeds[MEMBER_SEEDS_MAX]
               [OMEN_ADDRESS_BYTES_MAX + 1]; /* cluster.join, PEERS, and who said that it takes us in */
@@ -220,6 +224,7 @@ OMEN_CHECKED enum omen_err replica_command(struct replica *replica, enum member_
 void member_drive_turn(struct member *m, const struct cluster_state *state);
 void member_plans_turn(struct member *m, const struct cluster_state *state); /* member_plan.c */
 void member_group_turn(struct member *m, const struct cluster_state *state);
+void member_version_turn(struct member *m, const struct cluster_state *state); /* member_version.c */
 
 /* member_admin.c, member_plan.c, member_status.c: requests of operators, at the leader */
 
@@ -236,6 +241,11 @@ OMEN_CHECKED enum omen_err plan_rebalance_ask(struct member *m, const struct adm
         struct doc_builder *reply, uint32_t *leader_out, struct err *err);
 OMEN_CHECKED enum omen_err plan_drain_ask(struct member *m, const struct admin_ask *ask,
         struct doc_builder *reply, uint32_t *leader_out, struct err *err);
+OMEN_CHECKED enum omen_err version_ask(struct member *m, const struct admin_ask *ask,
+        struct doc_builder *reply, uint32_t *leader_out, struct err *err);
+/* What was told of a change of the version. */
+void version_tell(const struct cluster_state *state, const struct cluster_result *result,
+        struct doc_builder *reply);
 void plans_put(struct member *m, const struct cluster_state *state, struct doc_builder *b); /* of a status */
 /* What was told of a plan that was begun. */
 void plan_tell(const struct cluster_state *state, const struct cluster_result *result,

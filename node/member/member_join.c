@@ -133,7 +133,8 @@ void member_found_turn(struct member *m)
         struct cluster_change change = { .kind = CLUSTER_CHANGE_INIT,
             .cluster_id = node->dir.identity.cluster_id,
             .incarnation = node->dir.identity.incarnation,
-            .birth = node->dir.identity.birth };
+            .birth = node->dir.identity.birth,
+            .level = feature_level() };
         pthread_mutex_lock(&m->lock);
         snprintf(change.name, sizeof change.name, "%s", m->name);
         change.asked_as = m->init_asked_as;
@@ -205,6 +206,7 @@ static enum omen_err join_ask(struct member *m, const char *address, char *leade
     put_text(b, "raft_address", o->raft_address);
     put_text(b, "labels", o->labels);
     put_u64(b, "birth", m->node->dir.identity.birth);
+    put_u64(b, "level", feature_level());
     doc_end(b);
     struct peer_reply reply = { .doc = { NULL, 0 } };
     buf_init(&reply.bytes);
@@ -237,7 +239,13 @@ void member_join_turn(struct member *m)
             return;
         }
         /* That a seed is itself in no cluster yet is how all begin. */
-        if (rc != OMEN_EUNAVAILABLE && rc != OMEN_ENOTLEADER) member_trouble(m, &err);
+        if (rc != OMEN_EUNAVAILABLE && rc != OMEN_ENOTLEADER) {
+            pthread_mutex_lock(&m->lock);
+            bool told = strncmp(m->trouble, err.message, sizeof m->trouble - 1) == 0;
+            pthread_mutex_unlock(&m->lock);
+            if (!told) LOG_WARN("cluster.join", "seed=%s error=\"%s\"", address, err.message);
+            member_trouble(m, &err);
+        }
         LOG_DEBUG("cluster.join", "seed=%s error=\"%s\"", address, err.message);
     }
 }
@@ -288,7 +296,9 @@ static void nodes_put(struct member *m, struct doc_builder *reply)
 
 enum omen_err peer_join(struct member *m, struct doc request, struct doc_builder *reply, struct err *err)
 {
-    struct cluster_change change = { .kind = CLUSTER_CHANGE_NODE_ADD, .birth = field_u64(request, "birth") };
+    struct cluster_change change = { .kind = CLUSTER_CHANGE_NODE_ADD,
+        .birth = field_u64(request, "birth"),
+        .level = field_u32(request, "level") };
     bool whole = field_text(request, "address", change.address, sizeof change.address) &&
             field_text(request, "raft_address", change.raft_address, sizeof change.raft_address) &&
             field_text(request, "labels", change.labels, sizeof change.labels);

@@ -46,7 +46,13 @@ enum omen_err member_change(struct member *m, const struct cluster_change *chang
         struct catalog_outcome *outcome_out, uint32_t *leader_out, struct err *err)
 {
     uint8_t *entry;
-    uint32_t len;
+    uint32_t len, version = catalog_version(m->node->catalog);
+    enum feature feature = cluster_change_feature(change->kind);
+    bool raises = change->kind == CLUSTER_CHANGE_VERSION_RAISE && feature_may(change->level, feature);
+    if (!raises && !feature_may(version, feature))
+        return err_set(err, OMEN_EVERSION, "",
+                "the cluster is at version %u, this takes version %u: some node is of an older build",
+                version, (unsigned)feature);
     enum omen_err rc = cluster_entry_encode(change, clock_wall_ms(m->node->options.clock), &entry, &len);
     if (rc != OMEN_OK) return err_set(err, rc, "", "no memory to record the change");
     return member_propose(m, entry, len, outcome_out, leader_out, err);

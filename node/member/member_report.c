@@ -98,6 +98,7 @@ static void report_build(struct member *m, struct doc_builder *b)
     put_text(b, "do", "report");
     put_u64(b, "node_id", member_id(m));
     put_u64(b, "cluster_id", node->dir.identity.cluster_id);
+    put_u64(b, "level", feature_level());
     put_u64(b, "disk_free", atomic_load(&node->disk_free));
     put_u64(b, "disk_total", atomic_load(&node->disk_total));
     struct node_memory memory;
@@ -230,6 +231,8 @@ static enum omen_err report_parse(struct doc request, struct node_report *out, s
     if (count > MEMBER_REPLICAS_MAX)
         return err_set(err, OMEN_ETOOBIG, "rows", "a report has at most %u rows", MEMBER_REPLICAS_MAX);
     out->node_id = field_u32(request, "node_id");
+    out->level = field_u32(request, "level");
+    if (out->level == 0) out->level = FEATURE_NONE; /* a build that does not say */
     out->disk_free = field_u64(request, "disk_free");
     out->disk_total = field_u64(request, "disk_total");
     node_memory_parse(field_doc(request, "memory"), &out->memory);

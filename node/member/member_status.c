@@ -20,6 +20,8 @@ static void cluster_put(struct member *m, const struct cluster_state *state, str
     put_u64(b, "leader_node", member_leader(m));
     put_u64(b, "term", status.term);
     put_u64(b, "epoch", state->map->epoch);
+    put_u64(b, "version", state->version);
+    put_bool(b, "version_held", state->version_held);
     put_u64(b, "throttle_bytes_per_s", state->throttle_bytes_per_s);
     put_bool(b, "reports", member_leads(m)); /* false: not the leader, so it has not heard from the others */
     doc_end(b);
@@ -52,6 +54,7 @@ static void node_put(struct member *m, const struct cluster_node *n, const struc
     put_bool(b, "ready", r != NULL && r->why[0] == '\0');
     put_text(b, "why", r == NULL ? "not heard of" : r->why);
     put_u64(b, "report_age_ms", r == NULL ? 0 : (now - r->heard_ns) / 1000000);
+    put_u64(b, "level", r == NULL ? 0 : r->level);
     put_u64(b, "disk_free", r == NULL ? 0 : r->disk_free);
     put_u64(b, "disk_total", r == NULL ? 0 : r->disk_total);
     if (r != NULL) node_memory_put(&r->memory, b);

@@ -14,7 +14,8 @@
 #include <stdlib.h>
 
 #define INCARNATION 42
-#define NEWEST "tests/golden/catalog-v5.hex"
+#define NEWEST "tests/golden/catalog-v6.hex"
+#define PLAIN "tests/golden/catalog-v5.hex" /* of a cluster of version 1: written as ever */
 
 static char dir[200];
 static struct catalog *catalog;
@@ -145,6 +146,22 @@ static void plans_make(void)
     apply_cluster(&c);
 }
 
+static void version_make(void)
+{
+    struct cluster_change raise = { .kind = CLUSTER_CHANGE_VERSION_RAISE, .level = 2, .node_id = 2 };
+    apply_cluster(&raise);
+    struct cluster_change hold = { .kind = CLUSTER_CHANGE_VERSION_HOLD, .held = true };
+    apply_cluster(&hold);
+}
+
+static void check_version(bool raised)
+{
+    struct cluster_state *s = cluster_state_acquire(catalog);
+    ck_assert_uint_eq(s->version, raised ? 2 : 1);
+    ck_assert(s->version_held == raised);
+    cluster_state_unref(s);
+}
+
 static void check_plans(bool there)
 {
     struct cluster_state *s = cluster_state_acquire(catalog);
@@ -200,34 +217,40 @@ static void check_result(bool there)
     cluster_state_unref(state);
 }
 
-START_TEST(the_newest_version_is_as_released)
+static void exported_as(const char *path, bool write)
 {
     struct buf bytes;
     uint64_t at;
     static uint8_t golden[65536];
     buf_init(&bytes);
+    catalog_export(catalog, &bytes, &at);
+    ck_assert(!bytes.failed);
+    if (write) golden_write(path, (struct bytes){ bytes.data, bytes.len }, "");
+    size_t len = golden_read(path, golden, sizeof golden);
+    ck_assert_uint_eq(len, bytes.len);
+    ck_assert_mem_eq(golden, bytes.data, len);
+    buf_fini(&bytes);
+}
+
+START_TEST(the_newest_version_is_as_released)
+{
     open_catalog();
     state_make();
     options_make();
     result_make();
     plans_make();
-    catalog_export(catalog, &bytes, &at);
-    ck_assert(!bytes.failed);
-    if (getenv("OMEN_GOLDEN_WRITE") != NULL)
-        golden_write(NEWEST, (struct bytes){ bytes.data, bytes.len }, "");
-    size_t len = golden_read(NEWEST, golden, sizeof golden);
-    ck_assert_uint_eq(len, bytes.len);
-    ck_assert_mem_eq(golden, bytes.data, len);
+    exported_as(PLAIN, false);
+    version_make();
+    exported_as(NEWEST, getenv("OMEN_GOLDEN_WRITE") != NULL);
     check_state(true);
     check_plans(true);
-    buf_fini(&bytes);
 }
 END_TEST
 
 START_TEST(every_version_is_read)
 {
     static const char *const paths[] = { "tests/golden/catalog-v2.hex", "tests/golden/catalog-v3.hex",
-        "tests/golden/catalog-v4.hex", NEWEST };
+        "tests/golden/catalog-v4.hex", PLAIN, NEWEST };
     static uint8_t golden[65536];
     char path[300];
     size_t len = golden_read(paths[_i], golden, sizeof golden);
@@ -236,11 +259,13 @@ START_TEST(every_version_is_read)
     open_catalog();
     check_state(_i >= 1);
     check_result(_i >= 2);
-    check_plans(_i == 3);
-    if (_i == 3) return;
+    check_plans(_i >= 3);
+    check_version(_i >= 4);
+    if (_i == 4) return;
     if (_i == 0) options_make(); /* goes on as a file of the newest version does */
     if (_i <= 1) result_make();
-    plans_make();
+    if (_i <= 2) plans_make();
+    version_make();
     check_state(true);
     ck_assert_int_eq(fsm.checkpoint(fsm.self, NULL), OMEN_OK);
     catalog_close(catalog);
@@ -248,6 +273,7 @@ START_TEST(every_version_is_read)
     check_state(true);
     check_result(true);
     check_plans(true);
+    check_version(true);
 }
 END_TEST
 
@@ -258,7 +284,7 @@ int main(void)
     TCase *tc = tcase_create("catalog");
     tcase_add_checked_fixture(tc, setup, teardown);
     tcase_add_test(tc, the_newest_version_is_as_released);
-    tcase_add_loop_test(tc, every_version_is_read, 0, 4);
+    tcase_add_loop_test(tc, every_version_is_read, 0, 5);
     suite_add_tcase(suite, tc);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_ENV);

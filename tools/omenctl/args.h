@@ -69,7 +69,7 @@ struct cli {
 
 /* cmd_*.c; each ended by name == NULL. */
 extern const struct command COLLECTION_COMMANDS[], POINT_COMMANDS[], PAYLOAD_COMMANDS[], IMPORT_COMMANDS[],
-        SEARCH_COMMANDS[], STATUS_COMMANDS[], CLUSTER_COMMANDS[], MOVE_COMMANDS[];
+        SEARCH_COMMANDS[], STATUS_COMMANDS[], CLUSTER_COMMANDS[], VERSION_COMMANDS[], MOVE_COMMANDS[];
 
 /* Find the command in argv and take all options. Returns with cli->command set, or ends the process (--help, errors). */
 void args_parse(struct cli *cli, int argc, char **argv, const struct command *const *groups,

@@ -20,7 +20,8 @@
 #define RETRIES_PATIENT 100000 /* the timeout bounds them */
 
 static const struct command *const GROUPS[] = { STATUS_COMMANDS, COLLECTION_COMMANDS, POINT_COMMANDS,
-    PAYLOAD_COMMANDS, IMPORT_COMMANDS, SEARCH_COMMANDS, CLUSTER_COMMANDS, MOVE_COMMANDS, NULL };
+    PAYLOAD_COMMANDS, IMPORT_COMMANDS, SEARCH_COMMANDS, CLUSTER_COMMANDS, VERSION_COMMANDS, MOVE_COMMANDS,
+    NULL };
 
 /* Terminals here show UTF-8; only the widths of characters are taken from the locale. */
 static void use_utf8(void)
