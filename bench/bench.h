@@ -13,6 +13,7 @@ int bench_stream(int argc,
         char **argv); /* append stream: throughput to the last durable checkpoint, kill, reopen, check */
 int bench_scan(int argc, char **argv);     /* exact scan against streaming read bandwidth */
 int bench_index(int argc, char **argv);    /* vector indexes: build rate, recall, speed, beside hnswlib */
+int bench_churn(int argc, char **argv);    /* a mutable index under change, against a fresh build */
 int bench_disk(int argc, char **argv);     /* a disk graph, searched with little memory */
 int bench_sketch(int argc, char **argv);   /* the tail sketch: insert rate, recall, beside an exact scan */
 int bench_filter(int argc, char **argv);   /* payload index: build, size, filters as sets of rows */

@@ -15,6 +15,8 @@ static const struct {
     { "scan", bench_scan, "exact scan of data larger than the caches, against streaming read bandwidth" },
     { "index", bench_index,
             "a vector index over a data set: build rate, memory, recall, speed, beside hnswlib" },
+    { "churn", bench_churn,
+            "a mutable index whose points are replaced several times, against a fresh build" },
     { "disk", bench_disk, "a disk graph in a process that holds nothing else: rounds, blocks, latency" },
     { "sketch", bench_sketch, "the sketch of an unindexed tail: insert rate, recall, beside an exact scan" },
     { "filter", bench_filter, "the payload index of a segment: build, size, time of filters" },
