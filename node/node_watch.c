@@ -230,6 +230,8 @@ static void node_collect(void *arg)
     metric_set(g->disk_free, (int64_t)atomic_load(&node->disk_free));
     metric_set(g->disk_total, (int64_t)atomic_load(&node->disk_total));
     metric_set(g->disk_full, atomic_load(&node->env.disk_full));
+    metric_set(g->clock_off, atomic_load(&node->env.clock_off));
+    metric_set(g->clock_skew, atomic_load(&node->env.clock_skew_ms));
     metric_set(g->queue_depth, search_pool_depth(node->env.pool));
     metric_set(g->inflight, (int64_t)atomic_load(&node->env.inflight_bytes));
     metric_set(g->resident, (int64_t)resident_bytes());
@@ -284,6 +286,11 @@ void node_metrics_register(struct node *node)
     g->disk_total = metrics_gauge(m, "omendb_node_disk_total_bytes", "Size of the data directory's disk",
             NULL);
     g->disk_full = metrics_gauge(m, "omendb_node_disk_full", "1 while writes are refused for want of disk",
+            NULL);
+    g->clock_off = metrics_gauge(m, "omendb_node_clock_off",
+            "1 while the clock is more than 500 ms off the cluster's median: this node may not lead", NULL);
+    g->clock_skew = metrics_gauge(m, "omendb_node_clock_skew_milliseconds",
+            "The clock ahead of the cluster's median, as last told; of fewer than three nodes there is none",
             NULL);
     g->queue_depth = metrics_gauge(m, "omendb_node_search_queue_depth", "Reads waiting for a search thread",
             NULL);

@@ -106,7 +106,9 @@ static int heir_worth(struct shard_host *shard, const struct replica_follower *f
     if (f->member.role != REPLICA_VOTER || f->silent_ms > shard_group_silence_max_ms(shard) ||
             f->lag_bytes > SHARD_READY_LAG_BYTES)
         return 0;
-    if ((lacks_of(shard, f) & PEER_DISK_FULL) == 0) return 2;
+    unsigned lacks = lacks_of(shard, f);
+    if ((lacks & PEER_CLOCK_OFF) != 0) return 0;
+    if ((lacks & PEER_DISK_FULL) == 0) return 2;
     return waits && !f->waits ? 1 : 0;
 }
 
@@ -122,8 +124,10 @@ void shard_admission_give_way(struct shard_host *shard, const struct shard_host_
     int best = 0;
     uint32_t count;
     uint64_t now_ns = clock_monotonic_ns(shard->env->clock);
+    bool off = atomic_load(&shard->env->clock_off);
     bool full = s->replica.disk_full || atomic_load(&shard->env->disk_full);
-    if (!full || atomic_load(&g->lead_term) == 0 || now_ns < g->give_way_ns + GIVE_WAY_PAUSE_NS) return;
+    if ((!full && !off) || atomic_load(&g->lead_term) == 0 || now_ns < g->give_way_ns + GIVE_WAY_PAUSE_NS)
+        return;
     replica_followers(shard->replica, followers, &count);
     for (uint32_t i = 0; i < count; i++) {
         const struct replica_follower *f = &followers[i];
@@ -134,7 +138,7 @@ void shard_admission_give_way(struct shard_host *shard, const struct shard_host_
     }
     if (heir == NULL) return;
     g->give_way_ns = now_ns;
-    LOG_INFO("shard.gives_way", "shard=%" PRIu64 " to_node=%" PRIu64 " reason=\"the disk is full\"",
-            shard->shard_id, heir->member.node_id);
+    LOG_INFO("shard.gives_way", "shard=%" PRIu64 " to_node=%" PRIu64 " reason=\"%s\"", shard->shard_id,
+            heir->member.node_id, off ? "the clock is off the others'" : "the disk is full");
     replica_transfer(shard->replica, heir->member.replica_id, gave_way, NULL);
 }

@@ -25,6 +25,7 @@ static void age_done(struct shard_call *call)
 static bool age_is_due(struct shard_host *shard)
 {
     if (atomic_load(&shard->stopping) || atomic_load(&shard->inflight_bytes) > 0) return false;
+    if (atomic_load(&shard->env->clock_off)) return false; /* it cannot tell what has expired */
     if (shard->group != NULL && atomic_load(&shard->group->lead_term) == 0) return false;
     struct shard_store *store = shard_host_store_hold(shard);
     if (store == NULL) return false;

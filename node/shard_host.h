@@ -68,7 +68,9 @@ struct shard_env {
     _Atomic int64_t disk_headroom;
     void (*disk_look)(void *arg); /* any thread; NULL = nobody looks */
     void *disk_arg;
-    _Atomic bool disk_full; /* writes but deletes are refused; disk_text says why */
+    _Atomic bool clock_off; /* this node's clock is so far off the cluster's median that it may not lead */
+    _Atomic int64_t clock_skew_ms; /* ahead of it, as last told */
+    _Atomic bool disk_full;        /* writes but deletes are refused; disk_text says why */
     pthread_mutex_t disk_lock;
     char disk_text[200]; /* guarded by disk_lock */
     pthread_mutex_t reads_lock;
@@ -87,6 +89,7 @@ enum peer_short {
     PEER_DISK_FULL = 1,
     PEER_MEMORY_FULL = 2,
     PEER_TAIL_FULL = 4, /* of the shard asked for: index.tail_rows_max */
+    PEER_CLOCK_OFF = 8, /* it may not lead (CORRECTNESS A3) */
 };
 
 /* What a replica asks of the node about the others. All functions: any thread, must not block. */

@@ -1,16 +1,17 @@
 /* Writes: many waiting requests become one log entry, so that they share one sync.
  *
  * A request that finds no proposal in flight goes out at once, alone. Those that arrive while SHARD_PROPOSALS_MAX
- * entries are in flight wait, and the next entry takes as many of them as fit ENTRY_TARGET_BYTES; a larger request gets
- * an entry of its own. One thread at a time builds (`building`), so entries get monotone log times in the order of their
- * proposal; it is the submitter's thread, or the apply worker's when a proposal ends.
+ * entries are in flight wait, and the next entry takes as many of them as fit ENTRY_TARGET_BYTES; a larger request
+ * gets an entry of its own. One thread at a time builds (`building`), so entries get monotone log times in the order
+ * of their proposal; it is the submitter's thread, or the apply worker's when a proposal ends.
  *
- * Apply never refuses for lack of room (CORRECTNESS A1), so an entry is proposed only when the chunks that the stream has
- * hold it beside those in flight. When they do not, requests wait while the keeper has chunks made; only when that
- * failed are those that do not fit refused. Deletes may use a little that other writes leave.
+ * Apply never refuses for lack of room (CORRECTNESS A1), so an entry is proposed only when the chunks that the
+ * stream has hold it beside those in flight. When they do not, requests wait while the keeper has chunks made; only
+ * when that failed are those that do not fit refused. Deletes may use a little that other writes leave.
  * Lock: write_lock, never held over propose, done, or a copy of vectors. */
 #include "common/err.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "common/check.h"
@@ -24,7 +25,8 @@
     (64u << 10) /* how fast a shard is taken to drain when a refused client is told when to retry */
 #define RETRY_AFTER_MS_MIN 10u
 #define RETRY_AFTER_MS_MAX 1000u
-#define TAIL_RETRY_MS 200ull /* while the index catches up */
+#define CLOCK_RETRY_MS 500ull /* until another node leads */
+#define TAIL_RETRY_MS 200ull  /* while the index catches up */
 
 /* ---- admission ---- */
 
@@ -86,6 +88,16 @@ static bool write_admit(struct shard_host *shard, struct shard_call *call, uint6
                 "the deadline passed before the write was begun");
         return false;
     }
+    if (atomic_load_explicit(&env->clock_off, memory_order_relaxed)) {
+        /* Log time is this node's: what expires would go at the wrong time at every replica. */
+        char why[160];
+        long long skew_ms = atomic_load(&env->clock_skew_ms);
+        snprintf(why, sizeof why,
+                "the clock of this node is %lld ms %s the cluster's median: another node has to lead",
+                skew_ms < 0 ? -skew_ms : skew_ms, skew_ms < 0 ? "behind" : "ahead of");
+        write_busy(shard, call, CLOCK_RETRY_MS * RETRY_BYTES_PER_MS, why);
+        return false;
+    }
     disk_count(env, bytes);
     if (atomic_load(&env->disk_full) && !only_deletes(call)) {
         if (env->refused_full != NULL) metric_add(env->refused_full, 1);
@@ -99,8 +111,8 @@ static bool write_admit(struct shard_host *shard, struct shard_call *call, uint6
         if (call->code == OMEN_EBUSY) write_busy(shard, call, env->behind_bytes, call->err.message);
         return false;
     }
-    /* Counted first and taken back when refused, so that two requests cannot both take the last room. One request is let in
-     * whatever its size when nothing else is: refusing it for ever would help nobody. */
+    /* Counted first and taken back when refused, so that two requests cannot both take the last room. One request is
+     * let in whatever its size when nothing else is: refusing it for ever would help nobody. */
     uint64_t ours = atomic_fetch_add(&shard->inflight_bytes, bytes);
     uint64_t all = atomic_fetch_add(&env->inflight_bytes, bytes);
     bool shard_over = ours > 0 && ours + bytes > env->shard_inflight_bytes_max;

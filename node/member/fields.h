@@ -14,6 +14,15 @@ static inline uint64_t field_u64(struct doc object, const char *key)
     return (uint64_t)doc_i64(v);
 }
 
+/* false when absent or of another type. */
+static inline bool field_i64(struct doc object, const char *key, int64_t *out)
+{
+    struct doc v = doc_member(object, (struct bytes){ (const uint8_t *)key, strlen(key) });
+    if (v.data == NULL || doc_type(v) != DOC_I64) return false;
+    *out = doc_i64(v);
+    return true;
+}
+
 static inline uint32_t field_u32(struct doc object, const char *key)
 {
     uint64_t v = field_u64(object, key);
@@ -50,6 +59,12 @@ static inline bool field_is(struct doc object, const char *key, const char *text
 static inline struct doc field_doc(struct doc object, const char *key)
 {
     return doc_member(object, (struct bytes){ (const uint8_t *)key, strlen(key) });
+}
+
+static inline void put_i64(struct doc_builder *b, const char *key, int64_t v)
+{
+    doc_key(b, key, (uint32_t)strlen(key));
+    doc_put_i64(b, v);
 }
 
 static inline void put_u64(struct doc_builder *b, const char *key, uint64_t v)

@@ -94,6 +94,7 @@ static unsigned peers_short_of(void *arg, uint32_t node_id, uint64_t shard_id)
     const struct node_view *view = member_view(m, node_id, false);
     if (view != NULL && view->disk_full) lacks |= PEER_DISK_FULL;
     if (view != NULL && view->memory_full) lacks |= PEER_MEMORY_FULL;
+    if (view != NULL && view->clock_off) lacks |= PEER_CLOCK_OFF;
     for (uint32_t i = 0; view != NULL && i < view->tails_full_count; i++)
         if (view->tails_full[i] == shard_id) lacks |= PEER_TAIL_FULL;
     pthread_mutex_unlock(&m->lock);
@@ -238,6 +239,7 @@ static void *talker_main(void *arg)
     pthread_setname_np(pthread_self(), "omen-talker");
     while (member_sleep(m, MEMBER_TICK_MS)) {
         if (atomic_load(&m->phase) != MEMBER_MEMBER) continue;
+        clock_look(m);
         uint64_t now = member_now_ns(m);
         bool lonely = member_leader(m) == 0;
         if (hello_ns == 0 || now - hello_ns >= MEMBER_HELLO_MS * 1000000ull * (lonely ? 1 : 5)) {
@@ -283,6 +285,7 @@ struct member *member_new(struct node *node)
     m->node = node;
     m->peers = peers_new(&o->key);
     atomic_init(&m->phase, MEMBER_UNJOINED);
+    clock_begin(m);
     pthread_mutex_init(&m->lock, NULL);
     pthread_condattr_t attr;
     pthread_condattr_init(&attr);
@@ -374,6 +377,8 @@ void member_status(struct member *m, struct doc_builder *b)
     put_text(b, "id", id);
     put_u64(b, "leader_node", member_leader(m));
     put_u64(b, "version", member_version(m));
+    put_bool(b, "clock_off", atomic_load(&m->node->env.clock_off));
+    put_i64(b, "clock_skew_ms", atomic_load(&m->node->env.clock_skew_ms));
     put_text(b, "trouble", utf8_valid(text, strlen(text)) ? text : "");
     doc_end(b);
 }

@@ -235,8 +235,8 @@ static void leaders_spread(struct member *m, const struct map_index *index, cons
     pthread_mutex_lock(&m->lock);
     for (uint32_t i = 0; i < state->node_count && count < MEMBER_NODES_MAX; i++) {
         const struct node_report *report = member_report_of(m, state->nodes[i].node_id);
-        bool full = report != NULL && report->disk_full; /* it leads nothing while others have room */
-        if (state->nodes[i].state == CLUSTER_NODE_ACTIVE && !full)
+        bool bad = report != NULL && (report->disk_full || report->clock.off); /* it leads nothing */
+        if (state->nodes[i].state == CLUSTER_NODE_ACTIVE && !bad)
             counts[count++] = (struct lead_count){ state->nodes[i].node_id, 0 };
     }
     pthread_mutex_unlock(&m->lock);

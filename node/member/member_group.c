@@ -15,7 +15,7 @@ struct seat {
     const struct cluster_node *node;
     bool is_member, voter, up, good; /* good: may vote */
     bool lost;                       /* down for long */
-    bool full;                       /* its disk is */
+    bool unfit;                      /* to lead: its disk is full, or its clock off */
 };
 
 struct seats {
@@ -56,7 +56,7 @@ static void seats_fill(struct member *m, const struct cluster_state *state,
         uint64_t led_ns = atomic_load(&m->led_since_ns), silent_since = heard_ns > led_ns ? heard_ns : led_ns;
         const struct node_report *report = member_report_of(m, n->node_id);
         s->up = report != NULL;
-        s->full = s->up && report->disk_full;
+        s->unfit = s->up && (report->disk_full || report->clock.off);
         s->lost = now - silent_since > GROUP_REPLACE_NS;
         s->good = n->state == CLUSTER_NODE_ACTIVE && s->up && s->is_member;
         out->voters += s->voter;
@@ -137,15 +137,17 @@ static bool members_settle(struct member *m, const struct cluster_state *state, 
     return false;
 }
 
-/* A leader without room for what it should record hands over to a voter that has some. */
-static bool give_way_when_full(struct member *m, const struct seats *s)
+/* A leader without room for what it should record, or whose clock would date it wrongly, hands over to a voter that is
+ * fit. */
+static bool give_way_when_unfit(struct member *m, const struct seats *s)
 {
     struct replica_status status;
     replica_status(m->node->catalog_replica, &status);
-    if (!status.disk_full && !atomic_load(&m->node->env.disk_full)) return false;
+    const struct shard_env *env = &m->node->env;
+    if (!status.disk_full && !atomic_load(&env->disk_full) && !atomic_load(&env->clock_off)) return false;
     for (uint32_t i = 0; i < s->count; i++) {
         const struct seat *seat = &s->items[i];
-        if (!seat->voter || !seat->good || seat->full || seat->node->node_id == member_id(m)) continue;
+        if (!seat->voter || !seat->good || seat->unfit || seat->node->node_id == member_id(m)) continue;
         act(m, COMMAND_TRANSFER, seat->node->catalog_replica_id, seat->node->node_id);
         return true;
     }
@@ -159,7 +161,7 @@ void member_group_turn(struct member *m, const struct cluster_state *state)
     struct seats s;
     replica_members(m->node->catalog_replica, members, &member_count);
     seats_fill(m, state, members, member_count, &s);
-    if (give_way_when_full(m, &s)) return;
+    if (give_way_when_unfit(m, &s)) return;
     if (members_settle(m, state, &s, members, member_count)) return;
     if (member_now_ns(m) - atomic_load(&m->led_since_ns) < MEMBER_SETTLE_NS && s.good < s.count) return;
     uint32_t wanted = voters_wanted(&s);

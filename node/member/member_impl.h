@@ -5,6 +5,7 @@
  *   member_base.c        copies of the state, to and from other nodes
  *   member_reconcile.c   replicas here as the state wants them
  *   member_report.c      what the leader is told, and tells
+ *   member_clock.c       whose clock is off, of the reports
  *   member_peer.c        requests of other nodes
  *   member_drive.c       operations, at the leader
  *   member_group.c       who votes in the cluster group, at the leader
@@ -24,6 +25,7 @@
 
 #include "node/cluster/cluster.h"
 #include "node/fetch.h"
+#include "node/member/clock_skew.h"
 #include "node/member/fields.h"
 #include "node/member/member.h"
 #include "node/member/peer.h"
@@ -55,6 +57,14 @@ struct report_row {
     bool leader, ready, fetching, damaged, voter, standby, is_member, tail_full;
 };
 
+/* What a node knows of its clock. */
+struct clock_report {
+    bool off;        /* it takes itself for one that may not lead */
+    uint32_t leader; /* whose monotone clock the offset is against; 0 = not known */
+    uint64_t life;   /* of that clock */
+    struct clock_span offset;
+};
+
 /* What a node says of itself, and when it was heard. */
 struct node_report {
     uint32_t node_id; /* 0 = none */
@@ -63,6 +73,7 @@ struct node_report {
     struct node_memory memory;
     uint32_t level; /* of its build: common/feature.h */
     bool disk_full, memory_full;
+    struct clock_report clock;
     char why[200];           /* not ready; "" = ready */
     struct report_row *rows; /* [count] owned, ascending by group */
     uint32_t count;
@@ -73,8 +84,8 @@ struct node_view {
     uint32_t node_id;                                                                   /* 0 = free */
     uint64_t hello_ns;                                                                  /* last answer */
     char address[OMEN_ADDRESS_BYTES_MAX + 1], raft_address[OMEN_ADDRESS_BYTES_MAX + 1]; /* as it says now */
-    char raft_told[OMEN_ADDRESS_BYTES_MAX + 1]; /* what our transport was told */
-    bool disk_full, memory_full, down;          /* this and below: as the leader says */
+    char raft_told[OMEN_ADDRESS_BYTES_MAX + 1];   /* what our transport was told */
+    bool disk_full, memory_full, clock_off, down; /* this and below: as the leader says */
     uint64_t tails_full
             [MEMBER_TAILS_MAX]; /* groups whose replica there lets no more points wait for an index */
     uint32_t tails_full_count;
@@ -102,9 +113,11 @@ struct member {
     uint64_t reconciled;  /* the agent's: sequence of the state it has made true */
     bool reconcile_again; /* something could not be done */
     uint64_t retry_ns, checkpoint_ns;
-    uint64_t spread_ns;    /* the driver's: no transfer before */
-    uint64_t plans_ns;     /* the driver's: no look at plans before */
-    uint64_t checkpointed; /* sequence */
+    uint64_t spread_ns;          /* the driver's: no transfer before */
+    uint64_t plans_ns;           /* the driver's: no look at plans before */
+    uint64_t checkpointed;       /* sequence */
+    struct clock_watch clock;    /* the talker's */
+    _Atomic uint64_t clock_life; /* of our monotone clock: another after a restart or a step */
 
     pthread_mutex_t lock;
     pthread_cond_t wake; /* monotonic; broadcast when something is to be looked at at once */
@@ -210,6 +223,20 @@ struct shard_report {
 };
 void member_shard_report(struct member *m, const struct map_shard *shard, struct shard_report *out);
 void reports_clear(struct member *m);
+
+/* member_clock.c: what reports and their answers say of clocks (clock_skew.h). */
+void clock_begin(struct member *m);
+void clock_look(struct member *m); /* talker, each tick: have the clocks stepped? */
+void clock_report_put(struct member *m, struct doc_builder *b); /* talker */
+void clock_report_parse(struct doc request, struct clock_report *out);
+void clock_answer_put(struct member *m, uint32_t node_id, struct doc_builder *reply); /* at the leader */
+/* Talker; of a call that began at `began_ns` of our monotone clock and has just ended. */
+void clock_answer_take(struct member *m, struct doc reply, uint32_t leader, uint64_t began_ns);
+/* Where the median is by the reports of now. Needs lock; false: not known. */
+bool clock_median_now(struct member *m, const struct cluster_state *state, struct clock_span *median_out);
+/* How far a node is off it, for a status. Needs lock; `median` NULL: not known. */
+void clock_status_put(struct member *m, const struct node_report *r, const struct clock_span *median,
+        struct doc_builder *b);
 
 /* member_peer.c: a command to the leader of a group, here or elsewhere. */
 enum member_command { COMMAND_ADD, COMMAND_STANDBY, COMMAND_VOTER, COMMAND_REMOVE, COMMAND_TRANSFER };

@@ -107,6 +107,7 @@ static void report_build(struct member *m, struct doc_builder *b)
     node_memory_put(&memory, b);
     put_bool(b, "disk_full", atomic_load(&node->env.disk_full) || atomic_load(&node->shard_waits));
     put_bool(b, "memory_full", atomic_load(&node->env.memory_full));
+    clock_report_put(m, b);
     put_text(b, "why", why == NULL ? "" : why);
     begin_array(b, "rows");
     struct report_row group = row_of_group(m);
@@ -141,6 +142,7 @@ static void answer_take(struct member *m, struct doc reply)
         if (view == NULL) continue;
         view->disk_full = field_bool(item, "disk_full");
         view->memory_full = field_bool(item, "memory_full");
+        view->clock_off = field_bool(item, "clock_off");
         view->down = field_bool(item, "down");
         tails_take(view, field_doc(item, "tails_full"));
     }
@@ -160,9 +162,11 @@ void member_report_round(struct member *m)
     struct doc request;
     struct err err;
     if (b == NULL) return;
+    clock_look(m);
     report_build(m, b);
     enum omen_err rc = doc_builder_finish(b, &request, &err);
     char address[OMEN_ADDRESS_BYTES_MAX + 1];
+    uint64_t began_ns = member_now_ns(m);
     if (rc == OMEN_OK && leader == member_id(m)) {
         struct doc_builder *reply = doc_builder_new(PEER_DOC_BYTES_MAX);
         struct doc answer;
@@ -170,13 +174,19 @@ void member_report_round(struct member *m)
             doc_begin_object(reply);
             rc = peer_report(m, request, reply, &err);
             doc_end(reply);
-            if (doc_builder_finish(reply, &answer, NULL) == OMEN_OK && rc == OMEN_OK) answer_take(m, answer);
+            if (doc_builder_finish(reply, &answer, NULL) == OMEN_OK && rc == OMEN_OK) {
+                answer_take(m, answer);
+                clock_answer_take(m, answer, leader, began_ns);
+            }
             doc_builder_free(reply);
         }
     } else if (rc == OMEN_OK && address_of(m, leader, address)) {
         struct peer_reply reply;
         rc = peer_call(m->peers, address, request, MEMBER_PEER_MS, &reply, &err);
-        if (rc == OMEN_OK) answer_take(m, reply.doc);
+        if (rc == OMEN_OK) {
+            answer_take(m, reply.doc);
+            clock_answer_take(m, reply.doc, leader, began_ns);
+        }
         peer_reply_fini(&reply);
     }
     if (rc != OMEN_OK) LOG_DEBUG("member.report", "leader=%u error=\"%s\"", leader, err.message);
@@ -238,6 +248,7 @@ static enum omen_err report_parse(struct doc request, struct node_report *out, s
     node_memory_parse(field_doc(request, "memory"), &out->memory);
     out->disk_full = field_bool(request, "disk_full");
     out->memory_full = field_bool(request, "memory_full");
+    clock_report_parse(request, &out->clock);
     (void)field_text(request, "why", out->why, sizeof out->why);
     out->rows = mem_calloc(count + 1, sizeof *out->rows);
     if (out->rows == NULL) return err_set(err, OMEN_ENOMEM, "", "no memory for a report");
@@ -273,6 +284,7 @@ static void answer_put(struct member *m, struct doc_builder *reply)
         put_u64(reply, "node_id", r->node_id);
         put_bool(reply, "disk_full", r->disk_full);
         put_bool(reply, "memory_full", r->memory_full);
+        put_bool(reply, "clock_off", r->clock.off);
         tails_put(reply, r);
         put_bool(reply, "down", now - r->heard_ns > MEMBER_DOWN_NS);
         doc_end(reply);
@@ -304,6 +316,7 @@ enum omen_err peer_report(struct member *m, struct doc request, struct doc_build
     pthread_cond_broadcast(&m->wake); /* the driver may be waiting for this */
     pthread_mutex_unlock(&m->lock);
     mem_free(old);
+    clock_answer_put(m, report.node_id, reply);
     answer_put(m, reply);
     return OMEN_OK;
 }

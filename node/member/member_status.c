@@ -27,9 +27,10 @@ static void cluster_put(struct member *m, const struct cluster_state *state, str
     doc_end(b);
 }
 
-static void node_put(struct member *m, const struct cluster_node *n, const struct replica_member *members,
-        uint32_t member_count, struct doc_builder *b)
+static void node_put(struct member *m, const struct cluster_state *state, const struct cluster_node *n,
+        const struct replica_member *members, uint32_t member_count, struct doc_builder *b)
 {
+    struct clock_span median;
     uint64_t now = member_now_ns(m), replicas = 0, leaders = 0, bytes = 0, points = 0;
     bool voter = false;
     for (uint32_t i = 0; i < member_count; i++)
@@ -58,6 +59,7 @@ static void node_put(struct member *m, const struct cluster_node *n, const struc
     put_u64(b, "disk_free", r == NULL ? 0 : r->disk_free);
     put_u64(b, "disk_total", r == NULL ? 0 : r->disk_total);
     if (r != NULL) node_memory_put(&r->memory, b);
+    clock_status_put(m, r, clock_median_now(m, state, &median) ? &median : NULL, b);
     put_u64(b, "replicas", replicas);
     put_u64(b, "leaders", leaders);
     put_u64(b, "bytes", bytes);
@@ -207,7 +209,8 @@ void member_status_reply(struct member *m, struct doc_builder *b)
     replica_members(m->node->catalog_replica, members, &member_count);
     cluster_put(m, state, b);
     begin_array(b, "nodes");
-    for (uint32_t i = 0; i < state->node_count; i++) node_put(m, &state->nodes[i], members, member_count, b);
+    for (uint32_t i = 0; i < state->node_count; i++)
+        node_put(m, state, &state->nodes[i], members, member_count, b);
     doc_end(b);
     begin_array(b, "shards");
     for (uint32_t i = 0; index != NULL && i < index->count; i++) shard_put(m, state, &index->places[i], b);

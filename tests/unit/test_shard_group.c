@@ -318,6 +318,31 @@ START_TEST(a_replica_without_memory_or_with_a_long_tail_holds_writes_back)
 }
 END_TEST
 
+START_TEST(a_leader_whose_clock_is_off_hands_over_and_takes_no_writes)
+{
+    shard_nodes_start(&g, 3);
+    (void)shard_nodes_upsert(&g, 1, no_op());
+    uint32_t off = shard_nodes_leader(&g, UINT32_MAX);
+    for (uint32_t i = 0; i < 3; i++) { /* nobody is fit: it leads, and says why it takes nothing */
+        atomic_store(&g.nodes[i].lacks, PEER_CLOCK_OFF);
+        atomic_store(&g.nodes[i].env.clock_skew_ms, -700);
+        atomic_store(&g.nodes[i].env.clock_off, true);
+    }
+    struct err err = wait_write(OMEN_EBUSY, true);
+    ck_assert_ptr_nonnull(strstr(err.message, "clock of this node is 700 ms behind"));
+    ck_assert_uint_gt(err.retry_after_ms, 0);
+    for (uint32_t i = 0; i < 3; i++) {
+        if (i == off) continue;
+        atomic_store(&g.nodes[i].env.clock_off, false);
+        atomic_store(&g.nodes[i].lacks, 0);
+    }
+    (void)shard_nodes_upsert(&g, 2, no_op());
+    ck_assert_uint_ne(shard_nodes_leader(&g, UINT32_MAX), off);
+    atomic_store(&g.nodes[off].env.clock_off, false);
+    atomic_store(&g.nodes[off].lacks, 0);
+}
+END_TEST
+
 static enum omen_err no_room(void *arg, enum vfs_hook_op op, struct err *err)
 {
     if (op != VFS_HOOK_ALLOCATE || !atomic_load((_Atomic bool *)arg)) return OMEN_OK;
@@ -730,6 +755,7 @@ int main(void)
     tc = tcase("admission");
     tcase_add_test(tc, a_full_disk_at_a_replica_refuses_writes_and_a_minority_not_for_long);
     tcase_add_test(tc, a_replica_without_memory_or_with_a_long_tail_holds_writes_back);
+    tcase_add_test(tc, a_leader_whose_clock_is_off_hands_over_and_takes_no_writes);
     tcase_add_test(tc, a_leader_without_room_for_what_is_committed_gives_way_to_a_full_disk_too);
     tcase_add_test(tc, writes_wait_for_a_replica_that_is_behind_but_not_for_ever);
     tcase_add_test(tc, a_leader_without_one_follower_stays_small);

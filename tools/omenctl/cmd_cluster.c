@@ -46,12 +46,32 @@ static void memory_cell(struct table *table, struct doc memory)
         table_cellf(table, "%s of %s%s", used, budget, doc_get_bool(memory, "full") ? ", full" : "");
 }
 
+/* Ahead of the cluster's median; "" where that is not known. */
+static void clock_cell(struct table *table, struct doc clock)
+{
+    if (!doc_get_bool(clock, "known"))
+        table_cell(table, "", 0);
+    else
+        table_cellf(table, "%+lld ms", (long long)doc_get_i64(clock, "skew_ms"));
+}
+
+/* Why a node is not ready, or what else keeps it from its work. */
+static void why_cell(struct table *table, struct doc node)
+{
+    struct bytes why = doc_get_string(node, "why");
+    if (why.len > 0 || !doc_get_bool(doc_get(node, "clock"), "off"))
+        table_doc(table, doc_get(node, "why"));
+    else
+        table_cellf(table,
+                "leads no shard: its clock is off (set it; more than 500 ms from the median is too much)");
+}
+
 static void print_nodes(struct doc nodes)
 {
     static const char *const TITLES[] = { "node", "state", "up", "address", "labels", "replicas", "leaders",
-        "points", "bytes", "disk free", "memory", "group", "why" };
+        "points", "bytes", "disk free", "memory", "clock", "group", "why" };
     struct table *table = table_new();
-    columns(table, TITLES, "rllllrrrrrrll");
+    columns(table, TITLES, "rllllrrrrrrrll");
     struct doc_iter it = doc_iter(nodes);
     struct doc node;
     while (doc_next(&it, NULL, &node)) {
@@ -77,9 +97,10 @@ static void print_nodes(struct doc nodes)
         else
             table_cellf(table, "%s (%.0f %%)", text, 100.0 * (double)left / (double)total);
         memory_cell(table, doc_get(node, "memory"));
+        clock_cell(table, doc_get(node, "clock"));
         const char *role = doc_get_bool(node, "voter") ? "voter" : "standby";
         table_cell(table, role, strlen(role));
-        table_doc(table, doc_get(node, "why"));
+        why_cell(table, node);
     }
     done_print(table);
 }

@@ -187,6 +187,8 @@ uint64_t doc_get_u64(struct doc object, const char *key)
     return value.data == NULL || doc_type(value) != DOC_I64 ? 0 : (uint64_t)doc_i64(value);
 }
 
+int64_t doc_get_i64(struct doc object, const char *key) { return (int64_t)doc_get_u64(object, key); }
+
 struct bytes doc_get_string(struct doc object, const char *key)
 {
     struct doc value = doc_get(object, key);

@@ -37,6 +37,7 @@ void json_text_fini(struct json_text *t);
 
 struct doc doc_get(struct doc object, const char *key);          /* absent when there is none */
 uint64_t doc_get_u64(struct doc object, const char *key);        /* 0 when absent or no number */
+int64_t doc_get_i64(struct doc object, const char *key);         /* the same */
 struct bytes doc_get_string(struct doc object, const char *key); /* empty when absent or no string */
 /* The value in a cell: strings bare, absent as blank, the rest as JSON. */
 void table_doc(struct table *table, struct doc value);
