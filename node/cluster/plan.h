@@ -8,6 +8,8 @@
 
 #include "node/cluster/cluster.h"
 
+#define PLAN_STUCK_NAMED 4u
+
 struct plan_size {            /* ascending by shard */
     uint64_t shard_id, bytes; /* of one replica */
 };
@@ -54,12 +56,20 @@ void plan_rounds_fini(struct plan_rounds *rounds);
 OMEN_CHECKED struct cluster_state *plan_state_without(const struct cluster_state *state,
         const uint32_t *node_ids, uint32_t count);
 
-/* Moves that take every replica off a node, each to an active node in the failure domain with the fewest of the
- * shard's other replicas, the emptiest of those. Shards with an operation under way, and what is beyond
- * CLUSTER_MOVES_MAX, are left out: plan again when those have ended. OMEN_EUNAVAILABLE: some replica has nowhere to
- * go (names the shard); OMEN_ENOMEM. */
+/* Replicas that have nowhere to go: every other active node that is up holds one of the shard. */
+struct plan_stuck {
+    uint32_t count;
+    uint64_t shard_ids[PLAN_STUCK_NAMED]; /* of the first of them */
+};
+/* A sentence that names them; "" when there are none. */
+void plan_stuck_text(const struct plan_stuck *stuck, char *out, size_t cap);
+
+/* Moves that take every replica off a node that can be taken off it, each to an active node in the failure domain with
+ * the fewest of the shard's other replicas, the emptiest of those. Those that have nowhere to go are told, the others
+ * move all the same. Shards with an operation under way, and what is beyond CLUSTER_MOVES_MAX, are left out: plan again
+ * when those have ended. OMEN_ENOMEM. */
 OMEN_CHECKED enum omen_err plan_drain(const struct cluster_state *state, uint32_t node_id,
         const struct plan_size *sizes, uint32_t size_count, struct plan_move **moves_out, uint32_t *count_out,
-        struct err *err);
+        struct plan_stuck *stuck_out, struct err *err);
 
 #endif

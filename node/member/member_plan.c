@@ -5,6 +5,8 @@
  * One loop for all: when no operation of a plan is under way it is planned again. Something is left: that is the
  * next round. Nothing: the plan ends. So a drain sees what came to its node by an older plan, a rebalance moves a
  * shard's second replica when its first has moved, and more moves than fit one entry come one entry after the other.
+ * What a drain finds no place for waits while the rest moves, and is named in the status.
+ *
  * It ends because every round brings the cluster nearer to being even (plan.h), and a rebalance because its rounds
  * are counted. Nothing of it is kept here: who leads next goes on with what is recorded. */
 #include "common/err.h"
@@ -76,6 +78,7 @@ struct round {
     struct plan_rounds all;
     uint32_t ahead;
     uint64_t bytes_ahead;
+    struct plan_stuck stuck;
 };
 
 static uint64_t size_of(const struct plan_view *v, uint64_t shard_id)
@@ -128,7 +131,8 @@ static enum omen_err round_plan(const struct plan_view *v, uint32_t node_id, str
         round->bytes_ahead = all->bytes_total - all->bytes_first;
         return OMEN_OK;
     }
-    enum omen_err rc = plan_drain(v->state, node_id, v->sizes, v->size_count, &all->moves, &all->count, err);
+    enum omen_err rc = plan_drain(v->state, node_id, v->sizes, v->size_count, &all->moves, &all->count,
+            &round->stuck, err);
     if (rc != OMEN_OK) return rc;
     all->first_count = all->count;
     for (uint32_t i = 0; i < all->count; i++) {
@@ -213,10 +217,13 @@ static void plan_step(struct member *m, const struct cluster_state *state, const
                 (unsigned long long)plan->plan_id, cluster_op_why_name(plan->why), plan->rounds + !ends,
                 round.all.first_count, (unsigned long long)round.all.bytes_first, round.ahead,
                 ends ? " end=true" : "");
+    char stuck[sizeof m->plan_troubles[0].text];
+    plan_stuck_text(&round.stuck, stuck, sizeof stuck);
     trouble_set(m, state, plan->plan_id,
-            rc != OMEN_OK   ? err.message
-                    : waits ? "operations of other plans move its replicas first"
-                            : "");
+            rc != OMEN_OK              ? err.message
+                    : stuck[0] != '\0' ? stuck
+                    : waits            ? "operations of other plans move its replicas first"
+                                       : "");
     plan_rounds_fini(&round.all);
     view_fini(&view);
 }
@@ -286,6 +293,15 @@ enum omen_err plan_rebalance_ask(struct member *m, const struct admin_ask *ask, 
     return rc;
 }
 
+/* Something is being moved off the node already, or to be: by a drain of it, or by an operation. */
+static bool leaves(const struct cluster_state *state, uint32_t node_id)
+{
+    bool found = cluster_state_plan_for(state, node_id) != NULL;
+    for (uint32_t i = 0; i < state->op_count; i++)
+        found |= state->ops[i].from_node == node_id && state->ops[i].step != OP_CANCELING;
+    return found;
+}
+
 enum omen_err plan_drain_ask(struct member *m, const struct admin_ask *ask, struct doc_builder *reply,
         uint32_t *leader_out, struct err *err)
 {
@@ -297,13 +313,18 @@ enum omen_err plan_drain_ask(struct member *m, const struct admin_ask *ask, stru
         .node_id = field_u32(ask->doc, "node_id"),
         .asked_as = ask->asked_as };
     struct catalog_outcome outcome = { .plan_id = 0 };
+    char stuck[sizeof m->plan_troubles[0].text];
     enum omen_err rc = node_known(state, change.node_id, err);
     if (rc == OMEN_OK) rc = view_take(m, state, &view, err);
     if (rc == OMEN_OK) rc = round_plan(&view, change.node_id, &round, err);
+    plan_stuck_text(&round.stuck, stuck, sizeof stuck);
+    if (rc == OMEN_OK && stuck[0] != '\0' && round.all.count == 0 && !leaves(state, change.node_id))
+        rc = err_set(err, OMEN_EINVAL, "node_id", "%s", stuck); /* EUNAVAILABLE is tried again by clients */
     if (rc == OMEN_OK && !field_bool(ask->doc, "dry_run"))
         rc = round_record(m, &change, &round, &outcome, leader_out, err);
     if (rc == OMEN_OK) {
         put_u64(reply, "plan_id", outcome.plan_id);
+        put_text(reply, "trouble", stuck);
         moves_put(state, &round.all, reply);
     }
     plan_rounds_fini(&round.all);

@@ -130,6 +130,31 @@ class Plans(unittest.TestCase):
         self.must("node", "activate", target)
         self.check()
 
+    def test_a_drain_moves_what_it_can_and_waits_for_a_place_for_the_rest(self):
+        self.start(nodes=3, shards=2)
+        node = self.rng.choice([1, 2, 3])
+        refused = self.cluster.omenctl("node", "drain", node, check=False)  # every other node holds one of each
+        self.assertNotEqual(refused.returncode, 0)
+        self.assertIn("nowhere to go", refused.stderr)
+        self.assertEqual({n["state"] for n in self.status()["nodes"]}, {"active"})
+        self.cluster.omenctl("collections", "create", "pair", "--dim", 4, "--shards", 3, "--replication", 2)
+        self.cluster.wait_replicas("pair", PATIENCE)
+        pair = lambda: [r["node_id"] for s in self.cluster.shards_of("pair") for r in s["replicas"]]
+        node = self.rng.choice(pair())
+        plan = self.must("node", "drain", node)
+        self.assertEqual({m["collection"] for m in plan["moves"]}, {"pair"})
+        self.assertIn("nowhere to go", plan["trouble"])
+        self.wait(lambda: node not in pair(), "what has a place does not move")
+        self.wait(lambda: any("nowhere to go" in p["trouble"] for p in self.status()["plans"]), "what waits is not told")
+        self.assertEqual(self.must("node", "drain", node)["plan_id"], plan["plan_id"])
+        place = self.cluster.new_node()
+        place.start()
+        self.must("node", "add", place.address)
+        over = self.wait(lambda: self.ended(plan["plan_id"]), "the drain does not end")
+        self.assertFalse(over["canceled"])
+        self.assertEqual(self.held()[node], 0)
+        self.check()
+
     def test_a_plan_that_is_canceled_begins_nothing_more(self):
         self.start(nodes=4, shards=4)
         node = self.rng.choice([1, 2, 3, 4])

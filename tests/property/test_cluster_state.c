@@ -585,11 +585,13 @@ START_TEST(a_drain_finds_a_place_for_everything_or_says_for_what_there_is_none)
     ck_assert_int_eq(collection(&w, CATALOG_CREATE, 0, 8, 3).code, OMEN_OK);
     struct cluster_state *s = cluster_state_acquire(w.replicas[0]);
     struct plan_move *moves;
+    struct plan_stuck stuck;
     uint32_t count, held = 0;
     for (uint32_t i = 0; i < 8; i++)
         for (uint32_t r = 0; r < 3; r++) held += s->map->collections[0].shards[i].node_ids[r] == 2;
-    ck_assert_int_eq(plan_drain(s, 2, NULL, 0, &moves, &count, &err), OMEN_OK);
+    ck_assert_int_eq(plan_drain(s, 2, NULL, 0, &moves, &count, &stuck, &err), OMEN_OK);
     ck_assert_uint_eq(count, held);
+    ck_assert_uint_eq(stuck.count, 0);
     struct cluster_move asked[8];
     for (uint32_t i = 0; i < count; i++)
         asked[i] = (struct cluster_move){ moves[i].shard_id, moves[i].from_replica, moves[i].to_node,
@@ -606,7 +608,11 @@ START_TEST(a_drain_finds_a_place_for_everything_or_says_for_what_there_is_none)
     for (uint32_t n = 1; n <= 3; n++) ck_assert_int_eq(node_add(&w, n).code, OMEN_OK);
     ck_assert_int_eq(collection(&w, CATALOG_CREATE, 0, 1, 3).code, OMEN_OK);
     s = cluster_state_acquire(w.replicas[0]);
-    ck_assert_int_eq(plan_drain(s, 2, NULL, 0, &moves, &count, &err), OMEN_EUNAVAILABLE);
+    ck_assert_int_eq(plan_drain(s, 2, NULL, 0, &moves, &count, &stuck, &err), OMEN_OK);
+    ck_assert_uint_eq(count, 0);
+    ck_assert_uint_eq(stuck.count, 1);
+    ck_assert_uint_eq(stuck.shard_ids[0], s->map->collections[0].shards[0].shard_id);
+    mem_free(moves);
     cluster_state_unref(s);
     world_fini(&w);
 }

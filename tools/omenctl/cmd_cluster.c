@@ -382,6 +382,9 @@ static int run_node_drain(struct cli *cli)
             printf("nothing was begun\n");
         else
             printf("node %u takes no replicas any more; plan %llu\n", node, (unsigned long long)plan_id);
+        struct bytes trouble = doc_get_string(a.doc, "trouble");
+        if (trouble.len > 0)
+            printf("it waits for a place: %.*s\n", (int)trouble.len, (const char *)trouble.data);
     }
     answer_fini(&a);
     return code == EXIT_OK && drain.wait && plan_id != 0 ? wait_for_moves(cli, plan_id, 0) : code;
