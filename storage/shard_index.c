@@ -723,7 +723,7 @@ void shard_index_memory(struct shard_store *store, struct shard_index_memory *me
     }
     segment_set_release(set);
     memory_out->rows += (uint64_t)blocks_count(store->blocks) * sizeof(struct block) +
-            atomic_load(&store->blocks->row_count) * sizeof(uint64_t);
+            atomic_load(&store->blocks->row_count) * (sizeof(uint64_t) + sizeof(uint32_t));
 }
 
 uint64_t shard_index_tail_rows(struct shard_store *store)

@@ -192,6 +192,21 @@ struct shard_store_stats {
 };
 void shard_store_stats(struct shard_store *store, struct shard_store_stats *stats_out);
 
+/* ---- what replicas compare (CORRECTNESS A7) ---- */
+
+/* Order-free digest of the live points after one sequence: shard key, id, version, expiry, payload and vectors of each.
+ * Replicas that differ at one sequence hold different points; two that agree may do so by chance once in 2^32. Compare
+ * only digests of one version of it: what is hashed may change with a release, its number then does. */
+#define STORE_DIGEST_VERSION 1u
+#define STORE_DIGESTS_MAX 7u /* the newest, and that of the last multiple of 16, 128, 1,024 .. 524,288 */
+struct store_digest {
+    uint64_t sequence, sum;
+};
+/* Those that are known, so that replicas which are never at the same sequence when they are asked have one in common all
+ * the same. None is known where points expired that have not died yet, as only so many die with one entry; nor of
+ * sequences before the checkpoint that was opened. Any thread, cheap. */
+uint32_t shard_store_digests(struct shard_store *store, struct store_digest digests_out[STORE_DIGESTS_MAX]);
+
 struct scrub_result {
     uint64_t bytes; /* checked now */
     bool wrapped;   /* the last unit was among them: the next call begins with the first */

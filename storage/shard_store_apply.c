@@ -32,6 +32,7 @@ static void publish(struct shard_store *s, uint64_t sequence, uint64_t points, u
     s->points = points;
     s->view_log_time_ms = s->log_time_ms;
     s->expires_next_ms = expiry_next_ms(&s->expiry);
+    store_digests_note(s, sequence);
     atomic_store_explicit(&s->applied, sequence, memory_order_release);
     pthread_mutex_unlock(&s->version_mutex);
     atomic_store_explicit(&s->op_count, op_table_count(s->ops), memory_order_relaxed);
@@ -72,7 +73,7 @@ static enum omen_err apply_next(struct shard_store *s, uint64_t sequence, const 
     if (rc != OMEN_OK) return rc;
     struct entry entry;
     entry_attach(unit.body, &s->schema, &entry);
-    rc = blocks_stage(s->blocks, 0, &unit, &entry, err);
+    rc = store_block_stage(s, 0, &unit, &entry, err);
     if (rc == OMEN_OK) {
         units.staged = 1;
         rc = apply_staged(s, sequence, &entry, &units, outcomes, err);

@@ -6,6 +6,7 @@
  *   shard_store_plan*.c       what the ops of an entry lead to, before anything is changed
  *   shard_store_room.c        what a write needs of the stream, known before it is proposed
  *   shard_store_checkpoint.c  checkpoints and merges
+ *   store_digest.c            what replicas compare
  *   expiry.c                  living rows by the time they expire
  *   shard_store_view.c        views, lookups and walks over deltas and LMDB
  *   shard_store_compact.c     space of dead rows given back
@@ -101,6 +102,7 @@ struct shard_store {
     struct op_table *ops;
     uint64_t log_time_ms; /* of the last entry; monotone */
     struct plan *plan;    /* buffers kept from entry to entry */
+    uint64_t digest;      /* of the rows that live, each with its own */
     struct expiry expiry; /* rows that live and expire */
     struct view_pin apply_pin;
     enum omen_err stopped; /* why apply stopped, or OMEN_OK; OMEN_EFULL and ENOMEM are retried */
@@ -110,7 +112,8 @@ struct shard_store {
     pthread_cond_t view_released;
     _Atomic uint64_t applied; /* written under version_mutex, read anywhere */
     uint64_t points;
-    uint64_t view_log_time_ms, expires_next_ms; /* what view_pin has of `applied` */
+    struct store_digest digests[STORE_DIGESTS_MAX]; /* `sequence` 0: not known */
+    uint64_t view_log_time_ms, expires_next_ms;     /* what view_pin has of `applied` */
     struct delta *active, *frozen;
     struct view_pin *free_pins;
     uint32_t pin_count, view_count;
@@ -207,6 +210,16 @@ bool store_compact_wants_merge(const struct shard_store *s);
 OMEN_CHECKED enum omen_err row_point_view(const struct shard_store *s, struct row_ref row,
         const struct point_selection *selection, struct arena *arena, struct point_view *point_out,
         struct err *err);
+
+/* ---- store_digest.c ---- */
+
+#define STORE_DIGEST_SHIFT 3u /* marks are at multiples of 2 * 8^i */
+
+/* blocks_stage, and the rows' digests. Writer. */
+OMEN_CHECKED enum omen_err store_block_stage(struct shard_store *s, uint32_t staged,
+        const struct stream_unit *unit, const struct entry *entry, struct err *err);
+/* Entry `sequence` is committed; version_mutex held by who has apply_mutex too. */
+void store_digests_note(struct shard_store *s, uint64_t sequence);
 
 /* ---- shard_store_plan.c ---- */
 

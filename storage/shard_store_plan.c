@@ -233,6 +233,7 @@ static void row_dies(struct shard_store *s, struct row_ref row, uint64_t sequenc
 {
     struct block *b = blocks_at(s->blocks, row.block);
     block_row_die(b, row.op, sequence);
+    s->digest -= b->digests[row.op];
     if (entry_expires_ms(&b->entry, row.op) != 0) expiry_died(&s->expiry, s->blocks);
 }
 
@@ -240,6 +241,7 @@ static void row_lives(struct shard_store *s, struct row_ref row)
 {
     struct block *b = blocks_at(s->blocks, row.block);
     block_row_live(b, row.op);
+    s->digest += b->digests[row.op];
     uint64_t expires_ms = entry_expires_ms(&b->entry, row.op);
     if (expires_ms != 0) expiry_add(&s->expiry, expires_ms, row);
 }

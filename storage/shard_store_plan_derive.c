@@ -143,7 +143,7 @@ static enum omen_err unit_stage(struct plan *p, const struct stream_unit *unit, 
 {
     struct entry e;
     entry_attach(unit->body, &p->store->schema, &e);
-    enum omen_err rc = blocks_stage(p->store->blocks, p->units->staged, unit, &e, err);
+    enum omen_err rc = store_block_stage(p->store, p->units->staged, unit, &e, err);
     if (rc == OMEN_OK) p->units->staged++;
     return rc;
 }

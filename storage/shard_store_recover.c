@@ -60,7 +60,7 @@ static enum omen_err unit_next(struct recovery *r, struct stream_unit *unit_out,
 static enum omen_err block_add_dead(struct recovery *r, const struct stream_unit *unit,
         const struct entry *entry, struct err *err)
 {
-    enum omen_err rc = blocks_stage(r->s->blocks, 0, unit, entry, err);
+    enum omen_err rc = store_block_stage(r->s, 0, unit, entry, err);
     if (rc == OMEN_OK) blocks_publish(r->s->blocks, 1);
     return rc;
 }
@@ -104,6 +104,7 @@ static enum omen_err walk_meta(struct shard_store *s, struct meta_txn *txn, cons
         if (rc != OMEN_OK) break;
         struct block *b = blocks_at(s->blocks, row.block);
         block_row_live(b, row.op);
+        s->digest += b->digests[row.op];
         points++;
         uint64_t expires_ms = entry_expires_ms(&b->entry, row.op);
         if (expires_ms == 0) continue;
@@ -149,7 +150,7 @@ static enum omen_err replay(struct recovery *r, const struct stream_unit *unit, 
     struct plan_units units = { .replay = r->derived, .replay_count = r->derived_count, .staged = 1 };
     struct entry entry;
     entry_attach(unit->body, &s->schema, &entry);
-    enum omen_err rc = blocks_stage(s->blocks, 0, unit, &entry, err);
+    enum omen_err rc = store_block_stage(s, 0, unit, &entry, err);
     return rc == OMEN_OK ? apply_staged(s, unit->sequence, &entry, &units, NULL, err) : rc;
 }
 
@@ -189,6 +190,7 @@ enum omen_err store_recover(struct shard_store *s, const struct meta_state *stat
     if (rc == OMEN_OK) {
         s->compact.merged = (struct checkpoint){ .sequence = state->sequence, .end = state->end };
         atomic_store(&s->applied, state->sequence);
+        store_digests_note(s, state->sequence);
         rc = scan_unmerged(r, err);
     }
     if (rc == OMEN_OK && r->sequence != end_sequence)

@@ -47,8 +47,11 @@ enum omen_err blocks_stage(struct blocks *blocks, uint32_t staged, const struct 
     enum omen_err rc = page_make(blocks, at, err);
     if (rc != OMEN_OK) return rc;
     struct block *b = blocks_at(blocks, at);
-    b->died = unit->body == NULL ? NULL : mem_alloc((entry->op_count + 1) * sizeof *b->died);
+    size_t row_bytes = sizeof *b->died + sizeof *b->digests;
+    b->died = unit->body == NULL ? NULL : mem_alloc((entry->op_count + 1) * row_bytes);
     if (b->died == NULL && unit->body != NULL) return err_set(err, OMEN_ENOMEM, NULL, "rows of a block");
+    b->digests = b->died == NULL ? NULL : (uint32_t *)(void *)(uintptr_t)(b->died + entry->op_count + 1);
+    for (uint32_t i = 0; b->digests != NULL && i < entry->op_count; i++) b->digests[i] = 0;
     atomic_init(&b->live, 0);
     for (uint32_t i = 0; i < entry->op_count; i++) atomic_init(&b->died[i], unit->sequence);
     b->expires_min_ms = UINT64_MAX;
@@ -70,6 +73,7 @@ void blocks_unstage(struct blocks *blocks, uint32_t staged)
         struct block *b = blocks_at(blocks, blocks_count(blocks) + i);
         mem_free((void *)(uintptr_t)b->died);
         b->died = NULL;
+        b->digests = NULL;
     }
 }
 
@@ -105,6 +109,7 @@ static void page_replace(struct blocks *blocks, uint32_t from, uint32_t end, con
         b->entry = (struct entry){ .log_time_ms = b->entry.log_time_ms };
         out->died[out->died_count++] = b->died;
         b->died = NULL;
+        b->digests = NULL;
     }
     out->pages[out->page_count++] = old;
     struct blocks_book *book = blocks->books[at.page / BLOCKS_PER_BOOK];

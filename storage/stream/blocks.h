@@ -25,8 +25,10 @@ struct block {
     struct entry entry; /* attached to the mapped bytes */
     struct stream_unit unit;
     _Atomic uint64_t *died; /* [entry.op_count], owned; NULL: the unit was given up, all rows are long dead */
-    _Atomic uint32_t live;  /* rows with died = 0; the writer's count, read by who looks for dead space */
-    uint64_t rows_before;   /* of all blocks before it; of a block: those of the field that has most */
+    uint32_t *
+            digests; /* [entry.op_count], in the memory of `died`; of upserts, for who stages the block to fill in */
+    _Atomic uint32_t live;   /* rows with died = 0; the writer's count, read by who looks for dead space */
+    uint64_t rows_before;    /* of all blocks before it; of a block: those of the field that has most */
     uint64_t expires_min_ms; /* the first of its rows to expire; UINT64_MAX = none does */
 };
 
