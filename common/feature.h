@@ -5,6 +5,8 @@
  *   1      entries of the cluster group up to version 4, kinds 1-5 and 16-25; entries of shards of versions 1 and 2;
  *          CATALOG up to version 5
  *   2      the cluster version: kinds 26 and 27 of the cluster group; CATALOG version 6
+ *   3      writes by filter that the next leader goes on with: entries of shards of version 3, and what data.mdb keeps of
+ *          them
  *
  * A cluster has a *version*: the level up to which formats may be proposed. It is raised, by an entry of the cluster
  * group, when every node is of a build of that level, and never lowered; so whoever is given an entry can read it. The
@@ -24,7 +26,8 @@
 enum feature { /* the level that brought it */
     FEATURE_NONE = 1,
     FEATURE_CLUSTER_VERSION = 2,
-    FEATURE_NEWEST = 2,
+    FEATURE_INTENTS = 3,
+    FEATURE_NEWEST = 3,
 };
 
 /* Of this build. */

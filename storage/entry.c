@@ -6,6 +6,7 @@
 #include "common/bytes.h"
 #include "common/check.h"
 #include "common/crc32c.h"
+#include "common/feature.h"
 #include "storage/entry.h"
 #include "storage/entry_layout.h"
 #include "storage/kernel/kernel.h"
@@ -43,6 +44,11 @@ const char *entry_op_fault(const struct collection_schema *schema, enum point_op
     if (any_key && (!keyed || kind == POINT_UPSERT)) return "operation without its shard key";
     if (keyed != (key_len > 0) && !any_key) return "shard key does not fit the collection";
     if (any_key && key_len > 0) return "operation for any key names one";
+    return entry_payload_fault(kind, payload);
+}
+
+const char *entry_payload_fault(enum point_op_kind kind, struct doc payload)
+{
     bool has_payload = payload.data != NULL;
     uint8_t type = has_payload ? payload.data[0] : DOC_OBJECT; /* the tag may be anything yet */
     switch (kind) {
@@ -75,8 +81,11 @@ static enum omen_err parse_header(const uint8_t *e, size_t len, const struct col
 {
     if (len < ENTRY_HEADER_BYTES) return bad(err, len, "shorter than an entry's header");
     if (memcmp(e, ENTRY_MAGIC, ENTRY_MAGIC_BYTES) != 0) return bad(err, 0, "no entry starts here");
-    if (load_u16(e + 4) != ENTRY_VERSION && load_u16(e + 4) != ENTRY_VERSION_PLAIN)
+    if (load_u16(e + 4) < ENTRY_VERSION_PLAIN || load_u16(e + 4) > ENTRY_VERSION)
         return bad(err, 4, "unknown version of the entry format");
+    if (load_u16(e + 4) == ENTRY_VERSION && !feature_may(feature_level(), FEATURE_INTENTS))
+        return err_set(err, OMEN_EVERSION, NULL, "log entry of version %u: of a later release",
+                ENTRY_VERSION);
     if ((load_u16(e + 6) & ~ENTRY_FLAG_DERIVED) != 0) return bad(err, 6, "unknown flags");
     if (len > ENTRY_BYTES_MAX) return bad(err, 8, "entry above its size limit");
     if (load_u32(e + 8) != len) return bad(err, 8, "entry length differs from its header");
@@ -128,7 +137,10 @@ static enum omen_err parse_requests(const struct entry *e, struct err *err)
         uint64_t at = (uint64_t)(r - e->base);
         if (load_u32(r + 24) != next_op) return bad(err, at + 24, "request's operations do not follow on");
         next_op += load_u32(r + 28);
-        if (load_u64(r + 32) != 0) return bad(err, at + 32, "request's reserved bytes are used");
+        if (!e->intents && load_u64(r + ENTRY_INTENT_OFF) != 0)
+            return bad(err, at + ENTRY_INTENT_OFF, "request's reserved bytes are used");
+        if (load_u32(r + ENTRY_INTENT_OFF + 4) == 0 && load_u32(r + ENTRY_INTENT_OFF) != 0)
+            return bad(err, at + ENTRY_INTENT_OFF, "place of no intent");
     }
     if (e->request_count > 0 && next_op != e->op_count)
         return bad(err, 36, "requests do not add up to the operations");
@@ -138,7 +150,8 @@ static enum omen_err parse_requests(const struct entry *e, struct err *err)
 /* Where the op walk stands: what the next key, doc and row must be. */
 struct op_walk {
     uint64_t heap_next;
-    bool timed; /* an operation so far */
+    bool timed;            /* an operation so far */
+    bool intents, in_step; /* a request so far; the one at hand */
     uint32_t row_next[OMEN_VECTOR_FIELDS_MAX];
 };
 
@@ -184,19 +197,53 @@ static enum omen_err parse_op(const struct entry *e, const struct collection_sch
     const char *fault = entry_op_fault(schema, o[0], id, (o[2] & ENTRY_OP_ANY_KEY) != 0, key_len, payload);
     if (fault != NULL) return bad(err, at, fault);
     if (e->derived && o[0] != POINT_UPSERT) return bad(err, at, "derived entry holds more than points");
+    if (walk->in_step && o[0] == POINT_UPSERT) return bad(err, at, "point in a step of a write by filter");
     return parse_op_rows(e, o, i, walk, err);
+}
+
+/* The intent of a request, before its operations. */
+static enum omen_err parse_intent(const struct entry *e, const uint8_t *r, uint32_t heap_bytes,
+        struct op_walk *walk, struct err *err)
+{
+    struct entry_intent intent;
+    uint64_t at = (uint64_t)(r - e->base);
+    uint32_t len = load_u32(r + ENTRY_INTENT_OFF + 4);
+    size_t wrong_at = 0;
+    walk->in_step = false;
+    if (len == 0) return OMEN_OK;
+    if (load_u32(r + ENTRY_INTENT_OFF) != walk->heap_next)
+        return bad(err, at + ENTRY_INTENT_OFF, "intent out of order in the heap");
+    if (!range_fits(walk->heap_next, len, heap_bytes))
+        return bad(err, at + ENTRY_INTENT_OFF + 4, "intent outside the heap");
+    const char *fault = entry_intent_decode(e->heap + walk->heap_next, len, &intent, &wrong_at);
+    if (fault != NULL) return bad(err, (uint64_t)(e->heap - e->base) + walk->heap_next + wrong_at, fault);
+    if (intent.kind == ENTRY_INTENT_BEGIN && load_u32(r + 28) != 0)
+        return bad(err, at + 28, "operations where a write by filter begins");
+    if (intent.kind == ENTRY_INTENT_STEP && !all_zero(r, 24))
+        return bad(err, at, "op id of a step of a write by filter");
+    walk->heap_next += len;
+    walk->intents = true;
+    walk->in_step = intent.kind == ENTRY_INTENT_STEP;
+    return OMEN_OK;
 }
 
 static enum omen_err parse_ops(const struct entry *e, const struct collection_schema *schema,
         uint32_t heap_bytes, struct err *err)
 {
     struct op_walk walk = { 0 };
-    for (uint32_t i = 0; i < e->op_count; i++) {
-        enum omen_err rc = parse_op(e, schema, heap_bytes, i, &walk, err);
+    enum omen_err rc = OMEN_OK;
+    for (uint32_t i = 0, r = 0; i < e->op_count || r < e->request_count; i++) {
+        for (; r < e->request_count && load_u32(e->requests + (size_t)r * ENTRY_REQUEST_BYTES + 24) == i;
+                r++) {
+            rc = parse_intent(e, e->requests + (size_t)r * ENTRY_REQUEST_BYTES, heap_bytes, &walk, err);
+            if (rc != OMEN_OK) return rc;
+        }
+        if (i < e->op_count) rc = parse_op(e, schema, heap_bytes, i, &walk, err);
         if (rc != OMEN_OK) return rc;
     }
-    if (walk.heap_next != heap_bytes) return bad(err, 60, "heap bytes that no operation owns");
-    if (walk.timed != e->timed) return bad(err, 4, "nothing has a time, which is version 1");
+    if (walk.heap_next != heap_bytes) return bad(err, 60, "heap bytes that nothing owns");
+    if (walk.intents != e->intents) return bad(err, 4, "no intent, which is version 2 or 1");
+    if (!e->intents && walk.timed != e->timed) return bad(err, 4, "nothing has a time, which is version 1");
     for (uint32_t f = 0; f < e->field_count; f++) {
         if (walk.row_next[f] != e->row_count[f])
             return bad(err, ENTRY_COLUMNS_OFF + 8 * f + 4, "row of no operation");
@@ -247,9 +294,27 @@ static enum omen_err parse_column(const struct entry *e, uint32_t field, uint32_
     return OMEN_OK;
 }
 
+static enum omen_err parse_intent_content(const struct entry *e, uint32_t request, struct err *err)
+{
+    struct entry_intent intent;
+    struct doc doc;
+    if (!entry_intent_at(e, request, &intent) || intent.kind != ENTRY_INTENT_BEGIN) return OMEN_OK;
+    struct bytes filter = { intent.filter.data, intent.filter.len };
+    struct bytes payload = { intent.payload.data, intent.payload.len };
+    if (doc_validate(filter, DOC_FILTER_BYTES_MAX, &doc, NULL) != OMEN_OK)
+        return bad(err, (uint64_t)(filter.data - e->base), "malformed filter");
+    if (payload.len > 0 && doc_validate(payload, DOC_BYTES_MAX, &doc, NULL) != OMEN_OK)
+        return bad(err, (uint64_t)(payload.data - e->base), "malformed payload");
+    return OMEN_OK;
+}
+
 static enum omen_err parse_deep(const struct entry *e, const struct collection_schema *schema,
         const struct entry_layout *l, uint32_t heap_bytes, struct err *err)
 {
+    for (uint32_t i = 0; i < e->request_count; i++) {
+        enum omen_err rc = parse_intent_content(e, i, err);
+        if (rc != OMEN_OK) return rc;
+    }
     for (uint32_t i = 0; i < e->op_count; i++) {
         enum omen_err rc = parse_op_content(e, i, err);
         if (rc != OMEN_OK) return rc;
@@ -279,7 +344,8 @@ void entry_attach(const void *bytes, const struct collection_schema *schema, str
         .log_time_ms = load_u64(base + 16),
         .epoch = load_u64(base + 24),
         .derived = (load_u16(base + 6) & ENTRY_FLAG_DERIVED) != 0,
-        .timed = load_u16(base + 4) == ENTRY_VERSION,
+        .timed = load_u16(base + 4) >= ENTRY_VERSION_TIMED,
+        .intents = load_u16(base + 4) == ENTRY_VERSION,
         .requests = base + load_u32(base + 44),
         .ops = base + load_u32(base + 48),
         .heap = base + load_u32(base + 56),
@@ -329,10 +395,24 @@ enum omen_err entry_parse(const void *bytes, size_t len, const struct collection
 bool entry_only_deletes(const void *bytes, size_t len, const struct collection_schema *schema)
 {
     struct entry e;
-    if (entry_parse(bytes, len, schema, false, &e, NULL) != OMEN_OK || e.op_count == 0) return false;
+    if (entry_parse(bytes, len, schema, false, &e, NULL) != OMEN_OK) return false;
     for (uint32_t i = 0; i < e.op_count; i++)
         if (e.ops[(size_t)i * e.op_stride] != POINT_DELETE) return false;
-    return true;
+    struct entry_intent intent;
+    for (uint32_t i = 0; e.intents && i < e.request_count; i++)
+        if (entry_intent_at(&e, i, &intent) && intent.kind == ENTRY_INTENT_BEGIN && intent.op != POINT_DELETE)
+            return false;
+    return e.op_count > 0 || e.intents;
+}
+
+bool entry_intent_at(const struct entry *e, uint32_t request, struct entry_intent *intent_out)
+{
+    CHECK(request < e->request_count);
+    const uint8_t *r = e->requests + (size_t)request * ENTRY_REQUEST_BYTES + ENTRY_INTENT_OFF;
+    uint32_t len = load_u32(r + 4); /* zero before version 3 */
+    size_t ignored;
+    *intent_out = (struct entry_intent){ .kind = ENTRY_INTENT_NONE };
+    return len > 0 && entry_intent_decode(e->heap + load_u32(r), len, intent_out, &ignored) == NULL;
 }
 
 void entry_request_at(const struct entry *e, uint32_t i, struct entry_request *request_out)

@@ -16,6 +16,7 @@ struct entry_builder {
     struct collection_schema schema;
     struct entry_counts counts;
     bool timed;                     /* some op */
+    bool intents;                   /* some request */
     struct buf requests, ops, heap; /* as they will lie in the entry */
     struct buf row_ops[OMEN_VECTOR_FIELDS_MAX];
     struct buf columns[OMEN_VECTOR_FIELDS_MAX];
@@ -52,7 +53,7 @@ void entry_builder_free(struct entry_builder *b)
 void entry_builder_reset(struct entry_builder *b)
 {
     memset(&b->counts, 0, sizeof b->counts);
-    b->timed = false;
+    b->timed = b->intents = false;
     buf_clear(&b->requests);
     buf_clear(&b->ops);
     buf_clear(&b->heap);
@@ -74,7 +75,7 @@ void entry_builder_begin_request(struct entry_builder *b, struct op_id op_id)
     store_u64(r + 16, op_id.issue_ms);
     store_u32(r + 24, b->counts.ops);
     store_u32(r + 28, 0);
-    store_u64(r + 32, 0);
+    store_u64(r + ENTRY_INTENT_OFF, 0);
     b->counts.requests++;
 }
 
@@ -122,6 +123,25 @@ static uint32_t builder_put_heap(struct entry_builder *b, const void *data, size
     b->heap.len += len;
     b->counts.heap_bytes = (uint32_t)b->heap.len;
     return off;
+}
+
+enum omen_err entry_builder_put_intent(struct entry_builder *b, const struct entry_intent *intent)
+{
+    CHECK(entry_intent_fault(intent) == NULL);
+    CHECK(b->counts.requests > 0);
+    size_t len = entry_intent_bytes(intent);
+    if (entry_builder_bytes(b) + len + ENTRY_ALIGN > ENTRY_BYTES_MAX) return OMEN_ETOOBIG;
+    if (!builder_reserve(&b->heap, len)) return OMEN_ENOMEM;
+    uint8_t *r = b->requests.data + b->requests.len - ENTRY_REQUEST_BYTES;
+    CHECK(load_u32(r + 28) == 0 && load_u64(r + ENTRY_INTENT_OFF) == 0);
+    CHECK(intent->kind == ENTRY_INTENT_BEGIN || load_u64(r) == 0);
+    store_u32(r + ENTRY_INTENT_OFF, (uint32_t)b->heap.len);
+    store_u32(r + ENTRY_INTENT_OFF + 4, (uint32_t)len);
+    entry_intent_encode(intent, b->heap.data + b->heap.len);
+    b->heap.len += len;
+    b->counts.heap_bytes = (uint32_t)b->heap.len;
+    b->intents = true;
+    return OMEN_OK;
 }
 
 enum omen_err entry_builder_add(struct entry_builder *b, const struct point_op *op)
@@ -190,7 +210,7 @@ static void put_header(const struct entry_builder *b, const struct entry_layout 
 {
     memset(e, 0, ENTRY_HEADER_BYTES);
     memcpy(e, ENTRY_MAGIC, ENTRY_MAGIC_BYTES);
-    store_u16(e + 4, b->timed ? ENTRY_VERSION : ENTRY_VERSION_PLAIN);
+    store_u16(e + 4, b->intents ? ENTRY_VERSION : b->timed ? ENTRY_VERSION_TIMED : ENTRY_VERSION_PLAIN);
     store_u16(e + 6, derived ? ENTRY_FLAG_DERIVED : 0);
     store_u32(e + 8, (uint32_t)l->total_bytes);
     store_u64(e + 16, log_time_ms);
@@ -226,6 +246,7 @@ enum omen_err entry_builder_finish(struct entry_builder *b, uint64_t log_time_ms
         bool derived, uint8_t **entry_out, uint32_t *len_out)
 {
     CHECK(derived || b->counts.requests > 0);
+    CHECK(!derived || !b->intents);
     if (derived) check_only_upserts(b);
     struct entry_layout layout;
     entry_layout_of(&b->schema, &b->counts, &layout);

@@ -17,6 +17,12 @@
 #define ENTRY_FLAG_DERIVED 1u
 #define ENTRY_OP_ROWS_OFF 60 /* in an op */
 #define ENTRY_OP_ANY_KEY 1u
+#define ENTRY_INTENT_OFF 32 /* in a request */
+#define ENTRY_BEGIN_BYTES 16u
+#define ENTRY_STEP_BYTES 64u
+#define ENTRY_STEP_ENDS 1u
+#define ENTRY_STEP_CURSOR 2u
+#define ENTRY_STEP_CURSOR_OFF 24u
 
 struct entry_counts {
     uint32_t requests, ops, heap_bytes;
@@ -41,5 +47,18 @@ void entry_layout_of(const struct collection_schema *schema, const struct entry_
 /* The shape that an op has, in a builder and in a parsed entry: NULL when fine, else what is wrong. */
 const char *entry_op_fault(const struct collection_schema *schema, enum point_op_kind kind, point_id id,
         bool any_key, size_t key_len, struct doc payload);
+/* The same of a payload alone. */
+const char *entry_payload_fault(enum point_op_kind kind, struct doc payload);
+
+/* ---- entry_intent.c ---- */
+
+/* Bytes that an intent takes in the heap. */
+size_t entry_intent_bytes(const struct entry_intent *intent);
+void entry_intent_encode(const struct entry_intent *intent, uint8_t *out /* [entry_intent_bytes] */);
+/* NULL and the intent, whose docs borrow from `in`; or what is wrong, and where in it. Docs are not looked into. */
+const char *entry_intent_decode(const uint8_t *in, size_t len, struct entry_intent *intent_out,
+        size_t *wrong_at_out);
+/* NULL when it is one, else what is wrong with it. */
+const char *entry_intent_fault(const struct entry_intent *intent);
 
 #endif

@@ -142,6 +142,8 @@ static enum omen_err store_init(struct shard_store *s, const struct shard_store_
     s->blocks = blocks_new();
     s->active = delta_new();
     s->plan = plan_new(&s->schema);
+    s->intents = intent_set_copy(NULL);
+    if (s->intents == NULL) return err_set(err, OMEN_ENOMEM, NULL, "no memory to open %s", s->dir);
     s->expires_next_ms = UINT64_MAX;
     if (s->schema.shard_key[0] == '\0') return OMEN_OK;
     return doc_path_parse(s->schema.shard_key, strlen(s->schema.shard_key), &s->schema_arena,
@@ -162,6 +164,8 @@ static void store_free(struct shard_store *s)
     if (s->frozen_ops.chunks != NULL) op_table_unpin(s->ops, &s->frozen_ops);
     op_table_free(s->ops);
     plan_free(s->plan);
+    intent_set_unref(s->intents);
+    intent_set_unref(s->frozen_intents);
     expiry_fini(&s->expiry);
     delta_unref(s->active);
     delta_unref(s->frozen);
@@ -225,10 +229,26 @@ bool shard_store_op_outcome(struct shard_store *store, const struct op_id *op_id
     if (op_id->client == 0) return false;
     pthread_mutex_lock(&store->apply_mutex);
     const struct op_record *r = op_table_find(store->ops, op_id->client, op_id->seq);
+    const struct intent *open = intent_set_find_op(store->intents, op_id);
     if (r != NULL)
-        *outcome_out = (struct apply_outcome){ (enum omen_err)r->code, r->affected, r->sequence, true };
+        *outcome_out = (struct apply_outcome){ .code = (enum omen_err)r->code,
+            .affected = r->affected,
+            .sequence = r->sequence,
+            .duplicate = true };
+    if (open != NULL)
+        *outcome_out = (struct apply_outcome){ .code = OMEN_EBUSY,
+            .sequence = open->work->id.sequence,
+            .intent = open->work->id };
     pthread_mutex_unlock(&store->apply_mutex);
-    return r != NULL;
+    return r != NULL || open != NULL;
+}
+
+struct intent_set *shard_store_intents(struct shard_store *store)
+{
+    pthread_mutex_lock(&store->version_mutex);
+    struct intent_set *set = intent_set_ref(store->intents);
+    pthread_mutex_unlock(&store->version_mutex);
+    return set;
 }
 
 uint64_t shard_store_log_time(struct shard_store *store)
@@ -252,6 +272,7 @@ void shard_store_stats(struct shard_store *store, struct shard_store_stats *stat
     stats.applied = store->applied;
     stats.points = store->points;
     stats.expires_next_ms = store->expires_next_ms;
+    stats.intents = store->intents->count;
     stats.delta_bytes = delta_bytes(store->active) + (store->frozen != NULL ? delta_bytes(store->frozen) : 0);
     stats.rows_dead = atomic_load(&store->blocks->row_count) - store->points;
     pthread_mutex_unlock(&store->version_mutex);

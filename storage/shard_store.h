@@ -20,6 +20,7 @@
 #include "common/query/point.h"
 #include "common/vfs.h"
 #include "storage/entry.h"
+#include "storage/meta/intent.h"
 #include "storage/search_explain.h"
 
 struct shard_store;
@@ -50,11 +51,14 @@ void shard_store_close(struct shard_store *store);
 struct apply_outcome {
     /* OK; OPEXPIRED; ETOOBIG (a merged payload, or more than 256 MiB of changed points in one entry); EINVAL (a
      * payload operation that touches the shard key or names no path; issued further ahead of log time than
-     * op_retention_ms). Same on every replica; other than OK: nothing of the request was done. */
+     * op_retention_ms); EBUSY (a write by filter under this op id is under way: `intent` names it; or INTENTS_MAX are);
+     * ECANCELED (a step of a write by filter that is not where the step goes on from). Same on every replica; other than
+     * OK: nothing of the request was done, but of a write by filter that ended so, its steps were. */
     enum omen_err code;
-    uint32_t affected; /* points written or deleted */
+    uint32_t affected; /* points written or deleted; of the last step of a write by filter: by all of it */
     uint64_t sequence; /* of the entry that applied it first (earlier for a duplicate) */
     bool duplicate;    /* op id was applied before; nothing done now */
+    struct intent_id intent; /* of a write by filter that was begun now, or is under way; sequence 0 = none */
 };
 
 /* Apply entry `sequence` (must be applied + 1; lower ones are skipped and answer OK with no outcomes filled, higher
@@ -63,13 +67,17 @@ struct apply_outcome {
 OMEN_CHECKED enum omen_err shard_store_apply(struct shard_store *store, uint64_t sequence, const void *entry,
         size_t len, struct apply_outcome *outcomes, struct err *err);
 
-/* What became of an op that was applied and is remembered; false: it is not known here. Any thread, may wait for apply. */
+/* What became of an op that was applied and is remembered; false: it is not known here. One that is a write by filter
+ * under way is EBUSY with its `intent`, as apply would answer. Any thread, may wait for apply. */
 bool shard_store_op_outcome(struct shard_store *store, const struct op_id *op_id,
         struct apply_outcome *outcome_out);
 
 /* OMEN_EOPEXPIRED when the op id was issued longer than the retention before this log time: whether it was applied may be
  * forgotten. OMEN_EINVAL when as far ahead of it. What apply judges every request by. */
 enum omen_err store_op_id_timely(const struct op_id *id, uint64_t log_time_ms, uint64_t retention_ms);
+
+/* Writes by filter that are under way, as of what is applied: a reference of the caller's. Any thread. */
+struct intent_set *shard_store_intents(struct shard_store *store);
 
 uint64_t shard_store_applied(const struct shard_store *store); /* visible; any thread */
 uint64_t shard_store_log_time(
@@ -185,6 +193,7 @@ struct shard_store_stats {
     uint64_t stream_bytes, stream_chunks, delta_bytes, meta_bytes, applied_ops;
     uint64_t given_back_bytes; /* of chunks, by compacting them since open */
     uint64_t op_table_full;    /* 1 when admission must answer BUSY */
+    uint32_t intents;          /* writes by filter that are under way */
     uint64_t
             expires_next_ms; /* the soonest that a point counted in `points` expires; UINT64_MAX = none does */
     enum omen_err stopped;   /* OMEN_OK, or why apply stopped */

@@ -25,16 +25,24 @@ enum omen_err store_stop(struct shard_store *s, enum omen_err rc, const struct e
 /* Failures that pass when there is room again. */
 static bool transient(enum omen_err rc) { return rc == OMEN_EFULL || rc == OMEN_ENOMEM; }
 
-static void publish(struct shard_store *s, uint64_t sequence, uint64_t points, uint32_t staged)
+/* `intents`: as they are now; NULL: as before. */
+static void publish(struct shard_store *s, uint64_t sequence, uint64_t points, uint32_t staged,
+        struct intent_set *intents)
 {
+    struct intent_set *before = NULL;
     pthread_mutex_lock(&s->version_mutex);
     blocks_publish(s->blocks, staged);
+    if (intents != NULL) {
+        before = s->intents;
+        s->intents = intents;
+    }
     s->points = points;
     s->view_log_time_ms = s->log_time_ms;
     s->expires_next_ms = expiry_next_ms(&s->expiry);
     store_digests_note(s, sequence);
     atomic_store_explicit(&s->applied, sequence, memory_order_release);
     pthread_mutex_unlock(&s->version_mutex);
+    intent_set_unref(before);
     atomic_store_explicit(&s->op_count, op_table_count(s->ops), memory_order_relaxed);
 }
 
@@ -50,7 +58,7 @@ enum omen_err apply_staged(struct shard_store *s, uint64_t sequence, const struc
     if (rc == OMEN_OK) {
         uint64_t points = plan_commit(s->plan, s, s->apply_pin.points);
         op_table_expire(s->ops, s->log_time_ms, s->op_retention_ms);
-        publish(s, sequence, points, units->staged);
+        publish(s, sequence, points, units->staged, plan_intents_take(s->plan));
     } else {
         plan_abandon(s->plan, s);
         op_table_undo(s->ops, ops_before);

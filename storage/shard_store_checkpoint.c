@@ -33,6 +33,7 @@ static enum omen_err freeze(struct shard_store *s, struct stream_end end)
     s->frozen = s->active;
     s->active = fresh;
     s->frozen_ops = ops;
+    s->frozen_intents = intent_set_ref(s->intents);
     s->frozen_state = (struct meta_state){ .sequence = s->applied,
         .log_time_ms = s->log_time_ms,
         .points = s->points,
@@ -112,10 +113,12 @@ static enum omen_err merge_points(struct shard_store *s, struct meta_merge *m, s
 static enum omen_err merge_write(struct shard_store *s, struct err *err)
 {
     struct meta_merge *m;
-    enum omen_err rc = meta_merge_begin(s->meta, delta_count(s->frozen), &s->frozen_ops, &m, err);
+    enum omen_err rc = meta_merge_begin(s->meta, delta_count(s->frozen), &s->frozen_ops, s->frozen_intents,
+            &m, err);
     if (rc != OMEN_OK) return rc;
     rc = merge_points(s, m, err);
     if (rc == OMEN_OK) rc = meta_merge_ops(m, &s->frozen_ops, err);
+    if (rc == OMEN_OK) rc = meta_merge_intents(m, s->frozen_intents, err);
     if (rc != OMEN_OK) return meta_merge_fail(m, rc, err);
     return meta_merge_commit(m, &s->frozen_state, err);
 }
@@ -131,6 +134,8 @@ static void frozen_drop(struct shard_store *s)
     pthread_mutex_unlock(&s->version_mutex);
     pthread_mutex_unlock(&s->apply_mutex);
     delta_unref(frozen);
+    intent_set_unref(s->frozen_intents);
+    s->frozen_intents = NULL;
 }
 
 static enum omen_err merge(struct shard_store *s, struct err *err)

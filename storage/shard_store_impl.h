@@ -3,6 +3,7 @@
  *   shard_store.c             options, open, close, stats, scrub
  *   shard_store_recover.c     the stream's scan and replay at open
  *   shard_store_apply.c       one entry: append, plan, commit, publish
+ *   shard_store_intent.c      steps of writes by filter
  *   shard_store_plan*.c       what the ops of an entry lead to, before anything is changed
  *   shard_store_room.c        what a write needs of the stream, known before it is proposed
  *   shard_store_checkpoint.c  checkpoints and merges
@@ -110,7 +111,8 @@ struct shard_store {
 
     pthread_mutex_t version_mutex; /* what a view captures */
     pthread_cond_t view_released;
-    _Atomic uint64_t applied; /* written under version_mutex, read anywhere */
+    _Atomic uint64_t applied;   /* written under version_mutex, read anywhere */
+    struct intent_set *intents; /* one reference; apply alone replaces it */
     uint64_t points;
     struct store_digest digests[STORE_DIGESTS_MAX]; /* `sequence` 0: not known */
     uint64_t view_log_time_ms, expires_next_ms;     /* what view_pin has of `applied` */
@@ -126,7 +128,8 @@ struct shard_store {
     _Atomic uint64_t durable, log_needed;
     struct meta_state frozen_state; /* what LMDB becomes when `frozen` is merged */
     struct op_range frozen_ops;
-    struct store_compact compact; /* checkpoint_mutex */
+    struct intent_set *frozen_intents; /* one reference; NULL without `frozen` */
+    struct store_compact compact;      /* checkpoint_mutex */
 
     struct store_index index;
     uint32_t scrub_next;   /* block; the scrubber's */
@@ -239,6 +242,8 @@ OMEN_CHECKED enum omen_err plan_entry(struct plan *plan, struct shard_store *s, 
         const struct entry *entry, struct plan_units *units, struct apply_outcome *outcomes, struct err *err);
 /* Make it so: rows live and die, the delta learns. Cannot fail. Returns the number of live points after it. */
 uint64_t plan_commit(struct plan *plan, struct shard_store *s, uint64_t points);
+/* The writes by filter that are open after it, when it changes them: the caller's to publish; NULL: they stay. */
+struct intent_set *plan_intents_take(struct plan *plan);
 /* Or do not: rows that were about to die of age go on waiting. */
 void plan_abandon(struct plan *plan, struct shard_store *s);
 

@@ -40,6 +40,7 @@ void plan_free(struct plan *plan)
     mem_free(plan->undo);
     mem_free(plan->derived);
     mem_free(plan->aged);
+    intent_set_unref(plan->intents);
     mem_free(plan);
 }
 
@@ -102,8 +103,7 @@ static void request_undo(struct plan *p, uint32_t derived_count, size_t docs_len
     p->derived_bytes = derived_bytes;
 }
 
-/* The operations of one request: all of them, or none and outcome->code says why. */
-static enum omen_err plan_request_ops(struct plan *p, const struct entry_request *request,
+enum omen_err plan_request_ops(struct plan *p, const struct entry_request *request,
         struct apply_outcome *outcome, struct err *err)
 {
     uint32_t derived_count = p->derived_count;
@@ -134,29 +134,51 @@ enum omen_err store_op_id_timely(const struct op_id *id, uint64_t log_time_ms, u
     return id->issue_ms > log_time_ms && id->issue_ms - log_time_ms > retention_ms ? OMEN_EINVAL : OMEN_OK;
 }
 
-/* Was the op applied before, or is it out of the time the table remembers? Then nothing is to be done. */
+/* A write by filter may take longer than the retention; its outcome is remembered from its end on. */
+static bool record_outlives_issue(const struct shard_store *s, const struct op_record *r)
+{
+    return r != NULL && r->since_ms != 0 && r->since_ms + s->op_retention_ms >= s->log_time_ms;
+}
+
+/* Was the op applied before, is it under way, or is it out of the time the table remembers? Then nothing is to be done. */
 static bool op_id_answers(struct plan *p, const struct op_id *id, struct apply_outcome *outcome)
 {
     const struct shard_store *s = p->store;
     if (id->client == 0) return false;
-    outcome->code = store_op_id_timely(id, s->log_time_ms, s->op_retention_ms);
-    if (outcome->code != OMEN_OK) return true;
     const struct op_record *r = op_table_find(s->ops, id->client, id->seq);
+    const struct intent *open = plan_intent_of_op(p, id);
+    if (open != NULL) {
+        outcome->code = OMEN_EBUSY;
+        outcome->intent = open->work->id;
+        return true;
+    }
+    if (!record_outlives_issue(s, r)) {
+        outcome->code = store_op_id_timely(id, s->log_time_ms, s->op_retention_ms);
+        if (outcome->code != OMEN_OK) return true;
+    }
     if (r == NULL) return false;
-    *outcome = (struct apply_outcome){ (enum omen_err)r->code, r->affected, r->sequence, true };
+    *outcome = (struct apply_outcome){ .code = (enum omen_err)r->code,
+        .affected = r->affected,
+        .sequence = r->sequence,
+        .duplicate = true };
     return true;
 }
 
 static enum omen_err plan_request(struct plan *p, uint32_t i, struct apply_outcome *outcome, struct err *err)
 {
     struct entry_request request;
+    struct entry_intent intent;
     entry_request_at(p->entry, i, &request);
+    (void)entry_intent_at(p->entry, i, &intent);
     *outcome = (struct apply_outcome){ .code = OMEN_OK, .sequence = p->sequence };
+    if (intent.kind == ENTRY_INTENT_STEP) return plan_intent_step(p, &request, &intent, outcome, err);
     if (op_id_answers(p, &request.op_id, outcome)) return OMEN_OK;
+    if (intent.kind == ENTRY_INTENT_BEGIN)
+        return plan_intent_begin(p, i, &request.op_id, &intent, outcome, err);
     enum omen_err rc = plan_request_ops(p, &request, outcome, err);
     if (rc != OMEN_OK || request.op_id.client == 0) return rc;
     struct op_record record = { request.op_id.client, request.op_id.seq, request.op_id.issue_ms, p->sequence,
-        outcome->affected, (uint16_t)outcome->code };
+        outcome->affected, (uint16_t)outcome->code, 0 };
     rc = op_table_put(p->store->ops, &record);
     return rc == OMEN_OK ? OMEN_OK : err_set(err, rc, NULL, "table of applied ops");
 }
@@ -192,6 +214,7 @@ static enum omen_err plan_age(struct plan *p, struct err *err)
 void plan_abandon(struct plan *plan, struct shard_store *s)
 {
     while (plan->aged_count > 0) expiry_put_back(&s->expiry, plan->aged[--plan->aged_count]);
+    intent_set_unref(plan_intents_take(plan));
 }
 
 /* Buffers that one huge entry has grown are not kept for ever. */
@@ -220,6 +243,7 @@ enum omen_err plan_entry(struct plan *plan, struct shard_store *s, uint64_t sequ
     buffers_trim(plan);
     entry_builder_reset(plan->builder);
     plan->aged_count = 0;
+    CHECK(plan->intents == NULL);
     enum omen_err rc = plan_slots_reset(plan, entry->op_count, err);
     if (rc == OMEN_OK) rc = plan_age(plan, err);
     struct apply_outcome unused;

@@ -2,7 +2,8 @@
  *
  *   shard_store_plan.c          requests and operations in turn, undo, commit
  *   shard_store_plan_slots.c    slots: the points that the entry touches
- *   shard_store_plan_derive.c   payload operations and the derived units they end in */
+ *   shard_store_plan_derive.c   payload operations and the derived units they end in
+ *   shard_store_intent.c        requests that begin and go on with writes by filter */
 #ifndef OMEN_STORAGE_SHARD_STORE_PLAN_H
 #define OMEN_STORAGE_SHARD_STORE_PLAN_H
 
@@ -66,8 +67,24 @@ struct plan {
     struct plan_units *units;
     uint64_t derived_bytes;
     uint32_t replay_unit, replay_op;
-    enum omen_err reject; /* why the request at hand must be refused */
+    enum omen_err reject;       /* why the request at hand must be refused */
+    struct intent_set *intents; /* as the entry leaves them; NULL: it has not changed them so far */
 };
+
+/* ---- shard_store_plan.c ---- */
+
+/* The operations of one request: all of them, or none and outcome->code says why. */
+OMEN_CHECKED enum omen_err plan_request_ops(struct plan *p, const struct entry_request *request,
+        struct apply_outcome *outcome, struct err *err);
+
+/* ---- shard_store_intent.c ---- */
+
+/* The write by filter under this op id, as the entry has left it so far; NULL = none is open. */
+const struct intent *plan_intent_of_op(const struct plan *p, const struct op_id *op_id);
+OMEN_CHECKED enum omen_err plan_intent_begin(struct plan *p, uint32_t part, const struct op_id *op_id,
+        const struct entry_intent *begin, struct apply_outcome *outcome, struct err *err);
+OMEN_CHECKED enum omen_err plan_intent_step(struct plan *p, const struct entry_request *request,
+        const struct entry_intent *step, struct apply_outcome *outcome, struct err *err);
 
 /* ---- shard_store_plan_slots.c ---- */
 

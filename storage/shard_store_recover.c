@@ -134,6 +134,7 @@ static enum omen_err load_meta(struct shard_store *s, const struct meta_state *s
     if (rc != OMEN_OK) return rc;
     rc = meta_txn_begin(txn, err);
     if (rc == OMEN_OK) rc = walk_meta(s, txn, state, err);
+    if (rc == OMEN_OK) rc = meta_intents(txn, s->intents, err);
     s->ops = op_table_new(state->op_first);
     if (rc == OMEN_OK) rc = meta_ops(txn, state, op_load, s, err);
     meta_txn_end(txn);

@@ -7,7 +7,8 @@
  *     branch page could make LMDB crash). A merge runs under a durable meta/MERGING marker; when that is found at open,
  *     the merge was interrupted: LMDB's own two meta pages decide, every value is verified, CHECKSUM is written anew.
  *
- * Keys: 'p' + point key (33 B) | 's' state | 'i' identity and schema | 'o' + u64 BE chunk number of applied ops.
+ * Keys: 'p' + point key (33 B) | 's' state | 'i' identity and schema | 'o' + u64 BE chunk number of applied ops | 'n' +
+ * u64 BE sequence + u32 BE part of a write by filter that is under way.
  * Formats: storage/FORMAT.md. This is the only home of lmdb.h.
  *
  * Threads: reads through transactions, any thread, one at a time per transaction; merges by one thread beside them.
@@ -16,6 +17,7 @@
 #define OMEN_STORAGE_META_H
 
 #include "common/vfs.h"
+#include "storage/meta/intent.h"
 #include "storage/meta/op_table.h"
 #include "storage/stream/stream.h"
 
@@ -76,19 +78,25 @@ void meta_cursor_close(struct meta_cursor *cursor); /* NULL is fine */
 OMEN_CHECKED enum omen_err meta_ops(struct meta_txn *txn, const struct meta_state *state,
         enum omen_err (*each)(void *arg, const struct op_record *record), void *arg, struct err *err);
 
+/* Every open write by filter, in order of sequence and part, into an empty set that is not published yet. */
+OMEN_CHECKED enum omen_err meta_intents(struct meta_txn *txn, struct intent_set *set, struct err *err);
+
 /* ---- merging ---- */
 
 struct meta_merge;
-/* `points`: at most so many puts follow; ops: those of meta_merge_ops. The space that all of them may take is allocated
- * here, before anything is changed. OMEN_EFULL, from here or any function below: the old state stands, readers go on, the
- * merge may be tried again when there is room. OMEN_EIO: LMDB or the disk is broken. */
+/* `points`: at most so many puts follow; ops, intents: those of meta_merge_ops and _intents. The space that all of them
+ * may take is allocated here, before anything is changed. OMEN_EFULL, from here or any function below: the old state
+ * stands, readers go on, the merge may be tried again when there is room. OMEN_EIO: LMDB or the disk is broken. */
 OMEN_CHECKED enum omen_err meta_merge_begin(struct meta *meta, uint64_t points, const struct op_range *ops,
-        struct meta_merge **merge_out, struct err *err);
+        const struct intent_set *intents, struct meta_merge **merge_out, struct err *err);
 /* Keys in ascending order are fastest. location NULL = the point is gone (fine when it was not there). */
 OMEN_CHECKED enum omen_err meta_merge_put(struct meta_merge *merge, const struct point_key *key,
         const struct meta_location *location, struct err *err);
 /* Replace the applied ops by those of the range; chunks written before are not written again. */
 OMEN_CHECKED enum omen_err meta_merge_ops(struct meta_merge *merge, const struct op_range *ops,
+        struct err *err);
+/* Replace the open writes by filter by those of the set. */
+OMEN_CHECKED enum omen_err meta_merge_intents(struct meta_merge *merge, const struct intent_set *set,
         struct err *err);
 /* Commit, synced. OMEN_EFULL: nothing changed, may be tried again. `merge` is gone either way. */
 OMEN_CHECKED enum omen_err meta_merge_commit(struct meta_merge *merge, const struct meta_state *state,

@@ -33,6 +33,13 @@ void meta_ops_key(uint64_t chunk, uint8_t out[META_OPS_KEY_BYTES])
     store_u64_be(out + 1, chunk);
 }
 
+void meta_intent_key(struct intent_id id, uint8_t out[META_INTENT_KEY_BYTES])
+{
+    out[0] = 'n';
+    store_u64_be(out + 1, id.sequence);
+    store_u32_be(out + 9, id.part);
+}
+
 void meta_location_encode(const uint8_t key[META_POINT_KEY_BYTES], const struct meta_location *l,
         uint8_t out[META_LOCATION_BYTES])
 {

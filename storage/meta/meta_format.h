@@ -7,6 +7,7 @@
 #define META_FORMAT_VERSION 1
 #define META_POINT_KEY_BYTES (1 + POINT_KEY_BYTES)
 #define META_OPS_KEY_BYTES 9u
+#define META_INTENT_KEY_BYTES 13u
 #define META_LOCATION_BYTES 24u
 #define META_STATE_BYTES 64u
 #define META_OPS_HEAD_BYTES 16u
@@ -21,6 +22,7 @@ bool meta_value_good(const void *key, size_t key_len, const uint8_t *value, size
 
 void meta_point_key(const struct point_key *key, uint8_t out[META_POINT_KEY_BYTES]);
 void meta_ops_key(uint64_t chunk, uint8_t out[META_OPS_KEY_BYTES]);
+void meta_intent_key(struct intent_id id, uint8_t out[META_INTENT_KEY_BYTES]);
 
 /* Location v1, 24 bytes.  0 u32 crc | 4 u32 chunk | 8 u32 offset | 12 u32 op | 16 u64 version */
 void meta_location_encode(const uint8_t key[META_POINT_KEY_BYTES], const struct meta_location *l,

@@ -36,9 +36,9 @@ struct meta_merge {
 /* ---- room ---- */
 
 /* How far data.mdb may grow: every leaf that a put can reach is copied, new ones are half full at worst, so are the
- * branches above them; then the op chunks in overflow pages, and the list of freed pages. */
+ * branches above them; then the op chunks and the writes by filter in overflow pages, and the list of freed pages. */
 static enum omen_err growth_bound(struct meta *meta, uint64_t points, const struct op_range *ops,
-        uint64_t *bytes_out, struct err *err)
+        const struct intent_set *intents, uint64_t *bytes_out, struct err *err)
 {
     MDB_stat stat;
     int mrc = mdb_env_stat(meta->env, &stat);
@@ -51,6 +51,8 @@ static enum omen_err growth_bound(struct meta *meta, uint64_t points, const stru
     uint64_t op_first = ops->first > meta->ops_written ? ops->first : meta->ops_written;
     uint64_t chunks = (ops->next > op_first ? ops->next - op_first : 0) / OP_CHUNK_RECORDS + 2;
     uint64_t pages = touched + fresh + branches + chunks * (META_OPS_BYTES_MAX / stat.ms_psize + 2);
+    for (uint32_t i = 0; i < intents->count; i++)
+        pages += intent_bytes(&intents->items[i]) / stat.ms_psize + 3;
     pages += stat.ms_overflow_pages / 128 + pages / 128 +
             64; /* freed pages: 8 bytes each, in pages of their own */
     *bytes_out = pages * stat.ms_psize;
@@ -131,10 +133,10 @@ enum omen_err meta_merge_fail(struct meta_merge *merge, enum omen_err rc, struct
 }
 
 enum omen_err meta_merge_begin(struct meta *meta, uint64_t points, const struct op_range *ops,
-        struct meta_merge **merge_out, struct err *err)
+        const struct intent_set *intents, struct meta_merge **merge_out, struct err *err)
 {
     *merge_out = NULL;
-    enum omen_err rc = growth_bound(meta, points, ops, &meta->merge_bytes, err);
+    enum omen_err rc = growth_bound(meta, points, ops, intents, &meta->merge_bytes, err);
     if (rc == OMEN_OK) rc = meta_marker_set(meta, err);
     if (rc == OMEN_OK) rc = reserve_take(meta, err);
     if (rc != OMEN_OK) return rc;
@@ -186,29 +188,51 @@ static enum omen_err ops_chunk_put(struct meta_merge *merge, const struct op_ran
     return mrc == 0 ? OMEN_OK : meta_lmdb_error(merge->meta, mrc, "merge into", err);
 }
 
-/* Chunks below the first record still kept. */
-static enum omen_err ops_expire(struct meta_merge *merge, uint64_t first_chunk, struct err *err)
+/* Delete keys of `key_len` bytes that begin with `prefix`, up to but not at the first whose number (u64 BE after it) is
+ * `end` or more. */
+static enum omen_err keys_drop(struct meta_merge *merge, char prefix, size_t key_len, uint64_t end,
+        struct err *err)
 {
     for (;;) {
-        MDB_val k = { 1, (char[]){ 'o' } }, v;
+        MDB_val k = { 1, &prefix }, v;
         int mrc = mdb_cursor_get(merge->cursor, &k, &v, MDB_SET_RANGE);
         if (mrc == MDB_NOTFOUND) return OMEN_OK;
         if (mrc != 0) return meta_lmdb_error(merge->meta, mrc, "merge into", err);
         const uint8_t *key = k.mv_data;
-        if (k.mv_size != META_OPS_KEY_BYTES || key[0] != 'o' || load_u64_be(key + 1) >= first_chunk)
-            return OMEN_OK;
-        uint8_t copy[META_OPS_KEY_BYTES];
-        memcpy(copy, key, sizeof copy);
-        k = (MDB_val){ sizeof copy, copy };
+        if (k.mv_size != key_len || key[0] != (uint8_t)prefix || load_u64_be(key + 1) >= end) return OMEN_OK;
+        uint8_t copy[META_INTENT_KEY_BYTES];
+        CHECK(key_len <= sizeof copy);
+        memcpy(copy, key, key_len);
+        k = (MDB_val){ key_len, copy };
         mrc = mdb_del(merge->txn, merge->meta->dbi, &k, NULL);
         if (mrc != 0) return meta_lmdb_error(merge->meta, mrc, "merge into", err);
     }
 }
 
+enum omen_err meta_merge_intents(struct meta_merge *merge, const struct intent_set *set, struct err *err)
+{
+    enum omen_err rc = keys_drop(merge, 'n', META_INTENT_KEY_BYTES, UINT64_MAX, err);
+    for (uint32_t i = 0; rc == OMEN_OK && i < set->count; i++) {
+        const struct intent *intent = &set->items[i];
+        uint8_t key[META_INTENT_KEY_BYTES];
+        size_t len = intent_bytes(intent);
+        uint8_t *value = mem_alloc(len);
+        if (value == NULL) return err_set(err, OMEN_ENOMEM, NULL, "no memory to merge a write by filter");
+        meta_intent_key(intent->work->id, key);
+        intent_encode(intent, value);
+        meta_value_seal(key, sizeof key, value, len);
+        MDB_val k = { sizeof key, key }, v = { len, value };
+        int mrc = mdb_put(merge->txn, merge->meta->dbi, &k, &v, 0);
+        mem_free(value);
+        if (mrc != 0) rc = meta_lmdb_error(merge->meta, mrc, "merge into", err);
+    }
+    return rc;
+}
+
 enum omen_err meta_merge_ops(struct meta_merge *merge, const struct op_range *ops, struct err *err)
 {
     uint64_t chunk = ops->first / OP_CHUNK_RECORDS;
-    enum omen_err rc = ops_expire(merge, chunk, err);
+    enum omen_err rc = keys_drop(merge, 'o', META_OPS_KEY_BYTES, chunk, err); /* below the first still kept */
     if (rc != OMEN_OK || ops->first == ops->next) return rc;
     if (chunk < merge->meta->ops_written / OP_CHUNK_RECORDS)
         chunk = merge->meta->ops_written / OP_CHUNK_RECORDS;

@@ -171,3 +171,25 @@ enum omen_err meta_ops(struct meta_txn *txn, const struct meta_state *state,
     }
     return OMEN_OK;
 }
+
+enum omen_err meta_intents(struct meta_txn *txn, struct intent_set *set, struct err *err)
+{
+    const struct meta *meta = txn->meta;
+    MDB_cursor *cursor = NULL;
+    MDB_val k = { 1, (char[]){ 'n' } }, v;
+    enum omen_err rc = OMEN_OK;
+    int mrc = mdb_cursor_open(txn->txn, meta->dbi, &cursor);
+    if (mrc == 0) mrc = mdb_cursor_get(cursor, &k, &v, MDB_SET_RANGE);
+    while (mrc == 0 && rc == OMEN_OK && k.mv_size > 0 && *(const char *)k.mv_data == 'n') {
+        const uint8_t *key = k.mv_data;
+        bool good = k.mv_size == META_INTENT_KEY_BYTES &&
+                meta_value_good(k.mv_data, k.mv_size, v.mv_data, v.mv_size);
+        rc = good ? intent_decode((struct intent_id){ load_u64_be(key + 1), load_u32_be(key + 9) }, v.mv_data,
+                            v.mv_size, set)
+                  : OMEN_ECORRUPT;
+        if (rc == OMEN_OK) mrc = mdb_cursor_get(cursor, &k, &v, MDB_NEXT);
+    }
+    if (cursor != NULL) mdb_cursor_close(cursor);
+    if (rc != OMEN_OK) return err_set(err, rc, NULL, "%s: a write by filter under way", meta->data_path);
+    return mrc == 0 || mrc == MDB_NOTFOUND ? OMEN_OK : meta_lmdb_error(meta, mrc, "read", err);
+}

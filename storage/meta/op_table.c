@@ -164,7 +164,7 @@ void op_table_expire(struct op_table *t, uint64_t log_time_ms, uint64_t retentio
     bool any = false;
     for (; t->first < t->next; t->first++, any = true) {
         const struct op_record *r = record_at(t, t->first);
-        if (log_time_ms < retention_ms || r->issue_ms >= log_time_ms - retention_ms) break;
+        if (log_time_ms < retention_ms || op_record_since_ms(r) >= log_time_ms - retention_ms) break;
         slot_remove(t, r);
     }
     if (any) chunks_drop(t);
@@ -202,10 +202,11 @@ void op_record_encode(const struct op_record *r, uint8_t out[OP_RECORD_BYTES])
     store_u64(out + 24, r->sequence);
     store_u32(out + 32, r->affected);
     store_u16(out + 36, r->code);
+    store_u64(out + 40, r->since_ms);
 }
 
 void op_record_decode(const uint8_t in[OP_RECORD_BYTES], struct op_record *r_out)
 {
     *r_out = (struct op_record){ load_u64(in), load_u64(in + 8), load_u64(in + 16), load_u64(in + 24),
-        load_u32(in + 32), load_u16(in + 36) };
+        load_u32(in + 32), load_u16(in + 36), load_u64(in + 40) };
 }

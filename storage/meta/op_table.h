@@ -3,7 +3,8 @@
  *
  * A record is remembered until its issue time is `retention_ms` of log time ago; an op that old is refused without
  * looking, so what the table has forgotten can never be applied twice. An op issued more than `retention_ms` in the
- * future is refused as well: its record would outlive every bound.
+ * future is refused as well: its record would outlive every bound. The record of a write by filter that took many entries
+ * (meta/intent.h) is remembered so long from its end on, and looked for first.
  *
  * Records are numbered from 0 over the life of the shard and live in chunks of fixed size; a chunk never changes once
  * its records are written, so a merge reads a range of them while apply goes on.
@@ -17,13 +18,18 @@
 #define OP_RECORD_BYTES 48u
 
 /* Record v1, 48 bytes on disk.  0 u64 client | 8 u64 seq | 16 u64 issue_ms | 24 u64 sequence | 32 u32 affected |
- * 36 u16 code | 38 zero[10] */
+ * 36 u16 code | 38 zero[2] | 40 u64 since_ms */
 struct op_record {
     uint64_t client, seq, issue_ms;
     uint64_t sequence; /* of the entry that answered it */
     uint32_t affected;
-    uint16_t code; /* enum omen_err */
+    uint16_t code;     /* enum omen_err */
+    uint64_t since_ms; /* the retention is counted from then, not before issue_ms; 0 = from issue_ms */
 };
+static inline uint64_t op_record_since_ms(const struct op_record *r)
+{
+    return r->since_ms != 0 ? r->since_ms : r->issue_ms;
+}
 
 struct op_table;
 struct op_table *op_table_new(uint64_t first); /* empty; the next record gets number `first` */

@@ -76,6 +76,16 @@ static void meta_values(const uint8_t *data, size_t size, bool repair)
         meta_checksum_encode(file_bytes, crc, again);
         CHECK(memcmp(again, value, sizeof again) == 0);
     }
+    struct intent_set *set = intent_set_copy(NULL);
+    CHECK(set != NULL);
+    if (intent_decode((struct intent_id){ 1, 2 }, value, len, set) == OMEN_OK) {
+        CHECK(set->count == 1 && intent_bytes(&set->items[0]) == len);
+        uint8_t *again = mem_must_alloc(len);
+        intent_encode(&set->items[0], again);
+        CHECK(memcmp(again + 4, value + 4, len - 4) == 0);
+        mem_free(again);
+    }
+    intent_set_unref(set);
     mem_free(value);
 }
 

@@ -206,7 +206,7 @@ START_TEST(every_answer_is_the_models)
 {
     uint64_t first = getenv("OMEN_SEED") != NULL ? strtoull(getenv("OMEN_SEED"), NULL, 10) : 1;
     uint64_t count = getenv("OMEN_SEED") != NULL ? 1 : HISTORIES;
-    uint64_t given_back = 0;
+    uint64_t given_back = 0, intents_ended = 0;
     if (getenv("OMEN_HISTORIES") != NULL) count = strtoull(getenv("OMEN_HISTORIES"), NULL, 10);
     for (uint64_t seed = first; seed < first + count; seed++) {
         struct history h;
@@ -216,9 +216,11 @@ START_TEST(every_answer_is_the_models)
         for (uint64_t i = 0, n = 3 + store_model_random(&h.model, 12); i < n; i++) history_step(&h);
         crash(&h);
         given_back += h.given_back;
+        intents_ended += h.model.intents_ended;
         history_end(&h);
     }
     if (count >= HISTORIES) ck_assert_msg(given_back > 0, "no chunk was compacted");
+    if (count >= HISTORIES) ck_assert_msg(intents_ended > 0, "no write by filter was walked to its end");
 }
 END_TEST
 

@@ -59,6 +59,10 @@ uint8_t *test_entry_rebuild(const struct entry *entry, const struct collection_s
         struct entry_request request;
         entry_request_at(entry, r, &request);
         entry_builder_begin_request(b, request.op_id);
+        struct entry_intent intent;
+        enum omen_err put = entry_intent_at(entry, r, &intent) ? entry_builder_put_intent(b, &intent)
+                                                               : OMEN_OK;
+        CHECK(put == OMEN_OK);
         for (uint32_t i = 0; i < request.op_count; i++) add_again(b, entry, schema, request.first_op + i);
     }
     if (entry->request_count == 0) {

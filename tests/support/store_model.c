@@ -272,26 +272,44 @@ static enum omen_err do_op(struct model_state *s, const struct point_op *op, uin
     return OMEN_OK;
 }
 
+static bool same_op(const struct op_id *a, const struct op_id *b)
+{
+    return a->client == b->client && a->seq == b->seq;
+}
+
+/* Known, under way, or out of time. */
+static bool op_answered(const struct model_state *s, struct op_id id, struct apply_outcome *out)
+{
+    const struct model_applied *known = NULL;
+    if (id.client == 0) return false;
+    for (uint32_t i = 0; i < s->intent_count; i++) {
+        if (!same_op(&s->intents[i].op_id, &id)) continue;
+        out->code = OMEN_EBUSY;
+        out->intent = s->intents[i].id;
+        return true;
+    }
+    for (uint32_t i = 0; i < s->op_count; i++)
+        if (same_op(&s->ops[i].id, &id)) known = &s->ops[i];
+    bool outlives = known != NULL && known->since_ms != 0 &&
+            known->since_ms + MODEL_RETENTION_MS >= s->log_time_ms;
+    if (!outlives && id.issue_ms + MODEL_RETENTION_MS < s->log_time_ms)
+        out->code = OMEN_EOPEXPIRED;
+    else if (!outlives && id.issue_ms > s->log_time_ms + MODEL_RETENTION_MS)
+        out->code = OMEN_EINVAL;
+    else if (known == NULL)
+        return false;
+    else {
+        *out = known->outcome;
+        out->duplicate = true;
+    }
+    return true;
+}
+
 static struct apply_outcome do_request(struct model_state *s, struct op_id id, const struct point_op *ops,
         uint32_t count)
 {
     struct apply_outcome out = { .code = OMEN_OK, .sequence = s->sequence };
-    if (id.client != 0) {
-        if (id.issue_ms + MODEL_RETENTION_MS < s->log_time_ms) {
-            out.code = OMEN_EOPEXPIRED;
-            return out;
-        }
-        if (id.issue_ms > s->log_time_ms + MODEL_RETENTION_MS) {
-            out.code = OMEN_EINVAL;
-            return out;
-        }
-        for (uint32_t i = 0; i < s->op_count; i++) {
-            if (s->ops[i].id.client != id.client || s->ops[i].id.seq != id.seq) continue;
-            out = s->ops[i].outcome;
-            out.duplicate = true;
-            return out;
-        }
-    }
+    if (op_answered(s, id, &out)) return out;
     struct model_state *before = mem_must_alloc(sizeof *before);
     *before = *s;
     enum omen_err rc = OMEN_OK;
@@ -304,14 +322,197 @@ static struct apply_outcome do_request(struct model_state *s, struct op_id id, c
     mem_free(before);
     if (id.client != 0) {
         CHECK(s->op_count < MODEL_OPS_MAX);
-        s->ops[s->op_count++] = (struct model_applied){ id, out };
+        s->ops[s->op_count++] = (struct model_applied){ id, out, 0 };
     }
     return out;
+}
+
+/* ---- writes by filter ---- */
+
+static struct point_key key_of(const struct model_point *p)
+{
+    return point_key_make(p->id, (struct shard_key){ { p->shard_key, p->shard_key_len } });
+}
+
+static int by_key(const void *a, const void *b)
+{
+    struct point_key ka = key_of(*(struct model_point *const *)a),
+                     kb = key_of(*(struct model_point *const *)b);
+    return point_key_compare(&ka, &kb);
+}
+
+static bool model_n_at_least(const struct model_point *p, int64_t bound)
+{
+    struct doc n = doc_member(point_doc(p), (struct bytes){ (const uint8_t *)"n", 1 });
+    return n.data != NULL && doc_i64(n) >= bound;
+}
+
+/* {"must": [{"key": "n", "range": {"gte": bound}}]} */
+static struct doc n_filter_doc(struct store_model *m, int64_t bound, struct arena *arena)
+{
+    struct doc_builder *b = m->docs;
+    struct doc doc;
+    doc_builder_reset(b, DOC_BYTES_MAX);
+    doc_begin_object(b);
+    doc_key(b, "must", 4);
+    doc_begin_array(b);
+    doc_begin_object(b);
+    doc_key(b, "key", 3);
+    doc_put_string(b, "n", 1);
+    doc_key(b, "range", 5);
+    doc_begin_object(b);
+    doc_key(b, "gte", 3);
+    doc_put_i64(b, bound);
+    doc_end(b);
+    doc_end(b);
+    doc_end(b);
+    doc_end(b);
+    ck_assert_int_eq(doc_builder_finish(b, &doc, NULL), OMEN_OK);
+    doc.data = arena_copy(arena, doc.data, doc.len);
+    return doc;
+}
+
+static struct apply_outcome begin_random(struct store_model *m, struct model_state *s, uint32_t part,
+        struct op_id op_id, struct arena *arena)
+{
+    struct apply_outcome out = { .code = OMEN_OK, .sequence = s->sequence };
+    struct point_op op = random_op(m, s->log_time_ms, arena);
+    while (op.kind == POINT_UPSERT) op = random_op(m, s->log_time_ms, arena);
+    struct model_intent in = { .id = { s->sequence, part }, .op_id = op_id, .op = op.kind };
+    in.bound = (int64_t)store_model_random(m, 10);
+    struct entry_intent begin = { .kind = ENTRY_INTENT_BEGIN, .op = op.kind, .payload = op.payload };
+    begin.filter = n_filter_doc(m, in.bound, arena);
+    in.payload_len = op.payload.data != NULL ? op.payload.len : 0;
+    CHECK(in.payload_len <= sizeof in.payload);
+    if (in.payload_len > 0) memcpy(in.payload, op.payload.data, in.payload_len);
+    ck_assert_int_eq(entry_builder_put_intent(m->builder, &begin), OMEN_OK);
+    if (op_answered(s, op_id, &out)) return out;
+    if (s->intent_count == INTENTS_MAX) {
+        out.code = OMEN_EBUSY;
+        return out;
+    }
+    out.intent = in.id;
+    s->intents[s->intent_count++] = in;
+    return out;
+}
+
+/* The next points of a write by filter, as a leader finds them that reads any state since the write began. */
+static uint32_t page_of(struct store_model *m, const struct model_intent *in, uint32_t limit,
+        struct point_op *ops, bool *more_out, struct arena *arena)
+{
+    uint64_t at = in->id.sequence + store_model_random(m, m->sequence - in->id.sequence);
+    struct model_state *s = m->states[at];
+    struct model_point *sorted[MODEL_POINTS_MAX];
+    uint32_t count = 0;
+    *more_out = false;
+    for (uint32_t i = 0; i < s->point_count; i++) sorted[i] = &s->points[i];
+    qsort(sorted, s->point_count, sizeof *sorted, by_key);
+    for (uint32_t i = 0; i < s->point_count; i++) {
+        struct model_point *p = sorted[i];
+        struct point_key key = key_of(p);
+        if (p->version > in->id.sequence || !model_n_at_least(p, in->bound)) continue;
+        if (in->has_cursor && point_key_compare(&key, &in->cursor) <= 0) continue;
+        *more_out = count == limit;
+        if (count == limit) break;
+        struct point_op *op = &ops[count++];
+        *op = (struct point_op){ .kind = in->op, .id = p->id, .if_version = in->id.sequence };
+        op->key.canonical = (struct bytes){ arena_copy(arena, p->shard_key, p->shard_key_len),
+            p->shard_key_len };
+        if (in->payload_len > 0)
+            op->payload = (struct doc){ arena_copy(arena, in->payload, in->payload_len), in->payload_len };
+    }
+    return count;
+}
+
+/* Nothing that it was to delete is left. */
+static void walked_to_its_end(struct store_model *m, const struct model_state *s,
+        const struct model_intent *in)
+{
+    m->intents_ended++;
+    for (uint32_t i = 0; in->op == POINT_DELETE && i < s->point_count; i++)
+        ck_assert_msg(s->points[i].version > in->id.sequence || !model_n_at_least(&s->points[i], in->bound),
+                "a point is left behind by a deletion");
+}
+
+static struct apply_outcome step_random(struct store_model *m, struct model_state *s, struct arena *arena)
+{
+    struct apply_outcome out = { .code = OMEN_OK, .sequence = s->sequence };
+    struct model_intent *in = &s->intents[store_model_random(m, s->intent_count)];
+    if (in->id.sequence == s->sequence) in = &s->intents[0];
+    struct entry_intent step = { .kind = ENTRY_INTENT_STEP, .id = in->id, .step = in->steps };
+    struct point_op ops[3];
+    bool more = false, late = store_model_random(m, 6) == 0;
+    if (late) step.step = in->steps + (store_model_random(m, 2) == 0 ? 1u : UINT32_MAX);
+    uint32_t count = in->refused || in->id.sequence == s->sequence
+            ? 0
+            : page_of(m, in, 1 + (uint32_t)store_model_random(m, 3), ops, &more, arena);
+    if (in->refused) step.code = OMEN_EINVAL;
+    step.ends = !more;
+    step.has_cursor = count > 0;
+    if (count > 0) step.cursor = point_key_make(ops[count - 1].id, ops[count - 1].key);
+    ck_assert_int_eq(entry_builder_put_intent(m->builder, &step), OMEN_OK);
+    for (uint32_t i = 0; i < count; i++) ck_assert_int_eq(entry_builder_add(m->builder, &ops[i]), OMEN_OK);
+    if (late) {
+        out.code = OMEN_ECANCELED;
+        return out;
+    }
+    struct model_state *before = mem_must_alloc(sizeof *before);
+    *before = *s;
+    for (uint32_t i = 0; i < count && out.code == OMEN_OK; i++) out.code = do_op(s, &ops[i], &out.affected);
+    if (out.code != OMEN_OK) *s = *before;
+    mem_free(before);
+    in->refused = out.code != OMEN_OK;
+    if (in->refused) {
+        out.affected = 0;
+        return out;
+    }
+    out.intent = in->id;
+    in->steps++;
+    in->affected += out.affected;
+    in->has_cursor |= step.has_cursor;
+    if (step.has_cursor) in->cursor = step.cursor;
+    if (!step.ends) return out;
+    if (step.code == OMEN_OK && in->id.sequence < s->sequence) walked_to_its_end(m, s, in);
+    out.affected = (uint32_t)in->affected;
+    out.code = step.code;
+    CHECK(s->op_count < MODEL_OPS_MAX);
+    uint64_t since_ms = in->op_id.issue_ms > s->log_time_ms ? in->op_id.issue_ms : s->log_time_ms;
+    if (in->op_id.client != 0) {
+        struct apply_outcome told = { .code = out.code, .affected = out.affected, .sequence = s->sequence };
+        s->ops[s->op_count++] = (struct model_applied){ in->op_id, told, since_ms };
+    }
+    memmove(in, in + 1, (size_t)(&s->intents[--s->intent_count] - in) * sizeof *in);
+    return out;
+}
+
+/* What the store knows of them is what the model does. */
+static void check_intents(const struct store_model *m, struct shard_store *store, uint64_t sequence)
+{
+    const struct model_state *s = m->states[sequence];
+    struct intent_set *set = shard_store_intents(store);
+    ck_assert_uint_eq(set->count, s->intent_count);
+    for (uint32_t i = 0; i < set->count; i++) {
+        const struct intent *a = &set->items[i];
+        const struct model_intent *b = &s->intents[i];
+        ck_assert(intent_id_equal(a->work->id, b->id) && same_op(&a->work->op_id, &b->op_id));
+        ck_assert_uint_eq(a->work->op_id.issue_ms, b->op_id.issue_ms);
+        ck_assert_int_eq(a->work->op, b->op);
+        ck_assert_uint_eq(a->steps, b->steps);
+        ck_assert_uint_eq(a->affected, b->affected);
+        ck_assert_int_eq(a->has_cursor, b->has_cursor);
+        if (a->has_cursor) ck_assert_int_eq(point_key_compare(&a->cursor, &b->cursor), 0);
+        ck_assert_uint_eq(a->work->payload.data != NULL ? a->work->payload.len : 0, b->payload_len);
+        if (b->payload_len > 0) ck_assert_mem_eq(a->work->payload.data, b->payload, b->payload_len);
+        ck_assert_uint_gt(a->work->filter.len, 0);
+    }
+    intent_set_unref(set);
 }
 
 /* New ids mostly; now and then a retry, an old one, one from the future, or none. A retry has the issue time it had. */
 static struct op_id random_op_id(struct store_model *m, const struct model_state *s)
 {
+    if (s->intent_count > 0 && store_model_random(m, 12) == 0)
+        return s->intents[store_model_random(m, s->intent_count)].op_id;
     uint64_t dice = store_model_random(m, 12);
     struct op_id id = { 1 + store_model_random(m, 3), ++m->next_op_seq,
         s->log_time_ms - store_model_random(m, 30) };
@@ -340,7 +541,17 @@ void store_model_step(struct store_model *m)
         struct op_id id = random_op_id(m, s);
         struct point_op ops[8];
         uint32_t count = (uint32_t)store_model_random(m, 9);
+        uint64_t dice = store_model_random(m, 10);
+        if (dice < 3 && s->intent_count > 0) {
+            entry_builder_begin_request(m->builder, (struct op_id){ 0 });
+            e->outcomes[r] = step_random(m, s, &arena);
+            continue;
+        }
         entry_builder_begin_request(m->builder, id);
+        if (dice == 3) {
+            e->outcomes[r] = begin_random(m, s, r, id, &arena);
+            continue;
+        }
         for (uint32_t i = 0; i < count; i++) {
             ops[i] = random_op(m, s->log_time_ms, &arena);
             ck_assert_int_eq(entry_builder_add(m->builder, &ops[i]), OMEN_OK);
@@ -362,20 +573,17 @@ enum omen_err store_model_apply(struct store_model *m, struct shard_store *store
     for (uint32_t i = 0; i < e->request_count; i++) {
         const struct apply_outcome *a = &outcomes[i], *b = &e->outcomes[i];
         ck_assert_msg(a->code == b->code && a->duplicate == b->duplicate && a->affected == b->affected &&
+                        intent_id_equal(a->intent, b->intent) &&
                         (a->code == OMEN_EOPEXPIRED || a->sequence == b->sequence),
                 "entry %llu request %u: code %d affected %u sequence %llu duplicate %d, not %d %u %llu %d",
                 (unsigned long long)sequence, i, a->code, a->affected, (unsigned long long)a->sequence,
                 a->duplicate, b->code, b->affected, (unsigned long long)b->sequence, b->duplicate);
     }
+    check_intents(m, store, sequence);
     return OMEN_OK;
 }
 
 /* ---- comparing ---- */
-
-static struct point_key key_of(const struct model_point *p)
-{
-    return point_key_make(p->id, (struct shard_key){ { p->shard_key, p->shard_key_len } });
-}
 
 static void same_point(const struct model_point *want, const struct point_view *got)
 {
@@ -391,45 +599,12 @@ static void same_point(const struct model_point *want, const struct point_view *
     }
 }
 
-static int by_key(const void *a, const void *b)
-{
-    struct point_key ka = key_of(*(struct model_point *const *)a),
-                     kb = key_of(*(struct model_point *const *)b);
-    return point_key_compare(&ka, &kb);
-}
-
 static const struct point_selection everything = { .with_payload = true, .vector_mask = 3 };
 
-static bool model_n_at_least(const struct model_point *p, int64_t bound)
-{
-    struct doc n = doc_member(point_doc(p), (struct bytes){ (const uint8_t *)"n", 1 });
-    return n.data != NULL && doc_i64(n) >= bound;
-}
-
-/* {"must": [{"key": "n", "range": {"gte": bound}}]} */
 static const struct filter *n_filter(struct store_model *m, int64_t bound, struct arena *arena)
 {
-    struct doc_builder *b = m->docs;
-    struct doc doc;
     const struct filter *filter = NULL;
-    doc_builder_reset(b, DOC_BYTES_MAX);
-    doc_begin_object(b);
-    doc_key(b, "must", 4);
-    doc_begin_array(b);
-    doc_begin_object(b);
-    doc_key(b, "key", 3);
-    doc_put_string(b, "n", 1);
-    doc_key(b, "range", 5);
-    doc_begin_object(b);
-    doc_key(b, "gte", 3);
-    doc_put_i64(b, bound);
-    doc_end(b);
-    doc_end(b);
-    doc_end(b);
-    doc_end(b);
-    ck_assert_int_eq(doc_builder_finish(b, &doc, NULL), OMEN_OK);
-    doc.data = arena_copy(arena, doc.data, doc.len);
-    ck_assert_int_eq(filter_parse(doc, arena, &filter, NULL), OMEN_OK);
+    ck_assert_int_eq(filter_parse(n_filter_doc(m, bound, arena), arena, &filter, NULL), OMEN_OK);
     return filter;
 }
 
@@ -601,6 +776,7 @@ void store_model_check_now(struct store_model *m, struct shard_store *store)
 {
     struct store_view view;
     store_view_acquire(store, &view);
+    check_intents(m, store, view.sequence);
     store_model_check(m, &view);
     store_view_release(&view);
 }

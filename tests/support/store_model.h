@@ -31,6 +31,20 @@ struct model_point {
 struct model_applied {
     struct op_id id;
     struct apply_outcome outcome;
+    uint64_t since_ms; /* of a write by filter that took several entries: remembered from then on */
+};
+
+/* A write by filter under way: to points whose `n` is at least `bound`. */
+struct model_intent {
+    struct intent_id id;
+    struct op_id op_id;
+    enum point_op_kind op;
+    int64_t bound;
+    uint8_t payload[MODEL_DOC_BYTES];
+    uint32_t payload_len, steps;
+    bool has_cursor, refused; /* its last step was */
+    struct point_key cursor;
+    uint64_t affected;
 };
 
 /* The state after one sequence. Plain data: copied to remember it. */
@@ -40,6 +54,8 @@ struct model_state {
     uint32_t point_count;
     struct model_applied ops[MODEL_OPS_MAX];
     uint32_t op_count;
+    struct model_intent intents[INTENTS_MAX];
+    uint32_t intent_count;
 };
 
 struct model_entry {
@@ -55,6 +71,7 @@ struct store_model {
     struct entry_builder *builder;
     struct doc_builder *docs;
     uint64_t next_op_seq;
+    uint64_t intents_ended;                          /* walked to their end */
     struct model_state *states[MODEL_SEQUENCES_MAX]; /* by sequence; [0] = empty */
     struct model_entry entries[MODEL_SEQUENCES_MAX]; /* by sequence; [0] unused */
     uint64_t sequence;                               /* of the newest */

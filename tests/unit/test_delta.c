@@ -2,7 +2,9 @@
 #include "common/err.h"
 #include "common/mem.h"
 #include "storage/meta/delta.h"
+#include "storage/meta/intent.h"
 #include "storage/meta/op_table.h"
+#include "tests/support/golden.h"
 
 #include <check.h>
 #include <stdio.h>
@@ -105,7 +107,7 @@ END_TEST
 
 static struct op_record record_of(uint64_t n, uint64_t issue_ms)
 {
-    return (struct op_record){ n % 7 + 1, n, issue_ms, n + 10, (uint32_t)n, (uint16_t)(n % 3) };
+    return (struct op_record){ n % 7 + 1, n, issue_ms, n + 10, (uint32_t)n, (uint16_t)(n % 3), 0 };
 }
 
 START_TEST(op_table_finds_what_lives_and_forgets_the_rest)
@@ -168,7 +170,7 @@ END_TEST
 START_TEST(an_op_record_survives_its_encoding)
 {
     uint8_t bytes[OP_RECORD_BYTES];
-    struct op_record in = { 1, UINT64_MAX, 3, 4, 5, OMEN_ETOOBIG }, out;
+    struct op_record in = { 1, UINT64_MAX, 3, 4, 5, OMEN_ETOOBIG, 9 }, out;
     op_record_encode(&in, bytes);
     op_record_decode(bytes, &out);
     ck_assert_uint_eq(out.seq, in.seq);
@@ -177,6 +179,51 @@ START_TEST(an_op_record_survives_its_encoding)
     ck_assert_uint_eq(out.sequence, 4);
     ck_assert_uint_eq(out.affected, 5);
     ck_assert_uint_eq(out.code, OMEN_ETOOBIG);
+    ck_assert_uint_eq(out.since_ms, 9);
+    ck_assert_uint_eq(op_record_since_ms(&out), 9);
+    out.since_ms = 0;
+    ck_assert_uint_eq(op_record_since_ms(&out), 3);
+}
+END_TEST
+
+/* The file is the format. Every byte of it counts: another one is refused, or decodes to what encodes to it. */
+START_TEST(a_write_by_filter_survives_its_encoding)
+{
+    static const uint8_t doc[] = { 7, 12, 0, 0, 0, 1, 0, 0, 0, 1, 0, 'a', 3, 7, 0, 0, 0, 0, 0, 0, 0 };
+    const struct entry_intent begin = { .kind = ENTRY_INTENT_BEGIN,
+        .op = POINT_SET_PAYLOAD,
+        .filter = { doc, sizeof doc },
+        .payload = { doc, sizeof doc } };
+    const struct intent_id id = { 77, 3 };
+    uint8_t golden[256], bytes[256];
+    struct intent_set *set = intent_set_copy(NULL);
+    ck_assert_int_eq(intent_set_add(set, id, &(struct op_id){ 9, 4, 1700000000000 }, &begin), OMEN_OK);
+    set->items[0].affected = 2500;
+    set->items[0].steps = 3;
+    set->items[0].has_cursor = true;
+    set->items[0].cursor = (struct point_key){ .id = { 0, 42, POINT_ID_U64 }, .key_hi = 5, .key_lo = 6 };
+    size_t len = intent_bytes(&set->items[0]);
+    ck_assert_uint_eq(len, INTENT_HEAD_BYTES + 2 * sizeof doc);
+    intent_encode(&set->items[0], bytes);
+    if (getenv("OMEN_GOLDEN_WRITE") != NULL)
+        golden_write("tests/golden/intent-v1.hex", (struct bytes){ bytes, len }, "");
+    ck_assert_uint_eq(golden_read("tests/golden/intent-v1.hex", golden, sizeof golden), len);
+    ck_assert_mem_eq(golden, bytes, len);
+    for (size_t at = 4; at <= len; at++) { /* the last time nothing is changed */
+        struct intent_set *read = intent_set_copy(NULL);
+        memcpy(bytes, golden, len);
+        if (at < len) bytes[at] ^= 0x41;
+        enum omen_err rc = intent_decode(id, bytes, len, read);
+        ck_assert(rc == OMEN_OK || (rc == OMEN_ECORRUPT && at < len));
+        if (rc == OMEN_OK) {
+            uint8_t again[256];
+            ck_assert_uint_eq(intent_bytes(&read->items[0]), len);
+            intent_encode(&read->items[0], again);
+            ck_assert_mem_eq(again + 4, bytes + 4, len - 4);
+        }
+        intent_set_unref(read);
+    }
+    intent_set_unref(set);
 }
 END_TEST
 
@@ -189,6 +236,7 @@ int main(void)
     tcase_add_test(tc, op_table_finds_what_lives_and_forgets_the_rest);
     tcase_add_test(tc, a_pinned_range_outlives_expiry);
     tcase_add_test(tc, an_op_record_survives_its_encoding);
+    tcase_add_test(tc, a_write_by_filter_survives_its_encoding);
     suite_add_tcase(suite, tc);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_ENV);

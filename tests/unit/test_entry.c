@@ -13,6 +13,7 @@
 
 #define GOLDEN_V1 "tests/golden/entry-v1.hex"
 #define GOLDEN_V2 "tests/golden/entry-v2.hex"
+#define GOLDEN_V3 "tests/golden/entry-v3.hex"
 #define EXPIRES_MS 1800000000123ull
 
 /* {"a": i64 7} and ["a"] as docs; canonical keys. */
@@ -37,6 +38,30 @@ static float four[4] = { 1, 2, 3, 4 }, text[17] = { 0.5f, [16] = -0.5f },
              image[33] = { [0] = 9, [32] = 1e-40f };
 
 static uint64_t sample_expires_ms; /* of its first point */
+static bool sample_intents;        /* requests of writes by filter follow */
+static const struct intent_id write_id = { 77, 3 };
+
+/* One begins, one goes on with an operation, one ends without any. */
+static void add_intents(struct entry_builder *b)
+{
+    struct entry_intent begin = { .kind = ENTRY_INTENT_BEGIN,
+        .op = POINT_SET_PAYLOAD,
+        .filter = object(),
+        .payload = object() };
+    entry_builder_begin_request(b, (struct op_id){ 13, 8, 1002 });
+    ck_assert_int_eq(entry_builder_put_intent(b, &begin), OMEN_OK);
+    struct entry_intent step = { .kind = ENTRY_INTENT_STEP, .id = write_id, .step = 5, .has_cursor = true };
+    step.cursor = point_key_make((point_id){ 0, 42, POINT_ID_U64 }, key_of(bool_key, sizeof bool_key));
+    entry_builder_begin_request(b, (struct op_id){ 0, 0, 0 });
+    ck_assert_int_eq(entry_builder_put_intent(b, &step), OMEN_OK);
+    struct point_op op = { .kind = POINT_DELETE, .id = { 0, 42, POINT_ID_U64 }, .if_version = 77 };
+    op.key = key_of(bool_key, sizeof bool_key);
+    add(b, &op);
+    step = (struct entry_intent){ .kind = ENTRY_INTENT_STEP, .id = write_id, .step = 6, .ends = true };
+    step.code = OMEN_ETOOBIG;
+    entry_builder_begin_request(b, (struct op_id){ 0, 0, 0 });
+    ck_assert_int_eq(entry_builder_put_intent(b, &step), OMEN_OK);
+}
 
 /* One of everything: all kinds, both kinds of id, all kinds of key, missing vectors, an empty request. */
 static uint8_t *build_sample(struct entry_builder *b, uint32_t *len_out)
@@ -79,6 +104,7 @@ static uint8_t *build_sample(struct entry_builder *b, uint32_t *len_out)
     op.key = key_of(NULL, 0);
     op.any_key = true;
     add(b, &op);
+    if (sample_intents) add_intents(b);
     uint8_t *bytes;
     size_t promised = entry_builder_bytes(b);
     ck_assert_int_eq(entry_builder_finish(b, 1700000000000, 3, false, &bytes, len_out), OMEN_OK);
@@ -101,6 +127,11 @@ static void setup_of(uint64_t expires_ms)
 
 static void setup(void) { setup_of(0); }
 static void setup_expiring(void) { setup_of(EXPIRES_MS); }
+static void setup_intents(void)
+{
+    sample_intents = true;
+    setup_of(EXPIRES_MS);
+}
 
 static void teardown(void)
 {
@@ -412,11 +443,105 @@ START_TEST(version_and_expiries_agree)
 }
 END_TEST
 
+START_TEST(parsed_intents_are_what_was_built)
+{
+    struct entry e;
+    struct entry_intent in;
+    struct entry_request request;
+    ck_assert_int_eq(entry_parse(sample, sample_len, &schema, true, &e, NULL), OMEN_OK);
+    ck_assert_uint_eq(load_u16(sample + 4), ENTRY_VERSION);
+    ck_assert_uint_eq(e.request_count, 6);
+    for (uint32_t r = 0; r < 3; r++) ck_assert(!entry_intent_at(&e, r, &in));
+    ck_assert(entry_intent_at(&e, 3, &in));
+    ck_assert_int_eq(in.kind, ENTRY_INTENT_BEGIN);
+    ck_assert_int_eq(in.op, POINT_SET_PAYLOAD);
+    ck_assert_mem_eq(in.filter.data, object_doc, sizeof object_doc);
+    ck_assert_mem_eq(in.payload.data, object_doc, sizeof object_doc);
+    entry_request_at(&e, 3, &request);
+    ck_assert_uint_eq(request.op_id.client, 13);
+    ck_assert(entry_intent_at(&e, 4, &in));
+    ck_assert(in.kind == ENTRY_INTENT_STEP && intent_id_equal(in.id, write_id) && in.step == 5);
+    ck_assert(in.has_cursor && !in.ends && in.cursor.id.lo == 42 && in.cursor.key_hi != 0);
+    entry_request_at(&e, 4, &request);
+    ck_assert_uint_eq(request.op_count, 1);
+    ck_assert(entry_intent_at(&e, 5, &in));
+    ck_assert(in.ends && in.code == OMEN_ETOOBIG && in.step == 6 && !in.has_cursor);
+    ck_assert_uint_eq(entry_expires_ms(&e, 0), EXPIRES_MS);
+    ck_assert(!entry_only_deletes(sample, sample_len, &schema));
+}
+END_TEST
+
+/* Each with a right checksum. */
+START_TEST(lies_about_intents_are_found)
+{
+    static const struct {
+        uint32_t request, at; /* in the request, or 1000 + in its intent */
+        uint8_t value;
+        const char *what;
+    } lies[] = { { 3, 1000, 9, "kind of intent" }, { 3, 1001, POINT_UPSERT, "kind of write" },
+        { 3, 1002, 1, "reserved" }, { 3, 1004, 1, "add up" }, { 3, 1016, 99, "malformed filter" },
+        { 3, 1001, POINT_DELETE, "payload" }, { 4, 1001, 4, "flags" }, { 4, 1002, 4, "goes on" },
+        { 4, 1001, 0, "cursor" }, { 4, 1024, 7, "kind of id" }, { 4, 1060, 1, "reserved" },
+        { 4, 0, 1, "op id of a step" }, { 5, 1002, 200, "outcome" }, { 5, 1024, 1, "without one" },
+        { 5, 1008, 0, "no write" }, { 5, 32, 1, "out of order" }, { 0, 32, 1, "no intent" } };
+    for (size_t i = 0; i < sizeof lies / sizeof *lies; i++) {
+        uint8_t *copy = mem_alloc_aligned(ENTRY_ALIGN, sample_len);
+        struct entry e;
+        struct err err = { 0 };
+        memcpy(copy, sample, sample_len);
+        uint8_t *r = copy + load_u32(copy + 44) + (size_t)lies[i].request * ENTRY_REQUEST_BYTES;
+        uint8_t *heap = copy + load_u32(copy + 56);
+        uint8_t *at = lies[i].at < 1000 ? r + lies[i].at : heap + load_u32(r + 32) + lies[i].at - 1000;
+        *at = lies[i].value;
+        fix_checksum(copy, sample_len);
+        ck_assert_int_eq(entry_parse(copy, sample_len, &schema, true, &e, &err), OMEN_ECORRUPT);
+        ck_assert_msg(strstr(err.message, lies[i].what) != NULL, "lie %zu: %s", i, err.message);
+        mem_free(copy);
+    }
+    struct entry e; /* and content has one version */
+    store_u16(sample + 4, ENTRY_VERSION_TIMED);
+    fix_checksum(sample, sample_len);
+    ck_assert_int_eq(entry_parse(sample, sample_len, &schema, true, &e, NULL), OMEN_ECORRUPT);
+}
+END_TEST
+
+START_TEST(an_entry_without_intents_is_not_of_their_version)
+{
+    struct entry e;
+    struct err err;
+    store_u16(sample + 4, ENTRY_VERSION);
+    fix_checksum(sample, sample_len);
+    ck_assert_int_eq(entry_parse(sample, sample_len, &schema, true, &e, &err), OMEN_ECORRUPT);
+}
+END_TEST
+
+/* On a full disk what deletes by filter goes on: its begin, its steps, its end. */
+START_TEST(deletes_by_filter_are_deletes)
+{
+    struct entry_intent begin = { .kind = ENTRY_INTENT_BEGIN, .op = POINT_DELETE, .filter = object() };
+    struct entry_intent end = { .kind = ENTRY_INTENT_STEP, .id = write_id, .ends = true };
+    for (int with = 0; with < 3; with++) {
+        uint8_t *bytes;
+        uint32_t len;
+        begin.op = with == 1 ? POINT_OVERWRITE_PAYLOAD : POINT_DELETE;
+        begin.payload = with == 1 ? object() : (struct doc){ NULL, 0 };
+        entry_builder_reset(builder);
+        entry_builder_begin_request(builder, (struct op_id){ 1, 1, 1 });
+        if (with < 2) ck_assert_int_eq(entry_builder_put_intent(builder, &begin), OMEN_OK);
+        entry_builder_begin_request(builder, (struct op_id){ 0 });
+        if (with < 2) ck_assert_int_eq(entry_builder_put_intent(builder, &end), OMEN_OK);
+        ck_assert_int_eq(entry_builder_finish(builder, 5, 6, false, &bytes, &len), OMEN_OK);
+        ck_assert_int_eq(entry_only_deletes(bytes, len, &schema), with == 0);
+        mem_free(bytes);
+    }
+}
+END_TEST
+
 /* The file is the format: 32 bytes of the sample a line. OMEN_GOLDEN_WRITE=1 writes it, for a new version
  * only. */
 START_TEST(format_has_not_changed)
 {
-    const char *path = sample_expires_ms != 0 ? GOLDEN_V2 : GOLDEN_V1;
+    const char *path = sample_intents ? GOLDEN_V3 : sample_expires_ms != 0 ? GOLDEN_V2 : GOLDEN_V1;
     if (getenv("OMEN_GOLDEN_WRITE") != NULL) {
         FILE *out = fopen(path, "w");
         ck_assert_ptr_nonnull(out);
@@ -460,6 +585,7 @@ int main(void)
     tcase_add_test(tc, unaligned_vectors_are_copied);
     tcase_add_test(tc, builder_refuses_past_the_size_limit_and_goes_on);
     tcase_add_test(tc, request_count_is_limited);
+    tcase_add_test(tc, an_entry_without_intents_is_not_of_their_version);
     tcase_add_test(tc, format_has_not_changed);
     suite_add_tcase(suite, tc);
     tc = tcase_create("expiring");
@@ -470,6 +596,18 @@ int main(void)
     tcase_add_test(tc, every_flipped_bit_is_found);
     tcase_add_test(tc, change_with_right_checksum_is_found_or_honest);
     tcase_add_test(tc, version_and_expiries_agree);
+    tcase_add_test(tc, format_has_not_changed);
+    suite_add_tcase(suite, tc);
+    tc = tcase_create("intents");
+    tcase_set_timeout(tc, 120);
+    tcase_add_checked_fixture(tc, setup_intents, teardown);
+    tcase_add_test(tc, parsed_intents_are_what_was_built);
+    tcase_add_test(tc, lies_about_intents_are_found);
+    tcase_add_test(tc, deletes_by_filter_are_deletes);
+    tcase_add_test(tc, rebuilding_gives_the_same_bytes);
+    tcase_add_test(tc, every_flipped_bit_is_found);
+    tcase_add_test(tc, change_with_right_checksum_is_found_or_honest);
+    tcase_add_test(tc, every_cut_is_found);
     tcase_add_test(tc, format_has_not_changed);
     suite_add_tcase(suite, tc);
     SRunner *runner = srunner_create(suite);

@@ -158,6 +158,86 @@ START_TEST(a_payload_grown_too_big_refuses_its_request_whole)
 }
 END_TEST
 
+static struct apply_outcome begin_by_filter(uint64_t op)
+{
+    const struct entry_intent what = { .kind = ENTRY_INTENT_BEGIN,
+        .op = POINT_DELETE,
+        .filter = doc_of(&arena, "{}") };
+    begin((struct op_id){ 6, op, 1000 });
+    ck_assert_int_eq(entry_builder_put_intent(builder, &what), OMEN_OK);
+    return send();
+}
+
+static struct apply_outcome step_by_filter(struct intent_id id, uint32_t step, uint64_t point, bool ends)
+{
+    struct entry_intent what = { .kind = ENTRY_INTENT_STEP, .id = id, .step = step, .ends = ends };
+    what.has_cursor = true;
+    what.cursor = point_key_make((point_id){ 0, point, POINT_ID_U64 }, (struct shard_key){ { NULL, 0 } });
+    begin((struct op_id){ 0 });
+    ck_assert_int_eq(entry_builder_put_intent(builder, &what), OMEN_OK);
+    struct point_op op = { .kind = POINT_DELETE, .id = { 0, point, POINT_ID_U64 } };
+    op.if_version = id.sequence;
+    ck_assert_int_eq(entry_builder_add(builder, &op), OMEN_OK);
+    return send();
+}
+
+static uint32_t intents_now(void)
+{
+    struct intent_set *set = shard_store_intents(store);
+    uint32_t count = set->count;
+    struct shard_store_stats stats;
+    shard_store_stats(store, &stats);
+    ck_assert_uint_eq(stats.intents, count);
+    intent_set_unref(set);
+    return count;
+}
+
+/* INTENTS_MAX are open over checkpoints, merges and reopenings; one more is told to wait, which is not remembered. Each goes
+ * on where it stood, is known under its op id all the time, and gives its place back when it ends. */
+START_TEST(writes_by_filter_are_bounded_and_outlive_restarts)
+{
+    struct intent_id ids[INTENTS_MAX];
+    options.delta_bytes_max = 1; /* merge at every checkpoint */
+    reopen();
+    for (uint64_t id = 1; id <= 3; id++) upsert(id, NULL);
+    for (uint32_t i = 0; i < INTENTS_MAX; i++) {
+        struct apply_outcome o = begin_by_filter(i + 1);
+        ck_assert_int_eq(o.code, OMEN_OK);
+        ids[i] = o.intent;
+        ck_assert_uint_eq(o.intent.sequence, sequence);
+    }
+    upsert(2, "{'new': true}"); /* after all of them began: theirs to leave alone */
+    for (int round = 0; round < 2; round++) {
+        struct apply_outcome o = begin_by_filter(100);
+        ck_assert(o.code == OMEN_EBUSY && o.intent.sequence == 0);
+        o = begin_by_filter(1);
+        ck_assert(o.code == OMEN_EBUSY && intent_id_equal(o.intent, ids[0]));
+        ck_assert(shard_store_op_outcome(store, &(struct op_id){ 6, 2, 1000 }, &o));
+        ck_assert(o.code == OMEN_EBUSY && intent_id_equal(o.intent, ids[1]));
+        o = step_by_filter(ids[0], (uint32_t)round, 1 + (uint64_t)round, false);
+        ck_assert_int_eq(o.code, OMEN_OK);
+        ck_assert_uint_eq(o.affected, round == 0);
+        ck_assert_int_eq(step_by_filter(ids[0], (uint32_t)round, 3, false).code, OMEN_ECANCELED);
+        checkpoint();
+        reopen();
+        ck_assert_uint_eq(intents_now(), INTENTS_MAX);
+    }
+    ck_assert_uint_eq(count_now(), 2);
+    struct apply_outcome end = step_by_filter(ids[0], 2, 3, true);
+    ck_assert(end.code == OMEN_OK && end.affected == 2);
+    ck_assert_uint_eq(intents_now(), INTENTS_MAX - 1);
+    checkpoint();
+    reopen();
+    struct apply_outcome again = begin_by_filter(1);
+    ck_assert(again.code == OMEN_OK && again.duplicate && again.affected == 2);
+    ck_assert_uint_eq(again.sequence, end.sequence);
+    ck_assert_int_eq(begin_by_filter(100).code, OMEN_OK);
+    ck_assert_uint_eq(intents_now(), INTENTS_MAX);
+    ck_assert_str_eq(payload_now(2, NULL), "{'new':true}");
+    ck_assert_uint_eq(count_now(), 1);
+}
+END_TEST
+
 START_TEST(derived_points_fill_several_units_and_come_back)
 {
     reopen();
@@ -682,6 +762,7 @@ int main(void)
     tcase_set_timeout(tc, 60);
     tcase_add_checked_fixture(tc, setup, teardown);
     tcase_add_test(tc, a_payload_grown_too_big_refuses_its_request_whole);
+    tcase_add_test(tc, writes_by_filter_are_bounded_and_outlive_restarts);
     tcase_add_test(tc, derived_points_fill_several_units_and_come_back);
     tcase_add_test(tc, entries_already_applied_are_skipped);
     tcase_add_test(tc, what_was_cut_never_comes_back);
