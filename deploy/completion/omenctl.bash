@@ -13,6 +13,7 @@ _omenctl_options() {
     'replica move') echo --wait ;;
     'operations cancel') echo --plan --all ;;
     'operations '*) echo --watch ;;
+    'cluster version') echo --hold --release ;;
     'rebalance '*) echo --apply --throttle --wait ;;
     'points upsert') echo --batch --ttl --wait ;;
     'points get') echo --shard-key --with-vectors ;;
@@ -57,7 +58,7 @@ _omenctl() {
     elif [ -z "$candidates" ]; then
         case "${#words[@]} ${words[*]}" in
         '0 '*) candidates='status collections points import search alias cluster node replica leader rebalance operations help' ;;
-        '1 cluster') candidates='init status throttle' ;;
+        '1 cluster') candidates='init status throttle version' ;;
         '1 node') candidates='list add drain activate remove label' ;;
         '1 replica') candidates='move' ;;
         '1 leader') candidates='transfer' ;;

@@ -27,7 +27,7 @@ MOVES = [{"shard_id": 12, "collection": "books", "from_node": 2, "to_node": 3, "
 
 
 def status(operations=(), history=(), leader=1):
-    return {"cluster": {"id": "7788", "name": "books", "leader_node": leader, "term": 5, "epoch": 9,
+    return {"cluster": {"id": "7788", "name": "books", "leader_node": leader, "term": 5, "epoch": 9, "version": 2, "version_held": True,
                         "throttle_bytes_per_s": 50_000_000},
             "nodes": NODES, "shards": SHARDS, "operations": list(operations), "history": list(history)}
 
@@ -43,7 +43,7 @@ class ClusterTools(unittest.TestCase):
     def test_the_status_shows_nodes_replicas_and_operations(self):
         with FakeRouter({"status": lambda r: status([OPERATION])}) as router:
             text = self.omenctl(router, "cluster", "status")
-            for part in ("cluster books (7788): led by node 1 in term 5, map 9, copies 50.0 MB/s at most",
+            for part in ("cluster books (7788): led by node 1 in term 5, version 2 (held), map 9, copies 50.0 MB/s at most",
                          "tcp://127.0.0.1:7710", "zone=a", "50.0 GB (50 %)", "1.2 GB of 8.0 GB, full", "not heard of", "draining", "0-2047", "leader",
                          "catch_up", "500.0 kB", "2.0 MB", "the target node is not heard of"):
                 self.assertIn(part, text)
@@ -61,6 +61,12 @@ class ClusterTools(unittest.TestCase):
             (["cluster", "init", "--name", "b\"ooks"], {"do": "init", "name": "b\"ooks"}, {"node_id": 1, "cluster_id": "7"}, "id 1"),
             (["cluster", "throttle", "50MB"], {"do": "throttle", "bytes_per_s": 50_000_000}, {}, "50000000"),
             (["cluster", "throttle", "0"], {"do": "throttle", "bytes_per_s": 0}, {}, "as fast"),
+            (["cluster", "version"], {"do": "version"},
+             {"version": 2, "held": True, "nodes": [{"node_id": 1, "up": True, "level": 3}]}, "version 2, held: every node reads more"),
+            (["cluster", "version", "--hold"], {"do": "version", "hold": True},
+             {"version": 2, "held": True, "nodes": [{"node_id": 1, "up": False, "level": 0}]}, "not heard of"),
+            (["cluster", "version", "--release"], {"do": "version", "hold": False},
+             {"version": 2, "held": False, "nodes": [{"node_id": 1, "up": True, "level": 3}]}, "about to be raised"),
             (["node", "add", "tcp://h:1", "--labels", "zone=b"], {"do": "node_add", "address": "tcp://h:1", "labels": "zone=b"},
              {"node_id": 4}, "node 4"),
             (["node", "activate", 3], {"do": "node_activate", "node_id": 3}, {}, "node 3"),
@@ -95,7 +101,8 @@ class ClusterTools(unittest.TestCase):
         with FakeRouter({}) as router:
             for args in (["node", "drain"], ["node", "drain", "x"], ["node", "drain", "0"], ["replica", "move", "12", "1"],
                          ["replica", "move", "a", "1", "2"], ["operations", "cancel"], ["operations", "cancel", "1", "--all"],
-                         ["cluster", "throttle", "fast"], ["leader", "transfer"]):
+                         ["cluster", "throttle", "fast"], ["leader", "transfer"],
+                         ["cluster", "version", "--hold", "--release"]):
                 self.omenctl(router, *args, code=2)
             self.assertEqual(router.asked, [])
             self.omenctl(router, "node", "activate", 1, code=1)

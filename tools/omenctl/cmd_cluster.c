@@ -210,10 +210,11 @@ static void print_header(struct doc cluster)
     else
         printf("led by node %llu in term %llu", (unsigned long long)leader,
                 (unsigned long long)doc_get_u64(cluster, "term"));
-    printf(", version %llu%s, map %llu, copies %s%s\n", (unsigned long long)doc_get_u64(cluster, "version"),
-            doc_get_bool(cluster, "version_held") ? " (held)" : "",
-            (unsigned long long)doc_get_u64(cluster, "epoch"), throttle == 0 ? "as fast as they go" : text,
-            throttle == 0 ? "" : "/s at most");
+    if (doc_get(cluster, "version").data != NULL)
+        printf(", version %llu%s", (unsigned long long)doc_get_u64(cluster, "version"),
+                doc_get_bool(cluster, "version_held") ? " (held)" : "");
+    printf(", map %llu, copies %s%s\n", (unsigned long long)doc_get_u64(cluster, "epoch"),
+            throttle == 0 ? "as fast as they go" : text, throttle == 0 ? "" : "/s at most");
 }
 
 /* ---- status ---- */
