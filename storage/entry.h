@@ -46,6 +46,7 @@
 #define ENTRY_REQUESTS_MAX 4096
 
 #define ENTRY_OP_TIME_OFF 52 /* in an op: expires_ms or if_version */
+#define ENTRY_OP_ROWS_OFF 60 /* in an op: its row of each field */
 
 /* A write by filter is recorded before its pages are (CORRECTNESS A5): the entry and the request in it that began it. */
 struct intent_id {
@@ -151,6 +152,11 @@ static inline uint64_t entry_expires_ms(const struct entry *e, uint32_t i)
 {
     const uint8_t *o = e->ops + (size_t)i * e->op_stride;
     return e->timed && o[0] == POINT_UPSERT ? load_u64(o + ENTRY_OP_TIME_OFF) : 0;
+}
+/* Which row of the field operation `i` brings, or ENTRY_NO_ROW; cheaper than entry_op_at. */
+static inline uint32_t entry_op_row(const struct entry *e, uint32_t i, uint32_t field)
+{
+    return load_u32(e->ops + (size_t)i * e->op_stride + ENTRY_OP_ROWS_OFF + 4 * (size_t)field);
 }
 static inline const float *entry_row(const struct entry *e, uint32_t field, uint32_t row, uint32_t dim)
 {

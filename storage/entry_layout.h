@@ -15,7 +15,6 @@
 #define ENTRY_COLUMNS_OFF 64 /* in the header */
 #define ENTRY_CRC_FROM 16    /* first byte under the checksum */
 #define ENTRY_FLAG_DERIVED 1u
-#define ENTRY_OP_ROWS_OFF 60 /* in an op */
 #define ENTRY_OP_ANY_KEY 1u
 #define ENTRY_INTENT_OFF 32 /* in a request */
 #define ENTRY_BEGIN_BYTES 16u

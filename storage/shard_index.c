@@ -112,6 +112,7 @@ void store_index_fini(struct shard_store *s)
 {
     segment_set_release(s->index.set);
     tail_set_release(s->index.tails);
+    mem_free(s->index.tails_known);
     s->index.set = NULL;
     s->index.tails = NULL;
     pthread_mutex_destroy(&s->index.mutex);
@@ -694,18 +695,15 @@ bool shard_index_wants_checkpoint(struct shard_store *store, const struct index_
 {
     struct segment_set *set = segment_set_acquire(store);
     struct job job;
-    bool wants = false, has = false;
+    bool wants = false;
     if (set == NULL) return false;
     uint32_t era = store_hold(store);
-    uint32_t durable = durable_end(store), end = blocks_count(store->blocks);
-    uint32_t ripe = written_after(store, 0, durable, policy->ripe_ms);
-    for (uint32_t f = 0; f < store->schema.field_count && !has; f++) {
-        has = tail_job(store, set, policy, f, ripe, &job);
-        wants |= tail_job(store, set, policy, f, written_after(store, 0, end, policy->ripe_ms), &job);
-    }
+    uint32_t ripe = written_after(store, 0, blocks_count(store->blocks), policy->ripe_ms);
+    for (uint32_t f = 0; f < store->schema.field_count && !wants; f++)
+        wants = tail_job(store, set, policy, f, ripe, &job);
     segment_set_release(set);
     store_unhold(store, era);
-    return wants && !has;
+    return wants;
 }
 
 void shard_index_memory(struct shard_store *store, struct shard_index_memory *memory_out)

@@ -56,8 +56,9 @@ void shard_index_renew(struct shard_store *store);
  * Not beside shard_index_step. Cost: looks at the blocks that are in no segment. */
 uint64_t shard_index_settled(struct shard_store *store, const struct index_policy *policy);
 
-/* A checkpoint now would give the next step a tail to take, and without one it has none. Not beside shard_index_step.
- * Cost: as shard_index_settled. */
+/* After a checkpoint the next step would have a tail to take. One that is made before a tail is taken, although some of it
+ * is durable already, makes the job larger, so that rows are built less often. Not beside shard_index_step. Cost: as
+ * shard_index_settled. */
 bool shard_index_wants_checkpoint(struct shard_store *store, const struct index_policy *policy);
 
 /* Take some of the newest rows into a sketch (shard_tail.c), where the tail is large: what a search then goes by instead

@@ -54,10 +54,11 @@ struct view_pin {
 struct segment_set;
 struct tail_set;
 struct store_index {
-    pthread_mutex_t mutex;   /* guards `set` */
-    struct segment_set *set; /* one reference; NULL before they were opened */
-    struct tail_set *tails;  /* of shard_tail.c, likewise */
-    bool loaded;             /* these down to dead_steps are the indexer's */
+    pthread_mutex_t mutex;          /* guards `set` */
+    struct segment_set *set;        /* one reference; NULL before they were opened */
+    struct tail_set *tails;         /* of shard_tail.c, likewise */
+    struct tail_known *tails_known; /* [fields] owned; of the same, the thread's that adds to sketches */
+    bool loaded;                    /* these down to dead_steps are the indexer's */
     uint64_t next_number, dead_seen;
     uint32_t dead_steps;
     _Atomic uint64_t renew_below; /* segments of lower numbers are to be built anew */

@@ -25,6 +25,7 @@
 #define TAIL_SHARE 4u        /* of a sketch's rows: when fewer are in no segment, they are scanned */
 #define TAIL_TRIES 512u      /* candidates after which a search of which few pass is given up */
 #define TAIL_PASS_SHARE 8u
+#define CALIBRATE_AGAIN 16u /* times the rows of a calibration come before it is made anew */
 #define SCRATCHES_KEPT 64u
 
 struct tail_scratch {
@@ -40,11 +41,17 @@ struct tail_sketch {
     struct sketch *sketch;
     struct row_ref *_Atomic pages[TAIL_PAGES]; /* [TAIL_PAGE_ROWS] row of each slot, in order of blocks */
     uint64_t jobs;                             /* begun when it was made; this and below: the writer's */
-    uint32_t calibrated;                       /* rows then */
     bool closed;                               /* an addition failed half-way: goes on in another one */
     pthread_mutex_t mutex;                     /* guards what follows */
     struct tail_scratch *idle;
     uint32_t idle_count;
+};
+
+/* What was learned from sketches of a field. */
+struct tail_known {
+    struct sketch_curve curve;
+    uint32_t rows;  /* of the sketch that was calibrated; 0 = none was */
+    uint64_t since; /* rows that came to sketches since */
 };
 
 static const float NO_ROW[OMEN_DIM_MAX];
@@ -61,11 +68,9 @@ static const float *row_vector(void *arg, uint32_t slot)
     const struct tail_sketch *t = arg;
     struct row_ref ref = row_at(t, slot);
     const struct block *b = blocks_at(t->blocks, ref.block);
-    struct entry_op op;
     if (b->died == NULL) return NO_ROW;
-    entry_op_at(&b->entry, ref.op, &op);
-    return op.rows[t->field] == ENTRY_NO_ROW ? NO_ROW
-                                             : entry_row(&b->entry, t->field, op.rows[t->field], t->dim);
+    uint32_t row = entry_op_row(&b->entry, ref.op, t->field);
+    return row == ENTRY_NO_ROW ? NO_ROW : entry_row(&b->entry, t->field, row, t->dim);
 }
 
 static bool row_lives(void *arg, uint32_t slot)
@@ -194,18 +199,18 @@ static enum omen_err block_add(struct tail_sketch *t, uint32_t block, uint32_t *
     if (b->died == NULL) return OMEN_OK;
     for (uint32_t at = 0; rc == OMEN_OK && at < b->entry.op_count; at++) {
         uint64_t died = block_row_died(b, at);
-        struct entry_op op;
         if (died != 0 && died <= b->sequence) continue;
-        entry_op_at(&b->entry, at, &op);
-        if (op.rows[t->field] == ENTRY_NO_ROW) continue;
-        rc = row_add(t, (struct row_ref){ block, at },
-                entry_row(&b->entry, t->field, op.rows[t->field], t->dim), rows, err);
+        uint32_t row = entry_op_row(&b->entry, at, t->field);
+        if (row == ENTRY_NO_ROW) continue;
+        rc = row_add(t, (struct row_ref){ block, at }, entry_row(&b->entry, t->field, row, t->dim), rows,
+                err);
     }
     return rc;
 }
 
 /* Some of the blocks from where it ends, published one by one. */
-static enum omen_err tail_grow(struct tail_sketch *t, uint32_t end, bool *worked_out, struct err *err)
+static enum omen_err tail_grow(struct tail_sketch *t, uint32_t end, uint64_t *added_io, bool *worked_out,
+        struct err *err)
 {
     uint64_t published = atomic_load_explicit(&t->published, memory_order_relaxed);
     uint32_t block = (uint32_t)(published >> 32), rows = (uint32_t)published, first = rows;
@@ -216,18 +221,34 @@ static enum omen_err tail_grow(struct tail_sketch *t, uint32_t end, bool *worked
             atomic_store_explicit(&t->published, (uint64_t)(block + 1) << 32 | rows, memory_order_release);
         *worked_out = true;
     }
+    *added_io += rows - first;
     t->closed = rc != OMEN_OK; /* rows past what is published are not looked at */
     return rc;
 }
 
-static enum omen_err tail_calibrate(struct tail_sketch *t, const struct index_control *control,
-        struct err *err)
+/* The known of a field; NULL: no memory for it. */
+static struct tail_known *known_of(struct shard_store *s, uint32_t field)
+{
+    if (s->index.tails_known == NULL)
+        s->index.tails_known = mem_calloc(OMEN_VECTOR_FIELDS_MAX, sizeof *s->index.tails_known);
+    return s->index.tails_known == NULL ? NULL : s->index.tails_known + field;
+}
+
+/* When there are twice as many rows as at the last time. While they come and go, sketch after sketch, each goes by what
+ * is known, and only now and then is it looked whether that is still so. */
+static enum omen_err tail_calibrate(struct tail_sketch *t, struct tail_known *known,
+        const struct index_control *control, struct err *err)
 {
     uint32_t rows = sketch_count(t->sketch);
-    if (rows < t->rows_min || rows < 2 * t->calibrated) return OMEN_OK;
+    bool grown = rows / 2 >= known->rows;
+    bool again = rows >= known->rows / 2 && known->since >= (uint64_t)CALIBRATE_AGAIN * rows;
+    if (rows < t->rows_min || !(grown || again)) return OMEN_OK;
     enum omen_err rc = sketch_calibrate(t->sketch, row_lives, t, control);
-    t->calibrated = rows;
-    return rc == OMEN_OK ? OMEN_OK : err_set(err, rc, NULL, "calibrating a sketch of the tail");
+    if (rc != OMEN_OK) return err_set(err, rc, NULL, "calibrating a sketch of the tail");
+    known->rows = rows;
+    known->since = 0;
+    sketch_curve(t->sketch, &known->curve);
+    return OMEN_OK;
 }
 
 /* Of a row, about; see storage/index/README.md. */
@@ -252,6 +273,8 @@ static struct tail_sketch *newest_of(const struct tail_set *set, uint32_t field,
 static enum omen_err field_step(struct shard_store *s, const struct index_policy *policy, uint32_t field,
         const uint32_t *covered, const struct index_control *control, bool *worked_out, struct err *err)
 {
+    struct tail_known *known = known_of(s, field);
+    if (known == NULL) return err_set(err, OMEN_ENOMEM, NULL, "no memory for a sketch of the tail");
     struct tail_set *set = tail_set_acquire(s);
     uint32_t count, end = blocks_count(s->blocks);
     struct tail_sketch *t = newest_of(set, field, &count);
@@ -264,13 +287,14 @@ static enum omen_err field_step(struct shard_store *s, const struct index_policy
         uint64_t rows = blocks_rows(s->blocks, from, end);
         bool many = rows >= policy->tail_rows_min && 2 * rows * sketch_bytes(s, field) <= policy->memory_left;
         if (many) rc = tail_new(s, policy, field, from, &more, err);
+        if (rc == OMEN_OK && many) sketch_curve_set(more->sketch, &known->curve);
         if (rc == OMEN_OK && (many || covered_all)) rc = set_change(s, set, covered, more, err);
         t = rc == OMEN_OK ? more : NULL; /* the set holds it; only this thread changes the set */
     }
     /* One that memory has run out for stays as it is: what comes after it is scanned. */
     bool room = policy->memory_left >= TAIL_STEP_ROWS * sketch_bytes(s, field);
-    if (t != NULL && room) rc = tail_grow(t, end, worked_out, err);
-    if (t != NULL && rc == OMEN_OK) rc = tail_calibrate(t, control, err);
+    if (t != NULL && room) rc = tail_grow(t, end, &known->since, worked_out, err);
+    if (t != NULL && rc == OMEN_OK) rc = tail_calibrate(t, known, control, err);
     tail_set_release(set);
     return rc;
 }

@@ -83,10 +83,22 @@ OMEN_CHECKED enum omen_err sketch_search(const struct sketch *sketch, const stru
 
 /* Measure recall by effort and let later searches use it. The newest 256 rows (a 40th of few) serve as
  * queries against all before them: they are the rows that a search of that moment has not seen. Cost: one
- * exact scan for every 32 of them. Worth repeating when the rows have doubled. Threads: beside the writer and
- * readers, one call at a time. Below 2,000 rows nothing is done. OMEN_ECANCELED, OMEN_ENOMEM. */
+ * exact scan, shared by them, and a dozen searches for each. Worth repeating when the rows have doubled.
+ * Threads: beside the writer and readers, one call at a time. Below 2,000 rows nothing is done. OMEN_ECANCELED,
+ * OMEN_ENOMEM. */
 OMEN_CHECKED enum omen_err sketch_calibrate(struct sketch *sketch, sketch_alive_fn *alive, void *alive_arg,
         const struct index_control *control);
+
+/* What a calibration found. Given to a new sketch of rows of the same kind, it serves until there are many more of them
+ * than there were then: among fewer the same effort finds as much and more. By the thread that calibrates. */
+#define SKETCH_CURVE_POINTS 12
+#define SKETCH_CURVE_KS 3 /* k = 1, 10, 100 */
+struct sketch_curve {
+    uint32_t points; /* 0 = not calibrated */
+    float recall[SKETCH_CURVE_KS][SKETCH_CURVE_POINTS];
+};
+void sketch_curve(const struct sketch *sketch, struct sketch_curve *curve_out);
+void sketch_curve_set(struct sketch *sketch, const struct sketch_curve *curve);
 
 /* The buckets as a first partition of the rows below slot_end, for who builds an index of them: `each` gets
  * every bucket's slots, ascending, borrowed for the call; rows without a code come as one more bucket. It

@@ -2,7 +2,7 @@
  * not seen.
  *
  * Nothing has to be held back: a search with slot_end = s knows nothing of row s but the leaders, and those
- * come from the older half. Truth is one exact scan shared by 32 queries at a time. As in
+ * come from the older half. Truth is one exact scan shared by all queries. As in
  * sealed_calibrate.c a hit counts when its distance is at most the k-th true one times (1 + 1e-5), and the
  * curve keeps recall less 1.65 standard errors. Threads: beside writer and readers; points of the curve are
  * stored one by one, a search may see some old and some new ones, each true of its moment. */
@@ -34,6 +34,13 @@ static float curve_at(const struct sketch *s, uint32_t row, uint32_t i)
     return recall;
 }
 
+static void curve_put(struct sketch *s, uint32_t row, uint32_t i, float recall)
+{
+    uint32_t bits;
+    memcpy(&bits, &recall, sizeof bits);
+    atomic_store_explicit(&s->curve_recall[row][i], bits, memory_order_relaxed);
+}
+
 uint32_t sketch_effort(const struct sketch *s, uint32_t k, float recall_target)
 {
     uint32_t points = atomic_load_explicit(&s->curve_points, memory_order_acquire), row = 0;
@@ -61,7 +68,8 @@ struct calibration {
     uint32_t end, queries;
     float *bounds; /* [queries][SKETCH_CURVE_KS] */
     float *query_rows, *tile, *distances;
-    struct index_hit *hits; /* [TRUTH_QUERIES][TRUTH_K] */
+    struct index_hit *hits;   /* [queries][TRUTH_K]; later [TRUTH_K] of one search */
+    struct index_heap *heaps; /* [queries] on them */
     struct sketch_scratch *scratch;
 };
 
@@ -81,32 +89,42 @@ static uint32_t tile_fill(const struct calibration *c, uint32_t *slot)
     return n;
 }
 
-static enum omen_err truth_block(struct calibration *c, uint32_t first, uint32_t count)
+/* Offers a tile of `n` rows to queries [first, first + count). */
+static void tile_offer(struct calibration *c, uint32_t first, uint32_t count, uint32_t n)
 {
     const struct kernel *kernel = kernel_get();
-    uint32_t dim = c->s->dim, n;
-    struct index_heap heaps[TRUTH_QUERIES];
+    uint32_t dim = c->s->dim;
+    (c->s->metric == METRIC_L2 ? kernel->l2sq_f32_block
+                               : kernel->negdot_f32_block)(c->query_rows + (size_t)first * dim, dim, count,
+            c->tile, dim, n, dim, c->distances);
     for (uint32_t q = 0; q < count; q++) {
-        memcpy(c->query_rows + (size_t)q * dim, c->s->row(c->s->row_arg, c->end + first + q),
-                dim * sizeof(float));
-        heaps[q] = (struct index_heap){ c->hits + (size_t)q * TRUTH_K, TRUTH_K, 0 };
+        struct index_heap *heap = &c->heaps[first + q];
+        for (uint32_t i = 0; i < n; i++) {
+            float d = c->distances[(size_t)q * n + i];
+            if (d < index_heap_bound(heap)) index_heap_push(heap, (struct index_hit){ d, i });
+        }
+    }
+}
+
+/* One pass over the rows, each of which is looked up once, for all queries; 32 of them at a time. */
+static enum omen_err truth_find(struct calibration *c)
+{
+    uint32_t dim = c->s->dim, n;
+    for (uint32_t q = 0; q < c->queries; q++) {
+        memcpy(c->query_rows + (size_t)q * dim, c->s->row(c->s->row_arg, c->end + q), dim * sizeof(float));
+        c->heaps[q] = (struct index_heap){ c->hits + (size_t)q * TRUTH_K, TRUTH_K, 0 };
     }
     for (uint32_t slot = 0; (n = tile_fill(c, &slot)) > 0;) {
         if (stopped(c)) return OMEN_ECANCELED;
-        (c->s->metric == METRIC_L2 ? kernel->l2sq_f32_block : kernel->negdot_f32_block)(c->query_rows, dim,
-                count, c->tile, dim, n, dim, c->distances);
-        for (uint32_t q = 0; q < count; q++) {
-            for (uint32_t i = 0; i < n; i++) {
-                float d = c->distances[(size_t)q * n + i];
-                if (d < index_heap_bound(&heaps[q])) index_heap_push(&heaps[q], (struct index_hit){ d, i });
-            }
-        }
+        for (uint32_t first = 0; first < c->queries; first += TRUTH_QUERIES)
+            tile_offer(c, first, c->queries - first < TRUTH_QUERIES ? c->queries - first : TRUTH_QUERIES, n);
     }
-    for (uint32_t q = 0; q < count; q++) {
-        index_heap_sort(&heaps[q]);
+    for (uint32_t q = 0; q < c->queries; q++) {
+        struct index_heap *heap = &c->heaps[q];
+        index_heap_sort(heap);
         for (uint32_t j = 0; j < SKETCH_CURVE_KS; j++) {
-            float d = heaps[q].count < curve_k[j] ? INFINITY : heaps[q].hits[curve_k[j] - 1].distance;
-            c->bounds[(size_t)(first + q) * SKETCH_CURVE_KS + j] = d + fabsf(d) * TIE;
+            float d = heap->count < curve_k[j] ? INFINITY : heap->hits[curve_k[j] - 1].distance;
+            c->bounds[(size_t)q * SKETCH_CURVE_KS + j] = d + fabsf(d) * TIE;
         }
     }
     return OMEN_OK;
@@ -151,10 +169,8 @@ static enum omen_err curve_measure(struct calibration *c)
         enum omen_err rc = recall_measure(c, sketch_efforts[points], recall);
         if (rc != OMEN_OK) return rc;
         for (uint32_t j = 0; j < SKETCH_CURVE_KS; j++) {
-            uint32_t bits;
             last[j] = fmaxf(last[j], recall[j]); /* noise: it never falls */
-            memcpy(&bits, &last[j], sizeof bits);
-            atomic_store_explicit(&c->s->curve_recall[j][points], bits, memory_order_relaxed);
+            curve_put(c->s, j, points, last[j]);
         }
         enough = last[SKETCH_CURVE_KS - 1] >= RECALL_ENOUGH;
     }
@@ -171,22 +187,36 @@ enum omen_err sketch_calibrate(struct sketch *s, sketch_alive_fn *alive, void *a
     c.queries = count / QUERY_SHARE < QUERIES ? count / QUERY_SHARE : QUERIES;
     c.end = count - c.queries;
     c.bounds = mem_alloc((size_t)c.queries * SKETCH_CURVE_KS * sizeof(float));
-    c.query_rows = mem_alloc_aligned(64, (size_t)TRUTH_QUERIES * s->dim * sizeof(float));
+    c.query_rows = mem_alloc_aligned(64, (size_t)c.queries * s->dim * sizeof(float));
     c.tile = mem_alloc_aligned(64, (size_t)TRUTH_TILE * s->dim * sizeof(float));
     c.distances = mem_alloc((size_t)TRUTH_TILE * TRUTH_QUERIES * sizeof(float));
-    c.hits = mem_alloc((size_t)TRUTH_QUERIES * TRUTH_K * sizeof *c.hits);
+    c.hits = mem_alloc((size_t)c.queries * TRUTH_K * sizeof *c.hits);
+    c.heaps = mem_alloc(c.queries * sizeof *c.heaps);
     c.scratch = sketch_scratch_new(s);
     bool fine = c.bounds != NULL && c.query_rows != NULL && c.tile != NULL && c.distances != NULL &&
-            c.hits != NULL && c.scratch != NULL;
-    enum omen_err rc = fine ? OMEN_OK : OMEN_ENOMEM;
-    for (uint32_t first = 0; rc == OMEN_OK && first < c.queries; first += TRUTH_QUERIES)
-        rc = truth_block(&c, first, c.queries - first < TRUTH_QUERIES ? c.queries - first : TRUTH_QUERIES);
+            c.hits != NULL && c.heaps != NULL && c.scratch != NULL;
+    enum omen_err rc = fine ? truth_find(&c) : OMEN_ENOMEM;
     if (rc == OMEN_OK) rc = curve_measure(&c);
     mem_free(c.bounds);
     mem_free(c.query_rows);
     mem_free(c.tile);
     mem_free(c.distances);
     mem_free(c.hits);
+    mem_free(c.heaps);
     sketch_scratch_free(c.scratch);
     return rc;
+}
+
+void sketch_curve(const struct sketch *s, struct sketch_curve *curve_out)
+{
+    curve_out->points = atomic_load_explicit(&s->curve_points, memory_order_acquire);
+    for (uint32_t j = 0; j < SKETCH_CURVE_KS; j++)
+        for (uint32_t i = 0; i < curve_out->points; i++) curve_out->recall[j][i] = curve_at(s, j, i);
+}
+
+void sketch_curve_set(struct sketch *s, const struct sketch_curve *curve)
+{
+    for (uint32_t j = 0; j < SKETCH_CURVE_KS; j++)
+        for (uint32_t i = 0; i < curve->points; i++) curve_put(s, j, i, curve->recall[j][i]);
+    atomic_store_explicit(&s->curve_points, curve->points, memory_order_release);
 }

@@ -20,8 +20,6 @@
 #define SKETCH_LEADERS_MAX 1024
 #define SKETCH_BLOCK_GROUPS_MAX 8
 #define SKETCH_BLOCK_HEAD 64 /* bytes before a block's groups */
-#define SKETCH_CURVE_POINTS 12
-#define SKETCH_CURVE_KS 3 /* k = 1, 10, 100 */
 
 /* Where the parts of a group lie: codes [4 * D] at 0 | f, g [32] f16 and two f32 scales, filled in when the
  * group is full | slots [32] u32 | f, g [32] f32. */

@@ -45,6 +45,7 @@ struct segment {
     uint64_t kept_bytes;               /* of memory_bytes: slots and payload index, never mapped */
     uint64_t disk_bytes, memory_bytes; /* looked up once: an index counts its links to tell */
     _Atomic uint32_t refs;
+    _Atomic uint32_t gone; /* of 65,536 near rows, about, so many were dead lately; a hint of searches */
     pthread_mutex_t mutex; /* guards what follows */
     struct segment_scratch *idle;
     uint32_t idle_count;

@@ -77,15 +77,41 @@ static bool row_passes(const struct segment *s, const struct segment_query *q, s
     return true;
 }
 
-static uint32_t hits_count_passing(const struct segment *s, const struct segment_query *q,
+#define GONE_WHOLE 65536u
+#define GONE_SHARE 16 /* of what one search saw, in what is remembered */
+
+/* How many to ask for so that k of them live, by what searches saw lately. */
+static uint64_t living_want(const struct segment *s, uint32_t k)
+{
+    uint64_t gone = atomic_load_explicit(&s->gone, memory_order_relaxed);
+    uint64_t lives = gone < GONE_WHOLE / 2 ? GONE_WHOLE - gone : GONE_WHOLE / 2;
+    return k + k / 8 + 4 +
+            (3 * k * gone / 2 + lives - 1) / lives; /* half as many again: they lie in clusters */
+}
+
+/* Of `count` rows that were found, `living` are seen. That searches forget one another's news does no harm. */
+static void living_note(struct segment *s, uint32_t count, uint32_t living)
+{
+    if (count == 0) return;
+    int32_t gone = (int32_t)atomic_load_explicit(&s->gone, memory_order_relaxed);
+    int32_t now = (int32_t)((uint64_t)(count - living) * GONE_WHOLE / count);
+    int32_t step = (now - gone) / GONE_SHARE;
+    if (step != 0) atomic_store_explicit(&s->gone, (uint32_t)(gone + step), memory_order_relaxed);
+}
+
+static uint32_t hits_count_passing(struct segment *s, const struct segment_query *q,
         const struct index_hit *hits, uint32_t count, struct explain_part *part)
 {
-    uint32_t n = 0;
-    for (uint32_t i = 0; i < count && n < q->k; i++) {
-        part->filter_evaluated += q->filter != NULL;
+    uint32_t n = 0, i = 0;
+    for (; i < count && n < q->k; i++) {
+        struct row_ref ref = s->slots[hits[i].slot];
         struct topk_candidate ignored;
-        n += row_passes(s, q, s->slots[hits[i].slot], &ignored);
+        part->filter_evaluated += q->filter != NULL;
+        n += q->filter != NULL
+                ? row_passes(s, q, ref, &ignored)
+                : block_row_visible(blocks_at(s->blocks, ref.block), ref.op, q->view_sequence, q->now_ms);
     }
+    if (q->filter == NULL) living_note(s, i, n);
     return n;
 }
 
@@ -204,7 +230,7 @@ static enum omen_err first_want(struct segment *s, const struct segment_query *q
         struct segment_scratch *scratch, struct candidates *c, uint64_t *want_out, struct explain_part *part)
 {
     double share = 1;
-    *want_out = (uint64_t)q->k + q->k / 8 + 4;
+    *want_out = living_want(s, q->k);
     if (c->exact) return OMEN_OK;
     if (c->count > ASK_ALL && candidates_mostly_pass(s, q, c, &share, part)) {
         *want_out = (uint64_t)((double)*want_out / share * 1.25) + 8;

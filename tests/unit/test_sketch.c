@@ -273,6 +273,44 @@ START_TEST(filters_and_deletes_never_cost_an_answer)
 }
 END_TEST
 
+/* A new sketch of fewer rows of the same kind answers at the target with the curve of an older one. */
+START_TEST(a_calibration_serves_the_next_sketch)
+{
+    seed_rng(53);
+    struct tail old, next;
+    struct sketch_curve curve;
+    float query[32];
+    tail_init(&old, 30000, 32, METRIC_L2);
+    tail_fill(&old, 300);
+    tail_add(&old, 20000);
+    sketch_curve(old.sketch, &curve);
+    ck_assert_uint_eq(curve.points, 0);
+    ck_assert_int_eq(sketch_calibrate(old.sketch, NULL, NULL, NULL), OMEN_OK);
+    sketch_curve(old.sketch, &curve);
+    ck_assert_uint_gt(curve.points, 0);
+    tail_init(&next, old.count, 32, METRIC_L2);
+    memcpy(next.data, old.data, (size_t)old.count * 32 * sizeof(float));
+    sketch_curve_set(next.sketch, &curve);
+    for (uint32_t rows = 4000; rows <= next.count; rows += 8000) {
+        struct sketch_stats stats;
+        double recall = 0;
+        tail_add(&next, rows);
+        sketch_stats(next.sketch, &stats);
+        ck_assert_uint_gt(stats.effort_default, 0);
+        for (int q = 0; q < 200; q++) {
+            query_fill(&next, query);
+            struct sketch_search search = { .base = { .query = query, .k = 10, .recall_target = 0.9f },
+                .slot_end = UINT32_MAX };
+            recall += search_checked(&next, &search) / 200;
+        }
+        printf("%u rows: recall %.3f\n", rows, recall);
+        ck_assert(recall >= 0.87);
+    }
+    tail_fini(&old);
+    tail_fini(&next);
+}
+END_TEST
+
 START_TEST(recall_asked_for_is_delivered)
 {
     seed_rng(51);
@@ -477,6 +515,7 @@ int main(void)
             sizeof shapes / sizeof shapes[0]);
     tcase_add_loop_test(tc, odd_shapes_of_data_are_answered, 0, 7);
     tcase_add_test(tc, filters_and_deletes_never_cost_an_answer);
+    tcase_add_test(tc, a_calibration_serves_the_next_sketch);
     tcase_add_test(tc, recall_asked_for_is_delivered);
     tcase_add_test(tc, search_that_asks_in_vain_is_polled_soon);
     tcase_add_test(tc, search_stops_when_told_and_refuses_what_is_wrong);
