@@ -128,6 +128,7 @@ bool wire_cluster_changes(struct doc request)
 {
     if (does(request, "status")) return false;
     if (does(request, "rebalance")) return says(request, "apply", DOC_TRUE);
+    if (does(request, "version")) return says(request, "hold", DOC_TRUE) || says(request, "hold", DOC_FALSE);
     return !(does(request, "node_drain") && says(request, "dry_run", DOC_TRUE));
 }
 

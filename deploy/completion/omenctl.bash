@@ -39,7 +39,7 @@ _omenctl() {
     for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
         if [ -n "$skip" ]; then skip=; continue; fi
         case $word in
-        --endpoint | --api-key-file | --timeout) skip=1 ;;
+        --endpoint | --api-key-file | --timeout | --op-id) skip=1 ;;
         -*) ;;
         *) words+=("$word") ;;
         esac
@@ -54,7 +54,7 @@ _omenctl() {
         return ;;
     esac
     if [ -z "$candidates" ] && [[ $current == -* ]]; then
-        candidates="$(_omenctl_options "${words[0]} ${words[1]}") --endpoint --api-key-file --json --timeout --help"
+        candidates="$(_omenctl_options "${words[0]} ${words[1]}") --endpoint --api-key-file --json --timeout --op-id --help"
     elif [ -z "$candidates" ]; then
         case "${#words[@]} ${words[*]}" in
         '0 '*) candidates='status collections points import search alias cluster node replica leader rebalance operations help' ;;

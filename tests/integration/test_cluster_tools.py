@@ -1,6 +1,7 @@
 """What omenctl and the Python client make of a cluster's answers: tables, waiting for moves, exit codes, and that a change whose
 outcome is unknown is asked for again under the same op id. A fake router answers; that the real ones do is tested with real nodes."""
 import json
+import re
 import subprocess
 import unittest
 
@@ -175,6 +176,27 @@ class ClusterTools(unittest.TestCase):
             self.assertEqual(router.op_ids, [None, None])
             db.cluster("node_drain", node_id=2, dry_run=True)  # a look needs none
             self.assertEqual(router.op_ids[2:], [None])
+
+    def test_an_unknown_outcome_tells_the_op_id_to_ask_again_under(self):
+        def lost(request):
+            raise Refused(11, "outcome_unknown", "the leader was lost")
+        with FakeRouter({do: lost for do in ("node_drain", "leader_transfer")}) as router:
+            self.omenctl(router, "node", "drain", 2, code=1)
+            (op_id,) = re.findall(r"--op-id (\S+)", self.stderr)
+            sent = [int(n) for n in op_id.split("-")]
+            self.assertEqual({tuple(i) for i in router.op_ids}, {tuple(sent)})
+            self.omenctl(router, "leader", "transfer", 12, code=1)  # has none
+            self.assertNotIn("--op-id", self.stderr)
+        with FakeRouter({"node_drain": lambda r: {"plan_id": 40, "moves": MOVES}, "status": lambda r: status()}) as router:
+            self.omenctl(router, "--op-id", op_id, "node", "drain", 2)
+            self.assertEqual(router.op_ids, [sent])
+            self.omenctl(router, "node", "drain", 2)
+            self.assertNotIn(router.op_ids[1], [None, sent])
+            for args in (["cluster", "status", "--op-id", op_id], ["node", "drain", 2, "--op-id", "1-2"],
+                         ["node", "drain", 2, "--op-id", "0-2-3"], ["node", "drain", 2, "--op-id", "1-2-3x"],
+                         ["rebalance", "--apply", "--throttle", "1MB", "--op-id", op_id]):
+                self.omenctl(router, *args, code=2)
+            self.assertEqual(len(router.op_ids), 2)
 
     def test_the_python_client_reads_the_status(self):
         with FakeRouter({"status": lambda r: status([OPERATION])}) as router, omendb.connect(router.listen) as db:

@@ -87,6 +87,17 @@ void omen_free(void *ptr);
  * leader_transfer has none and is not tried again when it may have been made. */
 omen_code omen_cluster(omen_client *client, const char *request_json, char **json_out);
 
+/* What names a change of collections, aliases or the cluster for good. After outcome_unknown the very same change under
+ * the very same id, from any process and through any endpoint, is made if it was not, and told if it was; for ten
+ * minutes, then it is refused as op_expired. */
+typedef struct {
+    uint64_t client, seq, issue_ms;
+} omen_op_id;
+/* Of the calling thread's last call, when that was such a change and was sent with an id; false: it was not. */
+bool omen_last_change_id(omen_op_id *id_out);
+/* The calling thread's next change takes this id instead of a new one. */
+void omen_next_change_id(omen_op_id id);
+
 /* ---- writes: durable and visible when they return OK; all points of a call or none ----
  * In a collection of several shards that holds for each shard; a call that ended with some of them done is told as
  * outcome_unknown, and sending the same points again completes it. */

@@ -5,6 +5,27 @@
 #include "common/json.h"
 #include "tools/client/client_impl.h"
 
+/* ---- op ids ---- */
+
+static _Thread_local omen_op_id last_id, next_id; /* client 0: none */
+
+static struct op_id change_id(struct omen_client *client)
+{
+    struct op_id id = { next_id.client, next_id.seq, next_id.issue_ms };
+    if (id.client == 0) id = build_op_id(client);
+    next_id = (omen_op_id){ .client = 0 };
+    last_id = (omen_op_id){ id.client, id.seq, id.issue_ms };
+    return id;
+}
+
+bool omen_last_change_id(omen_op_id *id_out)
+{
+    *id_out = last_id;
+    return last_id.client != 0;
+}
+
+void omen_next_change_id(omen_op_id id) { next_id = id; }
+
 /* ---- changes ---- */
 
 static enum omen_err set_name(char out[OMEN_NAME_BYTES_MAX + 1], const char *name, const char *field,
@@ -71,13 +92,14 @@ static enum wire_op change_op(enum catalog_change_kind kind)
 static omen_code send_change(omen_client *client, const struct catalog_change *change,
         const char *options_json, struct err *err)
 {
+    last_id.client = 0;
     if (client == NULL) return client_fail(OMEN_EINVAL, "client", "client is NULL");
     struct scratch *s = scratch_take(client);
     if (s == NULL) return client_fail(OMEN_ENOMEM, NULL, "no memory for a request");
     struct wire_request request = { .op = change_op(change->kind), .catalog = *change };
     if (change->kind != CATALOG_ALIAS_DROP)
         request.collection = client_bytes(change->kind == CATALOG_ALIAS_SET ? change->target : change->name);
-    request.catalog.asked_as = build_op_id(client);
+    request.catalog.asked_as = change_id(client);
     struct wire_reply reply;
     enum omen_err rc = OMEN_OK;
     if (options_json != NULL)
@@ -293,6 +315,7 @@ static omen_code ask_document(omen_client *client, enum wire_op op, const char *
     if (client == NULL || json_out == NULL)
         return client_fail(OMEN_EINVAL, "client", "client or json_out is NULL");
     *json_out = NULL;
+    last_id.client = 0;
     struct scratch *s = scratch_take(client);
     if (s == NULL) return client_fail(OMEN_ENOMEM, NULL, "no memory for a request");
     struct wire_request request = { .op = op };
@@ -303,7 +326,7 @@ static omen_code ask_document(omen_client *client, enum wire_op op, const char *
     else
         request.collection = client_bytes(text);
     if (rc == OMEN_OK && op == WIRE_CLUSTER && wire_cluster_recorded(request.cluster.request))
-        request.cluster.asked_as = build_op_id(client);
+        request.cluster.asked_as = change_id(client);
     if (rc == OMEN_OK) rc = client_call(client, &request, s, &s->arena, &reply, err);
     reply.op = op;
     if (rc == OMEN_OK) rc = reply_text(&reply, json_out, err);

@@ -52,6 +52,7 @@ struct command {
     const struct option *options;
     uint32_t argument_min, argument_max;
     bool patient; /* retries until the timeout: a loader outlives a restart of the server */
+    bool changes; /* one thing, under an op id: takes --op-id */
     bool hidden;  /* another name of a command */
     int (*run)(struct cli *cli);
 };
@@ -60,7 +61,7 @@ struct command {
 struct cli {
     omen_client *db;
     bool json;
-    const char *endpoint, *api_key_file;
+    const char *endpoint, *api_key_file, *op_id; /* op_id: NULL = a new one */
     uint64_t timeout_ns;
     const struct command *command;
     char **arguments; /* [argument_count] */

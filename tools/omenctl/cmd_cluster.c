@@ -396,6 +396,7 @@ const struct command CLUSTER_COMMANDS[] = {
             .arguments = "[--name NAME]",
             .summary = "Make a cluster of nodes that are in none",
             .options = INIT_OPTIONS,
+            .changes = true,
             .run = run_init,
             .help = "The router asks the node with the smallest address of those it was given to be "
                     "the first, and only\n"
@@ -414,6 +415,7 @@ const struct command CLUSTER_COMMANDS[] = {
             .summary = "Bound the bytes per second that a copy between nodes takes",
             .argument_min = 1,
             .argument_max = 1,
+            .changes = true,
             .run = run_throttle,
             .help = "Examples:\n  omenctl cluster throttle 50MB\n  omenctl cluster throttle 0     # "
                     "no limit\n" },
@@ -428,6 +430,7 @@ const struct command CLUSTER_COMMANDS[] = {
             .options = ADD_OPTIONS,
             .argument_min = 1,
             .argument_max = 1,
+            .changes = true,
             .run = run_node_add,
             .help = "ADDRESS is its node.listen, as others reach it. Nothing moves by itself: "
                     "omenctl rebalance shows what would.\n"
@@ -438,6 +441,7 @@ const struct command CLUSTER_COMMANDS[] = {
             .options = DRAIN_OPTIONS,
             .argument_min = 1,
             .argument_max = 1,
+            .changes = true,
             .run = run_node_drain,
             .help = "Examples:\n  omenctl node drain 3 --dry-run\n  omenctl node drain 3 --wait && "
                     "omenctl node remove 3\n" },
@@ -446,6 +450,7 @@ const struct command CLUSTER_COMMANDS[] = {
             .summary = "Let a drained node take replicas again",
             .argument_min = 1,
             .argument_max = 1,
+            .changes = true,
             .run = run_node_activate,
             .help = "Examples:\n  omenctl node activate 3\n" },
     { .name = "node remove",
@@ -453,6 +458,7 @@ const struct command CLUSTER_COMMANDS[] = {
             .summary = "Forget a node that holds no replica",
             .argument_min = 1,
             .argument_max = 1,
+            .changes = true,
             .run = run_node_remove,
             .help = "Its id is never used again. A node that is gone for ever is drained first: its "
                     "shards are copied from\n"
@@ -462,6 +468,7 @@ const struct command CLUSTER_COMMANDS[] = {
             .summary = "Say which failure domain a node is in",
             .argument_min = 2,
             .argument_max = 2,
+            .changes = true,
             .run = run_node_label,
             .help = "What stands before the first comma is the domain: the replicas of a shard are "
                     "spread over domains first.\n"

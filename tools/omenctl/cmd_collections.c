@@ -342,11 +342,12 @@ static int run_alias_drop(struct cli *cli)
 
 #define ALIAS_SET                                                                                            \
     .arguments = "ALIAS NAME", .summary = "Let an alias name a collection, at once for all clients",         \
-    .argument_min = 2, .argument_max = 2, .run = run_alias_set,                                              \
+    .argument_min = 2, .argument_max = 2, .changes = true, .run = run_alias_set,                             \
     .help = "Examples:\n  omenctl collections alias set books books_v2\n"
 #define ALIAS_DROP                                                                                           \
     .arguments = "ALIAS", .summary = "Forget an alias; the collection stays", .argument_min = 1,             \
-    .argument_max = 1, .run = run_alias_drop, .help = "Examples:\n  omenctl collections alias drop books\n"
+    .argument_max = 1, .changes = true, .run = run_alias_drop,                                               \
+    .help = "Examples:\n  omenctl collections alias drop books\n"
 
 const struct command COLLECTION_COMMANDS[] = {
     { .name = "collections create",
@@ -355,6 +356,7 @@ const struct command COLLECTION_COMMANDS[] = {
             .options = CREATE_OPTIONS,
             .argument_min = 1,
             .argument_max = 1,
+            .changes = true,
             .run = run_create,
             .help = "Examples:\n  omenctl collections create books --dim 384\n"
                     "  omenctl collections create shop --field image:512:l2 --field text:384 "
@@ -367,6 +369,7 @@ const struct command COLLECTION_COMMANDS[] = {
             .options = SET_OPTIONS,
             .argument_min = 1,
             .argument_max = 16,
+            .changes = true,
             .run = run_set,
             .help = "Options, for what is indexed from now on:\n"
                     "  write_mode=async_index|immediate_index|stream_only   when points are indexed\n"
@@ -406,6 +409,7 @@ const struct command COLLECTION_COMMANDS[] = {
             .options = DROP_OPTIONS,
             .argument_min = 1,
             .argument_max = 1,
+            .changes = true,
             .run = run_drop,
             .help = "Asks for the name on a terminal.\nExamples:\n  omenctl collections drop books --yes\n" },
     { .name = "collections alias set", ALIAS_SET },

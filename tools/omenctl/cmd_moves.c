@@ -264,6 +264,9 @@ static void print_plan(struct doc plan)
 static int run_rebalance(struct cli *cli)
 {
     struct answer a;
+    if (rebalance.throttle != NULL && cli->op_id != NULL)
+        usage_fail(cli->command,
+                "--throttle is a change of its own, --op-id is of one: omenctl cluster throttle");
     if (rebalance.throttle != NULL) {
         answer_begin(&a, "throttle");
         answer_u64(&a, "bytes_per_s", args_bytes(cli, "--throttle", rebalance.throttle));
@@ -367,6 +370,7 @@ const struct command MOVE_COMMANDS[] = {
             .options = MOVE_OPTIONS,
             .argument_min = 3,
             .argument_max = 3,
+            .changes = true,
             .run = run_replica_move,
             .help = "FROM and TO are ids of nodes; \"-\" for FROM adds a replica, \"-\" for TO "
                     "removes one.\n"
@@ -382,6 +386,7 @@ const struct command MOVE_COMMANDS[] = {
             .arguments = "[--apply] [--throttle RATE] [--wait]",
             .summary = "Even out what the nodes hold: print the plan, or carry it out",
             .options = REBALANCE_OPTIONS,
+            .changes = true,
             .run = run_rebalance,
             .help = "The moves are planned again when they have ended, until nothing is left to move. A plan goes on\n"
                     "when omenctl ends; omenctl operations shows it, operations cancel ends it.\n"
@@ -398,6 +403,7 @@ const struct command MOVE_COMMANDS[] = {
             .summary = "End moves that have not switched over yet",
             .options = CANCEL_OPTIONS,
             .argument_max = 1,
+            .changes = true,
             .run = run_cancel,
             .help = "What was copied is dropped again; a move that the map shows already is finished. The plan of an\n"
                     "operation begins no others any more.\n"

@@ -61,6 +61,7 @@ const struct command VERSION_COMMANDS[] = {
             .arguments = "[--hold | --release]",
             .summary = "The version of formats that all nodes read; hold it before an upgrade",
             .options = VERSION_OPTIONS,
+            .changes = true,
             .run = run_version,
             .help = "It is raised by itself as soon as every node runs a build that reads more, and never "
                     "lowered: an older build\n"

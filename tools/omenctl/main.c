@@ -1,5 +1,6 @@
 /* omenctl: administration and data from the command line. Global options, the table of commands, dispatch. */
 #include <errno.h>
+#include <inttypes.h>
 #include <langinfo.h>
 #include <locale.h>
 #include <signal.h>
@@ -63,6 +64,22 @@ static omen_code open_client(struct cli *cli)
     return rc;
 }
 
+/* "client-seq-issue_ms", as a failure has it. */
+static void use_op_id(const struct cli *cli, const char *text)
+{
+    omen_op_id id = { .client = 0 };
+    int end = 0;
+    if (!cli->command->changes)
+        usage_fail(cli->command, "--op-id is of commands that make one change, which this is not");
+    bool plain = strspn(text, "0123456789-") == strlen(text) && text[0] != '-';
+    if (!plain ||
+            sscanf(text, "%" SCNu64 "-%" SCNu64 "-%" SCNu64 "%n", &id.client, &id.seq, &id.issue_ms, &end) !=
+                    3 ||
+            text[end] != '\0' || id.client == 0)
+        usage_fail(cli->command, "--op-id wants three numbers as 123-4-567, got \"%s\"", text);
+    omen_next_change_id(id);
+}
+
 int main(int argc, char **argv)
 {
     use_utf8();
@@ -76,11 +93,14 @@ int main(int argc, char **argv)
         { "--api-key-file", OPTION_TEXT, &cli.api_key_file, "F", "file whose first line is the API key" },
         { "--json", OPTION_FLAG, &cli.json, NULL, "machine-readable output, nothing else on stdout" },
         { "--timeout", OPTION_DURATION, &cli.timeout_ns, "T", "per request, over all retries (30s)" },
+        { "--op-id", OPTION_TEXT, &cli.op_id, "ID",
+                "settle a change whose outcome was unknown: the id it told" },
         { "--help", OPTION_FLAG, NULL, NULL, "this text" },
         { NULL, OPTION_FLAG, NULL, NULL, NULL },
     };
     args_parse(&cli, argc, argv, GROUPS, globals);
     if (cli.timeout_ns / 1000000u > 24u * 3600 * 1000) usage_fail(cli.command, "--timeout is at most a day");
+    if (cli.op_id != NULL) use_op_id(&cli, cli.op_id);
     omen_code rc = open_client(&cli);
     if (rc != OMEN_OK) {
         (void)fail_with(rc);

@@ -29,7 +29,16 @@ int fail_text(omen_code code, const char *field, const char *message)
     return exit_code(code);
 }
 
-int fail_with(omen_code code) { return fail_text(code, omen_last_error_field(), omen_last_error()); }
+int fail_with(omen_code code)
+{
+    omen_op_id id;
+    int exit = fail_text(code, omen_last_error_field(), omen_last_error());
+    if (code == OMEN_EUNKNOWN && omen_last_change_id(&id))
+        fprintf(stderr,
+                "omenctl: the same again with --op-id %llu-%llu-%llu tells, or makes it; within 10 minutes\n",
+                (unsigned long long)id.client, (unsigned long long)id.seq, (unsigned long long)id.issue_ms);
+    return exit;
+}
 
 int fail_local(const char *fmt, ...)
 {

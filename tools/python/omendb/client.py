@@ -303,7 +303,7 @@ def changes_cluster(request: dict) -> bool:
     if request["op"] != "cluster":
         return False
     asked = request["request"]
-    return not (asked["do"] == "status" or (asked["do"] == "rebalance" and not asked.get("apply")) or
+    return not (asked["do"] == "status" or (asked["do"] == "version" and "hold" not in asked) or (asked["do"] == "rebalance" and not asked.get("apply")) or
                 (asked["do"] == "node_drain" and asked.get("dry_run")))
 
 
