@@ -215,7 +215,7 @@ $(TEST_BINS): $(B)/%: $(B)/obj/%.o $(ALL_LIBS)
 	$(call say,LINK,$@)
 	$(call link,$(LIBS_CHECK) $(LIBS))
 # The simulation takes the place of what the product has threads for: tests/sim/sim_doors.c.
-SIM_DOORS := loop_post loop_call net_random node_log_far_over node_log_is_short raft_group_new search_pool_submit room_keeper_ask room_keeper_forget fetch_begin \
+SIM_DOORS := loop_post loop_call net_random node_log_append node_log_release node_log_far_over node_log_is_short raft_group_new search_pool_submit room_keeper_ask room_keeper_forget fetch_begin \
         fetch_cancel fetch_post fetch_withdraw ship_register ship_unregister
 $(B)/tests/sim/test_sim: $(call objs,$(SRCS_sim))
 $(B)/tests/sim/test_sim: private LDFLAGS_ALL += $(SIM_DOORS:%=-Wl,--wrap=%)

@@ -9,8 +9,9 @@
  *
  * Each arrow may take until a later checkpoint; none waits. A unit keeps its place and its ops their numbers, so nothing
  * that names a row changes: LMDB, deltas, segments, copies of other replicas. What stays of a unit is an entry of the same
- * ops in which the dead ones are deletes of nobody. Units are checked before they are copied: damage is not to be given a
- * new checksum.
+ * ops in which the dead ones are deletes of nobody. Units are checked before they are copied or dropped: damage is not to be
+ * given a new checksum, and a dead row may be all that tells of damage that a payload operation has carried on into a living
+ * one. A chunk in which there is some stays as it is, and the scrubber finds it.
  *
  * Local to a replica: neither results nor digests depend on it. A lease copies chunk files under their names, so there is
  * no replacing while one lives. Threads: the checkpointer's. */
@@ -212,9 +213,9 @@ static enum omen_err unit_keep(struct shard_store *s, struct remains *m, uint32_
         .part = b->unit.part,
         .position = b->unit.position };
     uint32_t kept = rows_kept(b, s->compact.dropped_through);
-    if (kept == 0) return OMEN_OK;
     enum omen_err rc = stream_unit_check(s->stream, &b->unit, err);
-    if (rc != OMEN_OK || kept < b->entry.op_count) return rc != OMEN_OK ? rc : body_make(s, m, b, unit, err);
+    if (rc != OMEN_OK || kept == 0) return rc;
+    if (kept < b->entry.op_count) return body_make(s, m, b, unit, err);
     unit->body = b->unit.body;
     unit->body_bytes = b->unit.body_bytes;
     return OMEN_OK;

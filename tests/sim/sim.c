@@ -17,6 +17,8 @@ static void sim_step(struct sim *sim)
 {
     world_step(sim->w, sim->storm);
     sim_clients_step(sim);
+    sim_damage_step(sim);
+    sim_heal_step(sim);
 }
 
 /* ---- begin and end ---- */
@@ -42,6 +44,9 @@ static struct sim *sim_new(const struct sim_options *o)
     for (uint32_t i = 0; i < WORLD_NODES; i++) sim_node_init(&sim->nodes[i], sim, &sim->w->nodes[i]);
     static const uint32_t rages[] = { 1000, 350, 100 };
     sim->w->rage_per_mille = rages[world_below(sim->w, 3)];
+    static const uint32_t scrubs[] = { 250, 1500, 6000, 1u << 30 };
+    sim->flips_come = seed % 3 == 0;
+    sim->scrub_ms = scrubs[seed / 3 % 4];
     sim->storm = true;
     world_up(sim->w);
     return sim;
@@ -67,7 +72,7 @@ static bool shard_settled(const struct sim *sim, const struct sim_shard *s)
 static bool settled(struct sim *sim)
 {
     struct world *w = sim->w;
-    if (!sim_clients_idle(sim) || !world_settled(w)) return false;
+    if (!sim_clients_idle(sim) || !sim_heal_idle(sim) || !world_settled(w)) return false;
     for (uint32_t g = 0; g < w->group_count; g++) {
         uint32_t count;
         struct world_replica *leader = world_leader(w, g);
@@ -115,7 +120,7 @@ uint64_t sim_run(const struct sim_options *options, struct sim_counts *totals,
     struct sim *sim = sim_new(options);
     for (uint32_t i = 0; i < STORM_STEPS; i++) sim_step(sim);
     calm(sim, "after the storm");
-    for (uint32_t i = 0; i < WORLD_NODES; i++) world_crash(&sim->w->nodes[i]);
+    sim_damage_power_cut(sim);
     calm(sim, "after all were down");
     uint64_t hash = sim->w->hash;
     totals_add((uint64_t *)totals, &sim->counts, sizeof *totals);

@@ -13,6 +13,8 @@
  *   sim_node.c     a node's host and its steps; opening and closing of shards
  *   sim_doors.c    what the product calls instead of threads
  *   sim_fetch.c    copying a peer's checkpoint
+ *   sim_damage.c   bits that flip on disks, and who notices
+ *   sim_heal.c     what the leader of the cluster group does: replacing damaged replicas
  *   sim_client.c   clients: requests, retries, what must hold of answers
  *   sim_model.c    what the shards should hold, from what was committed
  *   sim.c          one seed: storm, calm, all down, calm
@@ -157,6 +159,34 @@ struct sim_node {
     uint64_t slow_until_ms; /* apply pauses */
 };
 
+/* ---- damage ---- */
+
+enum flip_kind {
+    FLIP_STREAM,
+    FLIP_LMDB,
+    FLIP_SEGMENT,
+    FLIP_SMALL,
+    FLIP_KINDS
+}; /* SMALL: CHECKPOINT and the like */
+enum flip_notice { NOTICE_NONE, NOTICE_OPEN, NOTICE_SCRUB, NOTICE_APPLY };
+
+/* A replica's data are not what was written, from here on until it is replaced. */
+struct sim_flip {
+    uint64_t replica_id; /* 0: none */
+    enum flip_kind kind;
+    bool running; /* while it was open */
+    enum flip_notice noticed;
+};
+
+/* One replacement, as the cluster group records it; see sim_heal.c. */
+enum heal_step { HEAL_NONE, HEAL_ADD, HEAL_CATCH_UP, HEAL_SWITCH };
+struct sim_heal {
+    enum heal_step step;
+    uint64_t from, to; /* replicas */
+    uint32_t node;     /* place */
+    uint64_t call;     /* number of the command that is out; 0 = none */
+};
+
 extern const struct world_machine sim_machine;
 
 struct sim_shard *sim_shard_of(const struct shard_host *host);
@@ -170,6 +200,17 @@ void sim_node_init(struct sim_node *node, struct sim *sim, struct world_node *n)
 void sim_fetch_step(struct sim_shard *s);
 void sim_fetch_drop(struct sim_shard *s);             /* the copy and its lease */
 void sim_fetch_source_gone(struct sim_shard *source); /* leases of it */
+
+/* sim_damage.c */
+void sim_damage_step(struct sim *sim);
+void sim_damage_power_cut(struct sim *sim); /* all nodes are down at once, and bits may flip meanwhile */
+bool sim_is_flipped(const struct sim_shard *s);
+/* The product says that a replica is damaged: a breach if nothing ever happened to it. */
+void sim_damage_noticed(struct sim_shard *s, enum flip_notice how);
+
+/* sim_heal.c */
+void sim_heal_step(struct sim *sim);
+bool sim_heal_idle(const struct sim *sim);
 
 /* ---- clients ---- */
 
@@ -207,6 +248,8 @@ struct sim_client {
 struct sim_counts {
     uint64_t writes, duplicates, expired, reads, linearizable, searches, segments, refused, power_cuts,
             undone, fetches, compared, merges;
+    uint64_t flips, flips_of[FLIP_KINDS], flips_running, noticed_open, noticed_scrub, noticed_apply;
+    uint64_t replaced, copies_refused, unjudged;
 };
 
 struct sim {
@@ -217,8 +260,13 @@ struct sim {
     struct model models[WORLD_GROUPS_MAX];
     struct sim_client clients[SIM_CLIENTS];
     struct shard_store_options store;
-    bool storm; /* disks are cut, apply pauses */
-    bool quiet; /* clients begin nothing new */
+    struct sim_flip flips[WORLD_GROUPS_MAX][WORLD_NODES];
+    struct sim_heal heals[WORLD_GROUPS_MAX];
+    uint64_t heal_calls, heal_calls_ended;
+    bool flips_come;   /* bits flip in this seed */
+    uint32_t scrub_ms; /* between two turns of a shard's scrubber; a seed may have none */
+    bool storm;        /* disks are cut, apply pauses */
+    bool quiet;        /* clients begin nothing new */
     struct sim_counts counts;
 };
 void sim_clients_step(struct sim *sim);

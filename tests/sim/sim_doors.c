@@ -2,6 +2,7 @@
  * queue, which sim_node.c and sim_fetch.c work on when the world comes by. See sim.h. */
 #include "common/err.h"
 
+#include "common/check.h"
 #include "tests/sim/sim.h"
 
 /* The linker's names. */
@@ -10,6 +11,8 @@ void __wrap_loop_call(struct loop *loop, void (*run)(void *arg), void *arg);
 uint32_t __wrap_net_random(void);
 bool __wrap_node_log_far_over(const struct node_log *log);
 bool __wrap_node_log_is_short(const struct node_log *log);
+void __wrap_node_log_append(struct node_log *log, struct node_log_append *append);
+void __wrap_node_log_release(struct node_log *log, uint64_t group, uint64_t replica, uint64_t index);
 enum omen_err __real_raft_group_new(const struct group_options *options, struct group_load *load,
         uint64_t now_ms, struct raft_group **group_out, struct err *err);
 enum omen_err __wrap_raft_group_new(const struct group_options *options, struct group_load *load,
@@ -49,6 +52,29 @@ bool __wrap_node_log_is_short(const struct node_log *log)
 {
     const struct world_node *n = ((const struct sim_node *)log)->n;
     return n->world->now_ms < n->full_until_ms;
+}
+
+static struct world_replica *replica_of_log(struct node_log *log, uint64_t group, uint64_t replica)
+{
+    struct world_replica *r = &((struct sim_node *)log)->n->replicas[group - 1];
+    return r->replica_id == replica ? r : NULL;
+}
+
+/* Raft's records take the world's road; what comes here takes a replica out of the log. */
+void __wrap_node_log_append(struct node_log *log, struct node_log_append *append)
+{
+    const struct node_log_record *record = append->records;
+    struct world_replica *r = replica_of_log(log, record->group, record->replica);
+    CHECK(append->count == 1 && record->kind == NODE_LOG_DROP_GROUP);
+    if (r != NULL) world_forget(r);
+    append->done(append, OMEN_OK);
+}
+
+/* What is released for good may be found at the next start yet. */
+void __wrap_node_log_release(struct node_log *log, uint64_t group, uint64_t replica, uint64_t index)
+{
+    struct world_replica *r = replica_of_log(log, group, replica);
+    if (index == UINT64_MAX && r != NULL && world_chance(r->world, 500)) world_forget(r);
 }
 
 /* The group's io is the world's, which checks and passes on to what the product gave. */

@@ -152,7 +152,10 @@ static enum omen_err file_copy(struct sim_shard *s, uint32_t file, struct err *e
     uint8_t *bytes = mem_must_alloc(e->bytes + 1);
     enum omen_err rc = source->read(f->lease.self, file, 0, bytes, e->bytes, err);
     if (rc == OMEN_OK) rc = source->sum(f->lease.self, file, &crc, err);
-    if (rc == OMEN_OK && crc != crc32c(0, bytes, e->bytes)) sim_shard_fail(s, "a leased file changes");
+    if (rc == OMEN_OK && crc != crc32c(0, bytes, e->bytes)) {
+        if (!sim_is_flipped(f->source)) sim_shard_fail(s, "a leased file changes");
+        rc = err_set(err, OMEN_ECORRUPT, "", "a leased file is damaged");
+    }
     if (rc == OMEN_OK)
         rc = vfs_open(file == 0 ? vfs_posix() : s->node->env.vfs, path, VFS_WRITE | VFS_CREATE, &out, err);
     if (rc == OMEN_OK) rc = vfs_pwrite(out, bytes, e->bytes, 0, err);
@@ -173,6 +176,8 @@ static enum omen_err copy_end(struct sim_shard *s, struct err *err)
         rc = vfs_sync_dir(s->node->env.vfs, path, err);
     }
     if (rc == OMEN_OK) rc = f->fetch->adopt(f->fetch->arg, &f->reply, err);
+    s->node->sim->counts.copies_refused += rc == OMEN_ECORRUPT;
+    if (rc == OMEN_ECORRUPT && !sim_is_flipped(f->source)) sim_shard_fail(s, err->message);
     if (rc != OMEN_OK) directory_clear(s, f->dir);
     return rc;
 }

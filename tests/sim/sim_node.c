@@ -9,6 +9,7 @@
 #include "tests/sim/sim.h"
 
 #define SWEEP_MS 100u
+#define SCRUB_BYTES (16u << 10)
 #define FAR_MS 3600000u /* after every deadline */
 
 struct sim_shard *sim_opening;
@@ -132,9 +133,22 @@ static void node_crash(struct world_node *n)
     sim_disk_cut(&node_of(n)->disk);
 }
 
+static void shard_close(struct sim_shard *s)
+{
+    s->node->ending = true;
+    shard_host_retire(s->host, OMEN_EUNAVAILABLE);
+    shard_host_close(s->host);
+    s->node->ending = false;
+    s->host = NULL;
+    s->raft = NULL;
+    s->r->group = NULL;
+}
+
 static void node_down(struct world_node *n)
 {
     struct sim_node *node = node_of(n);
+    for (uint32_t g = 0; g < n->world->group_count; g++)
+        if (node->shards[g].host != NULL) shard_close(&node->shards[g]); /* damaged since it was opened */
     CHECK(node->calls == NULL && node->searches == NULL && node->fetch_tasks == NULL &&
             node->tasks.head == NULL && node->worker.run_head == NULL && node->worker.parked == NULL);
     pending_set_fini(&node->host.pending);
@@ -161,17 +175,6 @@ static void durable_look(struct sim_shard *s, bool opened)
     uint64_t durable = opened ? shard_store_durable(store) : shard_store_log_needed_from(store);
     shard_host_store_unhold(s->host);
     if (durable > s->r->durable) s->r->durable = durable;
-}
-
-static void shard_close(struct sim_shard *s)
-{
-    s->node->ending = true;
-    shard_host_retire(s->host, OMEN_EUNAVAILABLE);
-    shard_host_close(s->host);
-    s->node->ending = false;
-    s->host = NULL;
-    s->raft = NULL;
-    s->r->group = NULL;
 }
 
 static bool shard_open(struct world_replica *r, struct pending *pending)
@@ -203,9 +206,13 @@ static bool shard_open(struct world_replica *r, struct pending *pending)
         r->group = NULL; /* freed with what was opened */
         return false;
     }
-    if (s->host->replica == NULL) {
-        if (!node->disk.is_cut) sim_shard_fail(s, s->host->group->trouble);
-        shard_close(s);
+    if (s->host->replica == NULL) { /* damaged: it stays as it is, serves nothing, and says so */
+        if (node->disk.is_cut) {
+            shard_close(s);
+            return false;
+        }
+        sim_damage_noticed(s, NOTICE_OPEN);
+        r->given_up = true;
         return false;
     }
     r->durable = 0;
@@ -249,6 +256,7 @@ static void shard_gone(struct world_replica *r)
     char dir[SIM_PATH_BYTES];
     s->node = node_of(r->node);
     s->r = r;
+    if (s->host != NULL) shard_close(s);
     shard_dir(s, dir);
     if (r->node->up) (void)!vfs_remove_tree(s->node->env.vfs, dir, NULL);
     (void)!vfs_remove_tree(vfs_posix(), dir, NULL);
@@ -285,12 +293,23 @@ static void apply_step(struct sim_node *node)
     for (uint64_t turns = world_below(w, 3); turns > 0 && worker_turn(&node->worker); turns--) continue;
 }
 
+/* One that is damaged still has its sweep. */
+static void damaged_step(struct sim_node *node)
+{
+    for (uint32_t g = 0; g < node->sim->w->group_count; g++) {
+        struct sim_shard *s = &node->shards[g];
+        if (s->host != NULL && s->r->group == NULL && node->sim->w->now_ms % SWEEP_MS == 0)
+            shard_host_sweep(s->host);
+    }
+}
+
 static void node_step(struct world_node *n)
 {
     struct sim_node *node = node_of(n);
     struct world *w = n->world;
     sim_tasks_run(node);
     apply_step(node);
+    damaged_step(node);
     sim_searches_run(node, (uint32_t)world_below(w, 3));
     struct fetch_task *task = node->fetch_tasks;
     bool bury = task != NULL && world_chance(w, 100);
@@ -316,7 +335,10 @@ static void shard_compare(struct sim_shard *s)
     if (applied > m->sequence) sim_shard_fail(s, "applied more than was committed");
     if (applied != s->compared || s->compared == 0) {
         const char *wrong = sim_store_compare(m, store);
-        if (wrong != NULL) sim_shard_fail(s, wrong);
+        if (wrong != NULL && sim_is_flipped(s))
+            applied = s->compared; /* by the end it must be equal */
+        else if (wrong != NULL)
+            sim_shard_fail(s, wrong);
         s->node->sim->counts.compared++;
     }
     s->compared = applied;
@@ -333,9 +355,19 @@ static void shard_index(struct sim_shard *s)
     index_policy_default(&policy);
     policy.rows_min = 6;
     enum omen_err rc = shard_host_index(s->host, &policy, 1, &stop, &worked, &err);
-    if (rc != OMEN_OK && rc != OMEN_EFULL && !s->node->disk.is_cut) sim_shard_fail(s, err.message);
+    bool met = rc == OMEN_ECORRUPT && sim_is_flipped(s);
+    if (rc != OMEN_OK && rc != OMEN_EFULL && !met && !s->node->disk.is_cut) sim_shard_fail(s, err.message);
     s->node->sim->counts.segments += worked;
     world_note(s->r->world, "indexed", s->r->replica_id, worked, 0);
+}
+
+/* What the scrub thread does. */
+static void shard_scrub(struct sim_shard *s)
+{
+    struct scrub_result result;
+    bool known = shard_group_is_damaged(s->host);
+    (void)shard_host_scrub(s->host, SCRUB_BYTES, &result);
+    if (!known && shard_group_is_damaged(s->host)) sim_damage_noticed(s, NOTICE_SCRUB);
 }
 
 static void shard_step(struct world_replica *r)
@@ -352,11 +384,14 @@ static void shard_step(struct world_replica *r)
     }
     sim_fetch_step(s);
     if (world_chance(w, 3)) shard_index(s);
+    if (w->now_ms % s->node->sim->scrub_ms == 0) shard_scrub(s);
     if ((w->now_ms + r->node->place * WORLD_STEP_MS) % SWEEP_MS == 0) shard_host_sweep(s->host);
     r->node->cut = s->node->disk.is_cut;
     if (r->node->cut) return;
     replica_status(s->host->replica, &status);
-    if (status.stopped != OMEN_OK) sim_shard_fail(s, s->host->replica->stop_err.message);
+    if (shard_group_is_damaged(s->host)) sim_damage_noticed(s, NOTICE_APPLY); /* if nobody has yet */
+    if (status.stopped != OMEN_OK && !shard_group_is_damaged(s->host))
+        sim_shard_fail(s, s->host->replica->stop_err.message);
     shard_compare(s);
 }
 
@@ -378,7 +413,9 @@ static void shard_checkpoint(struct world_replica *r)
     enum omen_err rc = replica_checkpoint(s->host->replica, &err);
     sim_disk_unwatch(d);
     r->node->cut = d->is_cut;
-    if (rc != OMEN_OK && rc != OMEN_EFULL && rc != OMEN_EBUSY && !d->is_cut) sim_shard_fail(s, err.message);
+    bool met = rc == OMEN_ECORRUPT && sim_is_flipped(s);
+    if (rc != OMEN_OK && rc != OMEN_EFULL && rc != OMEN_EBUSY && !met && !d->is_cut)
+        sim_shard_fail(s, err.message);
     durable_look(s, false);
 }
 

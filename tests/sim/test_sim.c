@@ -1,5 +1,5 @@
 /* Shards on Raft groups in a simulated world, a seed at a time: what must hold is checked at each step, and that
- * everybody gets on at the end; the same seed gives the same run. tests/README.md says what is real in it and what
+ * everybody gets on at the end; the same seed gives the same run. tests/sim/README.md says what is real in it and what
  * is not.
  *
  *   make sim SEED=n         one seed, everything that happens in it printed
@@ -45,6 +45,13 @@ static void print_totals(uint64_t count, const struct sim_counts *t, const struc
            " truncations %" PRIu64 "\n",
             wt->elections, wt->crashes, t->power_cuts, t->undone, t->fetches, wt->installs, wt->changes,
             wt->truncations);
+    printf("  bits flipped %" PRIu64 " (of streams %" PRIu64 " LMDB %" PRIu64 " segments %" PRIu64
+           " others %" PRIu64 "; %" PRIu64 " in open shards), noticed at open %" PRIu64
+           " by the scrubber %" PRIu64 " in apply %" PRIu64 ", replicas replaced %" PRIu64
+           " copies refused %" PRIu64 " reads not judged %" PRIu64 "\n",
+            t->flips, t->flips_of[FLIP_STREAM], t->flips_of[FLIP_LMDB], t->flips_of[FLIP_SEGMENT],
+            t->flips_of[FLIP_SMALL], t->flips_running, t->noticed_open, t->noticed_scrub, t->noticed_apply,
+            t->replaced, t->copies_refused, t->unjudged);
 }
 
 START_TEST(shards_keep_what_they_acknowledged)
@@ -73,6 +80,11 @@ START_TEST(shards_keep_what_they_acknowledged)
     ck_assert_uint_gt(wt.installs, count / 4);
     ck_assert_uint_gt(wt.changes, count);
     ck_assert_uint_gt(t.power_cuts, count);
+    ck_assert_uint_gt(t.flips, count / 4);
+    ck_assert_uint_gt(t.flips_of[FLIP_LMDB], count / 50);
+    ck_assert_uint_gt(t.noticed_open, count / 20);
+    ck_assert_uint_gt(t.noticed_scrub, count / 20);
+    ck_assert_uint_gt(t.replaced, count / 8);
 }
 END_TEST
 

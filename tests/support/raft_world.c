@@ -134,6 +134,7 @@ static void replica_up(struct world_replica *r)
     struct world *w = r->world;
     struct pending *pending = disk_read(r);
     uint64_t base = 0;
+    r->given_up = false;
     if (pending->base_index != 0) base = base_sequence(w, pending);
     r->sequence = base;
     if (w->machine->open == NULL) {
@@ -217,6 +218,23 @@ static void replica_end(struct world_replica *r)
     if (w->machine->end != NULL) w->machine->end(r);
     pending_free(pending_take(&r->node->disk, r->slot + 1, r->replica_id));
     replica_begin(r->node, r->slot, 0);
+}
+
+uint64_t world_replace(struct world_replica *r)
+{
+    struct world_node *n = r->node;
+    uint64_t id = n->world->next_replica++;
+    n->world->groups[r->slot].lost = true;
+    replica_end(r);
+    replica_begin(n, r->slot, id);
+    if (n->up) replica_up(r);
+    return id;
+}
+
+void world_forget(struct world_replica *r)
+{
+    pending_free(pending_take(&r->node->disk, r->slot + 1, r->replica_id));
+    r->world->groups[r->slot].lost = true;
 }
 
 /* ---- what happens ---- */
@@ -376,7 +394,7 @@ static void replica_step(struct world_replica *r)
     if (r->replica_id != 0 && r->replica_id == w->groups[r->slot].removed)
         replica_end(r); /* raft does not tell it */
     if (r->replica_id == 0) return;
-    if (r->group == NULL && w->now_ms >= r->up_at_ms) replica_up(r);
+    if (r->group == NULL && !r->given_up && w->now_ms >= r->up_at_ms) replica_up(r);
     if (r->group == NULL) return;
     if (w->machine->tick != NULL)
         w->machine->tick(r);
@@ -435,7 +453,8 @@ void world_step(struct world *w, bool storm)
     if (!storm) return;
     for (uint32_t g = 0; g < w->group_count; g++) {
         struct world_replica *leader = world_leader(w, g);
-        if (leader != NULL && !w->groups[g].change_out && strikes(w, 8)) change_members(leader);
+        if (leader != NULL && !w->groups[g].change_out && !w->groups[g].held && strikes(w, 8))
+            change_members(leader);
     }
     if (strikes(w, 3)) cut_choose(w);
     if (world_chance(w, 6)) memset(w->cut, 0, sizeof w->cut);

@@ -50,6 +50,7 @@ struct world_replica {
     uint64_t fetch_peer_id;
     struct buf description;
     uint64_t described;
+    bool given_up; /* its data are damaged: it stays down until its node is up again, or world_replace */
     void *machine; /* the machine's */
 };
 
@@ -118,6 +119,8 @@ struct world_group {
     uint64_t leader_of_term[WORLD_TERMS_MAX];
     uint64_t highest_acknowledged; /* index */
     bool change_out;
+    bool held;         /* by the machine: the storm changes no members */
+    bool lost;         /* so is a voter's log: what it acknowledged is not where majority_check looks */
     uint64_t removing; /* replica whose removal is under way */
     uint64_t removed;  /* and is committed: its node may forget it */
 };
@@ -173,6 +176,10 @@ void world_send(struct world *w, uint32_t from, uint32_t to, const void *bytes, 
 extern const struct group_io world_group_io;
 /* The node stops now, and comes back some time later. */
 void world_crash(struct world_node *n);
+/* The replica ends, and an empty one of a new id, which is returned, takes its place on the node. */
+uint64_t world_replace(struct world_replica *r);
+/* What the replica has in the log goes. */
+void world_forget(struct world_replica *r);
 
 /* Into the hash, and out when traced. `what` is a literal. */
 void world_note(struct world *w, const char *what, uint64_t a, uint64_t b, uint64_t c);

@@ -240,7 +240,7 @@ static void majority_check(struct world_replica *r, const struct group_commit *e
     struct world *w = r->world;
     uint32_t count, voters = 0, have = 0;
     const struct replica_member *m = raft_group_members(r->group, &count);
-    if (w->groups[r->slot].change_out) return;
+    if (w->groups[r->slot].change_out || w->groups[r->slot].lost) return;
     for (uint32_t i = 0; i < count; i++) {
         struct world_replica *other = &w->nodes[m[i].node_id - 1].replicas[r->slot];
         if (m[i].role != REPLICA_VOTER) continue;

@@ -583,10 +583,8 @@ static void serves_nothing(enum omen_err wanted, const char *named)
     ck_assert_int_eq(stats.stopped, wanted);
 }
 
-START_TEST(the_scrubber_finds_a_flipped_bit)
+static void on_a_simulated_disk(void)
 {
-    struct err err;
-    char path[300];
     sim = vfs_sim_new(3);
     for (size_t i = 1; i <= strlen(dir); i++) {
         char part[200];
@@ -596,6 +594,13 @@ START_TEST(the_scrubber_finds_a_flipped_bit)
     }
     options.vfs = vfs_sim_vfs(sim);
     reopen();
+}
+
+START_TEST(the_scrubber_finds_a_flipped_bit)
+{
+    struct err err;
+    char path[300];
+    on_a_simulated_disk();
     for (uint64_t id = 0; id < 20; id++) upsert(id, "{'some': 'payload'}");
     struct scrub_result result;
     uint64_t checked = 0;
@@ -611,6 +616,44 @@ START_TEST(the_scrubber_finds_a_flipped_bit)
     ck_assert_int_eq(rc, OMEN_ECORRUPT);
     ck_assert_ptr_nonnull(strstr(err.message, "0000000000000001.chunk"));
     serves_nothing(OMEN_ECORRUPT, "0000000000000001.chunk");
+}
+END_TEST
+
+/* A bit that flipped in a row goes on into the point that a payload operation derives from it, under a checksum of its own.
+ * What tells that it did is the row, and it stays until somebody has looked at it, dead as it is. */
+START_TEST(damage_is_not_compacted_away_before_it_was_seen)
+{
+    struct shard_store_stats stats;
+    struct err err;
+    char path[300];
+    uint8_t *bytes = NULL;
+    size_t len = 0;
+    options.first_chunk_bytes = options.chunk_bytes = 64 << 10;
+    options.delta_bytes_max = 1;
+    on_a_simulated_disk();
+    upsert(1, "{'some': 'payload', 'old': 1}");
+    file_of_store("stream/0000000000000001.chunk", path);
+    ck_assert_int_eq(vfs_read_file(options.vfs, path, 1 << 20, &bytes, &len, NULL), OMEN_OK);
+    const uint8_t *at = memmem(bytes, len, "payload", 7);
+    ck_assert_ptr_nonnull(at);
+    ck_assert(vfs_sim_flip_bit(sim, path, (uint64_t)(at - bytes), 0));
+    mem_free(bytes);
+    begin((struct op_id){ 0 });
+    add(POINT_SET_PAYLOAD, 1, "{'old': 2}");
+    ck_assert_int_eq(send().code, OMEN_OK);
+    ck_assert_ptr_nonnull(strstr(payload_now(1, NULL), "qayload"));
+    for (int round = 0; round < 300; round++) {
+        upsert(2, long_payload("some", 1000));
+        if (round == 10) upsert(1, "{'some': 'payload'}");
+        checkpoint();
+    }
+    shard_store_stats(store, &stats);
+    ck_assert_uint_gt(stats.given_back_bytes, 0);
+    enum omen_err rc = OMEN_OK;
+    struct scrub_result result = { 0 };
+    while (rc == OMEN_OK && !result.wrapped) rc = shard_store_scrub(store, 1 << 20, &result, &err);
+    ck_assert_msg(rc == OMEN_ECORRUPT, "the damage has gone unseen");
+    ck_assert_ptr_nonnull(strstr(err.message, "0000000000000001.chunk"));
 }
 END_TEST
 
@@ -776,6 +819,7 @@ int main(void)
     tcase_add_test(tc, a_selection_returns_what_it_names);
     tcase_add_test(tc, a_full_op_table_is_reported_and_never_evicts);
     tcase_add_test(tc, the_scrubber_finds_a_flipped_bit);
+    tcase_add_test(tc, damage_is_not_compacted_away_before_it_was_seen);
     tcase_add_test(tc, chunks_begin_small_and_double);
     tcase_add_loop_test(tc, thousands_expire_at_one_instant, 0, 2);
     tcase_add_test(tc, room_made_for_a_large_entry_is_found_behind_a_small_chunk);
