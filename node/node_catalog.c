@@ -208,7 +208,8 @@ static void catalog_run(struct node *node, struct shard_call *call)
     struct err *err = &call->err;
     err_clear(err);
     struct map *before = catalog_map(node->catalog);
-    enum omen_err rc = change->kind == CATALOG_CREATE ? create_admit(node, change, err) : OMEN_OK;
+    enum omen_err rc = cluster_op_id_timely(&change->asked_as, clock_wall_ms(node->options.clock), err);
+    if (rc == OMEN_OK && change->kind == CATALOG_CREATE) rc = create_admit(node, change, err);
     uint64_t collection_id = 0;
     if (rc == OMEN_OK) rc = catalog_propose(node, change, &collection_id, err);
     if (rc == OMEN_OK) {

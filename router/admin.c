@@ -27,6 +27,7 @@ void op_hello(struct request *r)
     r->reply.hello.version = high < WIRE_VERSION_MAX ? high : WIRE_VERSION_MAX;
     r->reply.hello.server_version = OMEN_VERSION;
     r->reply.hello.commit = version_commit();
+    r->reply.hello.now_ms = r->now_ms;
     request_finish(r, OMEN_OK);
 }
 

@@ -217,6 +217,7 @@ struct wire_reply {
         struct {
             uint32_t version;
             const char *server_version, *commit;
+            uint64_t now_ms; /* the server's wall clock; 0 = not told */
         } hello;
         struct {
             const struct wire_collection_info *items;

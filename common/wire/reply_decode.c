@@ -573,7 +573,10 @@ static enum omen_err decode_operation(struct reply_reader *q, const msgpack_obje
     case WIRE_HELLO:
         rc = get_u32(q, top, "version", &out->hello.version);
         if (rc == OMEN_OK) rc = get_text(q, top, "server_version", &out->hello.server_version);
-        return rc == OMEN_OK ? get_text(q, top, "commit", &out->hello.commit) : rc;
+        if (rc == OMEN_OK) rc = get_text(q, top, "commit", &out->hello.commit);
+        out->hello.now_ms = 0; /* servers before it do not tell */
+        if (rc != OMEN_OK || get(top, "now_ms") == NULL) return rc;
+        return get_u64(q, top, "now_ms", UINT64_MAX, &out->hello.now_ms);
     case WIRE_COLLECTION_LIST:
     case WIRE_COLLECTION_DESCRIBE: return decode_collections(q, top);
     case WIRE_COLLECTION_CREATE:

@@ -348,6 +348,7 @@ static void pack_hello(msgpack_packer *pk, const struct wire_reply *reply)
     pack_str(pk, reply->hello.server_version == NULL ? OMEN_VERSION : reply->hello.server_version);
     pack_str(pk, "commit");
     pack_str(pk, reply->hello.commit == NULL ? "" : reply->hello.commit);
+    pack_number(pk, "now_ms", reply->hello.now_ms);
     pack_str(pk, "limits");
     msgpack_pack_map(pk, limit_count);
     for (size_t i = 0; i < limit_count; i++) pack_number(pk, limits[i].name, limits[i].value);
@@ -380,7 +381,7 @@ static bool op_is_write(enum wire_op op) { return op >= WIRE_UPSERT && op <= WIR
 static uint32_t reply_members(enum wire_op op)
 {
     switch (op) {
-    case WIRE_HELLO: return 5;
+    case WIRE_HELLO: return 6;
     case WIRE_COLLECTION_LIST:
     case WIRE_COLLECTION_DESCRIBE:
     case WIRE_SCROLL: return 2;

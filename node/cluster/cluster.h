@@ -23,6 +23,8 @@
 #define CLUSTER_HISTORY_MAX 64u
 #define CLUSTER_RESULTS_MAX 1024u
 #define CLUSTER_RESULT_MS 600000u /* of log time, for which an outcome is kept, if that many fit */
+#define CLUSTER_AHEAD_MS                                                                                     \
+    5000u /* an op id that was issued further ahead of the leader's clock is refused before it is recorded */
 #define CLUSTER_OPS_MAX 4096u
 #define CLUSTER_MOVES_MAX 1024u /* of one OPS_START, of one round of a plan */
 #define CLUSTER_PLANS_MAX 65u   /* a drain of each node, and one rebalance */
@@ -131,6 +133,12 @@ const struct cluster_plan *cluster_state_plan(const struct cluster_state *state,
 const struct cluster_plan *cluster_state_plan_for(const struct cluster_state *state, uint32_t node_id);
 /* A shard that names the node, by the map or an operation; 0: none does. */
 uint64_t cluster_state_shard_on(const struct cluster_state *state, uint32_t node_id);
+/* OMEN_EINVAL: the op id was issued so far ahead of `now_ms`, the leader's clock, that keeping and forgetting it would
+ * have the ids of all clients before then refused. Asked before a change is proposed, and only where it is known, behind
+ * a barrier, that it was not made already: a leader whose clock is a little behind the last one's must not say that it
+ * never was. */
+OMEN_CHECKED enum omen_err cluster_op_id_timely(const struct op_id *asked_as, uint64_t now_ms,
+        struct err *err);
 /* What became of a change of this kind that was asked for under this id; NULL: not made, or too long ago. */
 const struct cluster_result *cluster_state_result(const struct cluster_state *state,
         const struct op_id *asked_as, uint32_t kind);

@@ -4,7 +4,8 @@
  * Only changes that were made are kept. One that was rejected changed nothing, so a repetition is judged anew.
  * Bounded by number and by age in log time. What is let go moves `results_lost_ms` to when it was issued: an id that
  * was issued no later than that and is not here may have been used before, so it is refused, never carried out. An id
- * from the future would move that too far, so it is refused as well. */
+ * from the future would move that too far, and others' ids would be refused with it: the leader does not propose it
+ * (cluster_op_id_timely), and apply refuses it when it is as far ahead as outcomes are kept. */
 #include "common/err.h"
 
 #include "common/check.h"
@@ -20,6 +21,18 @@ const struct cluster_result *cluster_state_result(const struct cluster_state *st
             return r;
     }
     return NULL;
+}
+
+enum omen_err cluster_op_id_timely(const struct op_id *asked_as, uint64_t now_ms, struct err *err)
+{
+    if (asked_as->client == 0 || asked_as->issue_ms <= now_ms ||
+            asked_as->issue_ms - now_ms <= CLUSTER_AHEAD_MS)
+        return OMEN_OK;
+    return err_set(err, OMEN_EINVAL, "op_id[2]",
+            "issued at %llu ms, which is %llu ms ahead of the cluster's time, %llu ms; at most %u ms are allowed: "
+            "set the client's clock",
+            (unsigned long long)asked_as->issue_ms, (unsigned long long)(asked_as->issue_ms - now_ms),
+            (unsigned long long)now_ms, CLUSTER_AHEAD_MS);
 }
 
 bool cluster_result_settles(const struct cluster_state *state, const struct cluster_entry *entry,

@@ -53,7 +53,11 @@ static enum omen_err act_init(struct member *m, const struct admin_ask *ask, str
     struct doc given = doc_member(ask->doc, (struct bytes){ (const uint8_t *)"name", 4 });
     if (!field_text(ask->doc, "name", name, sizeof name) && given.data != NULL)
         return err_set(err, OMEN_EINVAL, "name", "is a text of at most %d bytes", CLUSTER_NAME_BYTES_MAX);
-    enum omen_err rc = init_told(m, &ask->asked_as) ? OMEN_OK : member_found(m, name, &ask->asked_as, err);
+    enum omen_err rc = OMEN_OK;
+    if (!init_told(m, &ask->asked_as)) {
+        rc = cluster_op_id_timely(&ask->asked_as, clock_wall_ms(m->node->options.clock), err);
+        if (rc == OMEN_OK) rc = member_found(m, name, &ask->asked_as, err);
+    }
     bool sure = rc == OMEN_OK ||
             rc == OMEN_EEXISTS; /* the latter once it is known whose doing the cluster is */
     for (uint32_t waited = 0; sure && waited < CREATE_WAIT_MS; waited += POLL_MS) {
@@ -337,8 +341,11 @@ static enum omen_err action_run(struct member *m, size_t i, const struct admin_a
     struct cluster_state *state = member_state(m);
     const struct cluster_result *r = cluster_state_result(state, &ask->asked_as, (uint32_t)actions[i].kind);
     if (r != NULL) actions[i].tell(state, r, reply);
+    bool made = r != NULL;
     cluster_state_unref(state);
-    return r != NULL ? OMEN_OK : actions[i].act(m, ask, reply, leader_out, err);
+    if (made) return OMEN_OK;
+    rc = cluster_op_id_timely(&ask->asked_as, clock_wall_ms(m->node->options.clock), err);
+    return rc == OMEN_OK ? actions[i].act(m, ask, reply, leader_out, err) : rc;
 }
 
 static enum omen_err member_admin(struct member *m, const struct admin_ask *ask, struct doc_builder *reply,

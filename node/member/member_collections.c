@@ -80,19 +80,25 @@ void member_catalog_call(struct member *m, struct shard_call *call)
         call->done(call);
         return;
     }
+    const struct catalog_change *change = &call->in.catalog;
+    call->code = member_op_id_timely(m, &change->asked_as, (uint32_t)change->kind, &call->leader_hint, err);
+    if (call->code != OMEN_OK) {
+        call->done(call);
+        return;
+    }
     uint32_t node_ids[MEMBER_NODES_MAX], count, willing, len;
     uint8_t *entry;
     struct cluster_state *state = member_state(m);
     count = nodes_preferred(m, state, node_ids, &willing);
     cluster_state_unref(state);
-    enum omen_err rc = catalog_entry_encode(&call->in.catalog, clock_wall_ms(m->node->options.clock),
-            node_ids, count, willing, &entry, &len);
+    enum omen_err rc = catalog_entry_encode(change, clock_wall_ms(m->node->options.clock), node_ids, count,
+            willing, &entry, &len);
     struct catalog_outcome outcome = { .code = OMEN_OK };
     if (rc != OMEN_OK)
         (void)err_set(err, rc, "", "no memory to record the change");
     else
         rc = member_propose(m, entry, len, &outcome, &call->leader_hint, err);
-    if (rc == OMEN_OK && call->in.catalog.kind == CATALOG_CREATE)
+    if (rc == OMEN_OK && change->kind == CATALOG_CREATE)
         create_wait(m, outcome.collection_id, call->deadline_ns);
     if (rc == OMEN_OK) { /* the reply brings the map that shows it */
         state = member_state(m);

@@ -173,6 +173,9 @@ OMEN_CHECKED enum omen_err member_propose(struct member *m, uint8_t *entry, uint
 /* A change with the wall clock's time. */
 OMEN_CHECKED enum omen_err member_change(struct member *m, const struct cluster_change *change,
         struct catalog_outcome *outcome_out, uint32_t *leader_out, struct err *err);
+/* Whether a change may be proposed under this op id, as cluster_op_id_timely; also what member_barrier says. */
+OMEN_CHECKED enum omen_err member_op_id_timely(struct member *m, const struct op_id *asked_as, uint32_t kind,
+        uint32_t *leader_out, struct err *err);
 /* Wait until everything that was recorded so far is applied here. OMEN_ENOTLEADER, OMEN_EUNAVAILABLE: nothing was
  * done. */
 OMEN_CHECKED enum omen_err member_barrier(struct member *m, uint32_t *leader_out, struct err *err);

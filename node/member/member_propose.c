@@ -58,6 +58,19 @@ enum omen_err member_change(struct member *m, const struct cluster_change *chang
     return member_propose(m, entry, len, outcome_out, leader_out, err);
 }
 
+enum omen_err member_op_id_timely(struct member *m, const struct op_id *asked_as, uint32_t kind,
+        uint32_t *leader_out, struct err *err)
+{
+    uint64_t now_ms = clock_wall_ms(m->node->options.clock);
+    if (cluster_op_id_timely(asked_as, now_ms, err) == OMEN_OK) return OMEN_OK;
+    enum omen_err rc = member_barrier(m, leader_out, err);
+    if (rc != OMEN_OK) return rc;
+    struct cluster_state *state = member_state(m);
+    bool made = cluster_state_result(state, asked_as, kind) != NULL;
+    cluster_state_unref(state);
+    return made ? OMEN_OK : cluster_op_id_timely(asked_as, now_ms, err);
+}
+
 enum omen_err member_barrier(struct member *m, uint32_t *leader_out, struct err *err)
 {
     struct waiter *w = waiter_new();

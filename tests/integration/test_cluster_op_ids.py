@@ -8,6 +8,7 @@ import tempfile
 import threading
 import time
 import unittest
+from unittest import mock
 from pathlib import Path
 
 from omen_server import BUILD, Server
@@ -217,6 +218,23 @@ class SingleNode(unittest.TestCase):
             self.assertEqual(db.collection("docs").count(), 0)
             with self.assertRaises(omendb.OperationExpired):
                 db._call({**drop, "op_id": [7, 1, 1000]})
+
+    def test_a_client_whose_clock_is_ahead_spoils_nobody_elses_op_ids(self):
+        with Server() as server, omendb.connect(server.address) as db:
+            db.create_collection("docs", 2)
+            ahead = int(time.time() * 1000) + 60_000
+            alias = {"op": "alias.set", "alias": "a", "collection": "docs"}
+            with self.assertRaises(omendb.InvalidRequest) as refused:
+                db._call({**alias, "op_id": [7, 1, ahead]})
+            self.assertEqual(refused.exception.field, "op_id[2]")
+            self.assertIn("set the client's clock", str(refused.exception))
+            # A client goes by the server's clock when its own is refused, and for good.
+            real = time.time
+            with mock.patch("omendb.client.time.time", lambda: real() + 60), omendb.connect(server.address) as other:
+                for _ in range(1100):  # more than are kept: what is let go of refuses what was issued before
+                    other.set_alias("a", "docs")
+                self.assertLess(other.new_op_id()[2], ahead)
+            db.set_alias("b", "docs")
 
 
 

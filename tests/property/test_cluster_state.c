@@ -524,6 +524,21 @@ START_TEST(what_may_have_been_made_long_ago_is_refused_and_memory_is_bounded)
 }
 END_TEST
 
+START_TEST(an_op_id_from_the_future_is_not_to_be_recorded)
+{
+    struct err err;
+    const uint64_t t = 10000000;
+    ck_assert_int_eq(cluster_op_id_timely(&(struct op_id){ 0, 0, 0 }, t, &err), OMEN_OK);
+    ck_assert_int_eq(cluster_op_id_timely(&(struct op_id){ 5, 1, 1 }, t, &err),
+            OMEN_OK); /* apply judges those */
+    ck_assert_int_eq(cluster_op_id_timely(&(struct op_id){ 5, 1, t + CLUSTER_AHEAD_MS }, t, &err), OMEN_OK);
+    ck_assert_int_eq(cluster_op_id_timely(&(struct op_id){ 5, 1, t + CLUSTER_AHEAD_MS + 1 }, t, &err),
+            OMEN_EINVAL);
+    ck_assert_str_eq(err.field, "op_id[2]");
+    ck_assert_int_eq(cluster_op_id_timely(&(struct op_id){ 5, 1, UINT64_MAX }, t, &err), OMEN_EINVAL);
+}
+END_TEST
+
 /* ---- plans ---- */
 
 static void loads(const struct cluster_state *s, const struct plan_size *sizes, const struct plan_move *moves,
@@ -629,6 +644,7 @@ int main(void)
     tcase_add_test(tcase, a_node_that_is_down_gets_a_replica_only_when_no_other_can);
     tcase_add_test(tcase, who_repeats_a_change_is_told_what_was_told_first);
     tcase_add_test(tcase, what_may_have_been_made_long_ago_is_refused_and_memory_is_bounded);
+    tcase_add_test(tcase, an_op_id_from_the_future_is_not_to_be_recorded);
     tcase_add_loop_test(tcase, a_fourth_node_gets_its_share_and_no_byte_more_moves_than_must, 0, 5);
     tcase_add_test(tcase, a_drain_finds_a_place_for_everything_or_says_for_what_there_is_none);
     suite_add_tcase(suite, tcase);

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/clock.h"
 #include "common/net/net.h"
 #include "common/wire/message.h"
 #include "tools/client/client_impl.h"
@@ -33,7 +34,9 @@ struct fake {
     uint32_t fail_every;          /* 0 = never; else each n-th write is BUSY, applied and UNKNOWN, in turn */
     bool stale;                   /* say of answers that they are */
     enum consistency consistency; /* of the last request */
-    bool partial;                 /* errors of writes say that one shard of two was done */
+    uint64_t hello_ms,
+            clock_ms; /* what hello tells; op ids further ahead of the other are refused; 0 = none are */
+    bool partial;     /* errors of writes say that one shard of two was done */
 };
 
 static bool already_applied(const struct fake *f, struct op_id id)
@@ -108,6 +111,7 @@ static void answer(struct fake *f, const struct wire_request *request, struct wi
         reply->hello.version = 1;
         reply->hello.server_version = "0";
         reply->hello.commit = "0";
+        reply->hello.now_ms = f->hello_ms;
         return;
     }
     bool write = request->op >= WIRE_UPSERT && request->op <= WIRE_DELETE_PAYLOAD;
@@ -117,6 +121,7 @@ static void answer(struct fake *f, const struct wire_request *request, struct wi
     if (write) f->ops[f->op_count++ % OPS_MAX] = request->write.op_id;
     if (request->op == WIRE_CLUSTER) f->ops[f->op_count++ % OPS_MAX] = request->cluster.asked_as;
     if (request->op == WIRE_COLLECTION_CREATE) f->ops[f->op_count++ % OPS_MAX] = request->catalog.asked_as;
+    if (request->op == WIRE_ALIAS_SET) f->ops[f->op_count++ % OPS_MAX] = request->catalog.asked_as;
     if (write && (code == OMEN_OK || code == OMEN_EUNKNOWN)) apply(f, request);
     for (uint32_t i = 0; code == OMEN_OK && i < f->token_count; i++)
         if (f->tokens[i].incarnation != f->incarnation) {
@@ -124,6 +129,10 @@ static void answer(struct fake *f, const struct wire_request *request, struct wi
                     "of another incarnation");
             return;
         }
+    if (f->clock_ms != 0 && f->ops[(f->op_count - 1) % OPS_MAX].issue_ms > f->clock_ms + 5000) {
+        reply->code = err_set(&reply->err, OMEN_EINVAL, "op_id[2]", "ahead");
+        return;
+    }
     reply->code = code;
     if (code != OMEN_OK) {
         err_set(&reply->err, code, NULL, "scripted %s", err_name(code));
@@ -283,6 +292,28 @@ START_TEST(a_certain_failure_is_told_as_it_is)
     ck_assert_uint_eq(fakes[0].requests, 1);
     SCRIPT(&fakes[0], OMEN_EFULL, OMEN_EOPEXPIRED);
     ck_assert_int_eq(write_one(), OMEN_EOPEXPIRED);
+}
+END_TEST
+
+START_TEST(a_clock_that_is_ahead_is_put_right_by_what_the_server_says)
+{
+    uint64_t ours = clock_wall_ms(clock_system());
+    fakes[0].hello_ms = fakes[0].clock_ms = ours - 3600000;
+    ck_assert_int_eq(omen_alias_set(db, "a", "b"), 0);
+    ck_assert_uint_eq(fakes[0].op_count, 2); /* refused, and under another id taken */
+    ck_assert_uint_ne(fakes[0].ops[0].seq, fakes[0].ops[1].seq);
+    ck_assert_uint_ge(fakes[0].ops[1].issue_ms, fakes[0].hello_ms);
+    ck_assert_uint_lt(fakes[0].ops[1].issue_ms, ours - 1800000);
+    omen_op_id told;
+    ck_assert(omen_last_change_id(&told)); /* the one that counts */
+    ck_assert_uint_eq(told.seq, fakes[0].ops[1].seq);
+    ck_assert_int_eq(omen_alias_set(db, "a", "b"), 0); /* learnt for good */
+    ck_assert_uint_eq(fakes[0].op_count, 3);
+    ck_assert_int_eq(write_one(), 0);
+    fakes[0].clock_ms -= 3600000; /* neither clock will do: that is told, not tried for ever */
+    ck_assert_int_eq(omen_alias_set(db, "a", "b"), OMEN_EINVAL);
+    ck_assert_str_eq(omen_last_error_field(), "op_id[2]");
+    ck_assert_uint_eq(fakes[0].op_count, 6);
 }
 END_TEST
 
@@ -650,6 +681,7 @@ static Suite *client_suite(void)
     tcase_add_test(tc, an_unknown_outcome_is_retried_elsewhere_under_the_same_op_id);
     tcase_add_test(tc, an_uncertain_write_is_never_told_as_failed);
     tcase_add_test(tc, a_certain_failure_is_told_as_it_is);
+    tcase_add_test(tc, a_clock_that_is_ahead_is_put_right_by_what_the_server_says);
     tcase_add_test(tc, a_write_done_in_some_shards_is_never_told_as_failed);
     tcase_add_test(tc, busy_is_waited_out_until_the_deadline);
     tcase_add_test(tc, nobody_there_is_unavailable);

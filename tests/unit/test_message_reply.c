@@ -173,7 +173,9 @@ START_TEST(small_replies_survive)
     hello.hello.version = 1;
     hello.hello.server_version = "0.1.0";
     hello.hello.commit = "abc";
+    hello.hello.now_ms = 1790000000123;
     ck_assert_str_eq(reply_trip(&hello).hello.commit, "abc");
+    ck_assert_uint_eq(reply_trip(&hello).hello.now_ms, 1790000000123);
     struct wire_reply created = { .op = WIRE_COLLECTION_CREATE };
     created.created.collection_id = 12;
     ck_assert_uint_eq(reply_trip(&created).created.collection_id, 12);

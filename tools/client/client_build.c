@@ -232,7 +232,10 @@ static enum omen_err build_path_list(const struct write_args *args, struct scrat
 
 struct op_id build_op_id(struct omen_client *client)
 {
-    return (struct op_id){ client->id, atomic_fetch_add(&client->seq, 1) + 1, clock_wall_ms(clock_system()) };
+    int64_t now_ms = (int64_t)clock_wall_ms(clock_system());
+    if (atomic_load(&client->by_server))
+        now_ms = atomic_load(&client->server_clock_ms) + (int64_t)(client_now_ns() / 1000000u);
+    return (struct op_id){ client->id, atomic_fetch_add(&client->seq, 1) + 1, (uint64_t)now_ms };
 }
 
 enum omen_err build_write(struct omen_client *client, const struct write_args *args, struct scratch *s,

@@ -65,6 +65,8 @@ struct omen_client {
     _Atomic uint32_t version;       /* of the protocol, agreed with the first endpoint; 0 = none yet */
     uint64_t id;                    /* random, never 0: op_id.client */
     _Atomic uint64_t seq;
+    _Atomic int64_t server_clock_ms; /* its wall clock less our monotone one, as hello told; 0 = it did not */
+    _Atomic bool by_server; /* issue times are by the server's clock: ours is ahead of the leader's */
     _Atomic uint64_t draws; /* of jitter */
     struct token_table tokens;
     pthread_mutex_t scratch_lock;

@@ -168,6 +168,7 @@ static enum omen_err greet_on(struct omen_client *client, struct endpoint *endpo
     enum omen_err rc = message_encode_request(&request, &s->message, err);
     if (rc != OMEN_OK) return rc;
     struct bytes message = { s->message.data, s->message.len };
+    uint64_t began_ns = client_now_ns();
     rc = net_call(endpoint->net, message, timeout_ms, &s->reply, err);
     if (rc == OMEN_EUNKNOWN)
         return err_set(err, OMEN_EUNAVAILABLE, NULL, "%s does not answer", endpoint->url);
@@ -184,6 +185,9 @@ static enum omen_err greet_on(struct omen_client *client, struct endpoint *endpo
     if (version < WIRE_VERSION_MIN || version > WIRE_VERSION_MAX)
         return err_set(err, OMEN_EVERSION, NULL, "%s speaks protocol version %u, this client %d to %d",
                 endpoint->url, version, WIRE_VERSION_MIN, WIRE_VERSION_MAX);
+    if (reply.hello.now_ms != 0 && reply.hello.now_ms < INT64_MAX)
+        atomic_store(&client->server_clock_ms,
+                (int64_t)reply.hello.now_ms - (int64_t)((began_ns + client_now_ns()) / 2000000u));
     uint32_t none = 0;
     if (!atomic_compare_exchange_strong(&client->version, &none, version) && none != version)
         return err_set(err, OMEN_EVERSION, NULL, "%s speaks protocol version %u, the other endpoints %u",
@@ -280,6 +284,29 @@ static bool tokens_refused(enum omen_err code, const struct err *err, const stru
     return code == OMEN_EINVAL && request->token_count > 0 && strncmp(err->field, "tokens", 6) == 0;
 }
 
+static struct op_id *request_op_id(struct wire_request *request)
+{
+    if (request->op == WIRE_CLUSTER) return &request->cluster.asked_as;
+    return op_is_write(request->op)   ? &request->write.op_id
+            : op_changes(request->op) ? &request->catalog.asked_as
+                                      : NULL;
+}
+
+/* Our clock, or the server's when we went by that, is so far ahead of the leader's that the op id was refused, before
+ * anything was begun: from now on issue times are by the other one, and the request gets a new id. */
+static bool op_id_anew(struct omen_client *client, const struct attempts *a, enum omen_err code,
+        const struct err *err, struct wire_request *request)
+{
+    struct op_id *id = request_op_id(request);
+    if (code != OMEN_EINVAL || strcmp(err->field, "op_id[2]") != 0 || id == NULL ||
+            id->client != client->id || a->uncertain || a->partial ||
+            atomic_load(&client->server_clock_ms) == 0)
+        return false;
+    atomic_store(&client->by_server, !atomic_load(&client->by_server));
+    *id = build_op_id(client);
+    return true;
+}
+
 enum omen_err client_call(struct omen_client *client, struct wire_request *request, struct scratch *s,
         struct arena *reply_arena, struct wire_reply *reply_out, struct err *err)
 {
@@ -290,7 +317,7 @@ enum omen_err client_call(struct omen_client *client, struct wire_request *reque
         a.has_op_id = request->cluster.asked_as.client != 0;
     }
     buf_clear(&s->message);
-    bool forgot = false;
+    bool forgot = false, renamed = false;
     for (;;) {
         err_clear(err);
         enum omen_err rc = attempt(client, request, s, reply_arena, &a, reply_out, err), final;
@@ -299,6 +326,11 @@ enum omen_err client_call(struct omen_client *client, struct wire_request *reque
             tokens_forget(&client->tokens);
             buf_clear(&s->message);
             forgot = true;
+            continue;
+        }
+        if (!renamed && op_id_anew(client, &a, rc, err, request)) {
+            buf_clear(&s->message);
+            renamed = true;
             continue;
         }
         if (!attempts_again(client, &a, rc, err, &wait_ms, &final)) return final;

@@ -14,8 +14,13 @@ static struct op_id change_id(struct omen_client *client)
     struct op_id id = { next_id.client, next_id.seq, next_id.issue_ms };
     if (id.client == 0) id = build_op_id(client);
     next_id = (omen_op_id){ .client = 0 };
-    last_id = (omen_op_id){ id.client, id.seq, id.issue_ms };
     return id;
+}
+
+/* As it was sent last: a clock that is ahead makes another necessary. */
+static void change_sent(const struct op_id *id)
+{
+    last_id = (omen_op_id){ id->client, id->seq, id->issue_ms };
 }
 
 bool omen_last_change_id(omen_op_id *id_out)
@@ -104,7 +109,10 @@ static omen_code send_change(omen_client *client, const struct catalog_change *c
     enum omen_err rc = OMEN_OK;
     if (options_json != NULL)
         rc = build_doc(options_json, OPTIONS_DOC_BYTES_MAX, "options", s, &request.catalog.options, err);
-    if (rc == OMEN_OK) rc = client_call(client, &request, s, &s->arena, &reply, err);
+    if (rc == OMEN_OK) {
+        rc = client_call(client, &request, s, &s->arena, &reply, err);
+        change_sent(&request.catalog.asked_as);
+    }
     scratch_give(client, s);
     return (omen_code)rc;
 }
@@ -328,6 +336,7 @@ static omen_code ask_document(omen_client *client, enum wire_op op, const char *
     if (rc == OMEN_OK && op == WIRE_CLUSTER && wire_cluster_recorded(request.cluster.request))
         request.cluster.asked_as = change_id(client);
     if (rc == OMEN_OK) rc = client_call(client, &request, s, &s->arena, &reply, err);
+    if (op == WIRE_CLUSTER) change_sent(&request.cluster.asked_as);
     reply.op = op;
     if (rc == OMEN_OK) rc = reply_text(&reply, json_out, err);
     scratch_give(client, s);

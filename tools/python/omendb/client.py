@@ -12,8 +12,8 @@ from typing import Dict, List, Optional, Sequence, Union
 
 from .collection import Collection, VectorField
 from .connection import Connection, connect_any, parse_endpoint
-from .errors import (AlreadyExists, ClientClosed, DeadlineExceeded, OmenError, OutcomeUnknown, StaleTokens, Unavailable,
-                     VersionMismatch, from_reply, outcome_of, should_retry)
+from .errors import (AlreadyExists, ClientClosed, DeadlineExceeded, InvalidRequest, OmenError, OutcomeUnknown, StaleTokens,
+                     Unavailable, VersionMismatch, from_reply, outcome_of, should_retry)
 from .values import pack, unpack
 
 PROTOCOL_VERSION = 1
@@ -59,6 +59,8 @@ class Client:
         self._sequence = itertools.count(1)
         self._incarnation: Optional[int] = None
         self._tokens: Dict[int, int] = {}  # shard -> sequence
+        self._server_clock: Optional[float] = None  # its wall clock less our monotonic one, as hello told
+        self._by_server = False  # issue times are by the server's clock: ours is ahead of the leader's
         self.server: dict = {}
         self._connected(time.monotonic() + timeout)
 
@@ -178,7 +180,17 @@ class Client:
 
     def new_op_id(self) -> List[int]:
         """[client, seq, issue time]: a write or change that carries it is applied once, however often it is sent."""
-        return [self._client_id, next(self._sequence), int(time.time() * 1000)]
+        now = self._server_clock + time.monotonic() if self._by_server else time.time()
+        return [self._client_id, next(self._sequence), int(now * 1000)]
+
+    def _op_id_anew(self, request: dict, error: OmenError) -> Optional[dict]:
+        """The request under a new id, when it was refused, before anything was begun, because its issue time is ahead of the leader's
+        clock: our clock, or the server's when we went by that, is wrong. From now on issue times are by the other one."""
+        if not (isinstance(error, InvalidRequest) and error.field == "op_id[2]" and not error.partial and self._server_clock is not None and
+                request.get("op_id", [0])[0] == self._client_id):
+            return None
+        self._by_server = not self._by_server
+        return {**request, "op_id": self.new_op_id()}
 
     def encode(self, request: dict, deadline: float) -> bytes:
         """Envelope and msgpack; vectors and other buffers go out as they are."""
@@ -201,6 +213,7 @@ class Client:
         reply = unpack(body)
         if not reply.get("ok"):
             error = from_reply(reply.get("error", {}))
+            error.partial = any(shard[1] == 0 for shard in reply.get("shards", ()))
             if isinstance(error, StaleTokens):
                 with self._lock:
                     self._tokens = {}
@@ -230,7 +243,10 @@ class Client:
             self._connection = connection
         hello = {"v": 1, "op": "hello", "versions": [1, PROTOCOL_VERSION], "client": "omendb-python/0.1.0"}
         try:
+            sent = time.monotonic()
             reply = unpack(connection.send(pack(hello), timeout).result(timeout))
+            if reply.get("now_ms"):
+                self._server_clock = reply["now_ms"] / 1000 - (sent + time.monotonic()) / 2
         except (FutureTimeout, OutcomeUnknown, DeadlineExceeded) as e:
             connection.close()
             with self._lock:
@@ -249,7 +265,7 @@ class Client:
         """Send, wait, retry what a retry can mend (with the same op id) until the timeout."""
         timeout = self.timeout if timeout is None else timeout
         deadline = time.monotonic() + timeout
-        maybe_applied = False  # a try of a write was sent and not answered
+        maybe_applied = renamed = False  # a try of a write was sent and not answered; its op id was made anew
         once = changes_cluster(request) and "op_id" not in request  # a second try might do it twice
         for attempt in itertools.count():
             connection = None
@@ -266,6 +282,9 @@ class Client:
                 if once and isinstance(e, OutcomeUnknown):
                     raise
                 maybe_applied = maybe_applied or (isinstance(e, OutcomeUnknown) and "op_id" in request)
+                if not maybe_applied and not renamed and (anew := self._op_id_anew(request, e)):
+                    request, renamed = anew, True
+                    continue
                 pause = retry_pause(e, attempt)
                 if not should_retry(e) or time.monotonic() + pause >= deadline:
                     raise outcome_of(e, maybe_applied) from e.__cause__

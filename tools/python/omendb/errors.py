@@ -22,6 +22,7 @@ class OmenError(Exception):
         self.field = field
         self.message = message
         self.retry_after = retry_after
+        self.partial = False  # of a write: some shards have carried it out
         super().__init__(f"{field}: {message}" if field else message)
 
 
