@@ -1,5 +1,6 @@
 /* omen-bench filter: the payload index of one segment of made payloads. How long it takes to build and open and what it
  * takes on disk and in memory; how long filters take to become sets of rows, against asking every payload. Medians. */
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,12 +14,47 @@
 
 #define PAYLOAD_ROUNDS 3
 
-/* About what a catalog has: a word of 40, one of 1,000, a price, a time in order, tags, a flag. */
+/* About what a catalog has: a word of 40, one of 1,000, a price, a time in order, tags, a flag, a description of 4 to 19
+ * words (as often as words of a language are), a place (two of three in or around 500 towns). */
 struct rows {
     struct buf bytes;
     uint64_t *at;
     uint32_t count;
 };
+
+/* The word of rank r comes about as often as 1 / r, of ranks below 60,000. */
+static void description_put(struct doc_builder *b, uint64_t x)
+{
+    char text[400];
+    size_t len = 0;
+    for (uint64_t n = 4 + x % 16; n > 0; n--) {
+        x = bench_mix(x);
+        double rank = exp((double)(x >> 11) / 9007199254740992.0 * log(60000));
+        len += (size_t)snprintf(text + len, sizeof text - len, len == 0 ? "word%u" : " word%u",
+                (unsigned)rank);
+    }
+    doc_key(b, "description", 11);
+    doc_put_string(b, text, len);
+}
+
+static double unit(uint64_t x) { return (double)(bench_mix(x) >> 11) / 9007199254740992.0; }
+
+static void place_put(struct doc_builder *b, uint64_t x)
+{
+    uint64_t town = bench_mix(x) % 500;
+    double lon = unit(x + 1) * 360 - 180, lat = asin(unit(x + 2) * 2 - 1) * (180 / M_PI);
+    if (x % 3 != 0) {
+        lon = unit(town) * 358 - 179 + (unit(x + 3) + unit(x + 4) - 1) / 2;
+        lat = unit(town + 1000) * 120 - 55 + (unit(x + 5) + unit(x + 6) - 1) / 2;
+    }
+    doc_key(b, "place", 5);
+    doc_begin_object(b);
+    doc_key(b, "lon", 3);
+    doc_put_f64(b, lon);
+    doc_key(b, "lat", 3);
+    doc_put_f64(b, lat);
+    doc_end(b);
+}
 
 static void payload_put(struct doc_builder *b, uint64_t row)
 {
@@ -43,6 +79,8 @@ static void payload_put(struct doc_builder *b, uint64_t row)
     doc_end(b);
     doc_key(b, "open", 4);
     doc_put_bool(b, x >> 60 & 1);
+    description_put(b, x);
+    place_put(b, x);
     doc_end(b);
 }
 
@@ -73,6 +111,15 @@ static bool row_at(void *arg, uint32_t row, point_id *id_out, struct doc *payloa
     return true;
 }
 
+#define TEXT(words) "{\"must\": [{\"key\": \"description\", \"match\": {\"text\": \"" words "\"}}]}"
+#define PLACE(lon, lat) "{\"lon\": " lon ", \"lat\": " lat "}"
+#define BOX(left, top, right, bottom)                                                                        \
+    "{\"must\": [{\"key\": \"place\", \"geo_bounding_box\": {\"top_left\": " PLACE(left,                     \
+            top) ", \"bottom_right\": " PLACE(right, bottom) "}}]}"
+#define RADIUS(lon, lat, metres)                                                                             \
+    "{\"must\": [{\"key\": \"place\", \"geo_radius\": {\"center\": " PLACE(lon, lat) ", \"radius\": " metres \
+                                                                                     "}}]}"
+
 static const struct {
     const char *name, *json;
 } asked[] = {
@@ -93,6 +140,28 @@ static const struct {
             "{\"must\": [{\"key\": \"tags\", \"match\": {\"value\": \"tenth\"}}, "
             "{\"key\": \"price\", \"range\": {\"lt\": 100}}]}" },
     { "must_not, 50 %", "{\"must_not\": [{\"key\": \"tags\", \"match\": {\"value\": \"half\"}}]}" },
+    { "text, one word, 50 %", TEXT("word1") },
+    { "text, one word, 1 %", TEXT("word60") },
+    { "text, one word, 0.01 %", TEXT("word9000") },
+    { "text, two words", TEXT("word1 word2") },
+    { "text, three words", TEXT("word3 word20 word40") },
+    { "text, no such word: pruned", TEXT("word1 meer") },
+    { "box, a continent", BOX("-20", "60", "40", "0") },
+    { "box, some towns", BOX("10", "45", "12", "43") },
+    { "box over the antimeridian", BOX("170", "30", "-170", "-30") },
+    { "radius 1,000 km", RADIUS("10", "45", "1000000") },
+    { "radius 100 km", RADIUS("10", "45", "100000") },
+    { "radius 1,000 km at a pole", RADIUS("0", "89", "1000000") },
+    { "polygon with a hole",
+            "{\"must\": [{\"key\": \"place\", \"geo_polygon\": {\"exterior\": {\"points\": ["
+            "{\"lon\": -20, \"lat\": 0}, {\"lon\": 40, \"lat\": 5}, {\"lon\": 30, \"lat\": 60}, "
+            "{\"lon\": -10, \"lat\": 50}, {\"lon\": -20, \"lat\": 0}]}, \"interiors\": [{\"points\": ["
+            "{\"lon\": 0, \"lat\": 10}, {\"lon\": 20, \"lat\": 10}, {\"lon\": 10, \"lat\": 40}, "
+            "{\"lon\": 0, \"lat\": 10}]}]}}]}" },
+    { "text and radius",
+            "{\"must\": [{\"key\": \"description\", \"match\": {\"text\": \"word1\"}}, "
+            "{\"key\": \"place\", \"geo_radius\": {\"center\": {\"lon\": 10, \"lat\": 45}, "
+            "\"radius\": 1000000}}]}" },
     { "no such value: pruned", "{\"must\": [{\"key\": \"shop\", \"match\": {\"value\": \"shop-1001\"}}]}" },
 };
 

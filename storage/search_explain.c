@@ -14,8 +14,8 @@ const char *explain_plan_name(enum explain_plan plan)
 
 const char *explain_prune_name(enum explain_prune prune)
 {
-    static const char *const names[EXPLAIN_PRUNE_COUNT] = { "", "field", "values", "range", "filter",
-        "all_dead" };
+    static const char *const names[EXPLAIN_PRUNE_COUNT] = { "", "field", "values", "range", "words", "area",
+        "filter", "all_dead" };
     CHECK(prune < EXPLAIN_PRUNE_COUNT);
     return names[prune];
 }

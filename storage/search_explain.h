@@ -29,6 +29,8 @@ enum explain_prune {
     EXPLAIN_PRUNED_FIELD,  /* no row has a value at the path */
     EXPLAIN_PRUNED_VALUES, /* no row has one of the values */
     EXPLAIN_PRUNED_RANGE,  /* all values lie outside, or between the bounds there is none */
+    EXPLAIN_PRUNED_WORDS,  /* no row has a text with one of the words */
+    EXPLAIN_PRUNED_AREA,   /* all places lie outside */
     EXPLAIN_PRUNED_FILTER, /* conditions each have rows, together they have none */
     EXPLAIN_PRUNED_ALL_DEAD,
     EXPLAIN_PRUNE_COUNT
@@ -59,7 +61,7 @@ enum explain_why {
 
 const char *explain_plan_name(enum explain_plan plan); /* "pruned", "walk", "gather", "scan", "rows" */
 const char *explain_prune_name(
-        enum explain_prune prune); /* "", "field", "values", "range", "filter", "all_dead" */
+        enum explain_prune prune); /* "", "field", "values", "range", "words", "area", "filter", "all_dead" */
 const char *explain_filter_name(enum explain_filter filter); /* "none", "index", "partly", "payload" */
 /* "pruned", "no_filter", "cheapest", "most_pass", "gave_up", "exact", "older_view", "not_sealed", "sketch" */
 const char *explain_why_name(enum explain_why why);

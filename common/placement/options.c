@@ -5,6 +5,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "common/query/path_kind.h"
+
 static const char *const PROFILES[] = { "", "speed", "quality", "balanced" };
 static const char *const WRITE_MODES[] = { "async_index", "immediate_index", "stream_only" };
 static const char *const QUANTIZATIONS[] = { "adaptive", "conservative", "aggressive" };
@@ -103,7 +105,9 @@ static enum omen_err index_path_check(struct bytes text, struct err *err)
     if (text.len == 0 || memchr(text.data, 0, text.len) != NULL)
         return err_set(err, OMEN_EINVAL, "payload_indexes", "holds an empty path, or one with a NUL");
     arena_init(&arena, 1024, 0);
-    enum omen_err rc = doc_path_parse((const char *)text.data, text.len, &arena, &path, &why);
+    enum path_kind kind;
+    size_t len = path_kind_split((const char *)text.data, text.len, &kind);
+    enum omen_err rc = doc_path_parse((const char *)text.data, len, &arena, &path, &why);
     arena_fini(&arena);
     if (rc == OMEN_ENOMEM) return err_set(err, rc, "payload_indexes", "no memory");
     return rc == OMEN_OK ? rc : err_set(err, OMEN_EINVAL, "payload_indexes", "%s", why.message);

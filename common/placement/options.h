@@ -48,8 +48,9 @@ struct collection_options {
     char type_path[OPTIONS_PATH_BYTES_MAX + 1];
     uint32_t
             tenant_points; /* of one tenant (bucket, type): from so many on it has segments of its own; 0 = the usual */
-    /* Payload paths whose index is asked for: one after the other, each with its NUL, padded with NULs. They come before
-     * others where a segment has more paths than are indexed. */
+    /* Payload paths whose index is asked for, with ":text" or ":geo" or neither behind (common/query/path_kind.h): one after
+     * the other, each with its NUL, padded with NULs. They come before others where a segment has more paths than are
+     * indexed, and the words of a ":text" are indexed however many they are. */
     char payload_indexes[OPTIONS_INDEXES_BYTES];
     uint64_t bulk_until_ms; /* Unix time: until then a bulk load runs and nothing is indexed; 0 = none runs */
 };                          /* zeroed: what a collection has that was asked nothing of */

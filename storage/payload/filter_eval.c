@@ -93,9 +93,7 @@ static bool geo_goes_on(void *arg, struct doc value)
 {
     const struct filter *f = ((const struct probe *)arg)->filter;
     struct geo_point point;
-    if (!geo_point_read(value, &point)) return true;
-    if (f->kind == FILTER_GEO_BOX) return !geo_box_holds(f, point);
-    return f->kind == FILTER_GEO_RADIUS ? !geo_radius_holds(f, point) : !geo_polygon_holds(f, point);
+    return !geo_point_read(value, &point) || !geo_holds(f, point);
 }
 
 static uint32_t values_in(struct doc value)

@@ -7,207 +7,7 @@
 #include "common/check.h"
 #include "common/crc32c.h"
 #include "common/mem.h"
-#include "storage/payload/payload_build.h"
-
-#define GATHER_BYTES_MIN (64u << 20) /* of one path's values at a time, and so much more a row */
-#define GATHER_ROW_BYTES 256u
-#define STOP_EVERY 4096u /* rows between two looks at `stop` */
-
-/* ---- one field's rows ---- */
-
-struct keyed_row {
-    int64_t key;
-    uint32_t row;
-};
-
-struct posting {
-    uint32_t value, row; /* value: by first appearance */
-};
-
-struct known_value {
-    struct hash128 hash;
-    uint32_t id, last_row;
-};
-
-/* What a walk over all rows gathers of one path. */
-struct gather {
-    const struct payload_source *source;
-    const struct doc_path *path; /* NULL: ids */
-    uint32_t row, elements;      /* the current one, and its elements that are not null */
-    uint32_t flags;
-    uint64_t *bits[PAYLOAD_BITS]; /* owned */
-    struct known_value *table;    /* [table_cap] owned; open addressing, id UINT32_MAX = free */
-    uint32_t table_cap, value_count;
-    struct buf postings;       /* struct posting, in order of rows */
-    struct buf numbers, times; /* struct keyed_row */
-    struct buf many_numbers, many_times;
-    bool failed; /* no memory */
-};
-
-static void gather_fini(struct gather *g)
-{
-    for (int b = 0; b < PAYLOAD_BITS; b++) mem_free(g->bits[b]);
-    mem_free(g->table);
-    buf_fini(&g->postings);
-    buf_fini(&g->numbers);
-    buf_fini(&g->times);
-    buf_fini(&g->many_numbers);
-    buf_fini(&g->many_times);
-}
-
-static bool gather_init(struct gather *g, const struct payload_source *source, const struct doc_path *path)
-{
-    *g = (struct gather){ .source = source, .path = path };
-    buf_init(&g->postings);
-    buf_init(&g->numbers);
-    buf_init(&g->times);
-    buf_init(&g->many_numbers);
-    buf_init(&g->many_times);
-    for (int b = 0; b < PAYLOAD_BITS; b++) {
-        g->bits[b] = mem_calloc(rowbits_words(source->count) + 1, sizeof(uint64_t));
-        if (g->bits[b] == NULL) g->failed = true;
-    }
-    if (g->failed) gather_fini(g);
-    return !g->failed;
-}
-
-static bool table_grow(struct gather *g)
-{
-    uint32_t cap = g->table_cap == 0 ? 1024 : 2 * g->table_cap;
-    struct known_value *grown = mem_alloc((size_t)cap * sizeof *grown);
-    if (grown == NULL) return false;
-    for (uint32_t i = 0; i < cap; i++) grown[i].id = UINT32_MAX;
-    for (uint32_t i = 0; i < g->table_cap; i++) {
-        if (g->table[i].id == UINT32_MAX) continue;
-        uint32_t at = (uint32_t)g->table[i].hash.lo & (cap - 1);
-        while (grown[at].id != UINT32_MAX) at = (at + 1) & (cap - 1);
-        grown[at] = g->table[i];
-    }
-    mem_free(g->table);
-    g->table = grown;
-    g->table_cap = cap;
-    return true;
-}
-
-static void value_add(struct gather *g, struct hash128 hash)
-{
-    if (g->value_count >= g->table_cap / 2 && !table_grow(g)) {
-        g->failed = true;
-        return;
-    }
-    uint32_t at = (uint32_t)hash.lo & (g->table_cap - 1);
-    while (g->table[at].id != UINT32_MAX && payload_hash_compare(g->table[at].hash, hash) != 0)
-        at = (at + 1) & (g->table_cap - 1);
-    struct known_value *known = &g->table[at];
-    if (known->id == UINT32_MAX) *known = (struct known_value){ hash, g->value_count++, UINT32_MAX };
-    if (known->last_row == g->row) return;
-    known->last_row = g->row;
-    const struct posting posting = { known->id, g->row };
-    buf_append(&g->postings, &posting, sizeof posting);
-}
-
-static void key_add(struct buf *to, int64_t key, uint32_t row)
-{
-    const struct keyed_row item = { key, row };
-    buf_append(to, &item, sizeof item);
-}
-
-static void element_add(struct gather *g, struct doc value)
-{
-    int64_t us;
-    if (doc_type(value) == DOC_NULL) return;
-    g->elements++;
-    switch (doc_type(value)) {
-    case DOC_STRING: {
-        struct bytes text = doc_string(value);
-        if (datetime_parse((const char *)text.data, text.len, &us)) key_add(&g->times, us, g->row);
-    } /* fall through */
-    case DOC_FALSE:
-    case DOC_TRUE:
-    case DOC_I64: value_add(g, hash128(value.data, value.len)); break;
-    default: break;
-    }
-    if (doc_is_number(value)) key_add(&g->numbers, payload_number_key(doc_f64(value)), g->row);
-}
-
-static void bit_add(struct gather *g, enum payload_bits bits) { rowbits_add(g->bits[bits], g->row); }
-
-static bool value_gather(void *arg, struct doc value)
-{
-    struct gather *g = arg;
-    enum doc_type type = doc_type(value);
-    bit_add(g, PAYLOAD_BITS_THERE);
-    if (type == DOC_NULL) bit_add(g, PAYLOAD_BITS_NULL);
-    if (type == DOC_NULL || type == DOC_ARRAY) bit_add(g, PAYLOAD_BITS_ODD);
-    if (type != DOC_NULL && (type != DOC_ARRAY || doc_count(value) > 0)) bit_add(g, PAYLOAD_BITS_FULL);
-    if (type != DOC_ARRAY) {
-        if (type != DOC_NULL) g->flags |= PAYLOAD_SCALARS;
-        element_add(g, value);
-        return true;
-    }
-    struct doc_iter it = doc_iter(value);
-    struct doc element;
-    while (doc_next(&it, NULL, &element)) {
-        if (doc_type(element) == DOC_NULL) bit_add(g, PAYLOAD_BITS_NULL);
-        if (doc_type(element) == DOC_ARRAY) g->flags |= PAYLOAD_NESTED_ARRAYS;
-        element_add(g, element);
-    }
-    return true;
-}
-
-/* What the row added to a column goes apart when it is more than one. */
-static void row_sort_out(struct buf *column, struct buf *many, size_t before)
-{
-    if (column->failed || column->len <= before + sizeof(struct keyed_row)) return;
-    buf_append(many, column->data + before, column->len - before);
-    column->len = before;
-}
-
-static void row_gather(struct gather *g, point_id id, struct doc payload)
-{
-    size_t numbers = g->numbers.len, times = g->times.len;
-    if (g->path == NULL) {
-        key_add(id.kind == POINT_ID_U64 ? &g->numbers : &g->times, (int64_t)id.lo, g->row);
-        return;
-    }
-    g->elements = 0;
-    if (payload.data != NULL) doc_path_each(g->path, payload, false, value_gather, g);
-    if (g->elements > 0) bit_add(g, PAYLOAD_BITS_SOME);
-    if (g->elements > 1) bit_add(g, PAYLOAD_BITS_MANY);
-    row_sort_out(&g->numbers, &g->many_numbers, numbers);
-    row_sort_out(&g->times, &g->many_times, times);
-}
-
-/* Arrays of thousands of values in every row must not cost what the node has: then the segment goes without. */
-static bool gather_too_big(const struct gather *g)
-{
-    uint64_t bytes = (uint64_t)g->postings.cap + g->numbers.cap + g->times.cap + g->many_numbers.cap +
-            g->many_times.cap;
-    return bytes > GATHER_BYTES_MIN + GATHER_ROW_BYTES * (uint64_t)g->source->count;
-}
-
-static enum omen_err gather_run(struct gather *g, struct err *err)
-{
-    const struct payload_source *source = g->source;
-    for (g->row = 0; g->row < source->count; g->row++) {
-        point_id id;
-        struct doc payload;
-        if (source->row(source->arg, g->row, &id, &payload)) row_gather(g, id, payload);
-        if (g->row % STOP_EVERY == 0 && source->stop != NULL && source->stop(source->arg))
-            return err_set(err, OMEN_ECANCELED, "", "the segment is not wanted any more");
-        if (gather_too_big(g))
-            return err_set(err, OMEN_ETOOBIG, "",
-                    "the values at one path take more memory than a payload index may");
-    }
-    g->failed |= g->postings.failed || g->numbers.failed || g->times.failed || g->many_numbers.failed ||
-            g->many_times.failed;
-    if (g->failed) return err_set(err, OMEN_ENOMEM, "", "no memory for a payload index");
-    if (g->postings.len / sizeof(struct posting) > UINT32_MAX / 2 ||
-            g->many_numbers.len / sizeof(struct keyed_row) > UINT32_MAX / 2 ||
-            g->many_times.len / sizeof(struct keyed_row) > UINT32_MAX / 2)
-        return err_set(err, OMEN_ETOOBIG, "", "more values at one path than a payload index may have");
-    return OMEN_OK;
-}
+#include "storage/payload/payload_gather.h"
 
 /* ---- its section ---- */
 
@@ -240,7 +40,7 @@ static void u64_put(struct buf *out, uint64_t v)
 }
 
 /* Values in order of their hashes, then for each the rows that have it. */
-static bool values_put(struct gather *g, struct buf *out)
+static bool values_put(struct payload_gather *g, struct buf *out)
 {
     const struct posting *postings = (const struct posting *)(const void *)g->postings.data;
     uint32_t count = 0, total = (uint32_t)(g->postings.len / sizeof *postings);
@@ -282,54 +82,157 @@ static void column_put(struct buf *column, struct buf *out)
     section_pad(out);
 }
 
-static enum omen_err section_make(struct gather *g, struct buf *out, uint8_t entry[PAYLOAD_FIELD_BYTES],
+static int placed_compare(const void *a, const void *b)
+{
+    const struct placed_row *x = a, *y = b;
+    if (x->order != y->order) return x->order < y->order ? -1 : 1;
+    return (x->row > y->row) - (x->row < y->row);
+}
+
+static void places_put(struct buf *places, struct buf *out)
+{
+    struct placed_row *items = (struct placed_row *)(void *)places->data;
+    size_t count = places->len / sizeof *items;
+    if (count > 0) qsort(items, count, sizeof *items, placed_compare);
+    for (size_t i = 0; i < count; i++) buf_append(out, &items[i].place, sizeof items[i].place);
+    for (size_t i = 0; i < count; i++) u32_put(out, items[i].row);
+    section_pad(out);
+}
+
+/* A section as it goes to the file, piece by piece. */
+struct section {
+    struct vfs_file *file;
+    uint64_t offset, bytes; /* where it begins; what is written of it */
+    uint32_t crc;
+};
+
+static enum omen_err section_write(struct section *s, const void *data, size_t bytes, struct err *err)
+{
+    if (bytes == 0) return OMEN_OK;
+    s->crc = crc32c(s->crc, data, bytes);
+    enum omen_err rc = vfs_pwrite(s->file, data, bytes, s->offset + s->bytes, err);
+    s->bytes += bytes;
+    return rc;
+}
+
+static enum omen_err piece_write(struct section *s, struct buf *piece, bool ok, struct err *err)
+{
+    if (!ok || piece->failed) return err_set(err, OMEN_ENOMEM, "", "no memory for a payload index");
+    enum omen_err rc = section_write(s, piece->data, piece->len, err);
+    buf_clear(piece);
+    return rc;
+}
+
+static void text_fill(struct payload_gather *g, struct doc value)
+{
+    if (doc_type(value) == DOC_STRING) words_fill(&g->words, g->row, doc_string(value));
+}
+
+static bool texts_fill(void *arg, struct doc value)
+{
+    struct doc_iter it = doc_iter(value);
+    struct doc element;
+    if (doc_type(value) != DOC_ARRAY) text_fill(arg, value);
+    while (doc_type(value) == DOC_ARRAY && doc_next(&it, NULL, &element)) text_fill(arg, element);
+    return true;
+}
+
+/* The lists of words: part by part, each after one more walk over all payloads. */
+static enum omen_err lists_write(struct payload_gather *g, struct section *s, struct err *err)
+{
+    static const uint8_t zero[8];
+    const struct payload_source *source = g->source;
+    struct words_build *words = &g->words;
+    enum omen_err rc = OMEN_OK;
+    while (rc == OMEN_OK && words_part_begin(words)) {
+        for (g->row = 0; rc == OMEN_OK && g->row < source->count; g->row++) {
+            point_id id;
+            struct doc payload;
+            bool there = source->row(source->arg, g->row, &id, &payload) && payload.data != NULL;
+            if (there) doc_path_each(g->path, payload, false, texts_fill, g);
+            rc = payload_stop_ask(source, g->row, err);
+        }
+        if (rc == OMEN_OK)
+            rc = section_write(s, words->part, (words->part_end - words->part_first) * sizeof *words->part,
+                    err);
+    }
+    if (words->failed) return err_set(err, OMEN_ENOMEM, "", "no memory for a payload index");
+    return rc == OMEN_OK ? section_write(s, zero, (8 - s->bytes % 8) % 8, err) : rc;
+}
+
+static uint32_t items_of(const struct buf *items, size_t item_bytes)
+{
+    return (uint32_t)(items->len / item_bytes);
+}
+
+static void entry_make(const struct payload_gather *g, const struct section *s,
+        uint8_t entry[PAYLOAD_FIELD_BYTES])
+{
+    const bool field = g->path != NULL;
+    uint32_t flags = g->flags | (field ? PAYLOAD_PLACES : 0) |
+            (field && !g->words.given_up ? PAYLOAD_WORDS : 0);
+    memset(entry, 0, PAYLOAD_FIELD_BYTES);
+    store_u32(entry, field ? (uint32_t)doc_path_text(g->path).len : 0);
+    store_u32(entry + 4, flags);
+    store_u64(entry + 8, s->bytes);
+    store_u32(entry + 16, g->value_count);
+    store_u32(entry + 20, s->crc);
+    store_u32(entry + 24, items_of(&g->postings, sizeof(struct posting)));
+    store_u32(entry + 28, items_of(&g->numbers, sizeof(struct keyed_row)));
+    store_u32(entry + 32, items_of(&g->many_numbers, sizeof(struct keyed_row)));
+    store_u32(entry + 36, items_of(&g->times, sizeof(struct keyed_row)));
+    store_u32(entry + 40, items_of(&g->many_times, sizeof(struct keyed_row)));
+    store_u32(entry + 44, g->words.count);
+    store_u64(entry + 48, g->words.count == 0 ? 0 : g->words.units);
+    store_u32(entry + 56, items_of(&g->places, sizeof(struct placed_row)));
+    store_u32(entry + 60, items_of(&g->many_places, sizeof(struct placed_row)));
+}
+
+/* Path, bits, values, numbers and times; then words; then places. */
+static enum omen_err section_make(struct payload_gather *g, struct section *s, struct buf *piece,
         struct err *err)
 {
-    buf_clear(out);
     if (g->path != NULL) {
         struct bytes text = doc_path_text(g->path);
-        buf_append(out, text.data, text.len);
-        section_pad(out);
+        buf_append(piece, text.data, text.len);
+        section_pad(piece);
         for (int b = 0; b < PAYLOAD_BITS; b++)
-            for (size_t i = 0; i < rowbits_words(g->source->count); i++) u64_put(out, g->bits[b][i]);
+            for (size_t i = 0; i < rowbits_words(g->source->count); i++) u64_put(piece, g->bits[b][i]);
     }
-    uint32_t postings = (uint32_t)(g->postings.len / sizeof(struct posting));
-    bool ok = values_put(g, out);
-    column_put(&g->numbers, out);
-    column_put(&g->many_numbers, out);
-    column_put(&g->times, out);
-    column_put(&g->many_times, out);
-    if (!ok || out->failed) return err_set(err, OMEN_ENOMEM, "", "no memory for a payload index");
-    memset(entry, 0, PAYLOAD_FIELD_BYTES);
-    store_u32(entry, g->path == NULL ? 0 : (uint32_t)doc_path_text(g->path).len);
-    store_u32(entry + 4, g->flags);
-    store_u64(entry + 8, out->len);
-    store_u32(entry + 16, g->value_count);
-    store_u32(entry + 20, crc32c(0, out->data, out->len));
-    store_u32(entry + 24, postings);
-    store_u32(entry + 28, (uint32_t)(g->numbers.len / sizeof(struct keyed_row)));
-    store_u32(entry + 32, (uint32_t)(g->many_numbers.len / sizeof(struct keyed_row)));
-    store_u32(entry + 36, (uint32_t)(g->times.len / sizeof(struct keyed_row)));
-    store_u32(entry + 40, (uint32_t)(g->many_times.len / sizeof(struct keyed_row)));
-    return OMEN_OK;
+    bool ok = values_put(g, piece);
+    column_put(&g->numbers, piece);
+    column_put(&g->many_numbers, piece);
+    column_put(&g->times, piece);
+    column_put(&g->many_times, piece);
+    enum omen_err rc = piece_write(s, piece, ok, err);
+    if (rc != OMEN_OK) return rc;
+    words_put(&g->words, piece);
+    rc = piece_write(s, piece, true, err);
+    if (rc == OMEN_OK) rc = lists_write(g, s, err);
+    if (rc != OMEN_OK) return rc;
+    places_put(&g->places, piece);
+    places_put(&g->many_places, piece);
+    return piece_write(s, piece, true, err);
 }
 
 /* ---- the file ---- */
 
 /* One field: gather, lay out, write at *offset. */
-static enum omen_err field_write(const struct payload_source *source, const struct doc_path *path,
+static enum omen_err field_write(const struct payload_source *source, const struct payload_path *path,
         struct vfs_file *file, uint64_t *offset, uint8_t entry[PAYLOAD_FIELD_BYTES], struct err *err)
 {
-    struct gather g;
-    struct buf section;
-    if (!gather_init(&g, source, path)) return err_set(err, OMEN_ENOMEM, "", "no memory for a payload index");
-    buf_init(&section);
-    enum omen_err rc = gather_run(&g, err);
-    if (rc == OMEN_OK) rc = section_make(&g, &section, entry, err);
-    if (rc == OMEN_OK && section.len > 0) rc = vfs_pwrite(file, section.data, section.len, *offset, err);
-    *offset += section.len;
-    buf_fini(&section);
-    gather_fini(&g);
+    struct payload_gather g;
+    struct buf piece;
+    struct section section = { .file = file, .offset = *offset };
+    if (!payload_gather_init(&g, source, path))
+        return err_set(err, OMEN_ENOMEM, "", "no memory for a payload index");
+    buf_init(&piece);
+    enum omen_err rc = payload_gather_run(&g, err);
+    if (rc == OMEN_OK) rc = section_make(&g, &section, &piece, err);
+    if (rc == OMEN_OK) entry_make(&g, &section, entry);
+    *offset += section.bytes;
+    buf_fini(&piece);
+    payload_gather_fini(&g);
     return rc;
 }
 
@@ -343,7 +246,7 @@ static enum omen_err file_write(const struct payload_source *source, const struc
     uint64_t offset = head_bytes;
     enum omen_err rc = field_write(source, NULL, file, &offset, entries, err);
     for (uint32_t f = 0; rc == OMEN_OK && f < paths->count; f++)
-        rc = field_write(source, paths->items[f], file, &offset,
+        rc = field_write(source, &paths->items[f], file, &offset,
                 entries + (size_t)(f + 1) * PAYLOAD_FIELD_BYTES, err);
     store_u32(head, PAYLOAD_MAGIC);
     store_u16(head + 4, PAYLOAD_VERSION);

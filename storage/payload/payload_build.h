@@ -6,8 +6,12 @@
 
 #define PAYLOAD_PATHS_SEEN_MAX 1024u /* told apart in one segment; what comes later is not indexed */
 
+struct payload_path {
+    const struct doc_path *path;
+    bool words; /* of its texts are asked for */
+};
 struct payload_paths {
-    const struct doc_path **items; /* [count] in the arena, by spelling */
+    struct payload_path *items; /* [count] in the arena, by spelling */
     uint32_t count;
     bool complete; /* no row has a path that is not among them */
 };

@@ -9,8 +9,17 @@
 
 static bool opens_arrays(enum filter_kind kind)
 {
-    return kind == FILTER_MATCH_ANY || kind == FILTER_MATCH_EXCEPT || kind == FILTER_RANGE ||
-            kind == FILTER_DATETIME;
+    switch (kind) {
+    case FILTER_MATCH_ANY:
+    case FILTER_MATCH_EXCEPT:
+    case FILTER_MATCH_TEXT:
+    case FILTER_RANGE:
+    case FILTER_DATETIME:
+    case FILTER_GEO_BOX:
+    case FILTER_GEO_RADIUS:
+    case FILTER_GEO_POLYGON: return true;
+    default: return false;
+    }
 }
 
 /* With the prefix of nested before it. */
@@ -87,13 +96,13 @@ void payload_inside_make(const struct payload_place *place, struct payload_insid
     inside_out->len = place->len;
 }
 
-bool payload_value_find(const struct payload_field *field, struct doc value, uint32_t *position_out)
+static bool hash_find(const struct hash128 *hashes, uint32_t count, struct hash128 hash,
+        uint32_t *position_out)
 {
-    struct hash128 hash = hash128(value.data, value.len);
-    uint32_t low = 0, high = field->value_count;
+    uint32_t low = 0, high = count;
     while (low < high) {
         uint32_t mid = low + (high - low) / 2;
-        int order = payload_hash_compare(field->values[mid], hash);
+        int order = payload_hash_compare(hashes[mid], hash);
         *position_out = mid;
         if (order == 0) return true;
         if (order < 0)
@@ -102,6 +111,16 @@ bool payload_value_find(const struct payload_field *field, struct doc value, uin
             high = mid;
     }
     return false;
+}
+
+bool payload_value_find(const struct payload_field *field, struct doc value, uint32_t *position_out)
+{
+    return hash_find(field->values, field->value_count, hash128(value.data, value.len), position_out);
+}
+
+bool payload_word_find(const struct payload_field *field, struct bytes word, uint32_t *position_out)
+{
+    return hash_find(field->words, field->word_count, hash128(word.data, word.len), position_out);
 }
 
 /* ---- intervals ---- */
@@ -181,6 +200,31 @@ static struct share some_share(double rows, const struct payload_index *index)
     return (struct share){ share < 0 ? 0 : share > 1 ? 1 : share, EXPLAIN_NOT_PRUNED, NULL };
 }
 
+/* As if words met by chance. */
+static struct share text_share(const struct payload_index *index, const struct payload_field *f,
+        const struct filter *filter)
+{
+    double share = 1;
+    if ((f->flags & PAYLOAD_WORDS) == 0) return (struct share){ 0.5, EXPLAIN_NOT_PRUNED, NULL };
+    if (filter->text.count == 0) return proven(EXPLAIN_PRUNED_WORDS, filter);
+    for (uint32_t i = 0; i < filter->text.count; i++) {
+        uint32_t word;
+        if (!payload_word_find(f, filter->text.words[i], &word)) return proven(EXPLAIN_PRUNED_WORDS, filter);
+        share *= (double)word_list_rows(payload_word_list(f, word)) / index->rows;
+    }
+    return some_share(share * index->rows, index);
+}
+
+static struct share place_share(const struct payload_index *index, const struct payload_field *f,
+        const struct filter *filter)
+{
+    struct geo_region region;
+    if ((f->flags & PAYLOAD_PLACES) == 0) return (struct share){ 0.5, EXPLAIN_NOT_PRUNED, NULL };
+    geo_region_make(filter, &region);
+    double rows = place_tree_estimate(&f->tree, &region) + place_tree_estimate(&f->many_tree, &region);
+    return rows > 0 ? some_share(rows, index) : proven(EXPLAIN_PRUNED_AREA, filter);
+}
+
 static struct share field_share(const struct payload_index *index, const struct payload_field *f,
         const struct filter *filter)
 {
@@ -199,6 +243,10 @@ static struct share field_share(const struct payload_index *index, const struct 
         payload_interval_of_times(&filter->time_range, &in);
         rows = column_count(&f->times, &in);
         return rows > 0 ? some_share(rows, index) : proven(EXPLAIN_PRUNED_RANGE, filter);
+    case FILTER_MATCH_TEXT: return text_share(index, f, filter);
+    case FILTER_GEO_BOX:
+    case FILTER_GEO_RADIUS:
+    case FILTER_GEO_POLYGON: return place_share(index, f, filter);
     default: return (struct share){ 0.5, EXPLAIN_NOT_PRUNED, NULL };
     }
 }

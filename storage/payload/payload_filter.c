@@ -13,12 +13,6 @@
 
 /* ---- sets to work in ---- */
 
-struct payload_scratch {
-    uint64_t **sets; /* [count] owned, each of capacity words */
-    uint32_t count, used, sets_cap;
-    size_t capacity;
-};
-
 struct payload_scratch *payload_scratch_new(void) { return mem_calloc(1, sizeof(struct payload_scratch)); }
 
 static void sets_free(struct payload_scratch *scratch)
@@ -43,8 +37,7 @@ static void scratch_begin(struct payload_scratch *scratch, uint32_t rows)
     scratch->capacity = rowbits_capacity(rows);
 }
 
-/* A set of any content; NULL: no memory. */
-static uint64_t *set_take(struct payload_scratch *scratch)
+uint64_t *payload_set_take(struct payload_scratch *scratch)
 {
     if (scratch->used < scratch->count) return scratch->sets[scratch->used++];
     if (scratch->count == scratch->sets_cap) {
@@ -64,7 +57,7 @@ static uint64_t *set_take(struct payload_scratch *scratch)
 enum omen_err payload_scratch_rows(struct payload_scratch *scratch, uint32_t rows, uint64_t **rows_out)
 {
     scratch_begin(scratch, rows);
-    *rows_out = set_take(scratch);
+    *rows_out = payload_set_take(scratch);
     if (*rows_out == NULL) return OMEN_ENOMEM;
     rowbits_all(*rows_out, rows);
     return OMEN_OK;
@@ -72,144 +65,17 @@ enum omen_err payload_scratch_rows(struct payload_scratch *scratch, uint32_t row
 
 /* ---- the walk ---- */
 
-struct walk {
-    const struct payload_index *index;
-    struct payload_scratch *scratch;
-    uint32_t rows;
-};
-
 /* `out` is overwritten. */
-static enum omen_err rows_of(const struct walk *w, const struct filter *filter,
+static enum omen_err rows_of(const struct payload_walk *w, const struct filter *filter,
         const struct payload_inside *inside, uint64_t *out, bool *exact_out);
 
-static void unknown(const struct walk *w, uint64_t *out, bool *exact_out)
+void payload_rows_unknown(const struct payload_walk *w, uint64_t *out, bool *exact_out)
 {
     rowbits_all(out, w->rows);
     *exact_out = false;
 }
 
-static void values_or(const struct payload_field *f, const struct filter *filter, uint64_t *out)
-{
-    for (uint32_t i = 0; i < filter->match.count; i++) {
-        uint32_t v;
-        if (!payload_value_find(f, filter->match.values[i], &v)) continue;
-        if (f->dense != NULL && f->dense[v] != NULL)
-            rowbits_or_roaring(out, f->dense[v]);
-        else
-            rowbits_or_list(out, f->postings + f->firsts[v], f->firsts[v + 1] - f->firsts[v]);
-    }
-}
-
-/* Rows with one element pass when it is not in the list. Of those with several, the ones that have none from the list
- * pass too; the others may. */
-static enum omen_err except_rows(const struct walk *w, const struct payload_field *f,
-        const struct filter *filter, uint64_t *out, bool *exact_out)
-{
-    uint64_t *listed = set_take(w->scratch);
-    if (listed == NULL) return OMEN_ENOMEM;
-    rowbits_none(listed, w->rows);
-    values_or(f, filter, listed);
-    *exact_out = !rowbits_meet(listed, f->bits[PAYLOAD_BITS_MANY], w->rows);
-    if (!*exact_out) rowbits_and_not(listed, f->bits[PAYLOAD_BITS_MANY], w->rows);
-    memcpy(out, f->bits[PAYLOAD_BITS_SOME], rowbits_words(w->rows) * sizeof *out);
-    rowbits_and_not(out, listed, w->rows);
-    w->scratch->used--;
-    return OMEN_OK;
-}
-
-/* Rows [from, to) of a column's order: the difference of the two prefixes nearest to the ends, and what lies between
- * these and the ends row by row. */
-static void prefix_rows(const struct payload_column *c, uint32_t from, uint32_t to, uint64_t *out)
-{
-    uint32_t step = c->prefix_step;
-    if (c->prefix_count == 0 || to - from <= step) {
-        rowbits_or_list(out, c->rows + from, to - from);
-        return;
-    }
-    uint32_t low = (from + step / 2) / step, high = (to + step / 2) / step; /* prefixes of that many steps */
-    if (low > c->prefix_count) low = c->prefix_count;
-    if (high > c->prefix_count) high = c->prefix_count;
-    if (high > 0) rowbits_or_roaring(out, c->prefixes[high - 1]);
-    if (low > 0) rowbits_and_not_roaring(out, c->prefixes[low - 1]);
-    for (uint32_t i = low * step; i < from; i++) out[c->rows[i] / 64] &= ~(UINT64_C(1) << (c->rows[i] % 64));
-    for (uint32_t i = high * step; i > to; i--)
-        out[c->rows[i - 1] / 64] &= ~(UINT64_C(1) << (c->rows[i - 1] % 64));
-    if (from < low * step) rowbits_or_list(out, c->rows + from, low * step - from);
-    if (to > high * step) rowbits_or_list(out, c->rows + high * step, to - high * step);
-}
-
-static void column_rows(const struct walk *w, const struct payload_column *c,
-        const struct payload_interval *in, uint64_t *out)
-{
-    uint32_t from, to;
-    rowbits_none(out, w->rows);
-    payload_interval_find(c->keys, c->count, in, &from, &to);
-    if (from < to) prefix_rows(c, from, to, out); /* rows with one value: `out` is still empty */
-    payload_interval_find(c->many_keys, c->many_count, in, &from, &to);
-    rowbits_or_list(out, c->many_rows + from, to - from);
-}
-
-/* Null and arrays count what only the payload says; anything else 1, nothing 0. */
-static void count_rows(const struct walk *w, const struct payload_field *f, const struct filter *filter,
-        uint64_t *out, bool *exact_out)
-{
-    const uint64_t *there = f->bits[PAYLOAD_BITS_THERE], *odd = f->bits[PAYLOAD_BITS_ODD];
-    uint64_t zero = payload_in_range(&filter->range, 0) ? UINT64_MAX : 0;
-    uint64_t one = payload_in_range(&filter->range, 1) ? UINT64_MAX : 0, some = 0;
-    rowbits_all(out, w->rows);
-    for (size_t i = 0; i < rowbits_words(w->rows); i++) {
-        out[i] &= (~there[i] & zero) | (there[i] & ~odd[i] & one) | odd[i];
-        some |= odd[i];
-    }
-    *exact_out = some == 0;
-}
-
-static enum omen_err field_rows(const struct walk *w, const struct payload_field *f,
-        const struct filter *filter, bool superset, uint64_t *out, bool *exact_out)
-{
-    size_t bytes = rowbits_words(w->rows) * sizeof *out;
-    struct payload_interval in;
-    enum omen_err rc = OMEN_OK;
-    *exact_out = true;
-    switch (filter->kind) {
-    case FILTER_MATCH_ANY:
-        rowbits_none(out, w->rows);
-        values_or(f, filter, out);
-        break;
-    case FILTER_MATCH_EXCEPT: rc = except_rows(w, f, filter, out, exact_out); break;
-    case FILTER_RANGE:
-        payload_interval_of_numbers(&filter->range, &in);
-        column_rows(w, &f->numbers, &in, out);
-        break;
-    case FILTER_DATETIME:
-        payload_interval_of_times(&filter->time_range, &in);
-        column_rows(w, &f->times, &in, out);
-        break;
-    case FILTER_VALUES_COUNT: count_rows(w, f, filter, out, exact_out); break;
-    case FILTER_IS_EMPTY:
-        memcpy(out, f->bits[PAYLOAD_BITS_FULL], bytes);
-        rowbits_not(out, w->rows);
-        break;
-    case FILTER_IS_NULL: memcpy(out, f->bits[PAYLOAD_BITS_NULL], bytes); break;
-    default: unknown(w, out, exact_out); break;
-    }
-    if (superset) *exact_out = false;
-    return rc;
-}
-
-/* No row has a value there. */
-static void absent_rows(const struct walk *w, const struct filter *filter, uint64_t *out, bool *exact_out)
-{
-    bool all = filter->kind == FILTER_IS_EMPTY ||
-            (filter->kind == FILTER_VALUES_COUNT && payload_in_range(&filter->range, 0));
-    *exact_out = true;
-    if (all)
-        rowbits_all(out, w->rows);
-    else
-        rowbits_none(out, w->rows);
-}
-
-static void id_rows(const struct walk *w, const struct filter *filter, uint64_t *out, bool *exact_out)
+static void id_rows(const struct payload_walk *w, const struct filter *filter, uint64_t *out, bool *exact_out)
 {
     const struct payload_field *ids = &w->index->fields[0];
     *exact_out = true;
@@ -225,10 +91,10 @@ static void id_rows(const struct walk *w, const struct filter *filter, uint64_t 
     }
 }
 
-static enum omen_err list_rows(const struct walk *w, const struct filter *const *list, uint32_t count,
+static enum omen_err list_rows(const struct payload_walk *w, const struct filter *const *list, uint32_t count,
         const struct payload_inside *inside, bool every, uint64_t *out, bool *exact)
 {
-    uint64_t *one = set_take(w->scratch);
+    uint64_t *one = payload_set_take(w->scratch);
     if (one == NULL) return OMEN_ENOMEM;
     for (uint32_t i = 0; i < count; i++) {
         bool exactly;
@@ -248,7 +114,7 @@ static enum omen_err list_rows(const struct walk *w, const struct filter *const 
 static_assert(FILTER_CONDITIONS_MAX < 1 << PLANES, "a count of conditions fits the planes");
 
 /* Bit p of how many conditions hold for a row is its bit in plane p. */
-static void planes_add(const struct walk *w, uint64_t *const planes[PLANES], const uint64_t *one)
+static void planes_add(const struct payload_walk *w, uint64_t *const planes[PLANES], const uint64_t *one)
 {
     for (size_t i = 0; i < rowbits_words(w->rows); i++) {
         uint64_t carry = one[i];
@@ -271,14 +137,14 @@ static uint64_t planes_reach(uint64_t *const planes[PLANES], size_t i, uint32_t 
     return more | equal;
 }
 
-static enum omen_err min_should_meet(const struct walk *w, const struct filter *filter,
+static enum omen_err min_should_meet(const struct payload_walk *w, const struct filter *filter,
         const struct payload_inside *inside, uint64_t *out, bool *exact)
 {
-    uint64_t *planes[PLANES], *one = set_take(w->scratch);
+    uint64_t *planes[PLANES], *one = payload_set_take(w->scratch);
     uint32_t used = w->scratch->used - 1;
     if (one == NULL) return OMEN_ENOMEM;
     for (int p = 0; p < PLANES; p++) {
-        planes[p] = set_take(w->scratch);
+        planes[p] = payload_set_take(w->scratch);
         if (planes[p] == NULL) return OMEN_ENOMEM;
         rowbits_none(planes[p], w->rows);
     }
@@ -295,7 +161,7 @@ static enum omen_err min_should_meet(const struct walk *w, const struct filter *
     return OMEN_OK;
 }
 
-static enum omen_err must_not_take(const struct walk *w, const struct filter *filter,
+static enum omen_err must_not_take(const struct payload_walk *w, const struct filter *filter,
         const struct payload_inside *inside, uint64_t *out, bool *exact)
 {
     if (filter->all.must_not_count == 0) return OMEN_OK;
@@ -303,7 +169,7 @@ static enum omen_err must_not_take(const struct walk *w, const struct filter *fi
         *exact = false;
         return OMEN_OK;
     }
-    uint64_t *one = set_take(w->scratch);
+    uint64_t *one = payload_set_take(w->scratch);
     if (one == NULL) return OMEN_ENOMEM;
     for (uint32_t i = 0; i < filter->all.must_not_count; i++) {
         bool exactly;
@@ -316,7 +182,7 @@ static enum omen_err must_not_take(const struct walk *w, const struct filter *fi
     return OMEN_OK;
 }
 
-static enum omen_err bool_rows(const struct walk *w, const struct filter *filter,
+static enum omen_err bool_rows(const struct payload_walk *w, const struct filter *filter,
         const struct payload_inside *inside, uint64_t *out, bool *exact_out)
 {
     *exact_out = true;
@@ -333,7 +199,7 @@ static enum omen_err bool_rows(const struct walk *w, const struct filter *filter
     if (rc == OMEN_OK && musts > 1)
         rc = list_rows(w, filter->all.must + 1, musts - 1, inside, true, out, exact_out);
     if (rc == OMEN_OK && filter->all.should_count > 0) {
-        uint64_t *any = set_take(w->scratch);
+        uint64_t *any = payload_set_take(w->scratch);
         if (any == NULL) return OMEN_ENOMEM;
         rowbits_none(any, w->rows);
         rc = list_rows(w, filter->all.should, filter->all.should_count, inside, false, any, exact_out);
@@ -346,7 +212,7 @@ static enum omen_err bool_rows(const struct walk *w, const struct filter *filter
     return rc;
 }
 
-static enum omen_err rows_of(const struct walk *w, const struct filter *filter,
+static enum omen_err rows_of(const struct payload_walk *w, const struct filter *filter,
         const struct payload_inside *inside, uint64_t *out, bool *exact_out)
 {
     if (filter->kind == FILTER_BOOL) return bool_rows(w, filter, inside, out, exact_out);
@@ -364,11 +230,12 @@ static enum omen_err rows_of(const struct walk *w, const struct filter *filter,
         return rc;
     }
     if (!place.known || filter->kind == FILTER_NESTED) {
-        unknown(w, out, exact_out);
+        payload_rows_unknown(w, out, exact_out);
         return OMEN_OK;
     }
-    if (place.field != NULL) return field_rows(w, place.field, filter, place.superset, out, exact_out);
-    absent_rows(w, filter, out, exact_out);
+    if (place.field != NULL)
+        return payload_field_rows(w, place.field, filter, place.superset, out, exact_out);
+    payload_absent_rows(w, filter, out, exact_out);
     if (place.superset) *exact_out = false;
     return OMEN_OK;
 }
@@ -376,14 +243,14 @@ static enum omen_err rows_of(const struct walk *w, const struct filter *filter,
 enum omen_err payload_index_filter(const struct payload_index *index, const struct filter *filter,
         struct payload_scratch *scratch, struct payload_answer *answer_out)
 {
-    const struct walk w = { index, scratch, index->rows };
+    const struct payload_walk w = { index, scratch, index->rows };
     answer_out->exact = true;
     if (filter == NULL) {
         answer_out->count = index->rows;
         return payload_scratch_rows(scratch, index->rows, &answer_out->rows);
     }
     scratch_begin(scratch, index->rows);
-    answer_out->rows = set_take(scratch);
+    answer_out->rows = payload_set_take(scratch);
     if (answer_out->rows == NULL) return OMEN_ENOMEM;
     enum omen_err rc = rows_of(&w, filter, NULL, answer_out->rows, &answer_out->exact);
     if (rc != OMEN_OK) return rc;

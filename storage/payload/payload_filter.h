@@ -22,6 +22,30 @@ void payload_place_find(const struct payload_index *index, const struct filter *
         const struct payload_inside *inside, struct payload_place *place_out);
 void payload_inside_make(const struct payload_place *place, struct payload_inside *inside_out);
 
+/* Sets to work in. */
+struct payload_scratch {
+    uint64_t **sets; /* [count] owned, each of capacity words */
+    uint32_t count, used, sets_cap;
+    size_t capacity;
+};
+/* A set of any content; NULL: no memory. */
+uint64_t *payload_set_take(struct payload_scratch *scratch);
+
+struct payload_walk {
+    const struct payload_index *index;
+    struct payload_scratch *scratch;
+    uint32_t rows;
+};
+/* `out` is overwritten by all of them. Every row may pass. */
+void payload_rows_unknown(const struct payload_walk *w, uint64_t *out, bool *exact_out);
+/* Rows for which the condition holds by what the field has of them; `superset`: not for all of these. */
+OMEN_CHECKED enum omen_err payload_field_rows(const struct payload_walk *w, const struct payload_field *f,
+        const struct filter *filter, bool superset, uint64_t *out, bool *exact_out);
+/* Where no row has a value. */
+void payload_absent_rows(const struct payload_walk *w, const struct filter *filter, uint64_t *out,
+        bool *exact_out);
+
+bool payload_word_find(const struct payload_field *field, struct bytes word, uint32_t *position_out);
 bool payload_value_find(const struct payload_field *field, struct doc value, uint32_t *position_out);
 
 struct payload_interval {

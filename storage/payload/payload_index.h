@@ -4,9 +4,9 @@
  *   payload_index_build --writes the file--> payload_index_open --mapped, checked in full--> payload_index_filter ...
  *
  * Every payload path whose values can be asked for is indexed (PAYLOAD_FIELDS_MAX of them, those that most rows have):
- * lists of rows by value (dense ones also as roaring bitmaps), numbers and date-times in order, and bits for rows that
- * have values, none, several, null. Values are known by their 128-bit hash alone: as with point keys, equal hashes count
- * as equal.
+ * lists of rows by value (dense ones also as roaring bitmaps), numbers and date-times in order, lists of rows by word of
+ * texts, places in boxes, and bits for rows that have values, none, several, null. Values and words are known by their
+ * 128-bit hash alone: as with point keys, equal hashes count as equal.
  *
  * The answer is what filter_match says, row by row, where `exact`; else every row for which it says yes and some others,
  * and who wants to know asks it. Rows that were compacted away before it was built have no payload in it; who asks
@@ -29,7 +29,8 @@ struct payload_source {
     bool (*stop)(void *arg); /* NULL = never */
     void *arg;
     /* Paths that come before all others when not all can be indexed: one after the other, each with its NUL, an empty one
-     * ends them; NULL = none. Brackets at their end count for nothing. */
+     * ends them; NULL = none. Brackets at their end count for nothing; ":text" and ":geo" (common/query/path_kind.h) are no
+     * part of the path, and the words of a path with ":text" are listed however much they take. */
     const char *first;
 };
 
@@ -52,10 +53,12 @@ struct payload_index_stats {
     uint64_t memory_bytes, disk_bytes;
 };
 void payload_index_stats(const struct payload_index *index, struct payload_index_stats *stats_out);
-/* Field i, 0 .. stats.fields - 1: its path, and how many distinct values, numbers and date-times it has. */
+/* Field i, 0 .. stats.fields - 1: its path, and how many distinct values, numbers, date-times, distinct words and places
+ * it has. */
 struct payload_field_info {
     const char *path; /* lives as long as the index */
-    uint32_t values, numbers, times;
+    uint32_t values, numbers, times, words, places;
+    bool has_words; /* match text is answered by them; false: its texts have none, or too many */
 };
 void payload_index_field(const struct payload_index *index, uint32_t i, struct payload_field_info *info_out);
 

@@ -86,6 +86,54 @@ static enum omen_err column_take(const struct opening *o, struct cursor *c, cons
     return rc == OMEN_OK ? keys_take(o, c, column->many_count, &column->many_keys, &column->many_rows) : rc;
 }
 
+static enum omen_err words_take(const struct opening *o, struct cursor *c, const uint8_t *entry,
+        struct payload_field *f)
+{
+    uint64_t units = load_u64(entry + 48);
+    f->word_count = load_u32(entry + 44);
+    f->words = take(c, (uint64_t)f->word_count * sizeof *f->words);
+    f->word_firsts = take(c, ((uint64_t)f->word_count + 1) * sizeof *f->word_firsts);
+    f->word_units = take(c, units * sizeof *f->word_units);
+    if (f->word_firsts[0] != 0 || f->word_firsts[f->word_count] != units)
+        return corrupt(o, f->word_firsts, "lists of words of another length");
+    for (uint32_t i = 0; i < f->word_count; i++) {
+        if (i > 0 && payload_hash_compare(f->words[i - 1], f->words[i]) >= 0)
+            return corrupt(o, &f->words[i], "words out of order");
+        if (f->word_firsts[i + 1] <= f->word_firsts[i] || f->word_firsts[i + 1] > units)
+            return corrupt(o, &f->word_firsts[i], "a word without rows");
+        const char *wrong = word_list_wrong(payload_word_list(f, i), o->index->rows);
+        if (wrong != NULL) return corrupt(o, f->word_units + f->word_firsts[i], wrong);
+    }
+    return OMEN_OK;
+}
+
+static enum omen_err places_take(const struct opening *o, struct cursor *c, uint32_t count,
+        const uint32_t **rows_out, struct place_tree *tree)
+{
+    const struct geo_point *places = take(c, (uint64_t)count * sizeof *places);
+    *rows_out = take(c, (uint64_t)count * sizeof **rows_out);
+    for (uint32_t i = 0; i < count; i++)
+        if (!(places[i].lon >= -180 && places[i].lon <= 180 && places[i].lat >= -90 && places[i].lat <= 90))
+            return corrupt(o, &places[i], "a place that is none");
+    const char *wrong = rows_wrong(*rows_out, count, o->index->rows, false);
+    if (wrong != NULL) return corrupt(o, *rows_out, wrong);
+    return place_tree_init(tree, places, count)
+            ? OMEN_OK
+            : err_set(o->err, OMEN_ENOMEM, "", "no memory for a payload index");
+}
+
+/* What version 1 has not. */
+static enum omen_err special_take(const struct opening *o, struct cursor *c, const uint8_t *entry,
+        struct payload_field *f)
+{
+    f->places.count = load_u32(entry + 56);
+    f->places.many_count = load_u32(entry + 60);
+    enum omen_err rc = words_take(o, c, entry, f);
+    if (rc == OMEN_OK) rc = places_take(o, c, f->places.count, &f->places.rows, &f->tree);
+    if (rc == OMEN_OK) rc = places_take(o, c, f->places.many_count, &f->places.many_rows, &f->many_tree);
+    return rc;
+}
+
 static uint64_t padded(uint64_t bytes) { return (bytes + 7) & ~UINT64_C(7); }
 
 static uint64_t column_bytes(const uint8_t *counts)
@@ -94,12 +142,20 @@ static uint64_t column_bytes(const uint8_t *counts)
     return 8 * count + padded(4 * count) + 8 * many + padded(4 * many);
 }
 
-static uint64_t section_bytes(const uint8_t *entry, uint32_t rows)
+static uint64_t special_bytes(const uint8_t *entry)
+{
+    uint64_t words = load_u32(entry + 44), places = load_u32(entry + 56), many = load_u32(entry + 60);
+    return 16 * words + padded(4 * (words + 1)) + padded(2 * load_u64(entry + 48)) + 16 * places +
+            padded(4 * places) + 16 * many + padded(4 * many);
+}
+
+static uint64_t section_bytes(const uint8_t *entry, uint32_t rows, uint32_t version)
 {
     uint64_t text = load_u32(entry), values = load_u32(entry + 16);
     uint64_t bits = text == 0 ? 0 : PAYLOAD_BITS * rowbits_words(rows) * 8;
-    return padded(text) + bits + 16 * values + padded(4 * (values + 1)) +
-            padded(4 * (uint64_t)load_u32(entry + 24)) + column_bytes(entry + 28) + column_bytes(entry + 36);
+    return (version == 1 ? 0 : special_bytes(entry)) + padded(text) + bits + 16 * values +
+            padded(4 * (values + 1)) + padded(4 * (uint64_t)load_u32(entry + 24)) + column_bytes(entry + 28) +
+            column_bytes(entry + 36);
 }
 
 static enum omen_err bits_take(const struct opening *o, struct cursor *c, struct payload_field *f)
@@ -130,6 +186,7 @@ static enum omen_err field_take(const struct opening *o, const uint8_t *entry, c
     if (rc == OMEN_OK) rc = values_take(o, &c, entry, f);
     if (rc == OMEN_OK) rc = column_take(o, &c, entry + 28, &f->numbers);
     if (rc == OMEN_OK) rc = column_take(o, &c, entry + 36, &f->times);
+    if (rc == OMEN_OK && o->index->version > 1) rc = special_take(o, &c, entry, f);
     return rc;
 }
 
@@ -140,9 +197,10 @@ static enum omen_err header_check(const struct opening *o, uint32_t rows)
     struct payload_index *index = o->index;
     const uint8_t *h = index->map;
     if (load_u32(h) != PAYLOAD_MAGIC) return corrupt(o, h, "wrong magic");
-    if (load_u16(h + 4) != PAYLOAD_VERSION)
-        return err_set(o->err, OMEN_EVERSION, "", "%s: format version %u, this program knows %d", o->path,
-                load_u16(h + 4), PAYLOAD_VERSION);
+    index->version = load_u16(h + 4);
+    if (index->version < PAYLOAD_VERSION_OLDEST || index->version > PAYLOAD_VERSION)
+        return err_set(o->err, OMEN_EVERSION, "", "%s: format version %u, this program knows up to %d",
+                o->path, index->version, PAYLOAD_VERSION);
     if (load_u32(h + 60) != crc32c(0, h, 60)) return corrupt(o, h + 60, "wrong checksum of the header");
     index->rows = load_u32(h + 8);
     index->field_count = load_u32(h + 12);
@@ -160,12 +218,14 @@ static enum omen_err header_check(const struct opening *o, uint32_t rows)
 static enum omen_err entry_check(const struct opening *o, const uint8_t *entry, uint32_t i, uint64_t left)
 {
     static const uint8_t zero[20];
-    uint32_t text = load_u32(entry);
+    uint32_t text = load_u32(entry), version = o->index->version;
+    uint32_t flags = version == 1 ? PAYLOAD_FIELD_FLAGS_1 : PAYLOAD_FIELD_FLAGS;
     if ((text == 0) != (i == 0) || text > DOC_PATH_BYTES_MAX)
         return corrupt(o, entry, "wrong length of a path");
-    if ((load_u32(entry + 4) & ~PAYLOAD_FIELD_FLAGS) != 0 || memcmp(entry + 44, zero, sizeof zero) != 0)
+    if ((load_u32(entry + 4) & ~flags) != 0 || (version == 1 && memcmp(entry + 44, zero, sizeof zero) != 0))
         return corrupt(o, entry + 4, "unknown flags of a field");
-    uint64_t bytes = section_bytes(entry, o->index->rows);
+    if (version > 1 && load_u64(entry + 48) > left) return corrupt(o, entry + 48, "wrong length of a field");
+    uint64_t bytes = section_bytes(entry, o->index->rows, version);
     if (load_u64(entry + 8) != bytes || bytes > left) return corrupt(o, entry + 8, "wrong length of a field");
     return OMEN_OK;
 }
@@ -240,7 +300,10 @@ static enum omen_err bitmaps_make(struct payload_index *index, struct err *err)
     for (uint32_t i = 0; i < index->field_count; i++) {
         struct payload_field *f = &index->fields[i];
         bool ok = dense_make(index, f);
-        if (i > 0) ok = ok && prefixes_make(index, &f->numbers) && prefixes_make(index, &f->times);
+        if (i > 0)
+            ok = ok && prefixes_make(index, &f->numbers) && prefixes_make(index, &f->times) &&
+                    prefixes_make(index, &f->places);
+        index->memory_bytes += place_tree_bytes(&f->tree) + place_tree_bytes(&f->many_tree);
         if (!ok) return err_set(err, OMEN_ENOMEM, "", "no memory for a payload index");
     }
     return OMEN_OK;
@@ -269,6 +332,9 @@ void payload_index_free(struct payload_index *index)
         mem_free(f->dense);
         column_fini(&f->numbers);
         column_fini(&f->times);
+        column_fini(&f->places);
+        place_tree_fini(&f->tree);
+        place_tree_fini(&f->many_tree);
         mem_free((char *)(uintptr_t)f->path);
     }
     mem_free(index->fields);
@@ -317,6 +383,11 @@ void payload_index_field(const struct payload_index *index, uint32_t i, struct p
 {
     CHECK(i + 1 < index->field_count);
     const struct payload_field *f = &index->fields[i + 1];
-    *info_out = (struct payload_field_info){ f->path, f->value_count,
-        f->numbers.count + f->numbers.many_count, f->times.count + f->times.many_count };
+    *info_out = (struct payload_field_info){ .path = f->path,
+        .values = f->value_count,
+        .numbers = f->numbers.count + f->numbers.many_count,
+        .times = f->times.count + f->times.many_count,
+        .words = f->word_count,
+        .places = f->places.count + f->places.many_count,
+        .has_words = (f->flags & PAYLOAD_WORDS) != 0 };
 }

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "common/mem.h"
+#include "common/query/path_kind.h"
 #include "storage/payload/payload_build.h"
 
 #define TABLE 2048u /* twice PAYLOAD_PATHS_SEEN_MAX */
@@ -14,6 +15,7 @@ struct seen_path {
     uint32_t len;
     uint64_t hash, times;
     bool first; /* asked for */
+    bool words; /* of its texts too */
 };
 
 struct finder {
@@ -44,7 +46,7 @@ static struct seen_path *path_find(struct finder *f, const struct doc_step *step
     const char *copy = arena_strdup(f->arena, f->text, len);
     if (copy == NULL) f->failed = true;
     if (copy == NULL) return NULL;
-    f->table[at] = (struct seen_path){ copy, (uint32_t)len, hash, 0, false };
+    f->table[at] = (struct seen_path){ copy, (uint32_t)len, hash, 0, false, false };
     f->count++;
     return &f->table[at];
 }
@@ -60,11 +62,15 @@ static void first_note(struct finder *f, const char *path)
 {
     for (; path != NULL && *path != '\0'; path += strlen(path) + 1) {
         const struct doc_path *parsed;
-        if (doc_path_parse(path, strlen(path), f->arena, &parsed, NULL) != OMEN_OK) continue;
+        enum path_kind kind;
+        size_t len = path_kind_split(path, strlen(path), &kind);
+        if (doc_path_parse(path, len, f->arena, &parsed, NULL) != OMEN_OK) continue;
         uint32_t count = parsed->step_count;
         while (count > 0 && parsed->steps[count - 1].kind == DOC_STEP_ALL) count--;
         struct seen_path *seen = count == 0 ? NULL : path_find(f, parsed->steps, count);
-        if (seen != NULL) seen->first = true;
+        if (seen == NULL) continue;
+        seen->first = true;
+        seen->words |= kind == PATH_KIND_TEXT;
     }
 }
 
@@ -93,8 +99,8 @@ static int times_compare(const void *a, const void *b)
 
 static int path_compare(const void *a, const void *b)
 {
-    const struct doc_path *x = *(const struct doc_path *const *)a, *y = *(const struct doc_path *const *)b;
-    return doc_key_compare(x->text, y->text);
+    const struct payload_path *x = a, *y = b;
+    return doc_key_compare(x->path->text, y->path->text);
 }
 
 static enum omen_err paths_pick(struct finder *f, struct payload_paths *paths_out, struct err *err)
@@ -108,9 +114,10 @@ static enum omen_err paths_pick(struct finder *f, struct payload_paths *paths_ou
     paths_out->items = arena_alloc(f->arena, (count + 1) * sizeof *paths_out->items);
     if (paths_out->items == NULL) return err_set(err, OMEN_ENOMEM, "", "no memory for a payload index");
     for (uint32_t i = 0; i < count; i++) {
-        enum omen_err rc = doc_path_parse(f->table[i].text, f->table[i].len, f->arena, &paths_out->items[i],
-                err);
+        enum omen_err rc = doc_path_parse(f->table[i].text, f->table[i].len, f->arena,
+                &paths_out->items[i].path, err);
         if (rc != OMEN_OK) return rc;
+        paths_out->items[i].words = f->table[i].words;
     }
     if (count > 0) qsort(paths_out->items, count, sizeof *paths_out->items, path_compare);
     paths_out->count = count;

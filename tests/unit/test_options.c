@@ -128,10 +128,11 @@ START_TEST(payload_indexes_are_bounded)
     char text[OPTIONS_INDEXES_BYTES + 200];
     ck_assert_int_eq(collection_options_change(&o, &recall,
                              doc_of(&arena,
-                                     "{'payload_indexes': ['a', 'b', 'c.d', 'e[]', 'f', 'g', 'h', 'i']}"),
+                                     "{'payload_indexes': ['a', 'b:text', 'c.d:geo', 'e[]:text', 'f', "
+                                     "'g', 'h', 'i']}"),
                              NULL),
             OMEN_OK);
-    ck_assert_mem_eq(o.payload_indexes, "a\0b\0c.d\0e[]\0f\0g\0h\0i\0", 21);
+    ck_assert_mem_eq(o.payload_indexes, "a\0b:text\0c.d:geo\0e[]:text\0f\0g\0h\0i\0", 35);
     ck_assert_int_eq(collection_options_change(&o, &recall, doc_of(&arena, "{'payload_indexes': []}"), NULL),
             OMEN_OK);
     ck_assert_int_eq(o.payload_indexes[0], '\0');

@@ -126,6 +126,10 @@ static void cell_pruned(struct table *table, struct doc part)
         table_cellf(table, "no row has such a value at %s", path.s);
     else if (is(part, "pruned_by", "range"))
         table_cellf(table, "no value at %s lies within the range", path.s);
+    else if (is(part, "pruned_by", "words"))
+        table_cellf(table, "no text at %s has all the words", path.s);
+    else if (is(part, "pruned_by", "area"))
+        table_cellf(table, "no place at %s lies in the area", path.s);
     else if (is(part, "pruned_by", "all_dead"))
         table_cellf(table, "no row of it lives");
     else
