@@ -116,7 +116,7 @@ SRCS_sim     := $(filter-out tests/sim/test_%,$(wildcard tests/sim/*.c))
 FUZZ_BINS    := $(SRCS_fuzz:%.c=$(B)/%)
 
 ALL_SRCS := $(foreach r,$(ROOMS),$(SRCS_$(r))) $(SRCS_omenclient) $(SRCS_testsupport) $(SRCS_omenctl) $(SRCS_inspect) \
-        $(SRCS_bench) $(SRCS_node_main) $(SRCS_router_main) $(SRCS_checked) $(SRCS_sim) $(SRCS_fuzz) tests/fuzz/driver.c
+        $(SRCS_bench) $(SRCS_node_main) $(SRCS_router_main) $(SRCS_checked) $(SRCS_sim) $(SRCS_fuzz) tests/fuzz/driver.c tests/integration/store_forge.c
 
 # ---- flags of single files ---------------------------------------------------------------------------------------
 
@@ -211,6 +211,10 @@ $(B)/omen-bench: $(call objs,$(SRCS_bench)) $(OBJS_rival) $(LIB_omenclient) $(LI
 	$(call say,LINK,$@)
 	$(call link,$(LIBS) $(LIBS_rival))
 
+$(B)/tests/store-forge: $(call objs,tests/integration/store_forge.c) $(LIB_storage) $(LIB_common)
+	$(call say,LINK,$@)
+	$(call link,$(LIBS))
+
 $(TEST_BINS): $(B)/%: $(B)/obj/%.o $(ALL_LIBS)
 	$(call say,LINK,$@)
 	$(call link,$(LIBS_CHECK) $(LIBS))
@@ -239,7 +243,7 @@ all: ## build the binaries and libraries (FLAVOUR=release)
 	$(SUBMAKE) FLAVOUR=$(FLAVOUR) build
 
 build: $(BINS) $(ALL_LIBS)
-build-tests: $(BINS) $(TEST_BINS) $(FUZZ_BINS) $(B)/tests/omen-node-older
+build-tests: $(BINS) $(TEST_BINS) $(FUZZ_BINS) $(B)/tests/omen-node-older $(B)/tests/store-forge
 build-fuzz: $(FUZZ_BINS)
 
 deps: ## install what is missing from Debian's packages

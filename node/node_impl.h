@@ -38,7 +38,7 @@ struct node_gauges {
             *collections, *shards, *inflight, *resident, *uptime;
     struct metric_gauge *memory_budget, *memory_rows, *memory_deltas, *memory_sketches, *memory_pinned,
             *memory_mapped;
-    struct metric_gauge *shards_damaged, *clock_off, *clock_skew;
+    struct metric_gauge *shards_damaged, *replicas_differ, *clock_off, *clock_skew;
     struct metric_gauge *cluster_version; /* NULL of a node by itself */
     struct metric_counter *log_syncs, *log_appends, *log_written, *scrubbed, *recall_cpu;
     /* Of the connections between members; NULL of a node by itself. */

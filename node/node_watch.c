@@ -230,6 +230,7 @@ static void node_collect(void *arg)
     metric_set(g->disk_free, (int64_t)atomic_load(&node->disk_free));
     metric_set(g->disk_total, (int64_t)atomic_load(&node->disk_total));
     metric_set(g->disk_full, atomic_load(&node->env.disk_full));
+    metric_set(g->replicas_differ, atomic_load(&node->env.replicas_differ));
     metric_set(g->clock_off, atomic_load(&node->env.clock_off));
     metric_set(g->clock_skew, atomic_load(&node->env.clock_skew_ms));
     metric_set(g->queue_depth, search_pool_depth(node->env.pool));
@@ -287,6 +288,8 @@ void node_metrics_register(struct node *node)
             NULL);
     g->disk_full = metrics_gauge(m, "omendb_node_disk_full", "1 while writes are refused for want of disk",
             NULL);
+    g->replicas_differ = metrics_gauge(m, "omendb_cluster_replicas_differ",
+            "Replicas that do not hold the points of the others; seen by the cluster's leader", NULL);
     g->clock_off = metrics_gauge(m, "omendb_node_clock_off",
             "1 while the clock is more than 500 ms off the cluster's median: this node may not lead", NULL);
     g->clock_skew = metrics_gauge(m, "omendb_node_clock_skew_milliseconds",

@@ -86,6 +86,14 @@ void shard_group_damaged(struct shard_host *shard, const struct err *why, bool f
     changed(shard->group);
 }
 
+void shard_host_distrust(struct shard_host *shard, uint64_t replica_id, const struct err *why)
+{
+    if (shard->group == NULL || shard->replica_id != replica_id || shard_group_is_damaged(shard)) return;
+    LOG_ERROR("shard.distrusted", "shard=%" PRIu64 " replica=%" PRIu64 " reason=\"%s\"", shard->shard_id,
+            replica_id, why->message);
+    shard_group_damaged(shard, why, true);
+}
+
 /* At open: marked in an earlier life. */
 static enum omen_err damage_read(struct shard_host *shard, bool *damaged_out, struct err *err)
 {

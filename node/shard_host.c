@@ -576,4 +576,13 @@ void shard_host_stats(struct shard_host *shard, struct shard_store_stats *store_
     replica_out->disk_full |= shard_write_is_full(shard);
 }
 
+uint32_t shard_host_digests(struct shard_host *shard, struct store_digest digests_out[STORE_DIGESTS_MAX])
+{
+    struct shard_store *store = shard_host_store_hold(shard);
+    if (store == NULL) return 0;
+    uint32_t count = shard_store_digests(store, digests_out);
+    shard_host_store_unhold(shard);
+    return count;
+}
+
 struct replica *shard_host_replica(struct shard_host *shard) { return shard->replica; }

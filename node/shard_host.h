@@ -69,8 +69,9 @@ struct shard_env {
     void (*disk_look)(void *arg); /* any thread; NULL = nobody looks */
     void *disk_arg;
     _Atomic bool clock_off; /* this node's clock is so far off the cluster's median that it may not lead */
-    _Atomic int64_t clock_skew_ms; /* ahead of it, as last told */
-    _Atomic bool disk_full;        /* writes but deletes are refused; disk_text says why */
+    _Atomic int64_t clock_skew_ms;    /* ahead of it, as last told */
+    _Atomic uint32_t replicas_differ; /* at the leader of the cluster group: of all shards, as last seen */
+    _Atomic bool disk_full;           /* writes but deletes are refused; disk_text says why */
     pthread_mutex_t disk_lock;
     char disk_text[200]; /* guarded by disk_lock */
     pthread_mutex_t reads_lock;
@@ -195,6 +196,11 @@ struct shard_host_status {
     char trouble[ERR_MESSAGE_BYTES];  /* why it is damaged or the last fetch failed; "" = nothing */
 };
 void shard_host_status(struct shard_host *shard, struct shard_host_status *status_out);
+/* Of the points here, to be compared with those of the other replicas: shard_store_digests; 0: there are none now. */
+uint32_t shard_host_digests(struct shard_host *shard, struct store_digest digests_out[STORE_DIGESTS_MAX]);
+/* The others do not have the points that replica `replica_id` has: if that is this one, it serves nothing from now
+ * on, like one whose files are damaged. Any thread. */
+void shard_host_distrust(struct shard_host *shard, uint64_t replica_id, const struct err *why);
 /* For changes of members, and of who leads; NULL when damage kept it from being opened. Lives as long as the shard.
  * */
 struct replica *shard_host_replica(struct shard_host *shard);

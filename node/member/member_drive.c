@@ -269,6 +269,7 @@ void member_drive_turn(struct member *m, const struct cluster_state *state)
     if (index == NULL) return;
     for (uint32_t i = 0; i < state->op_count && !atomic_load(&m->stopping); i++)
         op_run(m, state, index, &state->ops[i]);
+    member_digest_turn(m, index, state);
     damage_repair(m, index, state);
     member_plans_turn(m, state);
     leaders_spread(m, index, state);

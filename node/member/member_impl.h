@@ -6,6 +6,7 @@
  *   member_reconcile.c   replicas here as the state wants them
  *   member_report.c      what the leader is told, and tells
  *   member_clock.c       whose clock is off, of the reports
+ *   member_digest.c      whose points are not those of the others, of the reports
  *   member_peer.c        requests of other nodes
  *   member_drive.c       operations, at the leader
  *   member_group.c       who votes in the cluster group, at the leader
@@ -23,12 +24,14 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
+#include "common/placement/map_index.h"
 #include "node/cluster/cluster.h"
 #include "node/fetch.h"
 #include "node/member/clock_skew.h"
 #include "node/member/fields.h"
 #include "node/member/member.h"
 #include "node/member/peer.h"
+#include "node/member/replica_digests.h"
 #include "node/node_impl.h"
 
 #define MEMBER_TICK_MS 100u          /* how often the agent looks at the state */
@@ -55,6 +58,13 @@ enum member_phase { MEMBER_UNJOINED, MEMBER_OPENING, MEMBER_MEMBER, MEMBER_REMOV
 struct report_row {
     uint64_t group, replica_id, term, applied, bytes, points, fetch_done, fetch_total;
     bool leader, ready, fetching, damaged, voter, standby, is_member, tail_full;
+    struct replica_digests digests;
+};
+
+/* A replica that the others of its shard contradict; replica_id 0 = none. */
+struct odd_replica {
+    uint64_t shard_id, replica_id, sequence; /* sequence: at which */
+    uint32_t node_id;
 };
 
 /* What a node knows of its clock. */
@@ -115,6 +125,7 @@ struct member {
     uint64_t retry_ns, checkpoint_ns;
     uint64_t spread_ns;          /* the driver's: no transfer before */
     uint64_t plans_ns;           /* the driver's: no look at plans before */
+    uint64_t digests_ns, odd_ns; /* the driver's: no look at digests, no other odd replica before */
     uint64_t checkpointed;       /* sequence */
     struct clock_watch clock;    /* the talker's */
     _Atomic uint64_t clock_life; /* of our monotone clock: another after a restart or a step */
@@ -134,6 +145,7 @@ struct member {
     uint32_t seed_count;
     struct node_view views[MEMBER_NODES_MAX];
     struct node_report reports[MEMBER_NODES_MAX]; /* at the leader */
+    struct odd_replica odd; /* at the leader: the last that was found; its node is told */
 };
 
 /* member.c */
@@ -240,6 +252,16 @@ bool clock_median_now(struct member *m, const struct cluster_state *state, struc
 /* How far a node is off it, for a status. Needs lock; `median` NULL: not known. */
 void clock_status_put(struct member *m, const struct node_report *r, const struct clock_span *median,
         struct doc_builder *b);
+
+/* member_digest.c: digests of replicas in reports, and the replica that the others contradict (replica_digests.h) */
+void digests_put(struct doc_builder *b, const struct replica_digests *d); /* into a row */
+void digests_take(struct doc_iter *it, struct replica_digests *out);
+void member_digest_turn(struct member *m, const struct map_index *index,
+        const struct cluster_state *state);                                            /* driver */
+void digest_answer_put(struct member *m, uint32_t node_id, struct doc_builder *reply); /* at the leader */
+void digest_answer_take(struct member *m, struct doc reply);                           /* talker */
+/* Is replica `r` of the shard the odd one, or, where there is none, contradicted by another? Needs lock. */
+bool member_replica_differs(struct member *m, const struct map_shard *shard, uint32_t r);
 
 /* member_peer.c: a command to the leader of a group, here or elsewhere. */
 enum member_command { COMMAND_ADD, COMMAND_STANDBY, COMMAND_VOTER, COMMAND_REMOVE, COMMAND_TRANSFER };

@@ -20,7 +20,7 @@ enum {
     ROW_POINTS,
     ROW_DONE,
     ROW_TOTAL,
-    ROW_FIELDS
+    ROW_FIELDS /* and then the digests, if any */
 };
 enum {
     FLAG_LEADER = 1,
@@ -45,6 +45,7 @@ static void row_put(struct doc_builder *b, const struct report_row *r)
         r->points, r->fetch_done, r->fetch_total };
     doc_begin_array(b);
     for (int i = 0; i < ROW_FIELDS; i++) doc_put_i64(b, (int64_t)(fields[i] & INT64_MAX));
+    digests_put(b, &r->digests);
     doc_end(b);
 }
 
@@ -52,7 +53,7 @@ static struct report_row row_of_shard(struct shard_host *shard)
 {
     struct shard_host_status s;
     shard_host_status(shard, &s);
-    return (struct report_row){
+    struct report_row row = {
         .group = shard_host_id(shard),
         .replica_id = s.replica.replica_id,
         .term = s.replica.term,
@@ -69,7 +70,10 @@ static struct report_row row_of_shard(struct shard_host *shard)
         .standby = s.replica.role == REPLICA_STANDBY && s.replica.is_member,
         .is_member = s.replica.is_member,
         .tail_full = s.tail_full,
+        .digests.version = STORE_DIGEST_VERSION,
     };
+    row.digests.count = shard_host_digests(shard, row.digests.items);
+    return row;
 }
 
 static struct report_row row_of_group(struct member *m)
@@ -177,6 +181,7 @@ void member_report_round(struct member *m)
             if (doc_builder_finish(reply, &answer, NULL) == OMEN_OK && rc == OMEN_OK) {
                 answer_take(m, answer);
                 clock_answer_take(m, answer, leader, began_ns);
+                digest_answer_take(m, answer);
             }
             doc_builder_free(reply);
         }
@@ -186,6 +191,7 @@ void member_report_round(struct member *m)
         if (rc == OMEN_OK) {
             answer_take(m, reply.doc);
             clock_answer_take(m, reply.doc, leader, began_ns);
+            digest_answer_take(m, reply.doc);
         }
         peer_reply_fini(&reply);
     }
@@ -225,6 +231,7 @@ static bool row_take(struct doc item, struct report_row *out)
         .is_member = flags & FLAG_MEMBER,
         .tail_full = flags & FLAG_TAIL_FULL,
     };
+    digests_take(&it, &out->digests);
     return true;
 }
 
@@ -317,6 +324,7 @@ enum omen_err peer_report(struct member *m, struct doc request, struct doc_build
     pthread_mutex_unlock(&m->lock);
     mem_free(old);
     clock_answer_put(m, report.node_id, reply);
+    digest_answer_put(m, report.node_id, reply);
     answer_put(m, reply);
     return OMEN_OK;
 }
@@ -328,6 +336,8 @@ void reports_clear(struct member *m)
         mem_free(m->reports[i].rows);
         m->reports[i] = (struct node_report){ 0 };
     }
+    m->odd = (struct odd_replica){ 0 };
+    atomic_store(&m->node->env.replicas_differ, 0);
     pthread_mutex_unlock(&m->lock);
 }
 
@@ -345,11 +355,16 @@ const struct node_report *member_report_of(struct member *m, uint32_t node_id)
 
 const struct report_row *report_row_of(const struct node_report *report, uint64_t group, uint64_t replica_id)
 {
-    if (report == NULL) return NULL;
-    for (uint32_t i = 0; i < report->count; i++) {
-        const struct report_row *row = &report->rows[i];
-        if (row->group == group && row->replica_id == replica_id) return row;
+    uint32_t low = 0, high = report == NULL ? 0 : report->count;
+    while (low < high) {
+        uint32_t mid = low + (high - low) / 2;
+        if (report->rows[mid].group < group)
+            low = mid + 1;
+        else
+            high = mid;
     }
+    for (; report != NULL && low < report->count && report->rows[low].group == group; low++)
+        if (report->rows[low].replica_id == replica_id) return &report->rows[low];
     return NULL;
 }
 

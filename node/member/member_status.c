@@ -74,21 +74,30 @@ static const char *role_name(const struct report_row *row)
     return row->voter ? "voter" : row->standby ? "standby" : "spare";
 }
 
-static void replica_put(struct member *m, uint64_t shard_id, uint64_t replica_id, uint32_t node_id,
-        uint64_t newest, struct doc_builder *b)
+/* Of one that the map names. Needs lock. */
+static bool differs(struct member *m, const struct map_shard *shard, uint64_t replica_id)
+{
+    for (uint32_t r = 0; r < shard->replica_count; r++)
+        if (shard->replica_ids[r] == replica_id) return member_replica_differs(m, shard, r);
+    return false;
+}
+
+static void replica_put(struct member *m, const struct map_shard *shard, uint64_t replica_id,
+        uint32_t node_id, uint64_t newest, struct doc_builder *b)
 {
     doc_begin_object(b);
     put_u64(b, "replica_id", replica_id);
     put_u64(b, "node_id", node_id);
     pthread_mutex_lock(&m->lock);
     const struct node_report *report = member_report_of(m, node_id);
-    const struct report_row *row = report_row_of(report, shard_id, replica_id);
-    const char *state = report == NULL ? "down"
-            : row == NULL              ? "missing"
-            : row->damaged             ? "damaged"
-            : row->fetching            ? "fetching"
-            : row->ready               ? "ready"
-                                       : "behind";
+    const struct report_row *row = report_row_of(report, shard->shard_id, replica_id);
+    const char *state = report == NULL      ? "down"
+            : row == NULL                   ? "missing"
+            : row->damaged                  ? "damaged"
+            : differs(m, shard, replica_id) ? "differs"
+            : row->fetching                 ? "fetching"
+            : row->ready                    ? "ready"
+                                            : "behind";
     put_text(b, "role", role_name(row));
     put_text(b, "state", state);
     put_bool(b, "leader", row != NULL && row->leader);
@@ -143,12 +152,12 @@ static void shard_put(struct member *m, const struct cluster_state *state, const
     put_u64(b, "slot_count", shard->slot_count);
     begin_array(b, "replicas");
     for (uint32_t r = 0; r < shard->replica_count; r++)
-        replica_put(m, shard->shard_id, shard->replica_ids[r], shard->node_ids[r], newest, b);
+        replica_put(m, shard, shard->replica_ids[r], shard->node_ids[r], newest, b);
     const struct cluster_op *op = op_of(state, shard->shard_id);
     if (op != NULL && op->to_replica != 0 && !shard_names(shard, op->to_replica))
-        replica_put(m, shard->shard_id, op->to_replica, op->to_node, newest, b);
+        replica_put(m, shard, op->to_replica, op->to_node, newest, b);
     if (op != NULL && op->from_replica != 0 && !shard_names(shard, op->from_replica))
-        replica_put(m, shard->shard_id, op->from_replica, op->from_node, newest, b);
+        replica_put(m, shard, op->from_replica, op->from_node, newest, b);
     doc_end(b);
     doc_end(b);
 }
