@@ -4,7 +4,8 @@
  *   level  what it brought
  *   1      entries of the cluster group up to version 4, kinds 1-5 and 16-25; entries of shards of versions 1 and 2;
  *          CATALOG up to version 5
- *   2      the cluster version: kinds 26 and 27 of the cluster group; CATALOG version 6
+ *   2      the cluster version: kinds 26 and 27 of the cluster group; operations that are given up (a step to
+ *          CANCELING); CATALOG version 6
  *   3      writes by filter that the next leader goes on with: entries of shards of version 3, and what data.mdb keeps of
  *          them
  *
@@ -26,6 +27,7 @@
 enum feature { /* the level that brought it */
     FEATURE_NONE = 1,
     FEATURE_CLUSTER_VERSION = 2,
+    FEATURE_GIVE_UP = 2,
     FEATURE_INTENTS = 3,
     FEATURE_NEWEST = 3,
 };

@@ -89,6 +89,13 @@ const struct config_key node_config_keys[] = {
             AT(cluster_labels),
             .default_text = "",
             .help = "e.g. zone=a,rack=2; replicas are spread over the first; none = over nodes" },
+    { .name = "cluster.move_grace",
+            .type = CONFIG_DURATION,
+            AT(cluster_move_grace_ns),
+            .default_text = "60s",
+            .min = 0,
+            .max = 24 * HOUR_NS,
+            .help = "a move to a node that is down for so long is given up; its plan finds another node" },
     { .name = "log.level",
             .type = CONFIG_ENUM,
             AT(log_level),
@@ -372,6 +379,7 @@ enum omen_err node_config_cluster(const struct node_config *config, struct arena
                                                              : config->cluster_listen;
     out->address = config->node_advertise[0] != '\0' ? config->node_advertise : config->node_listen;
     out->labels = config->cluster_labels;
+    out->move_grace_ns = config->cluster_move_grace_ns;
     enum omen_err rc = cluster_key_read(config->cluster_secret, config->cluster_secret_file, vfs_posix(),
             &out->key, err);
     if (rc == OMEN_OK) rc = check_address("cluster.listen", config->cluster_listen, "", err);

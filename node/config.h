@@ -11,6 +11,7 @@ struct node_config {
     char *node_listen, *node_advertise, *cluster_secret, *cluster_secret_file;
     char *cluster_listen, *cluster_advertise, *cluster_join, *cluster_labels;
     int log_level, log_format;
+    uint64_t cluster_move_grace_ns;
     struct config_list api_keys;
     uint64_t node_requests_in_service;
     uint64_t requests_in_service, default_deadline_ns, max_deadline_ns, shards, read_bytes;

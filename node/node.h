@@ -28,6 +28,7 @@ struct node_cluster_options {
     const char *labels;       /* "zone=a,rack=2": the first is the failure domain; "" = the node itself */
     const char *const *join;  /* [join_count] node ports of others that an empty node asks to be taken in */
     uint32_t join_count;
+    uint64_t move_grace_ns; /* a move whose target is down for longer is given up */
 };
 
 struct node_options {

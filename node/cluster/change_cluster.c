@@ -3,6 +3,8 @@
  *   ADD --> CATCH_UP --> SWITCH --> END          ADD, CATCH_UP --cancel--> CANCELING --> END
  *    +---- (nothing to add) ----^                any --its shard was dropped--> END
  *
+ * A step to CANCELING is the driver's: its target is down, and its plan, unlike after a cancel, goes on.
+ *
  * Entering SWITCH is what moves the replica in the map: before it routers read from the source, from it on from the
  * target. */
 #include "common/err.h"
@@ -290,8 +292,17 @@ static void op_switch(struct map_shard *shard, const struct cluster_op *op)
     shard->node_ids[from] = op->to_node;
 }
 
-static bool step_allowed(const struct cluster_op *op, enum cluster_op_step to)
+/* One that is replaced where it is has its files set aside by now: there is nothing to go back to. */
+static bool may_give_up(const struct cluster_state *state, const struct cluster_op *op)
 {
+    return feature_may(state->version, FEATURE_GIVE_UP) && op->to_node != 0 && op->to_node != op->from_node &&
+            (op->step == OP_ADD || op->step == OP_CATCH_UP);
+}
+
+static bool step_allowed(const struct cluster_state *state, const struct cluster_op *op,
+        enum cluster_op_step to)
+{
+    if (to == OP_CANCELING) return may_give_up(state, op);
     switch (op->step) {
     case OP_ADD: return op->to_replica != 0 ? to == OP_CATCH_UP : to == OP_SWITCH;
     case OP_CATCH_UP: return to == OP_SWITCH;
@@ -329,7 +340,7 @@ static enum omen_err apply_op_step(struct cluster_state *state, const struct clu
     struct cluster_op *op = &state->ops[at];
     struct map_shard *shard = cluster_map_shard(state, op->shard_id, NULL);
     bool gone = shard == NULL && change->step_to == OP_END;
-    if (op->step != change->step_from || !(gone || step_allowed(op, change->step_to)))
+    if (op->step != change->step_from || !(gone || step_allowed(state, op, change->step_to)))
         return REJECT(OMEN_EINVAL, "step", "operation %llu is at %s, which is not followed by %s",
                 (unsigned long long)op->op_id, cluster_op_step_name(op->step),
                 cluster_op_step_name(change->step_to));
@@ -343,6 +354,7 @@ static enum omen_err apply_op_step(struct cluster_state *state, const struct clu
         op_switch(shard, op);
         *map_changed = true;
     }
+    if (change->step_to == OP_CANCELING) op->given_up = true;
     op->step = change->step_to;
     return OMEN_OK;
 }

@@ -62,6 +62,7 @@ struct cluster_op {
     uint64_t started_ms, changed_ms;
     uint64_t bytes; /* of a plan's: what its replica held when it was begun */
     bool canceled;  /* in the history: it was */
+    bool given_up;  /* by the driver, since the target was down for too long; then it is canceled as well */
 };
 
 /* What is to be reached by moves, some rounds of them: after each it is planned again, until nothing is left to move. */

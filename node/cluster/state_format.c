@@ -15,7 +15,7 @@
  *   shard's begin: u64 id, u32 count, count x {u64 replica, u32 node}
  *   operation: u64 id, plan, shard, collection, from_replica, to_replica, started_ms, changed_ms, u32 from_node, u32
  *   to_node,
- *     u8 step, u8 why, u8 canceled, u8 zero; from v5: u64 bytes
+ *     u8 step, u8 why, u8 canceled, u8 given up (zero before v6); from v5: u64 bytes
  *   plan: u64 id, started_ms, changed_ms, bytes_begun, bytes_done, bytes_ahead, u32 node, rounds, begun, done,
  *     canceled, ahead, u8 why, u8 ending, u16 zero
  *   result: op id: u64 client, seq, issue_ms; u64 log_time_ms, collection, replica of the cluster group, plan, first
@@ -110,7 +110,7 @@ static void put_op(struct buf *b, const struct cluster_op *op)
 {
     const uint64_t wide[] = { op->op_id, op->plan_id, op->shard_id, op->collection_id, op->from_replica,
         op->to_replica, op->started_ms, op->changed_ms };
-    const uint8_t narrow[4] = { (uint8_t)op->step, (uint8_t)op->why, op->canceled, 0 };
+    const uint8_t narrow[4] = { (uint8_t)op->step, (uint8_t)op->why, op->canceled, op->given_up };
     buf_append(b, wide, sizeof wide);
     put_u32(b, op->from_node);
     put_u32(b, op->to_node);
@@ -315,11 +315,11 @@ static void take_op(struct reader *in, struct cluster_op *op)
     op->from_node = take_u32(in);
     op->to_node = take_u32(in);
     const uint8_t *narrow = take(in, 4);
-    if (narrow[0] > OP_END || narrow[1] > OP_WHY_DAMAGED || narrow[2] > 1 || narrow[3] != 0)
-        in->failed = true;
+    if (narrow[0] > OP_END || narrow[1] > OP_WHY_DAMAGED || narrow[2] > 1 || narrow[3] > 1) in->failed = true;
     op->step = in->failed ? OP_END : (enum cluster_op_step)narrow[0];
     op->why = in->failed ? OP_WHY_MOVE : (enum cluster_op_why)narrow[1];
     op->canceled = !in->failed && narrow[2] == 1;
+    op->given_up = !in->failed && narrow[3] == 1;
 }
 
 static void take_plan(struct reader *in, struct cluster_plan *plan)
@@ -376,7 +376,17 @@ static void *take_items(struct reader *in, uint32_t max, size_t bytes_min, size_
 
 static void one_node(struct reader *in, void *item) { take_node(in, item); }
 static void one_begin(struct reader *in, void *item) { take_begin(in, item); }
-static void one_old_op(struct reader *in, void *item) { take_op(in, item); }
+static void one_old_op(struct reader *in, void *item)
+{
+    take_op(in, item);
+    if (((struct cluster_op *)item)->given_up) in->failed = true;
+}
+
+static void one_plain_op(struct reader *in, void *item)
+{
+    one_old_op(in, item);
+    ((struct cluster_op *)item)->bytes = take_u64(in);
+}
 
 static void one_op(struct reader *in, void *item)
 {
@@ -397,7 +407,9 @@ static enum omen_err take_cluster(struct reader *in, uint16_t version, struct cl
     s->nodes = take_items(in, CLUSTER_NODES_MAX, NODE_BYTES_MIN, sizeof *s->nodes, one_node, &s->node_count);
     s->shards = take_items(in, CATALOG_SHARDS_MAX, BEGIN_BYTES_MIN, sizeof *s->shards, one_begin,
             &s->shard_count);
-    void (*op)(struct reader * in, void *item) = version >= 5 ? one_op : one_old_op;
+    void (*op)(struct reader * in, void *item) = version >= 6 ? one_op
+            : version == 5                                    ? one_plain_op
+                                                              : one_old_op;
     s->ops = take_items(in, CLUSTER_OPS_MAX, OP_BYTES, sizeof *s->ops, op, &s->op_count);
     s->history = take_items(in, CLUSTER_HISTORY_MAX, OP_BYTES, sizeof *s->history, op, &s->history_count);
     if (version >= 4) {

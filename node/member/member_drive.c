@@ -6,6 +6,7 @@
  *   CATCH_UP  the target says that it has caught up -> VOTER
  *   SWITCH    (the map names the target now) the source leads no more, and is no member any more -> END
  *   CANCELING the target is no member any more -> END
+ *   A target that is down for cluster.move_grace before SWITCH is given up: CANCELING. Its plan finds another.
  *
  * A step is committed before its successor is begun, every action may be repeated, nothing is kept here between
  * turns: whoever leads next goes on. A damaged replica is replaced without being asked for, when a quorum of others
@@ -108,6 +109,21 @@ static void run_cancel(struct member *m, const struct cluster_op *op, const stru
     step_record(m, op, OP_END);
 }
 
+/* The target is down, and was for so long that another should be looked for. Not before a version of the cluster in which
+ * that can be said. */
+static bool is_hopeless(struct member *m, const struct cluster_state *state, const struct cluster_op *op)
+{
+    uint64_t grace_ns = m->node->options.cluster.move_grace_ns;
+    bool early = op->step == OP_ADD || op->step == OP_CATCH_UP;
+    if (!early || op->to_node == 0 || op->to_node == op->from_node ||
+            !feature_may(state->version, FEATURE_GIVE_UP))
+        return false;
+    pthread_mutex_lock(&m->lock);
+    uint64_t silence_ns = member_silence_ns(m, op->to_node);
+    pthread_mutex_unlock(&m->lock);
+    return silence_ns > grace_ns + MEMBER_DOWN_NS;
+}
+
 /* How many operations copy from or to a node now: those past ADD count. */
 static uint32_t copies_of(const struct cluster_state *state, uint32_t node_id)
 {
@@ -125,6 +141,10 @@ static void op_run(struct member *m, const struct cluster_state *state, const st
     const struct map_place *place = map_index_find(index, op->shard_id);
     if (place == NULL) { /* its collection was dropped meanwhile */
         step_record(m, op, OP_END);
+        return;
+    }
+    if (is_hopeless(m, state, op)) {
+        step_record(m, op, OP_CANCELING);
         return;
     }
     struct shard_report shard;

@@ -229,6 +229,8 @@ OMEN_CHECKED enum omen_err peer_report(struct member *m, struct doc request, str
         struct err *err);
 /* Needs lock; NULL = not heard of lately. */
 const struct node_report *member_report_of(struct member *m, uint32_t node_id);
+/* For how long a node has not been heard of, by this leader; 0: it is up. Needs lock. */
+uint64_t member_silence_ns(struct member *m, uint32_t node_id);
 const struct report_row *report_row_of(const struct node_report *report, uint64_t group, uint64_t replica_id);
 /* What the leader's reports say of a shard. */
 struct shard_report {

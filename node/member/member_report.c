@@ -353,6 +353,16 @@ const struct node_report *member_report_of(struct member *m, uint32_t node_id)
     return NULL;
 }
 
+uint64_t member_silence_ns(struct member *m, uint32_t node_id)
+{
+    uint64_t now = member_now_ns(m), since = atomic_load(&m->led_since_ns);
+    if (member_report_of(m, node_id) != NULL || since == 0 || since > now) return 0;
+    for (uint32_t i = 0; i < MEMBER_NODES_MAX; i++)
+        if (m->reports[i].node_id == node_id && m->reports[i].heard_ns > since)
+            since = m->reports[i].heard_ns;
+    return now - since;
+}
+
 const struct report_row *report_row_of(const struct node_report *report, uint64_t group, uint64_t replica_id)
 {
     uint32_t low = 0, high = report == NULL ? 0 : report->count;

@@ -185,10 +185,11 @@ static void op_put(struct member *m, const struct map_index *index, const struct
     const struct report_row *row = report_row_of(target, op->shard_id, op->to_replica);
     put_u64(b, "bytes_done", row == NULL ? 0 : row->fetch_done);
     put_u64(b, "bytes_total", row == NULL ? 0 : row->fetch_total);
-    const char *trouble = op->to_node != 0 && target == NULL ? "the target node is not heard of"
-            : op->to_replica != 0 && row == NULL             ? "the target has not opened its replica yet"
-            : report.leader_node == 0                        ? "the shard has no leader"
-                                                             : "";
+    const char *trouble = op->given_up           ? "given up: the target node was down for too long"
+            : op->to_node != 0 && target == NULL ? "the target node is not heard of"
+            : op->to_replica != 0 && row == NULL ? "the target has not opened its replica yet"
+            : report.leader_node == 0            ? "the shard has no leader"
+                                                 : "";
     put_text(b, "trouble", trouble);
     pthread_mutex_unlock(&m->lock);
     doc_end(b);
@@ -204,6 +205,7 @@ static void ended_put(const struct cluster_op *op, struct doc_builder *b)
     put_u64(b, "to_node", op->to_node);
     put_text(b, "why", cluster_op_why_name(op->why));
     put_text(b, "outcome", op->canceled ? "canceled" : "done");
+    put_text(b, "reason", op->given_up ? "the target node was down for too long" : "");
     put_u64(b, "started_ms", op->started_ms);
     put_u64(b, "ended_ms", op->changed_ms);
     doc_end(b);

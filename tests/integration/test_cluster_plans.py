@@ -1,6 +1,6 @@
 """Plans are carried on until nothing is left to move, with real processes: a rebalance after several nodes came at once, which
 takes more rounds than one, though the node that drives it is killed; a drain of a node to which an older operation still brings
-a replica; and a plan that is canceled begins nothing more. A client writes all the while."""
+a replica, or whose target goes down; and a plan that is canceled begins nothing more. A client writes all the while."""
 import json
 import os
 import random
@@ -26,11 +26,11 @@ def setUpModule():
 
 
 class Plans(unittest.TestCase):
-    def start(self, nodes, shards):
+    def start(self, nodes, shards, node_args=()):
         self.rng = random.Random(SEED)
         self.work = Path(tempfile.mkdtemp(prefix="omen-"))
         self.addCleanup(shutil.rmtree, self.work, ignore_errors=True)
-        self.cluster = LocalCluster(BUILD, self.work, nodes=nodes)
+        self.cluster = LocalCluster(BUILD, self.work, nodes=nodes, node_args=node_args)
         self.addCleanup(self.cluster.stop)
         self.cluster.start()
         self.cluster.omenctl("collections", "create", "docs", "--dim", DIM, "--metric", "l2", "--shards", shards, "--replication", 3)
@@ -108,17 +108,40 @@ class Plans(unittest.TestCase):
         self.assertIn("nothing to move", self.cluster.omenctl("rebalance").stdout)
         self.check()
 
+    def slow_copies(self):
+        """Of the one collection, which holds more then than the log alone brings."""
+        self.must("cluster", "throttle", "1kB")
+        with omendb.connect(self.cluster.endpoints, timeout=PATIENCE) as db:
+            rows = self.rng
+            for first in range(10000, 14000, 1000):
+                db.collection("docs").upsert(range(first, first + 1000), [[rows.random() for _ in range(DIM)] for _ in range(1000)],
+                                             [{"t": "x" * 300}] * 1000)
+
+    def test_a_move_to_a_node_that_went_down_is_given_up_and_its_drain_finds_another(self):
+        self.start(nodes=5, shards=1, node_args=["--set", "cluster.move_grace=1s"])
+        self.slow_copies()
+        source = self.rng.choice([r["node_id"] for r in self.cluster.shards_of("docs")[0]["replicas"]])
+        plan = self.must("node", "drain", source)
+        target = plan["moves"][0]["to_node"]
+        down = self.cluster.node_of_id(target)
+        down.kill9()
+        given_up = self.wait(lambda: next((o for o in self.status()["history"] if o["to_node"] == target), None), "it is not given up")
+        self.assertEqual(given_up["outcome"], "canceled")
+        self.assertIn("down for too long", given_up["reason"])
+        self.must("cluster", "throttle", "0")
+        over = self.wait(lambda: self.ended(plan["plan_id"]), "the drain does not end")
+        self.assertEqual((over["canceled"], over["moves_done"], over["moves_canceled"]), (False, 1, 1))
+        held = self.held()
+        self.assertEqual((held[source], held[target]), (0, 0))
+        down.start()
+        self.check()
+
     def test_a_drain_sees_what_an_older_operation_brings(self):
         self.start(nodes=4, shards=2)
         shard = self.cluster.shards_of("docs")[0]
         nodes = [r["node_id"] for r in shard["replicas"]]
         (target,) = {1, 2, 3, 4} - set(nodes)
-        self.must("cluster", "throttle", "1kB")
-        with omendb.connect(self.cluster.endpoints, timeout=PATIENCE) as db:  # more than the log alone brings
-            rows = self.rng
-            for first in range(10000, 14000, 1000):
-                db.collection("docs").upsert(range(first, first + 1000), [[rows.random() for _ in range(DIM)] for _ in range(1000)],
-                                             [{"t": "x" * 300}] * 1000)
+        self.slow_copies()
         op = self.must("replica", "move", shard["shard_id"], nodes[0], target)["op_id"]
         plan = self.must("node", "drain", target)
         self.assertNotIn(shard["shard_id"], [m["shard_id"] for m in plan["moves"]])

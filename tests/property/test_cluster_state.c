@@ -34,6 +34,7 @@ struct world {
     struct replica_fsm fsms[2];
     uint64_t sequence;
     uint64_t highest_replica, highest_shard, highest_op;
+    uint32_t version;
     uint32_t highest_node;
 };
 
@@ -103,12 +104,15 @@ static struct catalog_outcome collection(struct world *w, enum catalog_change_ki
     return propose(w, entry, len);
 }
 
+static uint32_t node_level; /* of the builds of nodes that are added */
+
 static struct catalog_outcome node_add(struct world *w, uint32_t n)
 {
     struct cluster_change c = { .kind = w->sequence == 0 ? CLUSTER_CHANGE_INIT : CLUSTER_CHANGE_NODE_ADD,
         .cluster_id = 77,
         .incarnation = 42,
-        .birth = 1000 + n };
+        .birth = 1000 + n,
+        .level = node_level };
     snprintf(c.address, sizeof c.address, "tcp://127.0.0.%u:1", n);
     snprintf(c.raft_address, sizeof c.raft_address, "127.0.0.%u:2", n);
     if (zones && rnd(2) == 0) snprintf(c.labels, sizeof c.labels, "zone=%c,rack=1", 'a' + rnd(3));
@@ -186,6 +190,12 @@ static void check(struct world *w)
     w->highest_shard = s->next_group;
     w->highest_op = s->next_op;
     w->highest_node = (uint32_t)s->next_node;
+    ck_assert_uint_ge(s->version, w->version);
+    w->version = s->version;
+    for (uint32_t i = 0; i < s->op_count; i++)
+        ck_assert(!s->ops[i].given_up || s->ops[i].step == OP_CANCELING);
+    for (uint32_t i = 0; i < s->history_count; i++)
+        ck_assert(!s->history[i].given_up || s->history[i].canceled);
     for (uint32_t c = 0; c < s->map->collection_count; c++)
         for (uint32_t i = 0; i < s->map->collections[c].shard_count; i++)
             check_shard(w, s, &s->map->collections[c].shards[i]);
@@ -260,6 +270,16 @@ static void step_node(struct world *w)
     (void)change(w, &c);
 }
 
+static void step_version(struct world *w, const struct cluster_state *s)
+{
+    struct cluster_change c = { .kind = rnd(2) == 0 ? CLUSTER_CHANGE_VERSION_HOLD
+                                                    : CLUSTER_CHANGE_VERSION_RAISE,
+        .level = 2,
+        .held = rnd(4) == 0,
+        .node_id = (uint32_t)s->next_node - 1 - rnd(2) };
+    if (c.kind == CLUSTER_CHANGE_VERSION_RAISE || s->version > 1) (void)change(w, &c); /* as it is proposed */
+}
+
 static void step_reopen(struct world *w)
 {
     struct err err;
@@ -291,10 +311,13 @@ START_TEST(replicas_stay_equal_and_the_map_valid)
     random_state = seed * 0x9e3779b97f4a7c15ull + 1;
     struct world w;
     zones = true;
+    node_level = 0;
     world_init(&w);
     for (uint32_t n = 1; n <= 3; n++) ck_assert_int_eq(node_add(&w, n).code, OMEN_OK);
     for (int i = 0; i < STEPS; i++) {
         struct cluster_state *s = cluster_state_acquire(w.replicas[0]);
+        node_level = rnd(3);
+        if (rnd(20) == 0) step_version(&w, s);
         switch (rnd(12)) {
         case 0: (void)collection(&w, CATALOG_CREATE, rnd(6), 1 + rnd(4), 1 + rnd(4)); break;
         case 1: (void)collection(&w, CATALOG_DROP, rnd(6), 0, 0); break;
@@ -633,6 +656,64 @@ START_TEST(a_drain_finds_a_place_for_everything_or_says_for_what_there_is_none)
 }
 END_TEST
 
+/* A drain of which a move is given up goes on, unlike one that is canceled; and only in clusters that can say it. */
+START_TEST(a_move_that_is_given_up_leaves_its_plan_going)
+{
+    struct world w;
+    node_level = 0;
+    random_state = 12;
+    world_init(&w);
+    for (uint32_t n = 1; n <= 4; n++) ck_assert_int_eq(node_add(&w, n).code, OMEN_OK);
+    static const uint32_t nodes[] = { 1, 2, 3 };
+    ck_assert_int_eq(create_one(&w, "docs", 3, nodes, 3, 3).code, OMEN_OK);
+    struct cluster_state *s = cluster_state_acquire(w.replicas[0]);
+    const struct map_shard *shard = &s->map->collections[0].shards[0];
+    struct cluster_move move = { .shard_id = shard->shard_id,
+        .from_replica = shard->replica_ids[0],
+        .to_node = 4 };
+    struct cluster_change drain = { .kind = CLUSTER_CHANGE_PLAN_START,
+        .why = OP_WHY_DRAIN,
+        .node_id = shard->node_ids[0],
+        .moves = &move,
+        .move_count = 1 };
+    cluster_state_unref(s);
+    struct catalog_outcome begun = change(&w, &drain);
+    ck_assert_int_eq(begun.code, OMEN_OK);
+    struct cluster_change give_up = { .kind = CLUSTER_CHANGE_OP_STEP,
+        .op_id = begun.first_op_id,
+        .step_from = OP_ADD,
+        .step_to = OP_CANCELING };
+    ck_assert_int_eq(change(&w, &give_up).code, OMEN_EINVAL);
+    struct cluster_change raise = { .kind = CLUSTER_CHANGE_VERSION_RAISE, .level = 2, .node_id = 4 };
+    ck_assert_int_eq(change(&w, &raise).code, OMEN_OK);
+    ck_assert_int_eq(change(&w, &give_up).code, OMEN_OK);
+    check(&w);
+    step_reopen(&w);
+    struct cluster_change end = { .kind = CLUSTER_CHANGE_OP_STEP,
+        .op_id = begun.first_op_id,
+        .step_from = OP_CANCELING,
+        .step_to = OP_END };
+    ck_assert_int_eq(change(&w, &end).code, OMEN_OK);
+    check(&w);
+    step_reopen(&w);
+    s = cluster_state_acquire(w.replicas[1]);
+    ck_assert_uint_eq(s->plan_count, 1);
+    ck_assert(!s->plans[0].ending);
+    ck_assert_uint_eq(s->plans[0].canceled, 1);
+    ck_assert(s->history[0].given_up && s->history[0].canceled);
+    cluster_state_unref(s);
+    /* One that is replaced where it is has nothing to go back to. */
+    move.to_node = drain.node_id;
+    struct cluster_change mend = { .kind = CLUSTER_CHANGE_OPS_START,
+        .why = OP_WHY_DAMAGED,
+        .moves = &move,
+        .move_count = 1 };
+    give_up.op_id = change(&w, &mend).first_op_id;
+    ck_assert_int_eq(change(&w, &give_up).code, OMEN_EINVAL);
+    world_fini(&w);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("cluster_state");
@@ -647,6 +728,7 @@ int main(void)
     tcase_add_test(tcase, an_op_id_from_the_future_is_not_to_be_recorded);
     tcase_add_loop_test(tcase, a_fourth_node_gets_its_share_and_no_byte_more_moves_than_must, 0, 5);
     tcase_add_test(tcase, a_drain_finds_a_place_for_everything_or_says_for_what_there_is_none);
+    tcase_add_test(tcase, a_move_that_is_given_up_leaves_its_plan_going);
     suite_add_tcase(suite, tcase);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);
