@@ -45,73 +45,95 @@ void sealed_keys_least(uint64_t *keys, uint32_t count, uint32_t want)
     keys_insert(keys, count);
 }
 
+/* ---- behind the front ---- */
+
+static inline uint32_t lowest_bucket(const struct candidates *c)
+{
+    uint32_t word = 0;
+    while (word < BUCKETS / 64 && c->filled[word] == 0) word++;
+    return word < BUCKETS / 64 ? word * 64 + (uint32_t)__builtin_ctzll(c->filled[word]) : BUCKETS;
+}
+
+/* What is in a bucket, below `limit`, to keys_out; it is empty then. */
+static uint32_t bucket_take(struct candidates *c, uint32_t bucket, uint64_t limit, uint64_t *keys_out)
+{
+    uint32_t count = 0;
+    for (uint32_t place = c->heads[bucket]; place != BEHIND_NONE; place = c->next[place]) {
+        keys_out[count] = c->behind[place];
+        count += keys_out[count] < limit;
+    }
+    c->heads[bucket] = BEHIND_NONE;
+    c->filled[bucket / 64] &= ~(1ull << bucket % 64);
+    return count;
+}
+
+static void put_behind(struct candidates *c, const uint64_t *keys, uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        uint32_t bucket = candidates_bucket(c->bucket_first, keys[i]), place = c->behind_used++;
+        c->behind[place] = keys[i];
+        c->next[place] = c->heads[bucket];
+        c->heads[bucket] = place;
+        c->filled[bucket / 64] |= 1ull << bucket % 64;
+    }
+}
+
 void sealed_candidates_halve(struct candidates *c)
 {
-    sealed_keys_least(c->behind, c->behind_count, c->behind_cap / 2);
-    c->behind_count = c->behind_cap / 2;
-}
-
-/* The few nearest of a few. */
-static void move_few(struct candidates *c)
-{
-    uint32_t count = c->behind_count, live = c->count - c->cursor, moved = count / FRONT_SHARE;
-    if (moved < FRONT_MOVES) moved = count < FRONT_MOVES ? count : FRONT_MOVES;
-    sealed_keys_least(c->behind, count, moved + 1);
-    memmove(c->front, c->front + c->cursor, live * sizeof *c->front);
-    memcpy(c->front + live, c->behind, moved * sizeof *c->front);
-    c->count = live + moved;
-    c->cursor = 0;
-    c->behind_least = moved < count ? c->behind[moved] : UINT64_MAX;
-    c->behind_count = count - moved;
-    memmove(c->behind, c->behind + moved, c->behind_count * sizeof *c->behind);
-}
-
-#define SAMPLE 31
-#define SAMPLE_PLACE 2 /* of 1,000 keys some 60 are below it */
-
-static uint64_t threshold_about(const uint64_t *keys, uint32_t count)
-{
-    uint64_t sample[SAMPLE];
-    for (uint32_t i = 0; i < SAMPLE; i++) sample[i] = keys[(uint64_t)i * count / SAMPLE];
-    keys_insert(sample, SAMPLE);
-    return sample[SAMPLE_PLACE - 1];
-}
-
-/* The nearest of many, more or less a sixteenth of them, in one pass. */
-static void move_many(struct candidates *c, const struct code_kernel *kernel)
-{
-    uint64_t *behind = c->behind, *near = c->moving, least = UINT64_MAX,
-             threshold = threshold_about(behind, c->behind_count);
-    uint32_t moved = 0, left = 0;
-    for (uint32_t i = 0; i < c->behind_count; i++) { /* nobody can foretell where a key goes: no branch */
-        uint64_t key = behind[i], is_near = key < threshold, other = key | (0 - is_near);
-        near[moved] = behind[left] = key;
-        moved += (uint32_t)is_near;
-        left += 1 - (uint32_t)is_near;
-        least = other < least ? other : least;
+    uint32_t count = 0, bucket;
+    while ((bucket = lowest_bucket(c)) < BUCKETS)
+        count += bucket_take(c, bucket, UINT64_MAX, c->moving + count);
+    if (count > c->behind_cap / 2) {
+        sealed_keys_least(c->moving, count, c->behind_cap / 2);
+        count = c->behind_cap / 2;
     }
-    if (moved > FRONT_ROOM) { /* the sample was not like the rest */
-        sealed_keys_least(near, moved, FRONT_ROOM + 1);
-        least = near[FRONT_ROOM];
-        for (; moved > FRONT_ROOM; left++) behind[left] = near[--moved];
+    c->behind_used = 0;
+    put_behind(c, c->moving, count);
+}
+
+void sealed_candidates_spill(struct candidates *c)
+{
+    uint32_t count = c->count - FRONT_SPILL;
+    if (c->behind_used + count > c->behind_cap) sealed_candidates_halve(c);
+    c->count = FRONT_SPILL;
+    c->edge = c->front[FRONT_SPILL];
+    put_behind(c, c->front + FRONT_SPILL, count);
+}
+
+/* Keys of a bucket that was taken, into its places again. */
+static void bucket_return(struct candidates *c, uint32_t bucket, uint32_t head, const uint64_t *keys,
+        uint32_t count)
+{
+    for (uint32_t i = 0, place = head; i < count; i++) {
+        uint32_t next = c->next[place];
+        c->behind[place] = keys[i];
+        if (i + 1 == count) c->next[place] = BEHIND_NONE;
+        place = next;
     }
-    c->behind_count = left;
-    c->behind_least = least;
-    for (uint32_t from = 0; from < moved; from += CODE_GROUP)
-        candidates_merge(c, kernel, near + from, moved - from < CODE_GROUP ? moved - from : CODE_GROUP);
+    c->heads[bucket] = head;
+    c->filled[bucket / 64] |= 1ull << bucket % 64;
+}
+
+/* Those of one bucket; of a large one the nearest. */
+static void bucket_move(struct candidates *c, const struct code_kernel *kernel, uint32_t bucket,
+        uint64_t limit)
+{
+    uint32_t head = c->heads[bucket], count = bucket_take(c, bucket, limit, c->moving);
+    uint64_t *keys = c->moving;
+    c->edge = bucket + 1 < BUCKETS ? (uint64_t)(c->bucket_first + (int64_t)bucket + 1) << BUCKET_SHIFT
+                                   : UINT64_MAX;
+    if (count > FRONT_ROOM) {
+        sealed_keys_least(keys, count, FRONT_ROOM + 1);
+        c->edge = keys[FRONT_ROOM];
+        bucket_return(c, bucket, head, keys + FRONT_ROOM, count - FRONT_ROOM);
+        count = FRONT_ROOM;
+    }
+    if (count > 0) candidates_merge(c, kernel, keys, count);
 }
 
 void sealed_candidates_move(struct candidates *c, const struct code_kernel *kernel, uint64_t limit)
 {
-    uint32_t left = 0;
-    for (uint32_t i = 0; i < c->behind_count; i++) {
-        uint64_t key = c->behind[i];
-        c->behind[left] = key;
-        left += key < limit;
-    }
-    c->behind_count = left;
-    if (left < BEHIND_MANY)
-        move_few(c);
-    else
-        move_many(c, kernel);
+    uint32_t bucket;
+    while (c->count - c->cursor < FRONT_FEW && (bucket = lowest_bucket(c)) < BUCKETS)
+        bucket_move(c, kernel, bucket, limit);
 }

@@ -53,37 +53,39 @@ END_TEST
 /* Next one out, or UINT64_MAX; as sealed_walk.c takes it. */
 static uint64_t take(struct candidates *c, uint64_t limit)
 {
-    if (c->count - c->cursor < FRONT_FEW && c->behind_count > 0)
+    if (c->count - c->cursor < FRONT_FEW && candidates_behind(c))
         sealed_candidates_move(c, code_kernel_get(), limit);
     return c->cursor < c->count && c->front[c->cursor] < limit ? c->front[c->cursor++] : UINT64_MAX;
 }
 
 static void offer(struct candidates *c, const uint64_t *keys, uint32_t n)
 {
-    struct arrivals a;
-    a.count = 0;
-    candidates_reserve(c, CODE_GROUP);
-    for (uint32_t i = 0; i < n; i++) candidate_arrives(c, &a, keys[i]);
-    if (a.count > 0) candidates_merge(c, code_kernel_get(), a.keys, a.count);
+    uint64_t near[CODE_GROUP + 4];
+    uint32_t count = candidates_arrive(c, keys, n, near);
+    if (count > 0) candidates_merge(c, code_kernel_get(), near, count);
 }
 
-/* Against a plain array from which the least is taken each time. `spread`: how far keys lie apart. */
-static void run_against_array(uint32_t rounds, uint32_t takes, uint64_t spread)
+/* Against a plain array from which the least is taken each time. `spread`: how far keys lie apart; `shift`: which of
+ * their bits tell, those that buckets go by or lower ones. */
+static void run_against_array(uint32_t rounds, uint32_t takes, uint64_t spread, uint32_t shift)
 {
     enum { ROOM = 1 << 15 };
     struct candidates *c = mem_must_alloc(sizeof *c);
-    uint64_t *memory = mem_must_calloc(2 * (ROOM + 8), sizeof *memory), *all = mem_must_alloc(ROOM * 8);
+    uint64_t *memory = mem_must_calloc(candidates_room(ROOM), sizeof *memory),
+             *all = mem_must_alloc(ROOM * 8);
     uint32_t count = 2;
-    memory[0] = all[0] = 1000;
-    memory[1] = all[1] = 1001;
+    memory[0] = all[0] = 1000ull << shift;
+    memory[1] = all[1] = 1001ull << shift;
     candidates_init(c, memory, 2, ROOM);
     uint64_t limit = UINT64_MAX / 2;
     for (uint32_t round = 0; round < rounds; round++) {
         uint64_t keys[CODE_GROUP];
         uint32_t n = (uint32_t)(rng() % (CODE_GROUP + 1));
-        for (uint32_t i = 0; i < n; i++) all[count++] = keys[i] = rng() % spread + round * (spread / 64);
+        for (uint32_t i = 0; i < n; i++)
+            all[count++] = keys[i] = (rng() % spread + round * (spread / 64)) << shift;
         offer(c, keys, n);
-        if (round % 50 == 49) limit = limit < spread * 8 ? limit - limit / 16 : spread * 8;
+        if (round % 50 == 49)
+            limit = limit < spread << (shift + 3) ? limit - limit / 16 : spread << (shift + 3);
         for (uint32_t t = 0; t < takes; t++) {
             uint32_t least = 0;
             for (uint32_t i = 1; i < count; i++)
@@ -102,10 +104,14 @@ static void run_against_array(uint32_t rounds, uint32_t takes, uint64_t spread)
 START_TEST(candidates_leave_in_order)
 {
     setup_seed(92 + (uint64_t)_i);
-    run_against_array(500, 1, 1u << 20); /* hard: many come, few are taken */
-    run_against_array(500, 14, 1u << 20);
-    run_against_array(300, 30, 1u << 20);
-    run_against_array(300, 3, 50); /* equal ones */
+    run_against_array(500, 1, 1u << 20, 0); /* hard: many come, few are taken */
+    run_against_array(500, 14, 1u << 20, 0);
+    run_against_array(300, 30, 1u << 20, 0);
+    run_against_array(300, 3, 50, 0);                           /* equal ones */
+    for (uint32_t shift = 40; shift <= BUCKET_SHIFT; shift++) { /* a bucket each, or some dozens in one */
+        run_against_array(200, 1, 1500, shift);
+        run_against_array(200, 9, 1500, shift);
+    }
 }
 END_TEST
 
@@ -114,15 +120,16 @@ START_TEST(a_full_memory_keeps_the_nearer_half)
     setup_seed(99);
     enum { ROOM = BEHIND_LEAST };
     struct candidates c;
-    uint64_t memory[2 * (ROOM + 8)] = { 5 }, *all = mem_must_alloc(4000 * 32 * sizeof *all), before = 0;
+    uint64_t *memory = mem_must_calloc(candidates_room(ROOM), sizeof *memory),
+             *all = mem_must_alloc(4000 * 32 * sizeof *all), before = 0;
     uint32_t count = 1;
-    all[0] = 5;
+    all[0] = memory[0] = 5;
     candidates_init(&c, memory, 1, ROOM);
     for (uint32_t round = 0; round < 4000; round++) {
         uint64_t keys[CODE_GROUP];
         for (uint32_t i = 0; i < CODE_GROUP; i++) all[count++] = keys[i] = rng() >> 8;
         offer(&c, keys, CODE_GROUP);
-        ck_assert_uint_le(c.behind_count, ROOM);
+        ck_assert_uint_le(c.behind_used, ROOM);
         ck_assert_uint_le(c.count, FRONT_MOST);
     }
     qsort(all, count, sizeof *all, compare);
@@ -132,6 +139,7 @@ START_TEST(a_full_memory_keeps_the_nearer_half)
         ck_assert(key >= before);
         before = key;
     }
+    mem_free(memory);
     mem_free(all);
 }
 END_TEST
