@@ -3,7 +3,9 @@
  * NODE v2, 64 bytes, little-endian: 0 magic "OMND" | 4 u16 version | 6 u16 flags (1 founder) | 8 u32 crc32c of the rest |
  *   12 u32 replica of the cluster group | 16 u64 node id, 0 = in no cluster yet | 24 u64 incarnation | 32 u64 created_ms |
  *   40 u64 cluster id, 0 = none | 48 u64 birth, 0 = a single node's | 56 zero [8], checked
- * v1 is a single node's: zero where v2 has flags, replica, cluster id and birth. */
+ * v1 is a single node's: zero where v2 has flags, replica, cluster id and birth.
+ * v3, 160 bytes, is a founder's, and no other's: as v2, then 64 op id of who asked for the cluster: u64 client, u64 seq, u64
+ *   issue_ms | 88 its name [64], NUL-padded | 152 zero [8], checked */
 #include "common/err.h"
 
 #include <errno.h>
@@ -22,7 +24,8 @@
 #include "node/data_dir.h"
 
 #define NODE_MAGIC 0x444e4d4fu /* "OMND" */
-#define NODE_FORMAT_VERSION 2
+#define NODE_FORMAT_VERSION 3
+#define NODE_VERSION_PLAIN 2 /* of one that is no founder, or founded for nobody */
 #define NODE_FLAG_FOUNDER 1u
 #define PATH_ROOM 128 /* what names inside the directory may add */
 
@@ -107,17 +110,19 @@ static uint64_t random_id(void)
     return v;
 }
 
-static uint32_t identity_crc(const uint8_t raw[NODE_FILE_BYTES])
+static uint32_t identity_crc(const uint8_t *raw, size_t len)
 {
-    return crc32c(crc32c(0, raw, 8), raw + 12, NODE_FILE_BYTES - 12);
+    return crc32c(crc32c(0, raw, 8), raw + 12, len - 12);
 }
 
 static enum omen_err identity_write(struct data_dir *dir, const char *path, struct err *err)
 {
     const struct node_identity *id = &dir->identity;
-    uint8_t raw[NODE_FILE_BYTES] = { 0 };
+    uint8_t raw[NODE_FOUNDER_FILE_BYTES] = { 0 };
+    bool asked = id->founder && (id->asked_as.client != 0 || id->cluster_name[0] != '\0');
+    size_t len = asked ? NODE_FOUNDER_FILE_BYTES : NODE_FILE_BYTES;
     store_u32(raw, NODE_MAGIC);
-    store_u16(raw + 4, NODE_FORMAT_VERSION);
+    store_u16(raw + 4, asked ? NODE_FORMAT_VERSION : NODE_VERSION_PLAIN);
     store_u16(raw + 6, id->founder ? NODE_FLAG_FOUNDER : 0);
     store_u32(raw + 12, id->catalog_replica_id);
     store_u64(raw + 16, id->node_id);
@@ -125,8 +130,14 @@ static enum omen_err identity_write(struct data_dir *dir, const char *path, stru
     store_u64(raw + 32, id->created_ms);
     store_u64(raw + 40, id->cluster_id);
     store_u64(raw + 48, id->birth);
-    store_u32(raw + 8, identity_crc(raw));
-    return vfs_replace_file(dir->vfs, path, raw, sizeof raw, err);
+    if (asked) {
+        store_u64(raw + 64, id->asked_as.client);
+        store_u64(raw + 72, id->asked_as.seq);
+        store_u64(raw + 80, id->asked_as.issue_ms);
+        memcpy(raw + 88, id->cluster_name, strlen(id->cluster_name));
+    }
+    store_u32(raw + 8, identity_crc(raw, len));
+    return vfs_replace_file(dir->vfs, path, raw, len, err);
 }
 
 static enum omen_err identity_create(struct data_dir *dir, const char *path, enum data_dir_use use,
@@ -168,17 +179,34 @@ static enum omen_err identity_check(const struct node_identity *id, const char *
     return OMEN_OK;
 }
 
+/* What a founder's has beside. */
+static enum omen_err founder_parse(struct node_identity *id, const char *path, const uint8_t *raw,
+        struct err *err)
+{
+    id->asked_as = (struct op_id){ load_u64(raw + 64), load_u64(raw + 72), load_u64(raw + 80) };
+    memcpy(id->cluster_name, raw + 88, sizeof id->cluster_name);
+    size_t name = strnlen(id->cluster_name, sizeof id->cluster_name);
+    if (!id->founder || name == sizeof id->cluster_name || (name == 0 && id->asked_as.client == 0))
+        return err_corrupt(err, path, 88, "no founder's");
+    for (size_t i = 88 + name; i < NODE_FOUNDER_FILE_BYTES; i++)
+        if (raw[i] != 0) return err_corrupt(err, path, i, "not zero");
+    return OMEN_OK;
+}
+
 static enum omen_err identity_parse(struct data_dir *dir, const char *path, const uint8_t *raw, size_t len,
         struct err *err)
 {
-    if (len != NODE_FILE_BYTES) return err_corrupt(err, path, 0, "wrong length");
+    if (len < NODE_FILE_BYTES) return err_corrupt(err, path, 0, "wrong length");
     if (load_u32(raw) != NODE_MAGIC) return err_corrupt(err, path, 0, "wrong magic");
     uint16_t version = load_u16(raw + 4), flags = load_u16(raw + 6);
     if (version == 0 || version > NODE_FORMAT_VERSION) {
         return err_set(err, OMEN_EVERSION, "", "%s: format version %u, this program knows %d", path, version,
                 NODE_FORMAT_VERSION);
     }
-    if (load_u32(raw + 8) != identity_crc(raw)) return err_corrupt(err, path, 8, "wrong checksum");
+    bool asked = version == NODE_FORMAT_VERSION;
+    if (len != (asked ? NODE_FOUNDER_FILE_BYTES : NODE_FILE_BYTES))
+        return err_corrupt(err, path, 0, "wrong length");
+    if (load_u32(raw + 8) != identity_crc(raw, len)) return err_corrupt(err, path, 8, "wrong checksum");
     if (flags & ~NODE_FLAG_FOUNDER) return err_corrupt(err, path, 6, "unknown flags");
     dir->identity = (struct node_identity){
         .node_id = load_u64(raw + 16),
@@ -192,7 +220,8 @@ static enum omen_err identity_parse(struct data_dir *dir, const char *path, cons
     for (size_t i = 56; i < NODE_FILE_BYTES; i++) {
         if (raw[i] != 0) return err_corrupt(err, path, i, "not zero");
     }
-    return identity_check(&dir->identity, path, err);
+    enum omen_err rc = asked ? founder_parse(&dir->identity, path, raw, err) : OMEN_OK;
+    return rc == OMEN_OK ? identity_check(&dir->identity, path, err) : rc;
 }
 
 static enum omen_err identity_open(struct data_dir *dir, enum data_dir_use use, struct clock *clock,

@@ -3,10 +3,13 @@
 #define OMEN_NODE_DATA_DIR_H
 
 #include "common/clock.h"
+#include "common/query/point.h"
 #include "common/vfs.h"
 
 #define NODE_PATH_BYTES_MAX 4096
 #define NODE_FILE_BYTES 64 /* NODE file, see data_dir.c */
+#define NODE_FOUNDER_FILE_BYTES 160
+#define NODE_CLUSTER_NAME_BYTES_MAX 63
 
 /* What a data directory is for; it never changes from one to the other. */
 enum data_dir_use {
@@ -23,6 +26,9 @@ struct node_identity {
     uint64_t cluster_id;         /* 0 = DATA_DIR_SINGLE, or not part of a cluster yet */
     uint32_t catalog_replica_id; /* its replica of the cluster group */
     bool founder;                /* the first node: the cluster may have to be begun still */
+    /* While it is: how the cluster is to be called, and who asked for it. */
+    char cluster_name[NODE_CLUSTER_NAME_BYTES_MAX + 1];
+    struct op_id asked_as;
 };
 
 struct data_dir {

@@ -131,11 +131,8 @@ struct member {
     _Atomic uint64_t clock_life; /* of our monotone clock: another after a restart or a step */
 
     pthread_mutex_t lock;
-    pthread_cond_t wake; /* monotonic; broadcast when something is to be looked at at once */
-    char name[CLUSTER_NAME_BYTES_MAX +
-            1];                 /* of the cluster that is being made here; lost with the process before
-                                              its first entry, which then has none */
-    struct op_id init_asked_as; /* who asked for it; lost with the process as well */
+    pthread_cond_t wake;        /* monotonic; broadcast when something is to be looked at at once */
+    struct op_id init_asked_as; /* who asked for the cluster that is being made here */
     bool founding;              /* init is under way here, or was and made the cluster */
     struct plan_trouble plan_troubles[CLUSTER_PLANS_MAX]; /* what keeps plans from going on */
     char stopped[200]; /* why the machine of the cluster group has; "" = it has not */

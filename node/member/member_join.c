@@ -87,6 +87,8 @@ void member_peers_refresh(struct member *m, const struct cluster_state *state)
 
 /* ---- founding ---- */
 
+_Static_assert(NODE_CLUSTER_NAME_BYTES_MAX == CLUSTER_NAME_BYTES_MAX, "NODE keeps it as long");
+
 enum omen_err member_found(struct member *m, const char *name, const struct op_id *asked_as, struct err *err)
 {
     pthread_mutex_lock(&m->lock);
@@ -95,7 +97,6 @@ enum omen_err member_found(struct member *m, const char *name, const struct op_i
     bool taken = m->founding || atomic_load(&m->phase) != MEMBER_UNJOINED;
     if (!taken) {
         m->founding = true;
-        snprintf(m->name, sizeof m->name, "%s", name);
         m->init_asked_as = *asked_as;
     }
     pthread_mutex_unlock(&m->lock);
@@ -107,7 +108,9 @@ enum omen_err member_found(struct member *m, const char *name, const struct op_i
         .cluster_id = random_id(),
         .catalog_replica_id = 1,
         .founder = true,
+        .asked_as = *asked_as,
     };
+    snprintf(identity.cluster_name, sizeof identity.cluster_name, "%s", name);
     enum omen_err rc = data_dir_identify(&m->node->dir, &identity, err);
     if (rc == OMEN_OK) rc = member_open(m, err);
     if (rc == OMEN_OK) {
@@ -135,14 +138,18 @@ void member_found_turn(struct member *m)
             .incarnation = node->dir.identity.incarnation,
             .birth = node->dir.identity.birth,
             .level = feature_level() };
-        pthread_mutex_lock(&m->lock);
-        snprintf(change.name, sizeof change.name, "%s", m->name);
-        change.asked_as = m->init_asked_as;
-        pthread_mutex_unlock(&m->lock);
+        change.asked_as = node->dir.identity.asked_as;
+        snprintf(change.name, sizeof change.name, "%s", node->dir.identity.cluster_name);
         snprintf(change.address, sizeof change.address, "%s", o->address);
         snprintf(change.raft_address, sizeof change.raft_address, "%s", o->raft_address);
         snprintf(change.labels, sizeof change.labels, "%s", o->labels);
-        if (member_change(m, &change, NULL, NULL, &err) != OMEN_OK) {
+        enum omen_err rc = member_change(m, &change, NULL, NULL, &err);
+        if (rc ==
+                OMEN_EOPEXPIRED) { /* it was down for long: nobody can ask again any more, who could be told */
+            change.asked_as = (struct op_id){ .client = 0 };
+            rc = member_change(m, &change, NULL, NULL, &err);
+        }
+        if (rc != OMEN_OK) {
             LOG_WARN("cluster.init", "error=\"%s\"", err.message);
             return;
         }
@@ -150,7 +157,9 @@ void member_found_turn(struct member *m)
     /* Only when the first entry is in a checkpoint may the log be lost without a second beginning. */
     if (replica_checkpoint(node->catalog_replica, &err) != OMEN_OK) return;
     struct node_identity identity = node->dir.identity;
-    identity.founder = false;
+    identity.founder = false; /* and with it what NODE keeps for the first entry */
+    identity.cluster_name[0] = '\0';
+    identity.asked_as = (struct op_id){ .client = 0 };
     if (data_dir_identify(&node->dir, &identity, &err) != OMEN_OK)
         LOG_WARN("cluster.init", "error=\"%s\"", err.message);
 }

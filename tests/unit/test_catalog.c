@@ -463,6 +463,57 @@ START_TEST(damaged_identity_is_found)
 }
 END_TEST
 
+/* Until the cluster's first entry is in a checkpoint; after that NODE is what builds before it read. */
+START_TEST(a_founder_remembers_who_asked_for_the_cluster)
+{
+    char data[300], path[400];
+    snprintf(data, sizeof data, "%s/founder", dir);
+    struct data_dir d;
+    struct err err;
+    uint8_t *raw;
+    size_t len;
+    ck_assert_int_eq(data_dir_open(&d, vfs_posix(), data, DATA_DIR_MEMBER, clock_system(), &err), OMEN_OK);
+    struct node_identity id = { .node_id = 1,
+        .incarnation = 2,
+        .cluster_id = 3,
+        .catalog_replica_id = 1,
+        .founder = true,
+        .asked_as = { 7, 8, 9 } };
+    memset(id.cluster_name, 'n', NODE_CLUSTER_NAME_BYTES_MAX);
+    ck_assert_int_eq(data_dir_identify(&d, &id, &err), OMEN_OK);
+    data_dir_close(&d);
+    ck_assert_int_eq(data_dir_open(&d, vfs_posix(), data, DATA_DIR_MEMBER, clock_system(), &err), OMEN_OK);
+    ck_assert(d.identity.founder);
+    ck_assert_str_eq(d.identity.cluster_name, id.cluster_name);
+    ck_assert_mem_eq(&d.identity.asked_as, &id.asked_as, sizeof id.asked_as);
+    data_dir_close(&d);
+    snprintf(path, sizeof path, "%s/NODE", data);
+    ck_assert_int_eq(vfs_read_file(vfs_posix(), path, 4096, &raw, &len, &err), OMEN_OK);
+    ck_assert_uint_eq(len, NODE_FOUNDER_FILE_BYTES);
+    for (size_t i = 0; i < len; i++) {
+        raw[i] ^= 0x40;
+        ck_assert_int_eq(vfs_replace_file(vfs_posix(), path, raw, len, &err), OMEN_OK);
+        enum omen_err rc = data_dir_open(&d, vfs_posix(), data, DATA_DIR_MEMBER, clock_system(), &err);
+        ck_assert_msg(rc == OMEN_ECORRUPT || rc == OMEN_EVERSION, "byte %zu: %s", i, err_name(rc));
+        raw[i] ^= 0x40;
+        ck_assert_int_eq(vfs_replace_file(vfs_posix(), path, raw, i, &err), OMEN_OK);
+        ck_assert_int_ne(data_dir_open(&d, vfs_posix(), data, DATA_DIR_MEMBER, clock_system(), &err),
+                OMEN_OK);
+    }
+    ck_assert_int_eq(vfs_replace_file(vfs_posix(), path, raw, len, &err), OMEN_OK);
+    mem_free(raw);
+    ck_assert_int_eq(data_dir_open(&d, vfs_posix(), data, DATA_DIR_MEMBER, clock_system(), &err), OMEN_OK);
+    id = d.identity;
+    id.founder = false;
+    ck_assert_int_eq(data_dir_identify(&d, &id, &err), OMEN_OK);
+    data_dir_close(&d);
+    ck_assert_int_eq(vfs_read_file(vfs_posix(), path, 4096, &raw, &len, &err), OMEN_OK);
+    ck_assert_uint_eq(len, NODE_FILE_BYTES);
+    ck_assert_uint_eq(raw[4], 2);
+    mem_free(raw);
+}
+END_TEST
+
 START_TEST(missing_identity_beside_data_is_damage)
 {
     char data[300], path[400];
@@ -501,6 +552,7 @@ int main(void)
     tcase_add_test(tcase, damaged_entries_stop_the_replica);
     tcase_add_test(tcase, data_directory_has_one_owner_and_keeps_its_identity);
     tcase_add_test(tcase, damaged_identity_is_found);
+    tcase_add_test(tcase, a_founder_remembers_who_asked_for_the_cluster);
     tcase_add_test(tcase, missing_identity_beside_data_is_damage);
     suite_add_tcase(suite, tcase);
     SRunner *runner = srunner_create(suite);
