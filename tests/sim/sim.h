@@ -60,7 +60,9 @@ struct model {
     struct model_rows *after[WORLD_INDEXES_MAX];
     struct model_op ops[SIM_APPLIED_MAX];
     uint32_t op_count;
-    uint64_t acknowledged; /* the highest sequence that a client was told */
+    struct store_digest
+            digests[WORLD_INDEXES_MAX]; /* of replicas, by sequence; `sequence` 0: none has told one */
+    uint64_t acknowledged;              /* the highest sequence that a client was told */
     struct collection_schema schema;
 };
 void model_init(struct model *m);
@@ -73,6 +75,8 @@ const struct model_op *model_find(const struct model *m, uint64_t client,
 const char *model_compare(const struct model *m, uint64_t sequence, uint64_t now_ms, uint64_t id,
         const struct point_view *point);
 uint32_t model_count(const struct model *m, uint64_t sequence, uint64_t now_ms);
+/* NULL, or that a replica told another digest of the same sequence. */
+const char *model_digests(struct model *m, const struct store_digest *digests, uint32_t count);
 /* NULL, or what is wrong with the hits of a search for the nearest `k`. */
 const char *model_search(const struct model *m, uint64_t sequence, uint64_t now_ms,
         const struct search_params *search, const struct hit *hits, uint32_t count);

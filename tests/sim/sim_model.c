@@ -102,6 +102,16 @@ const char *model_commit(struct model *m, uint64_t sequence, const void *entry, 
 
 /* ---- compare ---- */
 
+const char *model_digests(struct model *m, const struct store_digest *digests, uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        struct store_digest *known = &m->digests[digests[i].sequence];
+        if (known->sequence != 0 && known->sum != digests[i].sum) return "replicas have other digests";
+        *known = digests[i];
+    }
+    return NULL;
+}
+
 static uint64_t read_time(const struct model_rows *s, uint64_t now_ms)
 {
     return now_ms > s->log_time_ms ? now_ms : s->log_time_ms;

@@ -341,6 +341,10 @@ static void shard_compare(struct sim_shard *s)
             sim_shard_fail(s, wrong);
         s->node->sim->counts.compared++;
     }
+    struct store_digest digests[STORE_DIGESTS_MAX];
+    const char *other = model_digests(m, digests,
+            sim_is_flipped(s) ? 0 : shard_store_digests(store, digests));
+    if (other != NULL) sim_shard_fail(s, other);
     s->compared = applied;
     shard_host_store_unhold(s->host);
 }
