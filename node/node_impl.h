@@ -20,7 +20,7 @@
 struct shard_gauges {
     struct metric_gauge *points, *applied, *durable, *unindexed, *index_lag, *index_segments,
             *index_work_rows, *index_work_percent, *index_work_left, *stream_bytes, *meta_bytes, *delta_bytes,
-            *applied_ops, *inflight_bytes, *stopped;
+            *applied_ops, *by_filter, *inflight_bytes, *stopped;
     struct metric_gauge *recall, *recall_low, *recall_high, *recall_searches, *recall_boost;
     struct metric_counter *recall_compared;
 };

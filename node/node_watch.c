@@ -191,6 +191,7 @@ static bool collect_shard(const struct shard_slot *slot)
     metric_set(g->meta_bytes, (int64_t)store.meta_bytes);
     metric_set(g->delta_bytes, (int64_t)store.delta_bytes);
     metric_set(g->applied_ops, (int64_t)store.applied_ops);
+    metric_set(g->by_filter, store.intents);
     metric_set(g->inflight_bytes, (int64_t)replica.inflight_bytes);
     metric_set(g->stopped, store.stopped != OMEN_OK || replica.stopped != OMEN_OK);
     collect_recall(slot);
@@ -380,6 +381,8 @@ void node_metrics_shard(struct node *node, struct shard_slot *slot, const char *
     g->meta_bytes = metrics_gauge(m, "omendb_node_meta_bytes", "Bytes of the metadata store", labels);
     g->delta_bytes = metrics_gauge(m, "omendb_node_delta_bytes", "Memory of metadata not yet merged", labels);
     g->applied_ops = metrics_gauge(m, "omendb_node_applied_ops", "Op ids remembered", labels);
+    g->by_filter = metrics_gauge(m, "omendb_node_writes_by_filter",
+            "Writes by filter that are recorded and under way", labels);
     g->inflight_bytes = metrics_gauge(m, "omendb_node_shard_inflight_bytes",
             "Bytes proposed, not yet applied", labels);
     g->recall = metrics_gauge(m, "omendb_node_recall_ppm",

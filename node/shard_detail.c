@@ -1,5 +1,6 @@
 /* What is told of a shard beside its numbers, for whoever describes its collection: how far indexing is and what is being
- * built, where its memory is, which payload paths have an index. PROTOCOL.md, *Collection map*, lists the members.
+ * built, where its memory is, which payload paths have an index, writes by filter under way. PROTOCOL.md, *Collection
+ * map*, lists the members.
  * Bounded: paths are listed while there is room. */
 #include <string.h>
 
@@ -8,7 +9,7 @@
 #include "node/shard_host_impl.h"
 #include "storage/shard_index.h"
 
-#define REST_BYTES 4096u /* for all but payload paths */
+#define REST_BYTES 8192u /* for all but payload paths; of it 16 writes by filter take 3,300 at most */
 #define FIELD_BYTES 150u /* of one, without the path itself */
 
 static void put_f64(struct doc_builder *b, const char *key, double v)
@@ -43,6 +44,34 @@ static void put_memory(struct doc_builder *b, struct shard_host *shard)
     put_u64(b, "rows", memory.rows);
     put_u64(b, "deltas", deltas);
     doc_end(b);
+}
+
+static void put_by_filter(struct doc_builder *b, struct shard_host *shard, struct shard_store *store)
+{
+    static const char *const OPS[] = { [POINT_DELETE] = "delete",
+        [POINT_SET_PAYLOAD] = "set_payload",
+        [POINT_OVERWRITE_PAYLOAD] = "overwrite_payload",
+        [POINT_DELETE_PAYLOAD] = "delete_payload" };
+    struct intent_set *set = shard_store_intents(store);
+    if (set->count > 0) begin_array(b, "by_filter");
+    for (uint32_t i = 0; i < set->count; i++) {
+        const struct intent *intent = &set->items[i];
+        enum omen_err why = shard_intent_why(shard, intent->work->id);
+        char at[POINT_ID_TEXT_BYTES];
+        doc_begin_object(b);
+        put_text(b, "op", OPS[intent->work->op]);
+        put_u64(b, "sequence", intent->work->id.sequence);
+        put_u64(b, "steps", intent->steps);
+        put_u64(b, "affected", intent->affected);
+        if (intent->has_cursor) {
+            point_id_format(intent->cursor.id, at);
+            put_text(b, "at", at);
+        }
+        if (why != OMEN_OK) put_text(b, "waits", err_name(why));
+        doc_end(b);
+    }
+    if (set->count > 0) doc_end(b);
+    intent_set_unref(set);
 }
 
 static void put_payload(struct doc_builder *b, struct shard_read *read)
@@ -89,6 +118,7 @@ struct doc shard_detail(struct shard_read *read)
     put_u64(b, "disk_bytes", index.disk_bytes);
     put_work(b, shard);
     put_memory(b, shard);
+    put_by_filter(b, shard, read->view.store);
     put_payload(b, read);
     doc_end(b);
     if (doc_builder_finish(b, &doc, &ignored) == OMEN_OK) {

@@ -313,6 +313,7 @@ void shard_host_sweep(struct shard_host *shard)
 {
     shard_write_sweep(shard);
     shard_wait_sweep(shard);
+    shard_intent_sweep(shard);
     shard_age_sweep(shard);
     shard_read_sweep(shard);
     if (shard->group != NULL) shard_group_sweep(shard);
@@ -419,6 +420,7 @@ static void shard_free(struct shard_host *shard)
     recall_meter_fini(&shard->recall);
     index_progress_fini(&shard->progress);
     pthread_mutex_destroy(&shard->options_lock);
+    pthread_mutex_destroy(&shard->intent_lock);
     pthread_mutex_destroy(&shard->read_lock);
     pthread_mutex_destroy(&shard->write_lock);
     pthread_cond_destroy(&shard->calls_idle);
@@ -450,6 +452,7 @@ static struct shard_host *shard_new(const struct shard_host_options *o)
     pthread_mutex_init(&shard->call_lock, NULL);
     pthread_mutex_init(&shard->write_lock, NULL);
     pthread_mutex_init(&shard->read_lock, NULL);
+    pthread_mutex_init(&shard->intent_lock, NULL);
     pthread_condattr_t attr;
     pthread_condattr_init(&attr);
     pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
@@ -522,7 +525,8 @@ void shard_host_retire(struct shard_host *shard, enum omen_err code)
 
 static void shard_end(struct shard_host *shard)
 {
-    CHECK(shard->calls == 0 && shard->queue_head == NULL && shard->flying == NULL && shard->waiting == NULL);
+    CHECK(shard->calls == 0 && shard->queue_head == NULL && shard->flying == NULL && shard->waiting == NULL &&
+            shard->intent_runs == NULL);
     room_keeper_forget(shard->env->rooms, &shard->room_ticket);
     CHECK(atomic_load(&shard->store_users) == 0);
     if (shard->group != NULL) shard_base_close(shard);

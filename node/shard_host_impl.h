@@ -23,11 +23,36 @@ struct call_state {
 struct shard_write {
     struct call_state state;
     struct shard_call *call;
-    uint64_t bytes;                 /* what it adds to an entry, about */
-    struct write_need need;         /* what it needs of the stream, at most */
-    bool deletes;                   /* and nothing else */
-    struct filter_write *by_filter; /* owned; NULL: by ids */
-    struct shard_write *next;       /* in the queue, or in shard->index_waits */
+    uint64_t bytes;                    /* what it adds to an entry, about */
+    struct write_need need;            /* what it needs of the stream, at most */
+    bool deletes;                      /* and nothing else */
+    struct filter_write *by_filter;    /* owned; NULL: by ids */
+    const struct entry_intent *intent; /* that it records, borrowed until done; NULL = none */
+    struct intent_id
+            intent_id;        /* set before done: of the write by filter that it began, went on with or met */
+    bool joined;              /* of a write by filter that was begun for an earlier attempt */
+    struct shard_write *next; /* in the queue, in shard->index_waits, or waiting for a write by filter */
+};
+
+/* A BEGIN of a write by filter in flight; see shard_intent.c. */
+struct intent_floor {
+    struct intent_floor *next, **link; /* in shard->intent_floors */
+    uint64_t applied;                  /* when it was submitted: what it begins is younger */
+};
+
+/* What is found next of a write by filter. */
+struct filter_page {
+    enum point_op_kind op; /* in, with the payload: done to each point */
+    struct doc payload;
+    const struct filter *filter;
+    uint32_t limit; /* points */
+    struct read_limit stop;
+    uint64_t began; /* in: points written after this sequence are left alone; 0 = the view's, filled in */
+    bool has_after; /* in: go on after that key; out: how far this page went */
+    struct point_key after;
+    struct point_op *ops; /* out [count], in the caller's arena */
+    uint32_t count;
+    bool more; /* out: others may follow */
 };
 
 /* One proposed entry and the requests in it. */
@@ -149,6 +174,10 @@ struct shard_host {
     _Atomic uint32_t index_wait_count; /* of them: looked at without the lock */
     _Atomic uint64_t indexed;          /* sequence that the index was last seen to have passed */
 
+    pthread_mutex_t intent_lock; /* guards the members below; see shard_intent.c */
+    struct intent_run *intent_runs;
+    struct intent_floor *intent_floors;
+
     pthread_mutex_t read_lock; /* guards the members below */
     struct shard_read *waiting;
     uint32_t waiting_count;
@@ -235,9 +264,36 @@ void shard_write_applied(struct shard_host *shard);
 bool shard_write_make_room(struct shard_host *shard); /* the keeper's thread; see room_keeper_start */
 bool shard_write_is_full(struct shard_host *shard);   /* writes are refused for want of room */
 
+/* The same of a request that begins or goes on with a write by filter; `intent` is borrowed until done. */
+void shard_write_submit_intent(struct shard_host *shard, struct shard_call *call,
+        const struct entry_intent *intent);
+/* Of a call that is done: which write by filter it began, went on with, or met under its op id; sequence 0 = none. */
+struct intent_id shard_write_intent(const struct shard_call *call);
+
 /* shard_filter_write.c */
 void shard_filter_write_start(struct shard_host *shard, struct shard_write *write);
 void shard_filter_write_free(struct filter_write *f); /* NULL is fine; the call is done */
+
+/* shard_filter_page.c */
+uint32_t filter_page_limit(struct doc payload); /* points of a page, each with this payload */
+/* OMEN_EDEADLINE: it was stopped. OMEN_EBUSY, OMEN_ENOMEM, OMEN_EUNAVAILABLE, OMEN_ECORRUPT. */
+OMEN_CHECKED enum omen_err filter_page_take(struct shard_host *shard, struct filter_page *page,
+        struct arena *arena, struct err *err);
+
+/* shard_intent.c */
+/* The write waits until the one by filter has ended, and is answered then; a `floor` of its BEGIN ends here. False: that one
+ * is not open any more. */
+bool shard_intent_wait(struct shard_host *shard, struct shard_write *write, struct intent_id id,
+        struct intent_floor *floor);
+/* Answer with an outcome, or let it wait for the index. */
+void shard_intent_tell(struct shard_host *shard, struct shard_write *write,
+        const struct apply_outcome *outcome);
+void intent_floor_begin(struct shard_host *shard, struct intent_floor *floor);
+void intent_floor_end(struct shard_host *shard, struct intent_floor *floor);
+bool shard_intents_full(struct shard_host *shard); /* one more would be refused */
+void shard_intent_sweep(struct shard_host *shard);
+enum omen_err shard_intent_why(struct shard_host *shard,
+        struct intent_id id); /* it is paused; OK = it is not */
 
 /* shard_age.c */
 void shard_age_sweep(struct shard_host *shard);

@@ -45,8 +45,9 @@ static uint64_t write_bytes(const struct shard_host *shard, const struct shard_c
 
 _Static_assert(SHARD_PROPOSALS_MAX + 2 <= STORE_NEEDS_MAX, "entries in flight and the next one");
 
-static bool only_deletes(const struct shard_call *call)
+static bool only_deletes(const struct shard_call *call, const struct entry_intent *intent)
 {
+    if (intent != NULL && intent->kind == ENTRY_INTENT_BEGIN && intent->op != POINT_DELETE) return false;
     for (uint32_t i = 0; i < call->in.write.count; i++) {
         if (call->in.write.ops[i].kind != POINT_DELETE) return false;
     }
@@ -74,9 +75,11 @@ static void disk_count(struct shard_env *env, uint64_t bytes)
 }
 
 /* Sets the refusal in `call` and returns false, or counts its bytes in. */
-static bool write_admit(struct shard_host *shard, struct shard_call *call, uint64_t bytes)
+static bool write_admit(struct shard_host *shard, struct shard_write *write)
 {
     struct shard_env *env = shard->env;
+    struct shard_call *call = write->call;
+    uint64_t bytes = write->bytes;
     if (bytes > ENTRY_BYTES_MAX) {
         call->code = err_set(&call->err, OMEN_ETOOBIG, "",
                 "the batch needs %llu bytes of log, the limit is %u: split it", (unsigned long long)bytes,
@@ -99,14 +102,14 @@ static bool write_admit(struct shard_host *shard, struct shard_call *call, uint6
         return false;
     }
     disk_count(env, bytes);
-    if (atomic_load(&env->disk_full) && !only_deletes(call)) {
+    if (atomic_load(&env->disk_full) && !write->deletes) {
         if (env->refused_full != NULL) metric_add(env->refused_full, 1);
         pthread_mutex_lock(&env->disk_lock);
         call->code = err_set(&call->err, OMEN_EFULL, "", "%s", env->disk_text);
         pthread_mutex_unlock(&env->disk_lock);
         return false;
     }
-    if (shard->group != NULL && !shard_admits(shard, call, only_deletes(call))) {
+    if (shard->group != NULL && !shard_admits(shard, call, write->deletes)) {
         if (call->code == OMEN_EFULL && env->refused_full != NULL) metric_add(env->refused_full, 1);
         if (call->code == OMEN_EBUSY) write_busy(shard, call, env->behind_bytes, call->err.message);
         return false;
@@ -210,6 +213,11 @@ static enum omen_err batch_build(struct write_batch *batch, uint8_t **entry_out,
         const struct shard_call *call = batch->writes[i]->call;
         if (call->epoch > epoch) epoch = call->epoch;
         entry_builder_begin_request(shard->builder, call->in.write.op_id);
+        const struct entry_intent *intent = batch->writes[i]->intent;
+        if (intent != NULL) {
+            enum omen_err rc = entry_builder_put_intent(shard->builder, intent);
+            if (rc != OMEN_OK) return rc;
+        }
         for (uint32_t j = 0; j < call->in.write.count; j++) {
             enum omen_err rc = build_op(shard, &call->in.write.ops[j]);
             if (rc != OMEN_OK) return rc;
@@ -238,7 +246,11 @@ void shard_write_explain(const struct shard_host *shard, uint64_t now_ms, enum o
                 "allowed: set the client's clock",
                 (unsigned long long)issue_ms, (unsigned long long)(issue_ms - now_ms),
                 (unsigned long long)now_ms, (unsigned long long)retention_ms);
-    else
+    else if (code == OMEN_EBUSY) {
+        err_set(&call->err, code, "",
+                "a write by filter under this op id is under way, or as many as a shard does at once");
+        call->err.retry_after_ms = RETRY_AFTER_MS_MAX;
+    } else
         err_set(&call->err, code, "", "refused by the shard");
 }
 
@@ -261,6 +273,7 @@ static void batch_answer(struct write_batch *batch, enum omen_err result, uint64
             call->sequence = outcome->sequence != 0 ? outcome->sequence : sequence;
             call->out.write.affected = outcome->affected;
             call->out.write.duplicate = outcome->duplicate;
+            write->intent_id = outcome->intent;
             if (outcome->code != OMEN_OK)
                 shard_write_explain(batch->shard, batch->log_time_ms, outcome->code, call);
             if (shard_wait_park(batch->shard, write)) continue;
@@ -508,23 +521,25 @@ static bool write_wanted_here(struct shard_host *shard, struct shard_call *call)
     return false;
 }
 
-static enum omen_err write_need_of(struct shard_host *shard, struct shard_call *call,
-        struct write_need *need_out)
+static enum omen_err write_need_of(struct shard_host *shard, struct shard_write *write)
 {
+    struct shard_call *call = write->call;
+    struct write_need *need_out = &write->need;
     struct shard_store *store = shard_host_store_hold(shard);
     if (store == NULL) return err_set(&call->err, OMEN_EUNAVAILABLE, "", "the store is being replaced");
     struct shard_store_stats stats;
     enum omen_err rc = shard_store_need(store, call->in.write.ops, call->in.write.count, need_out,
             &call->err);
+    if (write->intent != NULL) need_out->entry_bytes += entry_intent_bytes(write->intent);
     shard_store_stats(store, &stats);
     uint64_t tail = shard_index_tail_rows(store);
     shard_host_store_unhold(shard);
-    if (rc == OMEN_OK && atomic_load(&shard->env->memory_full) && !only_deletes(call))
+    if (rc == OMEN_OK && atomic_load(&shard->env->memory_full) && !write->deletes)
         return err_set(&call->err, OMEN_ENOMEM, "",
                 "the node's memory budget is used up by what it must keep of its points, with all graphs on disk: "
                 "raise memory.budget, delete points or add nodes");
     if (rc == OMEN_OK && shard->env->tail_rows_max != 0 && tail >= shard->env->tail_rows_max &&
-            !only_deletes(call)) {
+            !write->deletes) {
         write_busy(shard, call, TAIL_RETRY_MS * RETRY_BYTES_PER_MS,
                 "too many points are in no index yet: it is being built (index.tail_rows_max)");
         return OMEN_EBUSY;
@@ -534,17 +549,19 @@ static enum omen_err write_need_of(struct shard_host *shard, struct shard_call *
     return OMEN_EBUSY;
 }
 
-void shard_write_submit(struct shard_host *shard, struct shard_call *call)
+void shard_write_submit_intent(struct shard_host *shard, struct shard_call *call,
+        const struct entry_intent *intent)
 {
     struct shard_write *write = mem_must_calloc(1, sizeof *write);
     write->call = call;
-    write->bytes = write_bytes(shard, call);
+    write->intent = intent;
+    write->bytes = write_bytes(shard, call) + (intent != NULL ? entry_intent_bytes(intent) : 0);
     if (!shard_call_begin(shard, call, &write->state)) {
         mem_free(write);
         call->done(call);
         return;
     }
-    write->deletes = only_deletes(call);
+    write->deletes = only_deletes(call, intent);
     if (call->in.write.wait == WAIT_INDEXED && !shard->env->indexes) {
         call->code = err_set(&call->err, OMEN_EINVAL, "wait",
                 "nothing is indexed here: index.disabled is set");
@@ -559,8 +576,8 @@ void shard_write_submit(struct shard_host *shard, struct shard_call *call)
         shard_filter_write_start(shard, write);
         return;
     }
-    call->code = write_need_of(shard, call, &write->need);
-    if (call->code != OMEN_OK || !write_admit(shard, call, write->bytes)) {
+    call->code = write_need_of(shard, write);
+    if (call->code != OMEN_OK || !write_admit(shard, write)) {
         call->done(call);
         return;
     }
@@ -579,6 +596,17 @@ void shard_write_submit(struct shard_host *shard, struct shard_call *call)
         return;
     }
     shard_write_pump(shard);
+}
+
+void shard_write_submit(struct shard_host *shard, struct shard_call *call)
+{
+    shard_write_submit_intent(shard, call, NULL);
+}
+
+struct intent_id shard_write_intent(const struct shard_call *call)
+{
+    const struct shard_write *write = call->service_data; /* NULL: refused before it was taken */
+    return write != NULL ? write->intent_id : (struct intent_id){ 0, 0 };
 }
 
 void shard_write_release(struct shard_write *write)

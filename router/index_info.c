@@ -6,7 +6,8 @@
 
 #include "router/request.h"
 
-#define FIELDS_MAX 512u /* payload paths of a collection that are listed */
+#define BY_FILTER_MAX 16u /* writes by filter of a shard that are listed */
+#define FIELDS_MAX 512u   /* payload paths of a collection that are listed */
 
 static const char *const SUMS[] = { "segments", "own_segments", "rows", "built_rows", "tail_rows",
     "disk_bytes" };
@@ -97,6 +98,31 @@ static void put_work(const struct info *i)
     doc_end(i->b);
 }
 
+/* Writes by filter that are under way, shard by shard; at most so many of each. */
+static void put_by_filter(const struct info *i)
+{
+    static const char *const names[] = { "op", "sequence", "steps", "affected", "at", "waits" };
+    doc_key(i->b, "by_filter", 9);
+    doc_begin_array(i->b);
+    for (uint32_t s = 0; s < i->count; s++) {
+        struct doc_iter it = doc_iter(get(i->shards[s].detail, "by_filter"));
+        struct doc said;
+        for (uint32_t most = BY_FILTER_MAX; most > 0 && doc_next(&it, NULL, &said); most--) {
+            if (doc_type(said) != DOC_OBJECT) continue;
+            doc_begin_object(i->b);
+            put_u64(i->b, "shard", i->places[s].shard_id);
+            for (size_t n = 0; n < COUNT(names); n++) {
+                struct doc v = get(said, names[n]);
+                if (!is_short(v)) continue;
+                doc_key(i->b, names[n], strlen(names[n]));
+                doc_put_doc(i->b, v);
+            }
+            doc_end(i->b);
+        }
+    }
+    doc_end(i->b);
+}
+
 /* ---- payload paths ---- */
 
 static struct field *field_of(struct info *i, struct bytes path)
@@ -155,6 +181,7 @@ static enum omen_err info_build(struct info *i, struct request *r, struct doc *d
     put_sums(i, NULL, SUMS, COUNT(SUMS));
     put_lag(i);
     put_work(i);
+    put_by_filter(i);
     doc_key(i->b, "memory", 6);
     doc_begin_object(i->b);
     put_sums(i, "memory", MEMORY, COUNT(MEMORY));

@@ -84,6 +84,7 @@ void entry_builder_begin_request(struct entry_builder *b, struct op_id op_id);
  * (CHECKed). OMEN_ETOOBIG, OMEN_ENOMEM: nothing added. */
 OMEN_CHECKED enum omen_err entry_builder_put_intent(struct entry_builder *b,
         const struct entry_intent *intent);
+size_t entry_intent_bytes(const struct entry_intent *intent); /* that it takes of an entry */
 /* Copies key, payload and vectors. The op must have been validated against the schema (CHECKed here); in a
  * builder without requests (for a derived entry) ops stand alone. OMEN_ETOOBIG past ENTRY_BYTES_MAX,
  * OMEN_ENOMEM: nothing added. */

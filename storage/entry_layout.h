@@ -51,8 +51,6 @@ const char *entry_payload_fault(enum point_op_kind kind, struct doc payload);
 
 /* ---- entry_intent.c ---- */
 
-/* Bytes that an intent takes in the heap. */
-size_t entry_intent_bytes(const struct entry_intent *intent);
 void entry_intent_encode(const struct entry_intent *intent, uint8_t *out /* [entry_intent_bytes] */);
 /* NULL and the intent, whose docs borrow from `in`; or what is wrong, and where in it. Docs are not looked into. */
 const char *entry_intent_decode(const uint8_t *in, size_t len, struct entry_intent *intent_out,

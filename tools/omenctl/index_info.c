@@ -46,6 +46,25 @@ static void memory_row(struct table *table, struct doc memory)
     row(table, "index_memory", text);
 }
 
+/* Writes by filter that are under way. */
+static void by_filter_rows(struct table *table, struct doc list)
+{
+    struct doc_iter it = doc_iter(list);
+    struct doc one;
+    while (doc_next(&it, NULL, &one)) {
+        char title[40], text[256];
+        struct bytes op = doc_get_string(one, "op"), at = doc_get_string(one, "at"),
+                     waits = doc_get_string(one, "waits");
+        snprintf(title, sizeof title, "by_filter.%" PRIu64, doc_get_u64(one, "shard"));
+        snprintf(text, sizeof text, "%.*s: %" PRIu64 " points in %" PRIu64 " steps%s%.*s%s%.*s", (int)op.len,
+                op.len == 0 ? "" : (const char *)op.data, doc_get_u64(one, "affected"),
+                doc_get_u64(one, "steps"), at.len > 0 ? ", up to id " : "", (int)at.len,
+                at.len == 0 ? "" : (const char *)at.data, waits.len > 0 ? ", held up: " : "", (int)waits.len,
+                waits.len == 0 ? "" : (const char *)waits.data);
+        row(table, title, text);
+    }
+}
+
 void print_index_rows(struct table *table, struct doc index)
 {
     char text[256];
@@ -70,6 +89,7 @@ void print_index_rows(struct table *table, struct doc index)
         work_text(work, text, sizeof text);
         row(table, title, text);
     }
+    by_filter_rows(table, doc_get(index, "by_filter"));
 }
 
 void index_cells(struct table *table, struct doc index)
