@@ -18,6 +18,27 @@ _Bool log_enabled(enum log_level level);
 void log_event(enum log_level level, const char *event, const char *fmt, ...)
         __attribute__((format(printf, 3, 4)));
 
+/* What goes wrong again and again until somebody makes room is told the first time, then at twice as many, up to every
+ * 8,192nd: a disk that stays full does not fill the log. Zero it to begin; its owner guards it.
+ *   if (log_repeat_tells(&s->merge_fails)) LOG_WARN("store.merge_waits", "times=%u ..", s->merge_fails.times, ..);
+ *   if (log_repeat_ends(&s->merge_fails)) LOG_INFO("store.merge_goes_on", ..); */
+#define LOG_REPEAT_MAX 8192u
+struct log_repeat {
+    unsigned times; /* since it last went well */
+};
+static inline _Bool log_repeat_tells(struct log_repeat *r)
+{
+    r->times++;
+    return (r->times & (r->times - 1)) == 0 || r->times % LOG_REPEAT_MAX == 0;
+}
+/* It went well: true when something was told of before. */
+static inline _Bool log_repeat_ends(struct log_repeat *r)
+{
+    _Bool failed = r->times != 0;
+    r->times = 0;
+    return failed;
+}
+
 #define LOG_AT(level, event, ...)                                                                            \
     do {                                                                                                     \
         if (log_enabled(level)) log_event(level, event, __VA_ARGS__);                                        \

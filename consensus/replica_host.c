@@ -271,10 +271,11 @@ static void checkpoint_turn(struct replica_host *host)
         struct replica *r = checkpoint_pick(host, stats.over_limit || log_short ? stats.oldest_group : 0);
         if (r == NULL) return;
         struct err err = { 0 };
-        if (replica_checkpoint(r, &err) != OMEN_OK) {
-            LOG_WARN("replica.checkpoint", "group=%llu reason=\"%s\"", (unsigned long long)r->group,
-                    err.message);
-        }
+        if (replica_checkpoint(r, &err) == OMEN_OK)
+            (void)log_repeat_ends(&r->checkpoint_fails);
+        else if (log_repeat_tells(&r->checkpoint_fails))
+            LOG_WARN("replica.checkpoint", "group=%llu times=%u reason=\"%s\"", (unsigned long long)r->group,
+                    r->checkpoint_fails.times, err.message);
         pthread_mutex_lock(&host->mutex);
         r->users--;
         bool stopping = host->stopping;

@@ -22,6 +22,7 @@
 #include <stdatomic.h>
 
 #include "common/err.h"
+#include "common/log.h"
 #include "consensus/replica.h"
 #include "consensus/shared.h"
 
@@ -92,9 +93,10 @@ struct replica {
     uint64_t backlog_bytes;    /* in the apply queue, of a Raft group */
     struct replica_raft *raft; /* NULL: a group of one member */
     uint64_t bytes_since_checkpoint, checkpoints;
-    uint64_t checkpoint_applied; /* index applied when the last checkpoint began */
-    uint64_t checkpoint_ns;      /* when it was tried last */
-    enum omen_err stopped;       /* OMEN_OK while running */
+    uint64_t checkpoint_applied;        /* index applied when the last checkpoint began */
+    uint64_t checkpoint_ns;             /* when it was tried last */
+    struct log_repeat checkpoint_fails; /* the checkpoint thread's */
+    enum omen_err stopped;              /* OMEN_OK while running */
     struct err stop_err;
 
     pthread_mutex_t checkpoint_mutex; /* one checkpoint at a time; taken before all others */

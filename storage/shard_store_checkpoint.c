@@ -55,8 +55,11 @@ static enum omen_err capture_take(struct shard_store *s, struct capture *c, stru
         c->end = stream_end(s->stream);
         bool due = s->frozen == NULL && delta_count(s->active) > 0 &&
                 (delta_bytes(s->active) >= s->delta_bytes_max || store_compact_wants_merge(s));
-        if (due && freeze(s, c->end) != OMEN_OK)
-            LOG_WARN("store.merge_waits", "dir=\"%s\" error=no_memory", s->dir);
+        if (due && freeze(s, c->end) == OMEN_OK)
+            (void)log_repeat_ends(&s->freeze_fails);
+        else if (due && log_repeat_tells(&s->freeze_fails))
+            LOG_WARN("store.merge_waits", "dir=\"%s\" times=%u error=no_memory", s->dir,
+                    s->freeze_fails.times);
         rc = stream_sync_begin(s->stream, &c->sync); /* last: what it takes must be synced */
         if (rc != OMEN_OK) err_set(err, rc, NULL, "capturing a checkpoint of %s", s->dir);
     }
@@ -164,8 +167,12 @@ enum omen_err shard_store_checkpoint(struct shard_store *store, uint64_t *durabl
     }
     if (rc == OMEN_OK && store->frozen != NULL) {
         rc = merge(store, &local);
+        if (rc == OMEN_OK && log_repeat_ends(&store->merge_fails))
+            LOG_INFO("store.merge_goes_on", "dir=\"%s\"", store->dir);
         if (rc == OMEN_EFULL || rc == OMEN_ENOMEM) { /* the checkpoint stands; the merge waits for room */
-            LOG_WARN("store.merge_waits", "dir=\"%s\" error=\"%s\"", store->dir, local.message);
+            if (log_repeat_tells(&store->merge_fails))
+                LOG_WARN("store.merge_waits", "dir=\"%s\" times=%u error=\"%s\"", store->dir,
+                        store->merge_fails.times, local.message);
             rc = OMEN_OK;
         }
         if (rc != OMEN_OK) rc = stop_here(store, rc, &local, err);

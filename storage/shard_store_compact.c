@@ -260,10 +260,11 @@ static void replace_all(struct shard_store *s)
         enum omen_err rc = chunk_replace(s, done, &err);
         if (rc == OMEN_OK)
             done++;
-        else
-            LOG_WARN("store.compact_waits", "dir=\"%s\" chunk=%u error=\"%s\"", s->dir, c->chunks[i],
-                    err.message);
+        else if (log_repeat_tells(&s->compact_fails))
+            LOG_WARN("store.compact_waits", "dir=\"%s\" chunk=%u times=%u error=\"%s\"", s->dir, c->chunks[i],
+                    s->compact_fails.times, err.message);
     }
+    if (done > 0) (void)log_repeat_ends(&s->compact_fails);
     c->count = done;
     c->step = done > 0 ? COMPACT_REPLACED : COMPACT_IDLE;
     if (done > 0) CHECK(store_era_turn(s)); /* the era before was over, so it turns */

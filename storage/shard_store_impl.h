@@ -24,6 +24,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
+#include "common/log.h"
 #include "storage/expiry.h"
 #include "storage/meta/delta.h"
 #include "storage/meta/meta.h"
@@ -129,8 +130,9 @@ struct shard_store {
     _Atomic uint64_t durable, log_needed;
     struct meta_state frozen_state; /* what LMDB becomes when `frozen` is merged */
     struct op_range frozen_ops;
-    struct intent_set *frozen_intents; /* one reference; NULL without `frozen` */
-    struct store_compact compact;      /* checkpoint_mutex */
+    struct intent_set *frozen_intents;                          /* one reference; NULL without `frozen` */
+    struct store_compact compact;                               /* checkpoint_mutex */
+    struct log_repeat merge_fails, freeze_fails, compact_fails; /* checkpoint_mutex */
 
     struct store_index index;
     uint32_t scrub_next;   /* block; the scrubber's */

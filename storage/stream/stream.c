@@ -707,8 +707,11 @@ void stream_prepare(struct stream *stream)
     struct err err;
     struct stream_need half = { .entry_bytes = stream->chunk_bytes, .chunk_part = 2 };
     bool begun = atomic_load_explicit(&stream->published, memory_order_relaxed) != 0;
-    if (begun && stream_make_room(stream, &half, 1, &err) != OMEN_OK)
-        LOG_WARN("stream.prepare", "error=\"%s\"", err.message);
+    if (!begun) return;
+    if (stream_make_room(stream, &half, 1, &err) == OMEN_OK)
+        (void)log_repeat_ends(&stream->prepare_fails);
+    else if (log_repeat_tells(&stream->prepare_fails))
+        LOG_WARN("stream.prepare", "times=%u error=\"%s\"", stream->prepare_fails.times, err.message);
 }
 
 void stream_usage(struct stream *stream, uint64_t *bytes_out, uint64_t *chunks_out)

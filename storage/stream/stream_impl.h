@@ -5,6 +5,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
+#include "common/log.h"
 #include "storage/stream/format.h"
 
 #define STREAM_PATH_BYTES 4096
@@ -34,7 +35,8 @@ struct stream {
     uint32_t chunk_count, chunk_cap; /* chunks past the current one are allocated ahead or left by a rewind */
     _Atomic uint64_t published;      /* copy of end.position, packed; its chunk changes under `mutex` */
     uint64_t allocated_bytes;
-    struct stream_chunk *retired; /* replaced before they held a published unit; closed at the end */
+    struct log_repeat prepare_fails; /* of whoever makes checkpoints */
+    struct stream_chunk *retired;    /* replaced before they held a published unit; closed at the end */
 };
 
 /* OMEN_EFULL when so many bytes are not free, those of files about to be given up counted. */

@@ -229,6 +229,25 @@ START_TEST(lines_of_threads_do_not_mix)
 }
 END_TEST
 
+START_TEST(what_fails_again_and_again_is_told_at_growing_intervals)
+{
+    struct log_repeat r = { 0 };
+    unsigned told = 0, last = 0;
+    ck_assert(!log_repeat_ends(&r)); /* it never failed */
+    for (unsigned i = 1; i <= 4 * LOG_REPEAT_MAX; i++) {
+        if (!log_repeat_tells(&r)) continue;
+        told++;
+        ck_assert_uint_eq(r.times, i);
+        ck_assert_uint_le(i - last, LOG_REPEAT_MAX); /* but never forgotten */
+        last = i;
+    }
+    ck_assert_uint_eq(told, 14 + 3); /* 1, 2, 4 .. 8192, and three times as many */
+    ck_assert(log_repeat_ends(&r));
+    ck_assert(!log_repeat_ends(&r));
+    ck_assert(log_repeat_tells(&r));
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("log");
@@ -243,6 +262,7 @@ int main(void)
     tcase_add_test(tc, long_values_are_cut_and_the_line_stays_whole);
     tcase_add_test(tc, errno_is_kept);
     tcase_add_test(tc, lines_of_threads_do_not_mix);
+    tcase_add_test(tc, what_fails_again_and_again_is_told_at_growing_intervals);
     suite_add_tcase(suite, tc);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_ENV);
