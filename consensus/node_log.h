@@ -45,8 +45,8 @@ enum node_log_entry_type { NODE_LOG_COMMAND = 0, NODE_LOG_BARRIER = 1, NODE_LOG_
 enum node_log_claim {
     NODE_LOG_PLAIN = 0, /* all: what a client may be refused */
     NODE_LOG_OWED,      /* half: what a leader has let in, here or elsewhere */
-    NODE_LOG_VITAL,     /* the last: barriers, configurations, deletes, what the cluster group records */
-    NODE_LOG_LAST,      /* none: votes, and bases, which let go of segments */
+    NODE_LOG_VITAL,     /* the last: barriers, configurations, deletes, what brings room to the cluster */
+    NODE_LOG_LAST,      /* none: votes, also the first one of a group, and bases, which let go of segments */
 };
 
 struct node_log_record {

@@ -11,8 +11,9 @@
  *   claim    leaves   on a full disk
  *   plain    4        refused, once the segment in use at that moment is full
  *   owed     2        two segments: entries that some leader had let in before it knew
- *   vital    1        one more: barriers, configurations, deletes, the cluster group
- *   last     0        all of it: votes; bases, without which nothing is released
+ *   vital    1        one more: barriers, configurations, deletes, what brings room to the cluster
+ *   last     0        all of it: votes, also the first of a group, for a start needs no room; bases, without which
+ *                     nothing is released
  *
  * A spare of segment_bytes is zeroed (node_log_segment.c says why), one of the reserve only allocated: it is written
  * where nobody asks for speed, and a file system that must not run out there keeps what turning unwritten blocks into
@@ -164,6 +165,18 @@ static void spare_remove(struct node_log *log, const struct log_spare *spare)
 
 /* ---- the helper ---- */
 
+/* A spare of a size that only a large batch has need of, kept while the disk gave no other; false: there is none. */
+static bool odd_find(const struct node_log *log, uint32_t *at_out)
+{
+    for (uint32_t i = 0; i < log->spare_count; i++) {
+        uint64_t bytes = log->spares[i].bytes;
+        if (bytes == log->options.segment_bytes || bytes == log->reserve_bytes) continue;
+        *at_out = i;
+        return true;
+    }
+    return false;
+}
+
 /* Bytes of the next spare to be made: 0 = there are enough. The reserve comes first, whoever waits: a writer that
  * takes segments as fast as the disk makes them would never let it be whole. */
 static uint64_t helper_choice(const struct node_log *log)
@@ -205,15 +218,43 @@ static bool helper_trims(const struct node_log *log)
             whole_count(log) > LOG_SPARES_AHEAD_MAX;
 }
 
-static void helper_trim(struct node_log *log)
+static void helper_remove(struct node_log *log, uint32_t at)
 {
-    uint32_t at = 0;
-    while (log->spares[at].bytes != log->options.segment_bytes) at++;
     struct log_spare spare = log->spares[at];
     log->spares[at] = log->spares[--log->spare_count];
     pthread_mutex_unlock(&log->mutex);
     spare_remove(log, &spare);
     pthread_mutex_lock(&log->mutex);
+}
+
+static void helper_trim(struct node_log *log)
+{
+    uint32_t at = 0;
+    while (log->spares[at].bytes != log->options.segment_bytes) at++;
+    helper_remove(log, at);
+}
+
+/* One of the reserve's size takes the place of an odd one. It is there before the other goes: while the disk has no
+ * room for both (false), the odd one is the reserve. */
+static bool helper_swap(struct node_log *log)
+{
+    uint32_t at;
+    if (log->spare_count < LOG_SPARES_MAX) {
+        struct log_spare spare = { log->spare_next++, log->reserve_bytes };
+        pthread_mutex_unlock(&log->mutex);
+        enum omen_err rc = log_spare_prepare(log, &spare, log->reserve_bytes == log->options.segment_bytes);
+        pthread_mutex_lock(&log->mutex);
+        if (rc != OMEN_OK) return false;
+        if (log->spare_count == LOG_SPARES_MAX) { /* one was given back meanwhile */
+            pthread_mutex_unlock(&log->mutex);
+            spare_remove(log, &spare);
+            pthread_mutex_lock(&log->mutex);
+        } else {
+            log_spare_add(log, &spare);
+        }
+    }
+    if (odd_find(log, &at)) helper_remove(log, at);
+    return true;
 }
 
 /* True: so much time has passed that the disk may be asked again. */
@@ -230,10 +271,12 @@ static bool helper_wait(struct node_log *log)
 void *log_helper_main(void *arg)
 {
     struct node_log *log = arg;
-    bool again = true; /* ask a disk that was full */
+    bool again = true, swaps = true; /* ask a disk that was full */
+    uint32_t odd;
     pthread_mutex_lock(&log->mutex);
     while (!log->helper_stopping) {
         uint64_t bytes = helper_choice(log);
+        bool is_odd = odd_find(log, &odd);
         if (log_segment_recyclable(log)) {
             log_helper_recycle(log);
             again = true; /* there may be room now */
@@ -242,6 +285,10 @@ void *log_helper_main(void *arg)
         } else if (bytes == 0 && (log->spare_failed || log->spare_wanted)) {
             log->spare_failed = false; /* nothing is lacking */
             try_over(log);
+        } else if (bytes == 0 && is_odd && swaps) {
+            swaps = helper_swap(log);
+        } else if (bytes == 0 && is_odd) {
+            swaps = helper_wait(log);
         } else if (bytes == 0) {
             pthread_cond_wait(&log->chores, &log->mutex);
         } else if (again || log->spare_wanted || !log->spare_failed) {

@@ -316,7 +316,7 @@ static enum omen_err hard_state_write(struct replica *r, struct err *err)
         .body = &vote,
         .len = sizeof vote,
     };
-    enum omen_err rc = log_append_wait(r->host->log, &record, 1, NODE_LOG_VITAL);
+    enum omen_err rc = log_append_wait(r->host->log, &record, 1, NODE_LOG_LAST); /* a start needs no room */
     if (rc == OMEN_EFULL)
         return err_set(err, rc, NULL, "no room for the first log segment of group %llu",
                 (unsigned long long)r->group);

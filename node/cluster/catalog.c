@@ -167,8 +167,7 @@ enum omen_err catalog_import(struct catalog *catalog, struct bytes bytes, struct
     return rc;
 }
 
-/* Few and small, and what moves shards to where there is room is among them. */
-static bool fsm_vital(void *self, const void *entry, uint32_t len) { return true; }
+static bool fsm_vital(void *self, const void *entry, uint32_t len) { return cluster_entry_vital(entry, len); }
 
 void catalog_fsm(struct catalog *catalog, struct replica_fsm *fsm_out)
 {

@@ -264,6 +264,23 @@ enum feature cluster_change_feature(enum cluster_change_kind kind)
     return version ? FEATURE_CLUSTER_VERSION : FEATURE_NONE;
 }
 
+bool cluster_entry_vital(const uint8_t *data, size_t len)
+{
+    if (len < ENTRY_HEADER || load_u32(data) != ENTRY_MAGIC) return false;
+    switch (load_u16(data + 6)) {
+    case CATALOG_DROP:
+    case CLUSTER_CHANGE_NODE_ADD:
+    case CLUSTER_CHANGE_NODE_UPDATE:
+    case CLUSTER_CHANGE_NODE_STATE:
+    case CLUSTER_CHANGE_OPS_START:
+    case CLUSTER_CHANGE_OP_STEP:
+    case CLUSTER_CHANGE_OP_CANCEL:
+    case CLUSTER_CHANGE_PLAN_START:
+    case CLUSTER_CHANGE_PLAN_STEP: return true;
+    default: return false;
+    }
+}
+
 bool cluster_entry_known(uint16_t kind)
 {
     return (kind >= CATALOG_CREATE && kind <= CATALOG_SET) ||

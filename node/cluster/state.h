@@ -25,6 +25,10 @@ struct cluster_entry {
 OMEN_CHECKED enum omen_err cluster_entry_decode(const void *bytes, size_t len,
         struct cluster_entry *entry_out, struct err *err);
 bool cluster_entry_known(uint16_t kind); /* to this build */
+/* Whether what may be an entry goes on where the log has nothing but its reserve: what gives room back, what brings it
+ * (nodes, moves to them), and what carries those on to their end. A loop of other changes, however small, would use the
+ * reserve up, and votes and deletes with it. */
+bool cluster_entry_vital(const uint8_t *data, size_t len);
 void cluster_entry_fini(struct cluster_entry *entry);
 
 /* ---- state.c ---- */

@@ -241,6 +241,64 @@ START_TEST(room_fills_the_reserve_again_and_plain_appends_go_on)
 }
 END_TEST
 
+static bool odd_each(void *arg, const char *name)
+{
+    char path[64];
+    struct vfs_file *file = NULL;
+    uint64_t bytes = 0;
+    struct err err;
+    if (strncmp(name, "spare-", 6) != 0) return true;
+    snprintf(path, sizeof path, "/log/%s", name);
+    if (vfs_open(vfs_sim_vfs(g_sim), path, VFS_READ, &file, &err) != OMEN_OK)
+        return true; /* taken meanwhile */
+    ck_assert_int_eq(vfs_size(file, &bytes, &err), OMEN_OK);
+    vfs_close(file);
+    if (bytes > SEGMENT) (*(uint32_t *)arg)++;
+    return true;
+}
+
+static uint32_t odd_spares(void)
+{
+    uint32_t n = 0;
+    ck_assert_int_eq(vfs_list(vfs_sim_vfs(g_sim), "/log", odd_each, &n, NULL), OMEN_OK);
+    return n;
+}
+
+/* A segment that a large batch had to itself stands in for the reserve while there is nothing else, no longer. */
+START_TEST(a_large_segment_in_the_reserve_gives_way_once_there_is_room)
+{
+    static const uint8_t large[5 * SEGMENT];
+    log_open();
+    ck_assert_int_eq(put(NODE_LOG_PLAIN, 1), OMEN_OK);
+    spares_wait(g_log, NODE_LOG_RESERVE + 1);
+    struct node_log_record record = { .group = 1,
+        .replica = 1,
+        .term = 1,
+        .index = g_next[1]++,
+        .kind = NODE_LOG_ENTRY,
+        .body = large,
+        .len = sizeof large };
+    ck_assert_int_eq(log_append_one(g_log, NODE_LOG_PLAIN, &record), OMEN_OK);
+    spares_wait(g_log, NODE_LOG_RESERVE + 1);
+    disk_fill(g_sim);
+    put_all(NODE_LOG_PLAIN, 2);
+    put_all(NODE_LOG_VITAL, 3);
+    ck_assert_int_eq(vote_in(g_log, 2), OMEN_OK);
+    node_log_release(g_log, 1, 1, g_next[1] - 1); /* its segments alone: nothing gives the disk room */
+    for (int ms = 0; odd_spares() == 0; ms++) {
+        ck_assert_int_lt(ms, PATIENCE_MS);
+        usleep(1000);
+    }
+    vfs_sim_set_capacity(g_sim, 0);
+    for (int ms = 0; odd_spares() > 0; ms++) {
+        ck_assert_int_lt(ms, PATIENCE_MS);
+        usleep(1000);
+    }
+    spares_wait(g_log, NODE_LOG_RESERVE);
+    for (int i = 0; i < 30; i++) ck_assert_int_eq(put(NODE_LOG_PLAIN, 1), OMEN_OK);
+}
+END_TEST
+
 /* ---- restarts ---- */
 
 START_TEST(the_reserve_outlives_restarts_on_a_full_disk)
@@ -389,6 +447,7 @@ int main(void)
     tcase_add_test(tc, a_vote_queued_behind_refused_entries_is_written);
     tcase_add_test(tc, released_segments_fill_the_reserve_again_on_a_full_disk);
     tcase_add_test(tc, room_fills_the_reserve_again_and_plain_appends_go_on);
+    tcase_add_test(tc, a_large_segment_in_the_reserve_gives_way_once_there_is_room);
     tcase_add_test(tc, the_reserve_outlives_restarts_on_a_full_disk);
     tcase_add_test(tc, after_a_crash_at_any_change_a_full_disk_takes_a_vote);
     tcase_add_test(tc, a_disk_that_was_full_from_the_start_has_none_and_gets_one_with_room);

@@ -547,6 +547,46 @@ START_TEST(what_may_have_been_made_long_ago_is_refused_and_memory_is_bounded)
 }
 END_TEST
 
+static bool vital(const struct cluster_change *change)
+{
+    uint8_t *entry;
+    uint32_t len;
+    ck_assert_int_eq(cluster_entry_encode(change, 1000, &entry, &len), OMEN_OK);
+    bool is = cluster_entry_vital(entry, len);
+    ck_assert(!cluster_entry_vital(entry, 7));
+    mem_free(entry);
+    return is;
+}
+
+/* On the log's reserve only what gives room, brings it, or carries those on. */
+START_TEST(changes_that_bring_no_room_leave_the_logs_reserve_alone)
+{
+    struct cluster_move move = { .shard_id = 2, .from_replica = 3, .to_node = 4 };
+    static const enum catalog_change_kind NONE[] = { CATALOG_CREATE, CATALOG_ALIAS_SET, CATALOG_ALIAS_DROP,
+        CATALOG_SET };
+    for (size_t i = 0; i < sizeof NONE / sizeof *NONE; i++) {
+        struct catalog_change c = { .kind = NONE[i], .name = "docs" };
+        uint8_t *entry;
+        uint32_t len;
+        ck_assert_int_eq(catalog_entry_encode(&c, 1000, NULL, 0, 0, &entry, &len), OMEN_OK);
+        ck_assert(!cluster_entry_vital(entry, len));
+        mem_free(entry);
+    }
+    struct catalog_change drop = { .kind = CATALOG_DROP, .name = "docs" };
+    uint8_t *entry;
+    uint32_t len;
+    ck_assert_int_eq(catalog_entry_encode(&drop, 1000, NULL, 0, 0, &entry, &len), OMEN_OK);
+    ck_assert(cluster_entry_vital(entry, len));
+    mem_free(entry);
+    ck_assert(!vital(&(struct cluster_change){ .kind = CLUSTER_CHANGE_THROTTLE }));
+    ck_assert(vital(
+            &(struct cluster_change){ .kind = CLUSTER_CHANGE_OPS_START, .moves = &move, .move_count = 1 }));
+    ck_assert(vital(&(struct cluster_change){ .kind = CLUSTER_CHANGE_OP_STEP, .op_id = 1 }));
+    ck_assert(vital(&(struct cluster_change){ .kind = CLUSTER_CHANGE_OP_CANCEL, .op_id = 1 }));
+    ck_assert(vital(&(struct cluster_change){ .kind = CLUSTER_CHANGE_NODE_STATE, .node_id = 1 }));
+}
+END_TEST
+
 START_TEST(an_op_id_from_the_future_is_not_to_be_recorded)
 {
     struct err err;
@@ -726,6 +766,7 @@ int main(void)
     tcase_add_test(tcase, who_repeats_a_change_is_told_what_was_told_first);
     tcase_add_test(tcase, what_may_have_been_made_long_ago_is_refused_and_memory_is_bounded);
     tcase_add_test(tcase, an_op_id_from_the_future_is_not_to_be_recorded);
+    tcase_add_test(tcase, changes_that_bring_no_room_leave_the_logs_reserve_alone);
     tcase_add_loop_test(tcase, a_fourth_node_gets_its_share_and_no_byte_more_moves_than_must, 0, 5);
     tcase_add_test(tcase, a_drain_finds_a_place_for_everything_or_says_for_what_there_is_none);
     tcase_add_test(tcase, a_move_that_is_given_up_leaves_its_plan_going);

@@ -624,6 +624,52 @@ START_TEST(a_full_log_refuses_resumes_and_keeps_its_promise)
 }
 END_TEST
 
+static bool all_vital(void *self, const void *entry, uint32_t len) { return true; }
+
+/* A collection is recorded, its node ends before its shard's first vote is, and the disk fills: what is vital has
+ * taken its part, and the node starts all the same. */
+START_TEST(a_group_begins_where_what_is_vital_is_refused)
+{
+    struct vfs_sim *sim = vfs_sim_new(7);
+    struct replica_host_options o = host_options();
+    o.log.vfs = vfs_sim_vfs(sim);
+    o.log.dir = "/log";
+    o.log.bytes_max = 64 * SEGMENT;
+    struct replica_host *host;
+    ck_assert_int_eq(replica_host_open(&o, &host, NULL), OMEN_OK);
+    struct machine m = { .checkpoint_fail = OMEN_EFULL }, other = { 0 };
+    struct results s;
+    results_init(&s);
+    struct replica_fsm f = fsm(&m);
+    f.vital = all_vital;
+    struct replica *r;
+    ck_assert_int_eq(replica_open(host, 1, 1, 0, &f, &r, NULL), OMEN_OK);
+    struct node_log_stats stats = { 0 };
+    for (int ms = 0; stats.spares < NODE_LOG_RESERVE; ms++) { /* it is made behind the open */
+        ck_assert_int_lt(ms, 60000);
+        usleep(1000);
+        replica_host_log_stats(host, &stats);
+    }
+    uint64_t free_bytes, total_bytes;
+    vfs_sim_set_capacity(sim, 1ull << 30);
+    ck_assert_int_eq(vfs_free_space(o.log.vfs, "/", &free_bytes, &total_bytes, NULL), OMEN_OK);
+    vfs_sim_set_capacity(sim, total_bytes - free_bytes);
+    for (int refused = 0; refused < 3;) { /* the first is what makes the log short */
+        uint32_t before = s.by_code[OMEN_EFULL];
+        propose(r, &s, 1, 800);
+        wait_all(&s);
+        refused = s.by_code[OMEN_EFULL] > before ? refused + 1 : 0;
+    }
+    replica_host_log_stats(host, &stats);
+    ck_assert_uint_eq(stats.spares, 1); /* what is vital leaves it */
+    struct replica *second = open_replica(host, 2, &other);
+    replica_close(second, false);
+    replica_close(r, false);
+    replica_host_close(host);
+    vfs_sim_free(sim);
+}
+END_TEST
+
 /* ---- many threads ---- */
 
 struct client {
@@ -705,6 +751,7 @@ int main(void)
     tcase_add_test(tc, the_log_is_bounded_while_a_checkpoint_takes_long);
     tcase_add_test(tc, a_failed_checkpoint_stops_but_a_full_disk_does_not);
     tcase_add_test(tc, a_full_log_refuses_resumes_and_keeps_its_promise);
+    tcase_add_test(tc, a_group_begins_where_what_is_vital_is_refused);
     tcase_add_test(tc, many_threads_and_groups);
     Suite *suite = suite_create("replica");
     suite_add_tcase(suite, tc);
