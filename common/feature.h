@@ -11,8 +11,9 @@
  *
  * A cluster has a *version*: the level up to which formats may be proposed. It is raised, by an entry of the cluster
  * group, when every node is of a build of that level, and never lowered; so whoever is given an entry can read it. The
- * same holds for files that one node sends another, and for those that the build before should still open as long as the
- * version was not raised.
+ * same holds for files that one node sends another, for those that the build before should still open as long as the
+ * version was not raised, and for what an entry carries: a new key of a collection's options, or a new condition in a
+ * filter that is recorded, is a format too, since an older build would refuse what others apply.
  *
  * A new format: a line in the table, a value of enum feature at FEATURE_NEWEST, an encoder that asks feature_may with the
  * version it is told (shard_host_may for a shard's entries, the state's for the cluster group's) and writes the older

@@ -58,6 +58,7 @@ enum member_phase { MEMBER_UNJOINED, MEMBER_OPENING, MEMBER_MEMBER, MEMBER_REMOV
 struct report_row {
     uint64_t group, replica_id, term, applied, bytes, points, fetch_done, fetch_total;
     bool leader, ready, fetching, damaged, voter, standby, is_member, tail_full;
+    bool stopped; /* at an entry that it cannot apply, or at an error of its own */
     struct replica_digests digests;
 };
 

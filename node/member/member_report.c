@@ -30,7 +30,8 @@ enum {
     FLAG_VOTER = 16,
     FLAG_STANDBY = 32,
     FLAG_MEMBER = 64,
-    FLAG_TAIL_FULL = 128
+    FLAG_TAIL_FULL = 128,
+    FLAG_STOPPED = 256
 };
 
 /* ---- telling ---- */
@@ -40,7 +41,7 @@ static void row_put(struct doc_builder *b, const struct report_row *r)
     uint64_t flags = (r->leader ? FLAG_LEADER : 0) | (r->ready ? FLAG_READY : 0) |
             (r->fetching ? FLAG_FETCHING : 0) | (r->damaged ? FLAG_DAMAGED : 0) |
             (r->voter ? FLAG_VOTER : 0) | (r->standby ? FLAG_STANDBY : 0) | (r->is_member ? FLAG_MEMBER : 0) |
-            (r->tail_full ? FLAG_TAIL_FULL : 0);
+            (r->tail_full ? FLAG_TAIL_FULL : 0) | (r->stopped ? FLAG_STOPPED : 0);
     const uint64_t fields[ROW_FIELDS] = { r->group, r->replica_id, flags, r->term, r->applied, r->bytes,
         r->points, r->fetch_done, r->fetch_total };
     doc_begin_array(b);
@@ -70,6 +71,7 @@ static struct report_row row_of_shard(struct shard_host *shard)
         .standby = s.replica.role == REPLICA_STANDBY && s.replica.is_member,
         .is_member = s.replica.is_member,
         .tail_full = s.tail_full,
+        .stopped = s.replica.stopped != OMEN_OK,
         .digests.version = STORE_DIGEST_VERSION,
     };
     row.digests.count = shard_host_digests(shard, row.digests.items);
@@ -91,6 +93,7 @@ static struct report_row row_of_group(struct member *m)
         .voter = s.role == REPLICA_VOTER && s.is_member,
         .standby = s.role == REPLICA_STANDBY && s.is_member,
         .is_member = s.is_member,
+        .stopped = s.stopped != OMEN_OK,
     };
 }
 
@@ -230,6 +233,7 @@ static bool row_take(struct doc item, struct report_row *out)
         .standby = flags & FLAG_STANDBY,
         .is_member = flags & FLAG_MEMBER,
         .tail_full = flags & FLAG_TAIL_FULL,
+        .stopped = flags & FLAG_STOPPED,
     };
     digests_take(&it, &out->digests);
     return true;

@@ -94,6 +94,7 @@ static void replica_put(struct member *m, const struct map_shard *shard, uint64_
     const char *state = report == NULL      ? "down"
             : row == NULL                   ? "missing"
             : row->damaged                  ? "damaged"
+            : row->stopped                  ? "stopped"
             : differs(m, shard, replica_id) ? "differs"
             : row->fetching                 ? "fetching"
             : row->ready                    ? "ready"
