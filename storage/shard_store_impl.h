@@ -15,6 +15,7 @@
  *   shard_index.c             which segments there are, and which to build next
  *   shard_tail.c              sketches of what is in none yet
  *   shard_store_read.c        get, scroll, count        shard_search.c   search
+ *   shard_select.c            all points that pass a filter, by payload indexes
  *
  * Locks, in order: checkpoint_mutex, apply_mutex, version_mutex. Readers take version_mutex to acquire and release a
  * view and nothing while they read. */
@@ -122,6 +123,7 @@ struct shard_store {
     struct view_pin *free_pins;
     uint32_t pin_count, view_count;
     uint32_t era, era_holds[2]; /* who may look at what, by era; see store_hold */
+    _Atomic uint64_t died_last; /* sequence of the last row that died since open */
     _Atomic uint64_t op_count;  /* for stats */
     _Atomic int stopped_stat;   /* copy of `stopped` */
 

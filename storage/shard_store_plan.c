@@ -257,6 +257,7 @@ static void row_dies(struct shard_store *s, struct row_ref row, uint64_t sequenc
 {
     struct block *b = blocks_at(s->blocks, row.block);
     block_row_die(b, row.op, sequence);
+    atomic_store_explicit(&s->died_last, sequence, memory_order_release);
     s->digest -= b->digests[row.op];
     if (entry_expires_ms(&b->entry, row.op) != 0) expiry_died(&s->expiry, s->blocks);
 }

@@ -5,6 +5,7 @@
 
 #include "common/mem.h"
 #include "storage/payload/filter_eval.h"
+#include "storage/shard_select.h"
 
 #define READ_POLL_BYTES (64u << 10)
 #define READ_POINT_BYTES 256u /* what a row costs besides its payload, for polling */
@@ -159,6 +160,33 @@ static enum omen_err scroll_page(const struct store_view *view, struct view_iter
     }
 }
 
+/* All that pass are found, the first of them taken. */
+static enum omen_err scroll_found(const struct store_view *view, const struct point_key *after,
+        uint32_t limit, const struct filter *filter, const struct point_selection *selection,
+        const struct read_limit *read_limit, struct gathered *g, bool *more_out, struct err *err)
+{
+    uint32_t count;
+    struct row_ref *rows = arena_alloc(g->arena, limit * sizeof *rows);
+    if (rows == NULL) return err_set(err, OMEN_ENOMEM, NULL, "points of a reply");
+    enum omen_err rc = select_first(view, filter, after, limit, read_limit, g->arena, rows, &count, more_out);
+    if (rc != OMEN_OK) return err_set(err, rc, NULL, "scroll");
+    for (uint32_t i = 0; i < count && rc == OMEN_OK; i++)
+        rc = gather(g, view->store, rows[i], selection, err);
+    return rc;
+}
+
+static enum omen_err scroll_walk(const struct store_view *view, const struct point_key *after, uint32_t limit,
+        const struct filter *filter, const struct point_selection *selection,
+        const struct read_limit *read_limit, struct gathered *g, bool *more_out, struct err *err)
+{
+    struct view_iter it;
+    enum omen_err rc = view_iter_open(view->store, view->pin, view->sequence, after, &it, err);
+    if (rc != OMEN_OK) return rc;
+    rc = scroll_page(view, &it, after, limit, filter, selection, read_limit, g, more_out, err);
+    view_iter_close(&it);
+    return rc;
+}
+
 enum omen_err shard_store_scroll(const struct store_view *view, const struct point_key *after, uint32_t limit,
         const struct filter *filter, const struct point_selection *selection,
         const struct read_limit *read_limit, struct arena *arena, struct point_view **points_out,
@@ -167,13 +195,12 @@ enum omen_err shard_store_scroll(const struct store_view *view, const struct poi
     if (limit == 0 || limit > OMEN_SCROLL_LIMIT_MAX)
         return err_set(err, OMEN_EINVAL, "limit", "must be 1 to %d", OMEN_SCROLL_LIMIT_MAX);
     struct gathered g = { .arena = arena };
-    struct view_iter it;
     bool more = false;
     enum omen_err rc = store_serves(view->store, err);
-    if (rc == OMEN_OK) rc = view_iter_open(view->store, view->pin, view->sequence, after, &it, err);
     if (rc != OMEN_OK) return rc;
-    rc = scroll_page(view, &it, after, limit, filter, selection, read_limit, &g, &more, err);
-    view_iter_close(&it);
+    bool find = filter != NULL && select_first_pays(view, filter, limit);
+    rc = (find ? scroll_found : scroll_walk)(view, after, limit, filter, selection, read_limit, &g, &more,
+            err);
     if (rc != OMEN_OK) return rc;
     *points_out = g.points;
     *count_out = g.count;
@@ -211,20 +238,9 @@ enum omen_err shard_store_count(const struct store_view *view, const struct filt
         if (rc == OMEN_OK) *count_out = view->pin->points - expired;
         return rc;
     }
-    const struct blocks *blocks = view->store->blocks;
-    uint64_t count = 0, bytes = 0;
-    for (uint32_t i = 0, n = blocks_count(blocks); i < n; i++) {
-        const struct block *b = blocks_at(blocks, i);
-        if (b->sequence > view->sequence) break;
-        for (uint32_t at = 0; at < b->entry.op_count; at++) {
-            if (!block_row_visible(b, at, view->sequence, view->now_ms)) continue;
-            struct entry_op op;
-            entry_op_at(&b->entry, at, &op);
-            if (stop_polled(limit, &bytes, op.payload.len))
-                return err_set(err, OMEN_EDEADLINE, NULL, "count");
-            count += filter_match(filter, op.key.id, op.payload);
-        }
-    }
+    uint64_t count;
+    rc = select_count(view, filter, limit, &count);
+    if (rc != OMEN_OK) return err_set(err, rc, NULL, "count");
     *count_out = count;
     return OMEN_OK;
 }

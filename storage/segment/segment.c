@@ -60,6 +60,7 @@ void segment_unref(struct segment *s)
     }
     index_free(s->index);
     payload_index_free(s->payload);
+    segment_dead_unref(s->dead);
     if (s->rows_map != NULL) vfs_unmap(s->rows_file, s->rows_map, s->rows_bytes);
     vfs_close(s->rows_file);
     mem_free(s->slots);

@@ -116,4 +116,28 @@ struct segment_query {
 OMEN_CHECKED enum omen_err segment_search(struct segment *segment, const struct segment_query *query,
         struct topk *topk, struct explain_part *part);
 
+/* ---- segment_select.c: all rows that pass, not the nearest ---- */
+
+struct segment_select {
+    uint64_t view_sequence, now_ms; /* of the view, which is not of before `as_of` */
+    uint64_t died_last;             /* of the last row that died, asked for once the view was there */
+    bool none_expired;              /* no point that is there at the view's sequence has expired at now_ms */
+    const struct filter *filter;    /* NULL = all */
+    bool (*stop)(void *arg);
+    void *stop_arg;
+};
+
+/* How many rows the view sees and the filter passes. OMEN_EDEADLINE, OMEN_ENOMEM. Cost: the filter's where the payload
+ * index answers it, no point has expired and nothing died since the last count; else a look at every row that may pass. */
+OMEN_CHECKED enum omen_err segment_count(struct segment *segment, const struct segment_select *select,
+        uint64_t *count_out);
+/* Every one of them, in any order. */
+OMEN_CHECKED enum omen_err segment_select(struct segment *segment, const struct segment_select *select,
+        void (*told)(void *arg, struct row_ref row), void *arg);
+/* About how many rows pass: 0 only when it is proven. */
+double segment_select_estimate(const struct segment *segment, const struct filter *filter);
+/* Whether every point of the segment's blocks has a row of the segment's field: then the segments of its batch hold all of
+ * them. Cost: a look at the blocks' operations, once. */
+bool segment_blocks_listed(struct segment *segment);
+
 #endif

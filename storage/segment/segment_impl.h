@@ -10,6 +10,11 @@
 
 #define SEGMENT_SCRATCHES_KEPT 64u
 
+/* Have all points in the segment's blocks a row of its field? */
+enum segment_listed { SEGMENT_LISTED_UNKNOWN, SEGMENT_LISTED_ALL, SEGMENT_LISTED_SOME };
+
+struct segment_dead;
+
 struct segment_scratch {
     struct index_scratch *scratch;
     struct index_hit *hits;       /* [cap] owned */
@@ -49,6 +54,8 @@ struct segment {
     pthread_mutex_t mutex; /* guards what follows */
     struct segment_scratch *idle;
     uint32_t idle_count;
+    struct segment_dead *dead;          /* one reference; NULL until a count asks for it */
+    _Atomic enum segment_listed listed; /* no guard: everybody finds the same */
 };
 
 enum segment_file { SEGMENT_ROWS, SEGMENT_GRAPH, SEGMENT_PAYLOAD, SEGMENT_SLOTS, SEGMENT_FILES };
@@ -56,6 +63,13 @@ void segment_path(const char *dir, uint64_t number, enum segment_file file, char
 
 struct segment *segment_new(const struct segment_spec *spec); /* refs 1; NULL: no memory */
 void segment_rows(const struct segment *s, struct index_rows *rows_out);
+
+/* segment_search.c */
+struct segment_scratch *segment_scratch_get(struct segment *s); /* NULL: no memory */
+void segment_scratch_put(struct segment *s, struct segment_scratch *scratch);
+
+/* segment_select.c */
+void segment_dead_unref(struct segment_dead *dead); /* NULL is fine */
 
 /* segment_payload.c */
 OMEN_CHECKED enum omen_err segment_payload_build(struct segment *s, const char *first,

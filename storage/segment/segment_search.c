@@ -26,7 +26,7 @@
 #define SAMPLE_SHARE 16u
 #define STOP_WORDS 4u /* of rows asked between two polls of `stop` */
 
-static struct segment_scratch *scratch_get(struct segment *s)
+struct segment_scratch *segment_scratch_get(struct segment *s)
 {
     pthread_mutex_lock(&s->mutex);
     struct segment_scratch *scratch = s->idle;
@@ -44,7 +44,7 @@ static struct segment_scratch *scratch_get(struct segment *s)
     return NULL;
 }
 
-static void scratch_put(struct segment *s, struct segment_scratch *scratch)
+void segment_scratch_put(struct segment *s, struct segment_scratch *scratch)
 {
     pthread_mutex_lock(&s->mutex);
     bool keep = s->idle_count < SEGMENT_SCRATCHES_KEPT;
@@ -352,13 +352,13 @@ enum omen_err segment_search(struct segment *s, const struct segment_query *q, s
     }
     bool asks = q->filter != NULL && s->payload != NULL, pruned = false;
     if (asks && filter_prunes(s, q, part)) return OMEN_OK;
-    struct segment_scratch *scratch = scratch_get(s);
+    struct segment_scratch *scratch = segment_scratch_get(s);
     if (scratch == NULL) return OMEN_ENOMEM;
     struct candidates c = { NULL, { 0, 0 }, s->count, q->filter == NULL, false };
     enum omen_err rc = OMEN_OK;
     part->filter = q->filter != NULL ? EXPLAIN_FILTER_PAYLOAD : EXPLAIN_FILTER_NONE;
     if (asks) rc = filter_ask(s, q, scratch, &c, &pruned, part);
     if (rc == OMEN_OK && !pruned) rc = candidates_search(s, q, scratch, &c, topk, part);
-    scratch_put(s, scratch);
+    segment_scratch_put(s, scratch);
     return rc;
 }

@@ -8,6 +8,7 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "common/log.h"
 #include "common/mem.h"
@@ -96,12 +97,14 @@ static void reopen(struct world *w)
 
 static struct doc payload_of(struct world *w, uint64_t id)
 {
-    char text[128];
-    snprintf(text, sizeof text, "{'seventh': %s, 'n': %u, 'tags': ['%s', 'a']}",
+    char text[256];
+    snprintf(text, sizeof text,
+            "{'seventh': %s, 'n': %u, 'tags': ['%s', 'a'], 'title': '%s %s', 'at': {'lon': %u, 'lat': 89}}",
             id % 7 == 0 ? "true" : "false", (unsigned)id,
             id % 500 == 3         ? "rare"
                     : id % 2 == 1 ? "odd"
-                                  : "even");
+                                  : "even",
+            id % 4 == 0 ? "Fourth" : "other", id % 3 == 0 ? "THIRD" : "rest", (unsigned)(id % 180));
     return doc_of(&w->arena, text);
 }
 
@@ -213,7 +216,9 @@ static const char *const filters[] = { "{'must': [{'key': 'seventh', 'match': {'
     "{'must': [{'key': 'tags[0]', 'match': {'value': 'rare'}}]}",
     "{'must': [{'key': 'tags[0]', 'match': {'value': 'odd'}}]}",
     "{'must': [{'key': 'tags', 'match': {'except': ['even', 'a']}}]}",
-    "{'must': [{'key': 'tags', 'match': {'value': 'none'}}]}" };
+    "{'must': [{'key': 'tags', 'match': {'value': 'none'}}]}",
+    "{'must': [{'key': 'title', 'match': {'text': 'third fourth'}}]}",
+    "{'must': [{'key': 'at', 'geo_radius': {'center': {'lon': 10, 'lat': 89}, 'radius': 10000}}]}" };
 #define FILTERS ((int)(sizeof filters / sizeof *filters))
 
 static bool passes(int filter, uint64_t id)
@@ -225,6 +230,8 @@ static bool passes(int filter, uint64_t id)
     case 3: return id % 500 != 3 && id % 2 == 1;
     case 4: return id % 500 == 3 || id % 2 == 1;
     case 5: return false;
+    case 6: return id % 12 == 0;
+    case 7: return id % 180 >= 5 && id % 180 <= 15; /* a degree is 1.94 km there */
     default: return true;
     }
 }
@@ -342,8 +349,64 @@ static void check_search(struct world *w, const struct store_view *view, const s
     arena_fini(&arena);
 }
 
+/* All that pass, in order, page by page. */
+static void check_scroll(struct world *w, const struct store_view *view, const struct state *s,
+        const struct filter *filter, int passing, uint64_t expected)
+{
+    static bool seen[IDS];
+    struct arena arena;
+    struct err err;
+    struct point_key after;
+    bool more = true;
+    uint64_t count = 0;
+    memset(seen, 0, sizeof seen);
+    arena_init(&arena, 1 << 16, 0);
+    for (bool first = true; more; first = false) {
+        static const uint32_t limits[] = { 3, 100, 1000, IDS + 1 };
+        struct point_view *points;
+        uint32_t n, limit = limits[below(w, 4)];
+        arena_reset(&arena);
+        ck_assert_int_eq(shard_store_scroll(view, first ? NULL : &after, limit, filter, NULL, NULL, &arena,
+                                 &points, &n, &more, &err),
+                OMEN_OK);
+        ck_assert_uint_le(n, limit);
+        if (more) ck_assert_uint_eq(n, limit);
+        for (uint32_t i = 0; i < n; i++) {
+            struct point_key key = point_key_make(points[i].id, points[i].key);
+            if (!first || i > 0) ck_assert_int_lt(point_key_compare(&after, &key), 0);
+            ck_assert(!seen[key.id.lo] && is_there(s, key.id.lo, view->now_ms) && passes(passing, key.id.lo));
+            seen[key.id.lo] = true;
+            after = key;
+        }
+        count += n;
+    }
+    ck_assert_uint_eq(count, expected);
+    arena_fini(&arena);
+}
+
+/* How many pass, and which. */
+static void check_selected(struct world *w, const struct store_view *view, const struct state *s)
+{
+    struct arena arena;
+    struct err err;
+    arena_init(&arena, 1 << 14, 0);
+    for (int f = -1; f < FILTERS; f++) {
+        const struct filter *filter = NULL;
+        uint64_t expected = 0, count;
+        if (f >= 0)
+            ck_assert_int_eq(filter_parse(doc_of(&arena, filters[f]), &arena, &filter, &err), OMEN_OK);
+        for (uint64_t id = 0; id < IDS; id++) expected += is_there(s, id, view->now_ms) && passes(f, id);
+        ck_assert_int_eq(shard_store_count(view, filter, NULL, &count, &err), OMEN_OK);
+        ck_assert_msg(count == expected, "filter %d: %llu counted, %llu there", f, (unsigned long long)count,
+                (unsigned long long)expected);
+        if (f < 0 || below(w, 3) == 0) check_scroll(w, view, s, filter, f, expected);
+    }
+    arena_fini(&arena);
+}
+
 static void check_view(struct world *w, const struct store_view *view, const struct state *s)
 {
+    check_selected(w, view, s);
     static const uint32_t ks[] = { 1, 10, 100, IDS };
     for (size_t i = 0; i < sizeof ks / sizeof *ks; i++) {
         for (int filter = -1; filter < FILTERS; filter++) check_search(w, view, s, ks[i], filter, false);
