@@ -1,7 +1,19 @@
 /* Which code kernels this CPU runs: those of the ISA that kernel_get() chose. Threads: any. */
 #include "storage/kernel/code_isa.h"
 
+#include <stdbool.h>
 #include <stddef.h>
+
+#ifdef __x86_64__
+#include <cpuid.h>
+
+/* clang 14 has no name for it in __builtin_cpu_supports. That the system saves the registers AVX2 has asked already. */
+static bool has_f16c(void)
+{
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C) != 0;
+}
+#endif
 
 const struct code_kernel *code_kernel_for(enum kernel_isa isa)
 {
@@ -9,7 +21,7 @@ const struct code_kernel *code_kernel_for(enum kernel_isa isa)
     switch (isa) {
     case KERNEL_SCALAR: return &code_kernel_scalar;
 #ifdef __x86_64__
-    case KERNEL_AVX2: return __builtin_cpu_supports("f16c") ? &code_kernel_avx2 : &code_kernel_scalar;
+    case KERNEL_AVX2: return has_f16c() ? &code_kernel_avx2 : &code_kernel_scalar;
     case KERNEL_AVX512: return __builtin_cpu_supports("avx512vnni") ? &code_kernel_avx512 : &code_kernel_avx2;
 #endif
 #ifdef __aarch64__
