@@ -41,11 +41,23 @@ class LocalClusterTest(unittest.TestCase):
         known = json.loads((self.work / "cluster.json").read_text())["processes"]
         return {name: entry.get("pid") for name, entry in known.items()}
 
+    def status_is_a_table(self):
+        """What a router says of its nodes, one line for each."""
+        text = self.omenctl("status")
+        lines = text.splitlines()
+        self.assertTrue(any(line.startswith("version ") for line in lines), text)
+        for i in range(3):
+            (line,) = [line for line in lines if f"tcp://127.0.0.1:{self.port + 10 + i} " in line]
+            self.assertRegex(line, r"^ *[0-3]  (up|not ready) ")  # as its last look found it
+        self.assertNotIn("{", text)
+        self.assertEqual(len(json.loads(self.omenctl("--json", "status"))["cluster"]["nodes"]), 3)
+
     def test_it_stays_is_mended_and_keeps_its_data(self):
         shown = self.make("up")
         self.assertIn(f"tcp://127.0.0.1:{self.port},tcp://127.0.0.1:{self.port + 1}", shown)
         first = self.pids()
         self.assertEqual(sorted(first), ["node-1", "node-2", "node-3", "router-1", "router-2"])
+        self.status_is_a_table()
         self.omenctl("collections", "create", "books", "--dim", 2, "--shards", 2, "--replication", 3)
         point = self.work / "point.json"
         point.write_text('{"id": 1, "vector": [1, 0]}\n')
