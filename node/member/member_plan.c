@@ -27,6 +27,7 @@ struct plan_view {
     struct cluster_state *state;
     struct plan_size *sizes; /* [size_count] */
     uint32_t size_count;
+    bool some_down; /* of the nodes */
 };
 
 static void view_fini(struct plan_view *v)
@@ -54,6 +55,7 @@ static enum omen_err view_take(struct member *m, const struct cluster_state *sta
         err->retry_after_ms = 500;
         return OMEN_EUNAVAILABLE;
     }
+    out->some_down = down_count > 0;
     struct map_index *index = map_index_new(state->map);
     out->state = plan_state_without(state, down, down_count);
     if (index == NULL || out->state == NULL) {
@@ -318,8 +320,9 @@ enum omen_err plan_drain_ask(struct member *m, const struct admin_ask *ask, stru
     if (rc == OMEN_OK) rc = view_take(m, state, &view, err);
     if (rc == OMEN_OK) rc = round_plan(&view, change.node_id, &round, err);
     plan_stuck_text(&round.stuck, stuck, sizeof stuck);
+    /* Clients ask again while it is unavailable: a node may come up. */
     if (rc == OMEN_OK && stuck[0] != '\0' && round.all.count == 0 && !leaves(state, change.node_id))
-        rc = err_set(err, OMEN_EINVAL, "node_id", "%s", stuck); /* EUNAVAILABLE is tried again by clients */
+        rc = err_set(err, view.some_down ? OMEN_EUNAVAILABLE : OMEN_EINVAL, "node_id", "%s", stuck);
     if (rc == OMEN_OK && !field_bool(ask->doc, "dry_run"))
         rc = round_record(m, &change, &round, &outcome, leader_out, err);
     if (rc == OMEN_OK) {
