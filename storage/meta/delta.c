@@ -5,6 +5,7 @@
 
 #include <stdatomic.h>
 
+#include "common/bytes.h"
 #include "common/check.h"
 #include "common/mem.h"
 
@@ -23,6 +24,8 @@ struct delta {
     _Atomic uint32_t refs;
     struct arena arena;      /* writer */
     struct delta_node *head; /* no key; DELTA_HEIGHT_MAX links */
+    /* bytes: of nodes, each in whole cache lines; not the arena's, which has gaps where memory happens to lie: when deltas
+     * are merged follows from what was applied. */
     _Atomic uint64_t bytes, count;
     uint64_t random; /* writer */
 };
@@ -53,6 +56,7 @@ static struct delta_node *node_new(struct delta *d, uint32_t height)
 {
     size_t bytes = sizeof(struct delta_node) + height * sizeof(struct delta_node *);
     struct delta_node *n = arena_alloc_aligned(&d->arena, 64, bytes);
+    atomic_fetch_add_explicit(&d->bytes, align_up(bytes, 64), memory_order_relaxed);
     if (n == NULL) panic("out of memory in the delta (%llu bytes)", (unsigned long long)d->arena.used_bytes);
     return n;
 }
@@ -131,7 +135,6 @@ void delta_put(struct delta *delta, const struct point_key *key, uint64_t sequen
         atomic_init(&n->next[level], atomic_load_explicit(&before[level]->next[level], memory_order_relaxed));
         atomic_store_explicit(&before[level]->next[level], n, memory_order_release);
     }
-    atomic_store_explicit(&delta->bytes, delta->arena.used_bytes, memory_order_relaxed);
     atomic_fetch_add_explicit(&delta->count, 1, memory_order_relaxed);
 }
 
