@@ -220,7 +220,8 @@ $(TEST_BINS): $(B)/%: $(B)/obj/%.o $(ALL_LIBS)
 	$(call link,$(LIBS_CHECK) $(LIBS))
 # The simulation takes the place of what the product has threads for: tests/sim/sim_doors.c.
 SIM_DOORS := loop_post loop_call net_random node_log_append node_log_release node_log_far_over node_log_is_short raft_group_new search_pool_submit room_keeper_ask room_keeper_forget fetch_begin \
-        fetch_cancel fetch_post fetch_withdraw ship_register ship_unregister
+        fetch_cancel fetch_post fetch_withdraw fallocate mdb_env_copy mdb_put mdb_txn_commit mdb_txn_abort ship_register \
+        ship_unregister net_client_open net_client_close net_call_start pthread_cond_timedwait nanosleep shard_store_adopt
 $(B)/tests/sim/test_sim: $(call objs,$(SRCS_sim))
 $(B)/tests/sim/test_sim: private LDFLAGS_ALL += $(SIM_DOORS:%=-Wl,--wrap=%)
 

@@ -35,6 +35,7 @@ static struct sim *sim_new(const struct sim_options *o)
     sim->w->trace = o->trace;
     sim->w->mutations = o->mutations;
     for (uint32_t g = 0; g < sim->w->group_count; g++) model_init(&sim->models[g]);
+    sim_lmdb_begin();
     static const uint64_t deltas[] = { 1, 2000, 8000, 1 << 30 };
     shard_store_options_default(&sim->store);
     sim->store.first_chunk_bytes = 16 << 10;

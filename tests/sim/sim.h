@@ -9,10 +9,12 @@
  * The seam is the linker's: calls of the functions in sim_doors.c come here (--wrap, Makefile), so that no line of
  * the product is compiled differently.
  *
- *   sim_disk.c     a node's disk: vfs_sim, LMDB's files, power cuts at any change
+ *   sim_disk.c     a node's disk: vfs_sim, LMDB's files, power cuts at any change, no room
+ *   sim_lmdb.c     LMDB finds no room
  *   sim_node.c     a node's host and its steps; opening and closing of shards
  *   sim_doors.c    what the product calls instead of threads
- *   sim_fetch.c    copying a peer's checkpoint
+ *   sim_fetch.c    whom a copy of a checkpoint is asked of, and leases
+ *   sim_pull.c     the copying
  *   sim_damage.c   bits that flip on disks, and who notices
  *   sim_heal.c     what the leader of the cluster group does: replacing damaged replicas
  *   sim_client.c   clients: requests, retries, what must hold of answers
@@ -85,6 +87,7 @@ const char *model_search(const struct model *m, uint64_t sequence, uint64_t now_
 
 struct sim_disk {
     struct sim *sim;
+    uint32_t place;
     struct vfs_sim *vfs;
     struct vfs_hook hook;      /* what the node is given */
     char root[SIM_PATH_BYTES]; /* of it: a real directory of that name holds LMDB's files */
@@ -97,10 +100,17 @@ struct sim_disk {
     size_t before_len;
     uint64_t commit_at; /* cut_in when it was first seen to have changed; 0 = has not */
     bool undo;          /* the commit did not reach the disk */
+    /* The last directory whose copied files became a store, and of LMDB's among them; see sim_pull.c. */
+    char adopted_dir[SIM_PATH_BYTES + 64];
+    uint32_t adopted_crc, adopting_crc;
 };
 void sim_disk_init(struct sim_disk *d, struct sim *sim, uint32_t place, uint64_t seed);
 void sim_disk_fini(struct sim_disk *d);
-void sim_disk_cut(struct sim_disk *d);                          /* the photo is taken now, if it was not */
+void sim_disk_cut(struct sim_disk *d); /* the photo is taken now, if it was not */
+struct sim_disk *sim_disk_of(const char *path);
+void sim_lmdb_begin(void);               /* of a seed: nothing of the one before is left */
+bool sim_disk_refuses(const char *path); /* what asks for room there finds none now */
+void sim_disk_fill(struct sim_disk *d, bool full);
 void sim_disk_restart(struct sim_disk *d);                      /* on what the photo shows */
 void sim_disk_watch(struct sim_disk *d, const char *store_dir); /* until _unwatch LMDB may commit there */
 void sim_disk_unwatch(struct sim_disk *d);
@@ -122,11 +132,34 @@ struct sim_fetch {
     struct fetch *fetch;
     uint64_t at_ms;
     uint32_t tries;
-    struct sim_shard *source; /* leased of */
-    struct ship_checkpoint lease;
-    struct file_reply reply;
-    const char *dir;
-    uint32_t file; /* next to be copied */
+    struct sim_pull *pull; /* COPIES */
+};
+
+/* One attempt at one node: a thread that takes turns with the world. */
+struct sim_request;
+struct sim_pull {
+    struct sim_shard *s;
+    struct fetch *of;   /* the shard's; its functions are called through ours: */
+    struct fetch fetch; /* what fetch_pull is given */
+    uint32_t source;    /* place */
+    bool prepared;
+    struct sim_request *requests;
+    pthread_t thread;
+    pthread_mutex_t lock; /* guards pulls, over */
+    pthread_cond_t turned;
+    bool pulls; /* its turn */
+    bool over;  /* rc, err and description are set */
+    enum omen_err rc;
+    struct err err;
+    struct buf description;
+};
+
+#define SIM_LEASES 16u
+struct sim_lease { /* of a checkpoint of this node's */
+    uint64_t id, used_ms;
+    uint32_t slot;
+    struct ship_source source;
+    struct ship_checkpoint checkpoint;
 };
 
 struct sim_shard {
@@ -159,6 +192,7 @@ struct sim_node {
     struct search_task *searches, **searches_tail;
     struct fetch_task *fetch_tasks;
     struct sim_shard shards[WORLD_GROUPS_MAX];
+    struct sim_lease leases[SIM_LEASES];
     struct sim_call *calls;
     uint64_t slow_until_ms; /* apply pauses */
 };
@@ -204,6 +238,14 @@ void sim_node_init(struct sim_node *node, struct sim *sim, struct world_node *n)
 void sim_fetch_step(struct sim_shard *s);
 void sim_fetch_drop(struct sim_shard *s);             /* the copy and its lease */
 void sim_fetch_source_gone(struct sim_shard *source); /* leases of it */
+void sim_leases_step(struct sim_node *node);
+void sim_ship_serve(struct sim_node *node, struct bytes body,
+        struct buf *out); /* a request for files, its reply */
+
+/* sim_pull.c */
+struct sim_pull *sim_pull_new(struct sim_shard *s, uint32_t source);
+bool sim_pull_step(struct sim_pull *pull); /* its turn; true: it is over */
+void sim_pull_free(struct sim_pull *pull); /* ends it when it is not */
 
 /* sim_damage.c */
 void sim_damage_step(struct sim *sim);
@@ -253,7 +295,8 @@ struct sim_counts {
     uint64_t writes, duplicates, expired, reads, linearizable, searches, segments, refused, power_cuts,
             undone, fetches, compared, merges;
     uint64_t flips, flips_of[FLIP_KINDS], flips_running, noticed_open, noticed_scrub, noticed_apply;
-    uint64_t replaced, copies_refused, unjudged;
+    uint64_t replaced, copies_refused, unjudged, names_refused, lmdb_refused, full_met, copies_failed,
+            resumed;
 };
 
 struct sim {
@@ -266,7 +309,7 @@ struct sim {
     struct shard_store_options store;
     struct sim_flip flips[WORLD_GROUPS_MAX][WORLD_NODES];
     struct sim_heal heals[WORLD_GROUPS_MAX];
-    uint64_t heal_calls, heal_calls_ended;
+    uint64_t heal_calls, heal_calls_ended, lease_count;
     bool flips_come;   /* bits flip in this seed */
     uint32_t scrub_ms; /* between two turns of a shard's scrubber; a seed may have none */
     bool storm;        /* disks are cut, apply pauses */

@@ -95,11 +95,62 @@ void sim_disk_cut(struct sim_disk *d)
     d->photo = vfs_sim_after_crash(d->vfs, world_below(d->sim->w, UINT32_MAX));
 }
 
+/* ---- no room ---- */
+
+static bool is_full(const struct sim_disk *d)
+{
+    const struct world_node *n = &d->sim->w->nodes[d->place];
+    return n->world->now_ms < n->full_until_ms;
+}
+
+/* Growth is refused by the simulated disk itself; what takes a name or a directory's block now and then. What lies in room
+ * that is there goes on, and so does a sync: files are allocated before they are written (D1). */
+static enum omen_err room_for(struct sim_disk *d, enum vfs_hook_op op, struct err *err)
+{
+    bool name = op == VFS_HOOK_CREATE || op == VFS_HOOK_RENAME || op == VFS_HOOK_MKDIR;
+    if (!name || !is_full(d) || !world_chance(d->sim->w, 300)) return OMEN_OK;
+    d->sim->counts.names_refused++;
+    return err_set(err, OMEN_EFULL, NULL, "the disk has no room for a name");
+}
+
+/* A little is left at first, so that it ends in the middle of something. */
+void sim_disk_fill(struct sim_disk *d, bool full)
+{
+    struct vfs_sim *sim = d->photo != NULL ? d->photo : d->vfs;
+    uint64_t free_bytes = 0, total = 0;
+    vfs_sim_set_capacity(sim, 0);
+    if (!full) return;
+    if (vfs_free_space(vfs_sim_vfs(sim), "/", &free_bytes, &total, NULL) != OMEN_OK) panic("no figures");
+    vfs_sim_set_capacity(sim, total - free_bytes + 4096 * world_below(d->sim->w, 6) + 1);
+}
+
+static struct sim *sim_now;
+
+struct sim_disk *sim_disk_of(const char *path)
+{
+    for (uint32_t i = 0; sim_now != NULL && i < WORLD_NODES; i++) {
+        struct sim_disk *d = &sim_now->nodes[i].disk;
+        size_t len = strlen(d->root);
+        if (strncmp(path, d->root, len) == 0 && path[len] == '/') return d;
+    }
+    return NULL;
+}
+
+bool sim_disk_refuses(const char *path)
+{
+    struct sim_disk *d = sim_disk_of(path);
+    bool refused = d != NULL && is_full(d) && world_chance(sim_now->w, 600);
+    if (refused) sim_now->counts.lmdb_refused++;
+    return refused;
+}
+
 /* Before each change of the simulated disk. */
 static enum omen_err before_change(void *arg, enum vfs_hook_op op, struct err *err)
 {
     struct sim_disk *d = arg;
     if (d->is_cut) return lost_power(err);
+    enum omen_err room = room_for(d, op, err);
+    if (room != OMEN_OK) return room;
     if (d->cut_in == 0) return OMEN_OK;
     if (d->before != NULL && d->commit_at == 0 && watched_changed(d)) d->commit_at = d->cut_in;
     if (--d->cut_in > 0) return OMEN_OK;
@@ -131,7 +182,8 @@ static void dirs_make(struct vfs *vfs, const char *dir)
 
 void sim_disk_init(struct sim_disk *d, struct sim *sim, uint32_t place, uint64_t seed)
 {
-    *d = (struct sim_disk){ .sim = sim, .vfs = vfs_sim_new(seed) };
+    *d = (struct sim_disk){ .sim = sim, .place = place, .vfs = vfs_sim_new(seed) };
+    sim_now = sim;
     snprintf(d->root, sizeof d->root, "%.500s/n%u", sim->dir, place + 1);
     dirs_make(vfs_sim_vfs(d->vfs), d->root);
     vfs_sim_sync_all(d->vfs);

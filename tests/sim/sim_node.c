@@ -201,6 +201,7 @@ static bool shard_open(struct world_replica *r, struct pending *pending)
     sim_opening = s;
     enum omen_err rc = shard_host_open(&o, &s->host, &err);
     r->node->cut = node->disk.is_cut;
+    node->sim->counts.full_met += rc == OMEN_EFULL;
     if (rc != OMEN_OK && rc != OMEN_EFULL && !node->disk.is_cut) sim_shard_fail(s, err.message);
     if (rc != OMEN_OK) {
         r->group = NULL; /* freed with what was opened */
@@ -310,6 +311,7 @@ static void node_step(struct world_node *n)
     sim_tasks_run(node);
     apply_step(node);
     damaged_step(node);
+    sim_leases_step(node);
     sim_searches_run(node, (uint32_t)world_below(w, 3));
     struct fetch_task *task = node->fetch_tasks;
     bool bury = task != NULL && world_chance(w, 100);
@@ -360,6 +362,7 @@ static void shard_index(struct sim_shard *s)
     policy.rows_min = 6;
     enum omen_err rc = shard_host_index(s->host, &policy, 1, &stop, &worked, &err);
     bool met = rc == OMEN_ECORRUPT && sim_is_flipped(s);
+    s->node->sim->counts.full_met += rc == OMEN_EFULL;
     if (rc != OMEN_OK && rc != OMEN_EFULL && !met && !s->node->disk.is_cut) sim_shard_fail(s, err.message);
     s->node->sim->counts.segments += worked;
     world_note(s->r->world, "indexed", s->r->replica_id, worked, 0);
@@ -418,6 +421,7 @@ static void shard_checkpoint(struct world_replica *r)
     sim_disk_unwatch(d);
     r->node->cut = d->is_cut;
     bool met = rc == OMEN_ECORRUPT && sim_is_flipped(s);
+    s->node->sim->counts.full_met += rc == OMEN_EFULL;
     if (rc != OMEN_OK && rc != OMEN_EFULL && rc != OMEN_EBUSY && !met && !d->is_cut)
         sim_shard_fail(s, err.message);
     durable_look(s, false);
@@ -468,7 +472,7 @@ static void shard_barrier(struct world_replica *r, enum frame_type type, uint64_
 static void node_full(struct world_node *n, bool full)
 {
     struct sim_node *node = node_of(n);
-    vfs_sim_set_capacity(node->disk.photo != NULL ? node->disk.photo : node->disk.vfs, full ? 1 : 0);
+    sim_disk_fill(&node->disk, full);
     if (n->up) atomic_store(&node->env.disk_full, full && world_chance(n->world, 500));
 }
 

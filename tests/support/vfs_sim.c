@@ -141,6 +141,18 @@ bool vfs_sim_flip_bit(struct vfs_sim *sim, const char *path, uint64_t offset_byt
     return found;
 }
 
+bool vfs_sim_is_durable(struct vfs_sim *sim, const char *path)
+{
+    pthread_mutex_lock(&sim->mutex);
+    struct sim_place place;
+    bool found = sim_find_place(sim, path, &place) == 0 && place.inode != NULL && place.directory != NULL;
+    const struct sim_entry *entry = found ? sim_entry_find(place.directory, place.name) : NULL;
+    bool durable = entry != NULL && entry->durable == place.inode &&
+            place.inode->dirty_from >= place.inode->dirty_to && place.inode->durable_len == place.inode->len;
+    pthread_mutex_unlock(&sim->mutex);
+    return durable;
+}
+
 struct vfs_sim_counts vfs_sim_counts(struct vfs_sim *sim)
 {
     pthread_mutex_lock(&sim->mutex);

@@ -63,6 +63,9 @@ void vfs_sim_set_capacity(struct vfs_sim *sim, uint64_t bytes);
  * none such. */
 bool vfs_sim_flip_bit(struct vfs_sim *sim, const char *path, uint64_t offset_bytes, unsigned bit);
 
+/* The file's bytes are durable as they are, under this name. */
+bool vfs_sim_is_durable(struct vfs_sim *sim, const char *path);
+
 struct vfs_sim_counts {
     uint64_t changing; /* all that vfs_sim_fail_at counts, failed ones included */
     uint64_t writes, bytes_written, datasyncs, dir_syncs, allocates, truncates, creates, renames, unlinks;
