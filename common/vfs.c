@@ -73,6 +73,11 @@ void vfs_unmap(struct vfs_file *file, const uint8_t *data, uint64_t len)
     file->vfs->ops->unmap(file, data, len);
 }
 
+void vfs_advise(struct vfs *vfs, const uint8_t *data, uint64_t len, enum vfs_access access)
+{
+    if (vfs->ops->advise != NULL && len > 0) vfs->ops->advise(vfs, data, len, access);
+}
+
 void vfs_writeback_hint(struct vfs_file *file, uint64_t offset, uint64_t len)
 {
     file->vfs->ops->writeback_hint(file, offset, len);

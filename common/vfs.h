@@ -41,6 +41,10 @@ struct vfs_batch {
     uint32_t reads_max;
 };
 
+/* How mapped bytes will be read. RANDOM: here and there, so that what lies around a page is not read with it, for which
+ * others would have to leave where memory is short. SOON: read them in now, without waiting. */
+enum vfs_access { VFS_ACCESS_NORMAL, VFS_ACCESS_RANDOM, VFS_ACCESS_SOON };
+
 struct vfs_ops {
     enum omen_err (
             *open)(struct vfs *vfs, const char *path, int flags, struct vfs_file **file_out, struct err *err);
@@ -58,6 +62,8 @@ struct vfs_ops {
     /* Read-only shared mapping of [0, len) that later pwritev calls show through. Unmapped by unmap. */
     enum omen_err (*map)(struct vfs_file *file, uint64_t len, const uint8_t **data_out, struct err *err);
     void (*unmap)(struct vfs_file *file, const uint8_t *data, uint64_t len);
+    /* How a part of a mapping will be read; NULL: nothing is made of it. */
+    void (*advise)(struct vfs *vfs, const uint8_t *data, uint64_t len, enum vfs_access access);
     /* Starts writing dirty pages of a range back without waiting (sync_file_range); may do nothing. */
     void (*writeback_hint)(struct vfs_file *file, uint64_t offset, uint64_t len);
     /* All three NULL: a batch is read one by one with pread. */
@@ -106,6 +112,8 @@ OMEN_CHECKED enum omen_err vfs_size(struct vfs_file *file, uint64_t *len_out, st
 OMEN_CHECKED enum omen_err vfs_map(struct vfs_file *file, uint64_t len, const uint8_t **data_out,
         struct err *err);
 void vfs_unmap(struct vfs_file *file, const uint8_t *data, uint64_t len);
+/* A wish: refusal is not told. Any part of mappings of `vfs`, any thread. */
+void vfs_advise(struct vfs *vfs, const uint8_t *data, uint64_t len, enum vfs_access access);
 void vfs_writeback_hint(struct vfs_file *file, uint64_t offset, uint64_t len);
 
 /* For one thread at a time; it may read any file of this vfs with at most `reads_max` (>= 1) reads in flight.

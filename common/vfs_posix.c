@@ -182,6 +182,16 @@ static void posix_unmap(struct vfs_file *base, const uint8_t *data, uint64_t len
     CHECK(munmap((void *)(uintptr_t)data, (size_t)len) == 0);
 }
 
+static void posix_advise(struct vfs *vfs, const uint8_t *data, uint64_t len, enum vfs_access access)
+{
+    static const int advice[] = { [VFS_ACCESS_NORMAL] = MADV_NORMAL,
+        [VFS_ACCESS_RANDOM] = MADV_RANDOM,
+        [VFS_ACCESS_SOON] = MADV_WILLNEED };
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), from = (uintptr_t)data / page * page;
+    (void)vfs;
+    (void)madvise((void *)from, (uintptr_t)data + (size_t)len - from, advice[access]);
+}
+
 static void posix_writeback_hint(struct vfs_file *base, uint64_t offset, uint64_t len)
 {
     sync_file_range(posix(base)->fd, (off_t)offset, (off_t)len, SYNC_FILE_RANGE_WRITE);
@@ -294,6 +304,7 @@ struct vfs *vfs_posix(void)
         .size = posix_size,
         .map = posix_map,
         .unmap = posix_unmap,
+        .advise = posix_advise,
         .writeback_hint = posix_writeback_hint,
         .batch_new = uring_batch_new,
         .batch_free = uring_batch_free,

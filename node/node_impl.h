@@ -51,6 +51,8 @@ struct node_gauges {
 struct node_memory {
     uint64_t budget, fixed, pinned, mapped;
     uint64_t rows, deltas, sketches; /* of fixed */
+    uint64_t taken; /* fixed and pinned, or what the process was seen to have, if that is more */
+    uint64_t files; /* streams and segments' rows */
 };
 
 struct member;
@@ -99,8 +101,11 @@ struct node {
     bool watch_started;
     uint64_t disk_checked_ns;
 
-    pthread_mutex_t memory_lock; /* guards `memory` */
+    pthread_mutex_t memory_lock; /* guards the members down to memory_limit_ns */
     struct node_memory memory;
+    uint64_t memory_trim_ns;
+    uint64_t memory_limit; /* that the system sets; 0 = not looked at yet */
+    uint64_t memory_limit_ns;
 
     _Atomic bool index_stop;
     pthread_t index_thread, tail_thread;
@@ -155,7 +160,7 @@ OMEN_CHECKED enum omen_err node_index_start(struct node *node, struct err *err);
 void node_index_stop(struct node *node);
 
 /* node_memory.c: what memory goes for. */
-uint64_t node_memory_budget(const struct node *node);
+uint64_t node_memory_budget(struct node *node);
 void node_memory_look(struct node *node);
 void node_memory_get(struct node *node, struct node_memory *memory_out); /* as it was when last looked at */
 /* As the member "memory" of an object, and from the value of one: what is not there is 0. */

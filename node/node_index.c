@@ -41,8 +41,12 @@ static void memory_policy(struct node *node, struct index_policy *policy)
     struct node_memory m;
     node_memory_get(node, &m);
     uint64_t most = node->options.index_memory_bytes; /* of graphs; 0 = what the budget leaves */
-    policy->memory_left = m.budget > m.fixed + m.pinned ? m.budget - m.fixed - m.pinned : 0;
-    policy->memory_over = m.fixed + m.pinned > m.budget || (most != 0 && m.pinned > most);
+    bool is_short = atomic_load(&node->env.memory_short);
+    uint64_t taken = is_short ? m.taken : m.fixed + m.pinned;
+    policy->memory_left = m.budget > taken ? m.budget - taken : 0;
+    policy->memory_whole = policy->memory_left + m.pinned;
+    policy->memory_short = is_short;
+    policy->memory_over = taken > m.budget || (most != 0 && m.pinned > most);
     policy->pin = most == 0 || m.pinned < most;
 }
 

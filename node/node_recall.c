@@ -1,7 +1,7 @@
 /* The recall thread: has the shards compare the searches that were kept (shard_recall.c), a batch at a time, shard after
  * shard. It takes at most recall.cpu_percent of one core, by the thread's own CPU time: what a batch took is paid back
  * before the next one is begun, however long a pass over the rows is. It runs at a lower priority than what somebody
- * waits for. */
+ * waits for, and not at all while memory does not hold the rows: a pass would drive out what searches need. */
 #include "common/err.h"
 
 #include <sched.h>
@@ -76,9 +76,8 @@ static void *recall_main(void *arg)
     (void)pthread_setschedparam(pthread_self(), SCHED_BATCH, &batch);
     while (!atomic_load(&node->recall_stop)) {
         bool patient = waited < RECALL_BATCH_WAIT_TURNS;
-        struct shard_host *shard = budget_settle(&budget, node)
-                ? shard_due(node, after, patient ? RECALL_SAMPLES_MAX : 1)
-                : NULL;
+        bool can = budget_settle(&budget, node) && !atomic_load(&node->env.memory_short);
+        struct shard_host *shard = can ? shard_due(node, after, patient ? RECALL_SAMPLES_MAX : 1) : NULL;
         if (shard != NULL) {
             after = shard_host_id(shard);
             (void)shard_host_recall(shard, &node->recall_stop);

@@ -61,8 +61,9 @@ struct shard_env {
     bool indexes;                    /* somebody calls shard_host_index */
     uint64_t election_ms;            /* of Raft groups; as the replica_host has it */
     struct room_keeper *rooms;
-    _Atomic bool memory_full; /* what cannot be had smaller passes memory.budget: only deletes and reads */
-    uint64_t tail_rows_max;   /* rows of a shard in no segment, past which writes wait; 0 = no bound */
+    _Atomic bool memory_full;  /* what cannot be had smaller passes memory.budget: only deletes and reads */
+    _Atomic bool memory_short; /* the files that searches read do not fit in memory */
+    uint64_t tail_rows_max;    /* rows of a shard in no segment, past which writes wait; 0 = no bound */
     _Atomic uint64_t inflight_bytes; /* of all shards */
     /* Bytes that may be written before the disk is looked at again, counting down by what was let in. */
     _Atomic int64_t disk_headroom;

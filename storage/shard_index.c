@@ -18,6 +18,7 @@
 #define TAIL_ROWS_MIN 4096u
 #define OWN_ROWS 20000u
 #define TAIL_SHARE 64u /* of what is covered: a larger tail is worth a graph */
+#define BUILD_ROWS_LEAST 4096u
 #define DEAD_SHARE 5u  /* a fifth */
 #define DEAD_EVERY 64u /* steps between two looks at all rows */
 
@@ -28,6 +29,7 @@ void index_policy_default(struct index_policy *policy)
         .recall_target = 0.95f,
         .rules = { .own_rows = OWN_ROWS },
         .memory_left = UINT64_MAX,
+        .memory_whole = UINT64_MAX,
         .ripe_ms = UINT64_MAX };
 }
 
@@ -163,19 +165,25 @@ static uint64_t compact_bytes(const struct shard_store *s, const struct index_po
 }
 static uint64_t build_bytes(const struct shard_store *s, uint32_t field)
 {
-    return fast_bytes(s, field) + 6 * row_share(s, field) + 64;
+    return fast_bytes(s, field) + 6 * row_share(s, field) + 64 +
+            4 * s->schema.fields[field].dim; /* the rows */
 }
 
-/* How many rows can be built at once. */
+/* How many rows can be built at once. So few always can: what they take for a while is part of the node's reserve, and
+ * without it a node short of memory would never come to the end of its tail. */
 static uint64_t rows_buildable(const struct shard_store *s, const struct index_policy *policy, uint32_t field)
 {
-    return policy->memory_left / build_bytes(s, field);
+    uint64_t rows = policy->memory_left / build_bytes(s, field);
+    return rows > BUILD_ROWS_LEAST ? rows : BUILD_ROWS_LEAST;
 }
 
 static void layout_choose(const struct shard_store *s, const struct index_policy *policy, uint32_t field,
         uint64_t rows, struct segment_spec *spec)
 {
     uint64_t left = policy->memory_left / 2; /* the other half for what comes after it */
+    uint64_t builds = policy->memory_whole / BUILD_SHARE;
+    if (policy->memory_left - left < builds)
+        left = policy->memory_left > builds ? policy->memory_left - builds : 0;
     if (!policy->pin || rows * fast_bytes(s, field) <= left) return;
     spec->compact = true;
     spec->pin = rows * compact_bytes(s, policy, field) <= left;
@@ -714,12 +722,16 @@ void shard_index_memory(struct shard_store *store, struct shard_index_memory *me
         struct segment_info info;
         segment_info(set->items[i], &info);
         memory_out->rows += info.kept_bytes;
+        memory_out->files += (uint64_t)info.rows * store->schema.fields[info.field].dim * sizeof(float);
         if (info.pinned)
             memory_out->pinned += info.memory_bytes - info.kept_bytes;
         else
             memory_out->mapped += info.memory_bytes - info.kept_bytes;
     }
     segment_set_release(set);
+    uint64_t stream_bytes, chunks;
+    stream_usage(store->stream, &stream_bytes, &chunks);
+    memory_out->files += stream_bytes;
     memory_out->rows += (uint64_t)blocks_count(store->blocks) * sizeof(struct block) +
             atomic_load(&store->blocks->row_count) * (sizeof(uint64_t) + sizeof(uint32_t));
 }

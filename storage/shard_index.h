@@ -27,6 +27,9 @@ struct index_policy {
     /* What graphs in memory of their own, sketches and a build may still take. Less than a segment needs: it is compact,
      * then also mapped, and no larger than can be built. Default UINT64_MAX. */
     uint64_t memory_left;
+    uint64_t memory_whole; /* what memory_left would be if there were no graphs; default UINT64_MAX */
+    /* The files that searches read do not fit in memory: none of the steps reads more of them than it must. */
+    bool memory_short;
     bool memory_over; /* more is taken than there is: a step maps a graph that was in memory of its own */
     bool pin;         /* graphs in memory of their own rather than mapped */
     bool eager;       /* a tail of rows_min is taken at once, however large the segments are */
@@ -72,6 +75,8 @@ struct shard_index_memory {
     uint64_t pinned, mapped; /* graphs; the system takes back what is mapped */
     uint64_t sketches;
     uint64_t rows; /* the table of blocks, when rows died, segments' slots and payload indexes */
+    uint64_t
+            files; /* the stream and segments' rows: what searches read of them the system keeps as it likes */
 };
 void shard_index_memory(struct shard_store *store, struct shard_index_memory *memory_out);
 

@@ -23,6 +23,8 @@ struct segment_set {
     struct segment *items[]; /* by field, then block; those of a batch together; one reference each */
 };
 
+#define BUILD_SHARE 3u /* of the memory that graphs could have: as much is left for builds to come */
+
 struct segment_set *segment_set_acquire(struct shard_store *s); /* NULL: none yet */
 void segment_set_release(struct segment_set *set);              /* NULL is fine */
 

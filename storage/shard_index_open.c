@@ -136,14 +136,19 @@ enum omen_err segment_set_load(struct shard_store *s, const struct index_policy 
     if (rc == OMEN_OK) rc = vfs_list(s->vfs, dir, found_each, &found, err);
     struct segment **opened = mem_must_calloc(found.count + 1, sizeof(struct segment *));
     uint32_t count = 0;
+    uint64_t builds = policy->memory_whole / BUILD_SHARE;
+    uint64_t left = policy->memory_left > builds ? policy->memory_left - builds : 0;
     struct segment_spec spec = index_spec_of(s, policy, dir);
     for (uint32_t i = 0; rc == OMEN_OK && i < found.count; i++) {
         struct err why;
         spec.number = found.numbers[i];
+        uint64_t bytes = segment_graph_bytes(&spec);
+        spec.pin = policy->pin && bytes <= left;
         if (spec.number >= s->index.next_number) s->index.next_number = spec.number + 1;
         bool stop = control != NULL && control->stop != NULL && control->stop(control->arg);
         enum omen_err open = stop ? OMEN_ECANCELED : segment_open(&spec, control, &opened[count], &why);
         if (open == OMEN_OK) {
+            if (spec.pin) left -= bytes;
             count++;
             continue;
         }

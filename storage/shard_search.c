@@ -81,12 +81,42 @@ static void scan_count(struct search_stats *stats, struct explain_part *part, co
     stats->bytes_read += scan->stats.bytes_read;
 }
 
+/* Where memory does not hold the stream, a scan has two windows of it read in ahead of where it is. */
+#define AHEAD_BYTES (1u << 20)
+struct scan_ahead {
+    uint32_t asked; /* blocks before it were asked for */
+    uint32_t next;  /* when the scan is here, the next window is */
+};
+
+static void scan_look_ahead(const struct shard_store *s, struct scan_ahead *ahead, uint32_t at, uint32_t end)
+{
+    while (at >= ahead->next && ahead->asked < end) {
+        const uint8_t *from = NULL, *to = NULL;
+        ahead->next = ahead->asked;
+        for (uint64_t bytes = 0; ahead->asked < end && bytes < AHEAD_BYTES; ahead->asked++) {
+            const struct block *b = blocks_at(s->blocks, ahead->asked);
+            if (b->died == NULL || b->unit.body == NULL) continue;
+            if (from != NULL && (b->unit.body < to || b->unit.body > to + AHEAD_BYTES / 16)) {
+                stream_soon(s->stream, from, (uint64_t)(to - from)); /* another chunk begins */
+                from = NULL;
+            }
+            if (from == NULL) from = b->unit.body;
+            to = b->unit.body + b->unit.body_bytes;
+            bytes += b->unit.body_bytes;
+        }
+        if (from != NULL) stream_soon(s->stream, from, (uint64_t)(to - from));
+    }
+}
+
 static enum omen_err blocks_scan(const struct store_view *view, struct flat_scan *scan, uint32_t field,
         uint32_t from, uint32_t end)
 {
     const struct shard_store *s = view->store;
+    bool ahead_asked = stream_is_scattered(s->stream);
+    struct scan_ahead ahead = { from, from };
     enum omen_err rc = OMEN_OK;
     for (uint32_t i = from; i < end && rc == OMEN_OK; i++) {
+        if (ahead_asked) scan_look_ahead(s, &ahead, i, end);
         const struct block *b = blocks_at(s->blocks, i);
         if (b->sequence > view->sequence) break;
         if (b->died == NULL) continue; /* nothing is left of it */

@@ -237,9 +237,10 @@ static struct tail_known *known_of(struct shard_store *s, uint32_t field)
 /* When there are twice as many rows as at the last time. While they come and go, sketch after sketch, each goes by what
  * is known, and only now and then is it looked whether that is still so. */
 static enum omen_err tail_calibrate(struct tail_sketch *t, struct tail_known *known,
-        const struct index_control *control, struct err *err)
+        const struct index_policy *policy, const struct index_control *control, struct err *err)
 {
     uint32_t rows = sketch_count(t->sketch);
+    if (policy->memory_short) return OMEN_OK; /* it reads every row; searches do with a fixed effort */
     bool grown = rows / 2 >= known->rows;
     bool again = rows >= known->rows / 2 && known->since >= (uint64_t)CALIBRATE_AGAIN * rows;
     if (rows < t->rows_min || !(grown || again)) return OMEN_OK;
@@ -294,7 +295,7 @@ static enum omen_err field_step(struct shard_store *s, const struct index_policy
     /* One that memory has run out for stays as it is: what comes after it is scanned. */
     bool room = policy->memory_left >= TAIL_STEP_ROWS * sketch_bytes(s, field);
     if (t != NULL && room) rc = tail_grow(t, end, &known->since, worked_out, err);
-    if (t != NULL && rc == OMEN_OK) rc = tail_calibrate(t, known, control, err);
+    if (t != NULL && rc == OMEN_OK) rc = tail_calibrate(t, known, policy, control, err);
     tail_set_release(set);
     return rc;
 }
@@ -306,6 +307,7 @@ enum omen_err shard_index_tail(struct shard_store *store, const struct index_pol
     *worked_out = false;
     enum omen_err rc = store_serves(store, err);
     if (rc != OMEN_OK) return rc;
+    stream_scatter(store->stream, policy->memory_short);
     uint32_t era = store_hold(store);
     struct segment_set *segments = segment_set_acquire(store);
     if (segments != NULL) memcpy(covered, segments->covered, sizeof covered);

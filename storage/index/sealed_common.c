@@ -10,6 +10,8 @@
 #include "storage/kernel/kernel.h"
 
 #define HUGE_PAGE (2u << 20)
+#define HUGE_LEAST 4u
+#define SMALL_PAGE 4096u
 
 void sealed_layout_init(struct sealed_layout *layout, uint32_t padded, bool compact)
 {
@@ -49,11 +51,12 @@ void sealed_rotate(const struct sealed *s, float *v)
 
 void *sealed_pages_new(size_t bytes, size_t *mapped_out)
 {
-    size_t mapped = align_up(bytes + 1, HUGE_PAGE);
+    bool huge = bytes >= HUGE_LEAST * HUGE_PAGE; /* in fewer, most of the last one would be for nothing */
+    size_t mapped = align_up(bytes + 1, huge ? HUGE_PAGE : SMALL_PAGE);
     void *pages = mmap(NULL, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     *mapped_out = mapped;
     if (pages == MAP_FAILED) return NULL;
-    (void)madvise(pages, mapped, MADV_HUGEPAGE);
+    if (huge) (void)madvise(pages, mapped, MADV_HUGEPAGE);
     return pages;
 }
 

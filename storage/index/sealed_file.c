@@ -379,7 +379,9 @@ static enum omen_err graph_open(struct reader *r, struct sealed *s, bool pin)
     s->file_bytes = r->file_bytes;
     s->graph = (uint8_t *)(uintptr_t)(s->file_map +
             place->offset); /* read-only: nothing writes a sealed row */
-    return section_verify(r, SECTION_GRAPH, s->graph);
+    rc = section_verify(r, SECTION_GRAPH, s->graph);
+    vfs_advise(s->file->vfs, s->file_map, s->file_bytes, VFS_ACCESS_RANDOM); /* walks, from here on */
+    return rc;
 }
 
 /* Quantizer, slots and codes; the file is mapped by now unless it is read. */

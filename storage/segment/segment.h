@@ -63,6 +63,8 @@ struct segment_spec {
  * see storage/index. */
 OMEN_CHECKED enum omen_err segment_build(const struct segment_spec *spec, const struct index_control *control,
         struct segment **segment_out, struct err *err);
+/* Size of the graph's file, about what it takes in memory of its own; 0 when there is none. */
+uint64_t segment_graph_bytes(const struct segment_spec *spec);
 /* Open what is there; `spec` without blocks' range, rows and batch, which the slots tell. Everything is checked:
  * OMEN_ECORRUPT and OMEN_EVERSION name the file, OMEN_EINVAL: it is not of this stream. A payload index that is missing or
  * damaged is built again, which `control` (or NULL) may stop: OMEN_ECANCELED. */

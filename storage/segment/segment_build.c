@@ -119,6 +119,19 @@ enum omen_err segment_build(const struct segment_spec *spec, const struct index_
     return OMEN_OK;
 }
 
+uint64_t segment_graph_bytes(const struct segment_spec *spec)
+{
+    char path[SEGMENT_PATH_BYTES];
+    struct vfs_file *file;
+    uint64_t bytes = 0;
+    struct err ignored;
+    segment_path(spec->dir, spec->number, SEGMENT_GRAPH, path);
+    if (vfs_open(spec->vfs, path, VFS_READ, &file, &ignored) != OMEN_OK) return 0;
+    if (vfs_size(file, &bytes, &ignored) != OMEN_OK) bytes = 0;
+    vfs_close(file);
+    return bytes;
+}
+
 enum omen_err segment_open(const struct segment_spec *spec, const struct index_control *control,
         struct segment **segment_out, struct err *err)
 {

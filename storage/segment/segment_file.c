@@ -112,7 +112,9 @@ enum omen_err segment_rows_write(struct segment *s, const struct index_control *
     if (rc == OMEN_OK) rc = vfs_pwrite(file, h, sizeof h, 0, err);
     if (rc == OMEN_OK) rc = vfs_datasync(file, err);
     vfs_close(file);
-    return rc == OMEN_OK ? rows_file_map(s, path, err) : rc;
+    if (rc == OMEN_OK) rc = rows_file_map(s, path, err);
+    if (rc == OMEN_OK) vfs_advise(s->vfs, s->rows_map, s->rows_bytes, VFS_ACCESS_RANDOM);
+    return rc;
 }
 
 enum omen_err segment_rows_map(struct segment *s, struct err *err)
@@ -129,6 +131,7 @@ enum omen_err segment_rows_map(struct segment *s, struct err *err)
     if (!same) return err_corrupt(err, path, 6, "not the rows of these slots");
     if (load_u32(h + 24) != crc32c(0, h + HEADER_BYTES, s->rows_bytes - HEADER_BYTES))
         return err_corrupt(err, path, 24, "wrong checksum of the rows");
+    vfs_advise(s->vfs, s->rows_map, s->rows_bytes, VFS_ACCESS_RANDOM); /* from here on */
     return OMEN_OK;
 }
 

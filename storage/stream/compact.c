@@ -182,6 +182,7 @@ static enum omen_err image_publish(struct stream *s, const char *from, struct st
         LOG_WARN("stream.compact", "path=\"%s\" error=\"%s\"", path, ignored.message);
     pthread_mutex_lock(&s->mutex);
     *old_out = s->chunks[c->number - 1];
+    stream_chunk_advise(s, c);
     s->chunks[c->number - 1] = c;
     s->allocated_bytes = s->allocated_bytes - (*old_out)->file_bytes + c->file_bytes;
     pthread_mutex_unlock(&s->mutex);

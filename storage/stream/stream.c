@@ -477,6 +477,7 @@ static enum omen_err chunk_ensure(struct stream *s, uint32_t number, uint64_t un
     if (rc == OMEN_OK) rc = chunk_create(s, number, (uint32_t)file_bytes, &c, err);
     if (rc != OMEN_OK) return rc;
     pthread_mutex_lock(&s->mutex);
+    stream_chunk_advise(s, c);
     s->chunks[s->chunk_count++] = c;
     s->allocated_bytes += c->file_bytes;
     pthread_mutex_unlock(&s->mutex);
@@ -712,6 +713,32 @@ void stream_prepare(struct stream *stream)
         (void)log_repeat_ends(&stream->prepare_fails);
     else if (log_repeat_tells(&stream->prepare_fails))
         LOG_WARN("stream.prepare", "times=%u error=\"%s\"", stream->prepare_fails.times, err.message);
+}
+
+void stream_chunk_advise(struct stream *s, const struct stream_chunk *c)
+{
+    if (atomic_load(&s->scattered)) vfs_advise(s->vfs, c->map, c->file_bytes, VFS_ACCESS_RANDOM);
+}
+
+void stream_scatter(struct stream *stream, bool scattered)
+{
+    if (stream_is_scattered(stream) == scattered) return;
+    pthread_mutex_lock(&stream->mutex);
+    atomic_store(&stream->scattered, scattered);
+    for (uint32_t i = 0; i < stream->chunk_count; i++)
+        vfs_advise(stream->vfs, stream->chunks[i]->map, stream->chunks[i]->file_bytes,
+                scattered ? VFS_ACCESS_RANDOM : VFS_ACCESS_NORMAL);
+    pthread_mutex_unlock(&stream->mutex);
+}
+
+bool stream_is_scattered(const struct stream *stream)
+{
+    return atomic_load_explicit(&stream->scattered, memory_order_relaxed);
+}
+
+void stream_soon(const struct stream *stream, const uint8_t *from, uint64_t bytes)
+{
+    vfs_advise(stream->vfs, from, bytes, VFS_ACCESS_SOON);
 }
 
 void stream_usage(struct stream *stream, uint64_t *bytes_out, uint64_t *chunks_out)

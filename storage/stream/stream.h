@@ -163,6 +163,13 @@ void stream_chunk_name(uint32_t number, char out[STREAM_CHUNK_NAME_BYTES]);
 OMEN_CHECKED enum omen_err stream_adopt_chunk(struct vfs *vfs, const char *dir, uint64_t shard_id,
         uint64_t replica_id, uint32_t number, uint32_t file_bytes, struct err *err);
 
+/* Memory does not hold the chunks: what is read of them here and there shall not bring along what lies around it, and
+ * who reads a stretch of them asks for it with stream_soon. Any thread; cheap when nothing changes. */
+void stream_scatter(struct stream *stream, bool scattered);
+bool stream_is_scattered(const struct stream *stream);
+/* Bodies that follow one another in a chunk will be read next. Any thread. */
+void stream_soon(const struct stream *stream, const uint8_t *from, uint64_t bytes);
+
 void stream_usage(struct stream *stream, uint64_t *bytes_out,
         uint64_t *chunks_out); /* any thread; allocated */
 

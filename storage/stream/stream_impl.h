@@ -36,6 +36,7 @@ struct stream {
     _Atomic uint64_t published;      /* copy of end.position, packed; its chunk changes under `mutex` */
     uint64_t allocated_bytes;
     struct log_repeat prepare_fails; /* of whoever makes checkpoints */
+    _Atomic bool scattered;          /* changes under `mutex`; how the maps of the table are advised */
     struct stream_chunk *retired;    /* replaced before they held a published unit; closed at the end */
 };
 
@@ -45,6 +46,8 @@ OMEN_CHECKED enum omen_err stream_space_check(struct stream *s, uint64_t given_u
 void stream_chunk_path(const struct stream *s, uint32_t number, char out[STREAM_PATH_BYTES]);
 /* Closed and freed; NULL is fine. */
 void stream_chunk_close(struct stream_chunk *c);
+/* It is mapped and about to be in the table: advise its map as the others'. Needs `mutex`. */
+void stream_chunk_advise(struct stream *s, const struct stream_chunk *c);
 /* A chunk that holds units: nobody takes it away, but for a compaction, which its caller keeps off. */
 struct stream_chunk *stream_chunk_in_use(struct stream *s, uint32_t number);
 /* compact.c: the next unit of a compacted chunk, and where to go on. */
