@@ -63,9 +63,13 @@ class Versions(unittest.TestCase):
         return told and [n["level"] for n in sorted(told["nodes"], key=lambda n: n["node_id"])]
 
     def write(self, first, count):
-        self.docs.upsert(list(range(first, first + count)), [[float(i), 1.0] for i in range(first, first + count)])
+        self.docs.upsert(list(range(first, first + count)), [[float(i), 1.0] for i in range(first, first + count)], [{"t": 1}] * count)
         self.points += count
         self.assertEqual(self.docs.count(), self.points)
+        # More than one entry takes, in each shard: level 3 records such a write as what it is, before it there are only its pages.
+        done = self.docs.set_payload(None, {"at": first, "pad": "x"}, filter={"must": [{"key": "t", "match": {"value": 1}}]})
+        self.assertEqual(done.affected, self.points)
+        self.assertEqual(self.docs.count({"must": [{"key": "at", "match": {"value": first}}]}), self.points)
 
     def upgrade(self, node):
         node.stop()
@@ -81,12 +85,12 @@ class Versions(unittest.TestCase):
         self.addCleanup(self.db.close)
         self.docs = self.db.create_collection("docs", 2, metric="l2", shards=2, replication=3)
         self.cluster.wait_replicas("docs", PATIENCE)
-        self.write(0, 50)
+        self.write(0, 5000)
 
         for done, node in enumerate(nodes[:2], 1):  # one of the older build stays: whoever leads, nothing is raised
             self.upgrade(node)
             self.wait(lambda: (self.levels() or []).count(self.new) == done, "the level of an upgraded node is not told")
-            self.write(1000 * done, 50)
+            self.write(10000 * done, 50)
         self.cluster.omenctl("leader", "transfer", self.cluster.shards_of("docs")[0]["shard_id"], check=False)
         self.db.create_collection("more", 2, metric="l2")
         told = self.version()
@@ -106,7 +110,7 @@ class Versions(unittest.TestCase):
         self.assertTrue(json.loads(self.cluster.omenctl("--json", "cluster", "version", "--hold").stdout)["held"])
         self.assertEqual(self.cluster.status()["cluster"]["version"], self.new)
         self.wait(lambda: all(n.metric("omendb_cluster_version") == self.new for n in nodes), "a node has not heard of it")
-        self.write(5000, 50)
+        self.write(50000, 50)
 
         nodes[2].stop()
         nodes[2].binary = OLDER
@@ -119,7 +123,7 @@ class Versions(unittest.TestCase):
         self.wait(lambda: f"is at version {self.new}, the build of the node at {stranger.address} reads up to version {self.old}"
                   in stranger.log_path.read_text(), "a node of the older build is not told why it may not join")
         self.upgrade(nodes[2])
-        self.write(6000, 50)
+        self.write(60000, 50)
 
 
 if __name__ == "__main__":
