@@ -8,6 +8,7 @@ import tempfile
 import threading
 import time
 import unittest
+from concurrent.futures import ThreadPoolExecutor
 from unittest import mock
 from pathlib import Path
 
@@ -231,10 +232,17 @@ class SingleNode(unittest.TestCase):
             # A client goes by the server's clock when its own is refused, and for good.
             real = time.time
             with mock.patch("omendb.client.time.time", lambda: real() + 60), omendb.connect(server.address) as other:
+                with ThreadPoolExecutor(8) as threads:  # all of them are refused at once, at first
+                    list(threads.map(lambda name: other.set_alias(name, "docs"), "cdefghij"))
                 for _ in range(1100):  # more than are kept: what is let go of refuses what was issued before
                     other.set_alias("a", "docs")
                 self.assertLess(other.new_op_id()[2], ahead)
             db.set_alias("b", "docs")
+            # Points are refused when their id is further ahead than outcomes are remembered; in a pipeline too.
+            with mock.patch("omendb.client.time.time", lambda: real() + 600), omendb.connect(server.address) as other:
+                with other.collection("docs").pipeline(in_flight=8) as load:
+                    load.upsert(list(range(100)), [[1.0, 2.0]] * 100, batch_points=5)
+                self.assertEqual(other.collection("docs").count(), 100)
 
 
 

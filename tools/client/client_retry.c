@@ -302,8 +302,12 @@ static bool op_id_anew(struct omen_client *client, const struct attempts *a, enu
             id->client != client->id || a->uncertain || a->partial ||
             atomic_load(&client->server_clock_ms) == 0)
         return false;
-    atomic_store(&client->by_server, !atomic_load(&client->by_server));
-    *id = build_op_id(client);
+    struct op_id anew = build_op_id(client);
+    if (anew.issue_ms + 1000 >= id->issue_ms) { /* else another thread has changed over already */
+        atomic_store(&client->by_server, !atomic_load(&client->by_server));
+        anew = build_op_id(client);
+    }
+    *id = anew;
     return true;
 }
 

@@ -189,8 +189,12 @@ class Client:
         if not (isinstance(error, InvalidRequest) and error.field == "op_id[2]" and not error.partial and self._server_clock is not None and
                 request.get("op_id", [0])[0] == self._client_id):
             return None
-        self._by_server = not self._by_server
-        return {**request, "op_id": self.new_op_id()}
+        with self._lock:
+            anew = self.new_op_id()
+            if anew[2] + 1000 >= request["op_id"][2]:  # else another thread has changed over already
+                self._by_server = not self._by_server
+                anew = self.new_op_id()
+        return {**request, "op_id": anew}
 
     def encode(self, request: dict, deadline: float) -> bytes:
         """Envelope and msgpack; vectors and other buffers go out as they are."""

@@ -14,11 +14,11 @@ _ANSWER_GRACE = 0.5  # the server answers at the deadline itself; its answer say
 
 
 class _Request:
-    """One upsert on its way: its op id never changes."""
+    """One upsert on its way: its op id never changes, but for one that was refused because a clock is ahead."""
 
     def __init__(self, request: dict, ids: list, deadline: float):
         self.request, self.ids, self.deadline, self.attempt = request, ids, deadline, 0
-        self.maybe_applied = False  # a try was sent and not answered
+        self.maybe_applied = self.renamed = False  # a try was sent and not answered; its op id was made anew
         self.connection, self.sent = None, 0.0  # of the last try
         self.error: Optional[OmenError] = None  # of the last try
 
@@ -151,7 +151,10 @@ class Pipeline:
 
     def _failed(self, item: _Request, error: OmenError) -> None:
         item.maybe_applied = item.maybe_applied or isinstance(error, OutcomeUnknown)
-        if not should_retry(error) or time.monotonic() >= item.deadline:
+        anew = None if item.maybe_applied or item.renamed else self._client._op_id_anew(item.request, error)
+        if anew is not None:
+            item.request, item.renamed = anew, True
+        elif not should_retry(error) or time.monotonic() >= item.deadline:
             self._end(item, outcome_of(error, item.maybe_applied))
             return
         with self._changed:
