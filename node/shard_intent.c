@@ -38,6 +38,7 @@ struct intent_run {
     struct shard_call inner;
     bool inner_flying;
     struct entry_intent step; /* of the inner call */
+    bool prepared;            /* `page` has what is to be done; a filter for all is NULL */
     struct filter_page page;
     uint32_t limit;          /* points of the next page */
     enum omen_err end_code;  /* not OK: the next step ends the write with this */
@@ -272,16 +273,16 @@ static bool run_prepare(struct intent_run *run)
     const struct intent_work *work = intent_set_find(run->what, run->id)->work;
     struct err err;
     err_clear(&err);
-    if (run->page.filter != NULL || run->end_code != OMEN_OK) return true;
+    if (run->prepared) return true;
     run->page = (struct filter_page){ .op = work->op,
         .payload = work->payload,
         .began = run->id.sequence,
         .stop = { run_stop, run } };
     run->limit = filter_page_limit(work->payload);
+    arena_reset(&run->filter);
     enum omen_err rc = filter_parse(work->filter, &run->filter, &run->page.filter, &err);
-    if (rc == OMEN_OK) return true;
-    run->page.filter = NULL;
-    if (rc == OMEN_ENOMEM) return false;
+    run->prepared = rc != OMEN_ENOMEM;
+    if (rc == OMEN_OK || rc == OMEN_ENOMEM) return run->prepared;
     run->end_code = OMEN_EINVAL;
     LOG_ERROR("shard.by_filter", "shard=%" PRIu64 " sequence=%" PRIu64 " error=\"%s\"", run->shard->shard_id,
             run->id.sequence, err.message);

@@ -203,7 +203,8 @@ void shard_store_stats(struct shard_store *store, struct shard_store_stats *stat
 
 /* ---- what replicas compare (CORRECTNESS A7) ---- */
 
-/* Order-free digest of the live points after one sequence: shard key, id, version, expiry, payload and vectors of each.
+/* Order-free digest of the live points after one sequence: shard key, id, version, expiry, payload and vectors of each;
+ * and of the writes by filter under way.
  * Replicas that differ at one sequence hold different points; two that agree may do so by chance once in 2^32. Compare
  * only digests of one version of it: what is hashed may change with a release, its number then does. */
 #define STORE_DIGEST_VERSION 1u

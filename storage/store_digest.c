@@ -39,10 +39,27 @@ enum omen_err store_block_stage(struct shard_store *s, uint32_t staged, const st
     return OMEN_OK;
 }
 
+/* Writes by filter under way are state like points: which, and where each stands. 0 when there is none. */
+static uint64_t intents_digest(const struct intent_set *set)
+{
+    uint64_t sum = 0;
+    for (uint32_t i = 0; i < set->count; i++) {
+        const struct intent *in = &set->items[i];
+        const struct intent_work *work = in->work;
+        uint64_t parts[] = { work->id.sequence, work->id.part, work->op_id.client, work->op_id.seq, work->op,
+            hash64(work->filter.data, work->filter.len), hash64(work->payload.data, work->payload.len),
+            in->steps, in->affected, in->has_cursor, in->cursor.id.hi, in->cursor.id.lo, in->cursor.key_hi,
+            in->cursor.key_lo };
+        sum += hash64(parts, sizeof parts);
+    }
+    return sum;
+}
+
 void store_digests_note(struct shard_store *s, uint64_t sequence)
 {
     bool settled = expiry_next_ms(&s->expiry) > s->log_time_ms;
-    struct store_digest now = { settled ? sequence : 0, settled ? s->digest : 0 };
+    struct store_digest now = { settled ? sequence : 0,
+        settled ? s->digest + intents_digest(s->intents) : 0 };
     s->digests[0] = now;
     for (uint32_t i = 1; i < STORE_DIGESTS_MAX; i++)
         if (sequence % (UINT64_C(1) << (STORE_DIGEST_SHIFT * i + 1)) == 0) s->digests[i] = now;

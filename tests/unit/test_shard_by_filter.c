@@ -198,6 +198,44 @@ START_TEST(a_write_by_filter_that_is_held_up_is_not_lost)
 }
 END_TEST
 
+/* One point cannot take the payload: what comes before it in the order of ids is done, then the write ends with that code,
+ * with those counts, for whoever asks again too; nothing is left under way. */
+START_TEST(a_point_that_cannot_be_changed_ends_a_write_by_filter)
+{
+    static char text[65001], json[65100];
+    struct arena arena;
+    struct shard_call call;
+    arena_init(&arena, 4096, 0);
+    ck_assert_int_eq(catalog(CATALOG_CREATE, "docs", 1, METRIC_L2), OMEN_OK);
+    uint64_t shard = shard_of("docs");
+    fill_by_hundreds(shard, 2500);
+    memset(text, 'x', sizeof text - 1);
+    snprintf(json, sizeof json, "{'large': '%s'}", text);
+    float vector[DIM];
+    struct point_op large = upsert_op(1700, vector);
+    large.payload = doc_of(&arena, json);
+    call = call_of(CALL_WRITE, shard);
+    call.in.write.ops = &large;
+    call.in.write.count = 1;
+    ck_assert_int_eq(run(&call), OMEN_OK);
+    release(&call);
+    text[600] = '\0';
+    snprintf(json, sizeof json, "{'more': '%s'}", text);
+    const struct point_op mark = { .kind = POINT_SET_PAYLOAD, .payload = doc_of(&arena, json) };
+    struct shard_call by = delete_all_call(shard, 400, &arena);
+    by.in.write.ops = &mark;
+    for (int i = 0; i < 2; i++) {
+        ck_assert_int_eq(run(&by), OMEN_ETOOBIG);
+        ck_assert_uint_eq(by.out.write.affected, 1700);
+        ck_assert_int_eq(by.out.write.duplicate, i == 1);
+        ck_assert_ptr_nonnull(strstr(by.err.message, "1700 points were done before"));
+        release(&by);
+    }
+    ck_assert_uint_eq(open_by_filter(shard), 0);
+    arena_fini(&arena);
+}
+END_TEST
+
 /* Dropped at any moment of it, a collection goes and whoever waited is told. */
 START_TEST(a_collection_is_dropped_in_the_middle_of_a_write_by_filter)
 {
@@ -230,6 +268,7 @@ int main(void)
     tcase_add_test(tcase, a_write_by_filter_is_done_once_under_its_op_id);
     tcase_add_test(tcase, a_write_by_filter_goes_on_after_a_restart_without_a_client);
     tcase_add_test(tcase, a_write_by_filter_that_is_held_up_is_not_lost);
+    tcase_add_test(tcase, a_point_that_cannot_be_changed_ends_a_write_by_filter);
     tcase_add_test(tcase, a_collection_is_dropped_in_the_middle_of_a_write_by_filter);
     suite_add_tcase(suite, tcase);
     SRunner *runner = srunner_create(suite);

@@ -181,6 +181,14 @@ static struct apply_outcome step_by_filter(struct intent_id id, uint32_t step, u
     return send();
 }
 
+static uint64_t digest_now(void)
+{
+    struct store_digest digests[STORE_DIGESTS_MAX];
+    ck_assert_uint_gt(shard_store_digests(store, digests), 0);
+    ck_assert_uint_eq(digests[0].sequence, sequence);
+    return digests[0].sum;
+}
+
 static uint32_t intents_now(void)
 {
     struct intent_set *set = shard_store_intents(store);
@@ -200,13 +208,15 @@ START_TEST(writes_by_filter_are_bounded_and_outlive_restarts)
     options.delta_bytes_max = 1; /* merge at every checkpoint */
     reopen();
     for (uint64_t id = 1; id <= 3; id++) upsert(id, NULL);
+    uint64_t without = digest_now();
     for (uint32_t i = 0; i < INTENTS_MAX; i++) {
         struct apply_outcome o = begin_by_filter(i + 1);
         ck_assert_int_eq(o.code, OMEN_OK);
         ids[i] = o.intent;
         ck_assert_uint_eq(o.intent.sequence, sequence);
     }
-    upsert(2, "{'new': true}"); /* after all of them began: theirs to leave alone */
+    ck_assert_uint_ne(digest_now(), without); /* they are state that replicas compare */
+    upsert(2, "{'new': true}");               /* after all of them began: theirs to leave alone */
     for (int round = 0; round < 2; round++) {
         struct apply_outcome o = begin_by_filter(100);
         ck_assert(o.code == OMEN_EBUSY && o.intent.sequence == 0);
@@ -218,9 +228,11 @@ START_TEST(writes_by_filter_are_bounded_and_outlive_restarts)
         ck_assert_int_eq(o.code, OMEN_OK);
         ck_assert_uint_eq(o.affected, round == 0);
         ck_assert_int_eq(step_by_filter(ids[0], (uint32_t)round, 3, false).code, OMEN_ECANCELED);
+        uint64_t digest = digest_now();
         checkpoint();
         reopen();
         ck_assert_uint_eq(intents_now(), INTENTS_MAX);
+        ck_assert_uint_eq(digest_now(), digest);
     }
     ck_assert_uint_eq(count_now(), 2);
     struct apply_outcome end = step_by_filter(ids[0], 2, 3, true);
