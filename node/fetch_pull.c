@@ -263,9 +263,16 @@ static enum omen_err have_look(struct pull *p, struct err *err)
         rc = vfs_open(p->o->vfs, path, VFS_READ, &file, err);
         if (rc == OMEN_OK) rc = vfs_size(file, &size, err);
         vfs_close(file);
-        p->have[i] = size < p->lease.files[i].bytes ? size : p->lease.files[i].bytes;
+        p->have[i] = size;
     }
     return rc;
+}
+
+/* A file that is shorter there than here was written anew: its chunk was compacted while there was no lease. */
+static void have_fit(struct pull *p)
+{
+    for (uint32_t i = 0; i < p->lease.file_count; i++)
+        if (p->have[i] > p->lease.files[i].bytes) p->have[i] = 0;
 }
 
 static void have_resize(struct pull *p)
@@ -284,13 +291,17 @@ static enum omen_err lease_prepare(struct pull *p, struct err *err)
     enum omen_err rc = f->prepare(f->arg, &p->lease, &p->dir, err);
     if (rc != OMEN_OK) return rc;
     have_resize(p);
+    have_fit(p); /* a lease may have ended unnoticed before this one was taken */
     if (p->replica_id == p->lease.replica_id) return OMEN_OK;
     if (p->replica_id != 0)
         return err_set(err, OMEN_EUNAVAILABLE, "", "%s serves another replica now", p->o->url);
     p->replica_id = p->lease.replica_id;
     p->files_done = incoming_read(p);
     if (p->files_done > p->lease.file_count) p->files_done = p->lease.file_count;
-    if (p->files_done > 0 && have_look(p, err) == OMEN_OK) return OMEN_OK;
+    if (p->files_done > 0 && have_look(p, err) == OMEN_OK) {
+        have_fit(p);
+        return OMEN_OK;
+    }
     /* Of another replica, or damaged: from the beginning. */
     memset(p->have, 0, p->have_count * sizeof *p->have);
     p->files_done = 0;
