@@ -50,7 +50,7 @@ struct index_error {
     uint32_t count; /* of rows */
 };
 #define INDEX_ERROR_ROWS 8   /* tell enough */
-#define INDEX_ERROR_SIGMAS 8 /* standard deviations, which a row is given */
+#define INDEX_ERROR_SIGMAS 6 /* standard deviations, which a row is given */
 static inline void index_error_add(struct index_error *e, double off)
 {
     e->sum += off;

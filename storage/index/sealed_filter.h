@@ -5,7 +5,7 @@
 
 #include "storage/index/sealed_impl.h"
 
-#define SEALED_SEEN_MIN 2048 /* places of the table of expanded nodes; grows at half */
+#define SEALED_SEEN_MIN 512 /* places of the table of expanded nodes; grows at half */
 
 struct compact_scratch;
 

@@ -29,6 +29,7 @@ enum omen_err sealed_seen_grow(struct index_scratch *scratch);
 /* Begins a walk: nothing is expanded. */
 static inline void seen_clear(struct index_scratch *scratch)
 {
+    scratch->seen_cap = SEALED_SEEN_MIN;
     memset(scratch->seen, 0xff, scratch->seen_cap * sizeof(uint32_t));
     scratch->seen_count = 0;
 }
