@@ -137,7 +137,7 @@ static bool texts_fill(void *arg, struct doc value)
     return true;
 }
 
-/* The lists of words: part by part, each after one more walk over all payloads. */
+/* The lists of words, part by part; after one more walk over all payloads for each, where they were not noted. */
 static enum omen_err lists_write(struct payload_gather *g, struct section *s, struct err *err)
 {
     static const uint8_t zero[8];
@@ -145,14 +145,15 @@ static enum omen_err lists_write(struct payload_gather *g, struct section *s, st
     struct words_build *words = &g->words;
     enum omen_err rc = OMEN_OK;
     while (rc == OMEN_OK && words_part_begin(words)) {
-        for (g->row = 0; rc == OMEN_OK && g->row < source->count; g->row++) {
+        bool noted = words_fill_noted(words);
+        for (g->row = 0; !noted && rc == OMEN_OK && g->row < source->count; g->row++) {
             point_id id;
             struct doc payload;
             bool there = source->row(source->arg, g->row, &id, &payload) && payload.data != NULL;
             if (there) doc_path_each(g->path, payload, false, texts_fill, g);
             rc = payload_stop_ask(source, g->row, err);
         }
-        if (rc == OMEN_OK)
+        if (rc == OMEN_OK && !words->failed)
             rc = section_write(s, words->part, (words->part_end - words->part_first) * sizeof *words->part,
                     err);
     }

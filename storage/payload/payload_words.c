@@ -20,11 +20,17 @@ struct word_rows {
     uint32_t row;      /* the last; UINT32_MAX = none yet */
     uint32_t in_chunk; /* rows of the present chunk */
     uint32_t first;    /* of its list, once counted */
+    uint32_t met;      /* before so many others */
 };
 
 void words_init(struct words_build *w, bool wanted, uint64_t memory_max)
 {
-    *w = (struct words_build){ .wanted = wanted, .memory_max = memory_max, .last_row = UINT32_MAX };
+    *w = (struct words_build){ .wanted = wanted,
+        .memory_max = memory_max,
+        .last_row = UINT32_MAX,
+        .noted_row = UINT32_MAX,
+        .notes = true };
+    buf_init(&w->noted);
 }
 
 static void words_drop(struct words_build *w)
@@ -32,6 +38,8 @@ static void words_drop(struct words_build *w)
     mem_free(w->words);
     mem_free(w->table);
     mem_free(w->part);
+    buf_fini(&w->noted);
+    w->notes = false;
     w->words = NULL;
     w->table = NULL;
     w->part = NULL;
@@ -103,16 +111,32 @@ static struct word_rows *word_find(struct words_build *w, struct hash128 hash)
     return NULL;
 }
 
+/* The row has the word, which it was not noted to have. */
+static void word_note(struct words_build *w, uint32_t row, uint32_t word, bool first)
+{
+    const uint32_t items[3] = { UINT32_MAX, row, word };
+    if (!w->notes) return;
+    if (first)
+        buf_append(&w->noted, items, sizeof items);
+    else
+        buf_append(&w->noted, &word, sizeof word);
+    if (!w->noted.failed && w->noted.len <= w->memory_max / 2) return;
+    buf_fini(&w->noted);
+    w->notes = false;
+}
+
 static void word_count(struct words_build *w, uint32_t row, struct hash128 hash)
 {
     struct word_rows *word = word_find(w, hash);
     if (word == NULL) {
         if (!words_grow(w)) return;
         word = &w->words[w->count++];
-        *word = (struct word_rows){ .hash = hash, .row = UINT32_MAX };
+        *word = (struct word_rows){ .hash = hash, .row = UINT32_MAX, .met = w->count - 1 };
         table_place(w, w->count - 1);
     }
     if (word->row == row) return;
+    word_note(w, row, word->met, w->noted_row != row);
+    w->noted_row = row;
     if (word->in_chunk > 0 && word->row / WORD_CHUNK_ROWS != row / WORD_CHUNK_ROWS) {
         word->units += word_chunk_units(word->in_chunk);
         word->in_chunk = 0;
@@ -157,7 +181,7 @@ void words_end(struct words_build *w)
         give_up(w);
         return;
     }
-    if (!table_make(w, w->table_cap)) w->failed = true;
+    if (!w->notes && !table_make(w, w->table_cap)) w->failed = true;
 }
 
 void words_put(const struct words_build *w, struct buf *out)
@@ -237,4 +261,25 @@ void words_fill(struct words_build *w, uint32_t row, struct bytes text)
         CHECK(word != NULL); /* it was counted */
         if (word->first >= w->part_first && word->first < w->part_end) word_fill(w, word, row);
     }
+}
+
+bool words_fill_noted(struct words_build *w)
+{
+    const uint32_t *noted = (const uint32_t *)(const void *)w->noted.data;
+    size_t count = w->noted.len / sizeof *noted;
+    uint32_t row = 0;
+    uint32_t *where = w->notes ? mem_alloc((w->count + 1) * sizeof *where) : NULL; /* by when it was met */
+    w->failed |= w->notes && where == NULL;
+    if (where == NULL) return w->notes;
+    for (uint32_t i = 0; i < w->count; i++) where[w->words[i].met] = i;
+    for (size_t i = 0; i < count; i++) {
+        if (noted[i] == UINT32_MAX) {
+            row = noted[++i];
+            continue;
+        }
+        struct word_rows *word = &w->words[where[noted[i]]];
+        if (word->first >= w->part_first && word->first < w->part_end) word_fill(w, word, row);
+    }
+    mem_free(where);
+    return true;
 }
