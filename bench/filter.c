@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "bench/bench.h"
+#include "bench/filter_count.h"
 #include "bench/filter_search.h"
 #include "common/check.h"
 #include "common/mem.h"
@@ -111,6 +112,14 @@ static bool row_at(void *arg, uint32_t row, point_id *id_out, struct doc *payloa
     return true;
 }
 
+static struct doc row_payload(void *arg, uint32_t row)
+{
+    point_id id;
+    struct doc payload;
+    row_at(arg, row, &id, &payload);
+    return payload;
+}
+
 #define TEXT(words) "{\"must\": [{\"key\": \"description\", \"match\": {\"text\": \"" words "\"}}]}"
 #define PLACE(lon, lat) "{\"lon\": " lon ", \"lat\": " lat "}"
 #define BOX(left, top, right, bottom)                                                                        \
@@ -120,9 +129,7 @@ static bool row_at(void *arg, uint32_t row, point_id *id_out, struct doc *payloa
     "{\"must\": [{\"key\": \"place\", \"geo_radius\": {\"center\": " PLACE(lon, lat) ", \"radius\": " metres \
                                                                                      "}}]}"
 
-static const struct {
-    const char *name, *json;
-} asked[] = {
+static const struct filter_asked asked[] = {
     { "match 50 %", "{\"must\": [{\"key\": \"tags\", \"match\": {\"value\": \"half\"}}]}" },
     { "match 10 %", "{\"must\": [{\"key\": \"tags\", \"match\": {\"value\": \"tenth\"}}]}" },
     { "match 2.5 %", "{\"must\": [{\"key\": \"section\", \"match\": {\"value\": \"section-7\"}}]}" },
@@ -237,7 +244,7 @@ static struct payload_index *index_make(struct rows *r, const char *path)
 
 int bench_filter(int argc, char **argv)
 {
-    uint64_t count = 1000000, rounds = 201, queries = 200;
+    uint64_t count = 1000000, rounds = 201, queries = 200, store = 0;
     const char *data = NULL, *dir = "/tmp/omen-bench-filter";
     const char *path = "/tmp/omen-bench-filter.payload";
     const struct bench_option options[] = {
@@ -246,7 +253,8 @@ int bench_filter(int argc, char **argv)
         { "--data", "searches over this data set instead (debpkg-lsa-128: it has sections)", NULL, &data,
                 NULL },
         { "--queries", "of the data set (200)", &queries, NULL, NULL },
-        { "--dir", "scratch directory of --data (/tmp/omen-bench-filter)", NULL, &dir, NULL },
+        { "--store", "1: counts and pages in a store of such rows instead (0)", &store, NULL, NULL },
+        { "--dir", "scratch directory of --data and --store (/tmp/omen-bench-filter)", NULL, &dir, NULL },
         { "--file", "scratch file (/tmp/omen-bench-filter.payload)", NULL, &path, NULL },
     };
     bench_parse(argc, argv, "filter [options]", options, sizeof options / sizeof options[0]);
@@ -264,6 +272,11 @@ int bench_filter(int argc, char **argv)
     CHECK(scratch != NULL);
     arena_init(&arena, 1 << 14, 0);
     rows_make(&r, (uint32_t)count);
+    if (store != 0) {
+        filter_count(&(struct filter_count){ dir, (uint32_t)count, row_payload, &r, asked,
+                sizeof asked / sizeof *asked, rounds });
+        return 0;
+    }
     struct payload_index *index = index_make(&r, path);
     for (size_t i = 0; i < sizeof asked / sizeof *asked; i++) {
         const struct filter *filter = bench_filter_read(asked[i].json, &arena);

@@ -16,7 +16,7 @@
 #define BATCH 500u
 #define K 10u
 
-static struct shard_store *store_open(const char *dir, const struct collection_schema *schema)
+struct shard_store *filter_store_open(const char *dir, const struct collection_schema *schema)
 {
     struct shard_store_options options;
     struct shard_store *store;
@@ -85,7 +85,7 @@ static void store_fill(struct shard_store *store, struct bench_data *data,
     entry_builder_free(entries);
 }
 
-static void store_index(struct shard_store *store)
+void filter_store_index(struct shard_store *store)
 {
     struct index_policy policy;
     struct index_control control = { .threads = 1 };
@@ -183,17 +183,17 @@ void filter_search(const char *folder, const char *dir, uint64_t queries)
         "{\"must\": [{\"key\": \"chance\", \"range\": {\"lt\": 10}}]}",
         "{\"must\": [{\"key\": \"chance\", \"range\": {\"lt\": 1}}]}",
         "{\"must\": [{\"key\": \"title\", \"match\": {\"text\": \"library\"}}]}" };
-    static const char *const names[] = { "random 50 %", "random 10 %", "random 1 %", "random 0.1 %",
-        "text, no index", "section of the nearest", "section of the farthest" };
+    static const char *const names[] = { "random 50 %", "random 10 %", "random 1 %", "random 0.1 %", "text",
+        "section of the nearest", "section of the farthest" };
     struct bench_data data;
     struct store_view view;
     bench_data_open(&data, folder, 0, queries, K, 1);
     struct collection_schema schema = { .field_count = 1 };
     schema.fields[0].dim = data.rows.dim;
     schema.fields[0].metric = data.rows.metric;
-    struct shard_store *store = store_open(dir, &schema);
+    struct shard_store *store = filter_store_open(dir, &schema);
     store_fill(store, &data, &schema);
-    store_index(store);
+    filter_store_index(store);
     store_view_acquire(store, &view);
     for (int way = 0; way < 7; way++) {
         struct tally t = { .ns = mem_must_calloc(data.query_count, sizeof *t.ns) };

@@ -4,6 +4,12 @@
 
 #include <stdint.h>
 
+#include "storage/shard_store.h"
+
+/* A new store in `dir`; what is in it sealed in segments, as far as the policy goes. */
+struct shard_store *filter_store_open(const char *dir, const struct collection_schema *schema);
+void filter_store_index(struct shard_store *store);
+
 /* The data set in `folder` has payloads with "section" and "title"; `dir` is scratch and removed. Prints a line per
  * filter. */
 void filter_search(const char *folder, const char *dir, uint64_t queries);
