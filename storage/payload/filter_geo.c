@@ -155,10 +155,8 @@ static enum geo_side polygon_side(const struct filter *filter, const struct geo_
     return geo_polygon_holds(filter, r->low) ? GEO_INSIDE : GEO_OUTSIDE;
 }
 
-void geo_region_make(const struct filter *filter, struct geo_region *region_out)
+static void radius_make(const struct filter *filter, struct geo_region *region_out)
 {
-    *region_out = (struct geo_region){ .filter = filter };
-    if (filter->kind != FILTER_GEO_RADIUS) return;
     double outer = (filter->geo_radius.metres + SPARE_METRES) / EARTH_METRES;
     double inner = (filter->geo_radius.metres - SPARE_METRES) / EARTH_METRES;
     double lat = radians(filter->geo_radius.center.lat);
@@ -171,6 +169,59 @@ void geo_region_make(const struct filter *filter, struct geo_region *region_out)
     region_out->lat_reach = outer * (180 / M_PI);
     bool pole = fabs(lat) + outer >= M_PI / 2;
     region_out->lon_reach = pole ? 360 : asin(sin(outer) / cos(lat)) * (180 / M_PI) + 1e-6;
+}
+
+static double lon_wrapped(double lon) { return lon > 180 ? lon - 360 : lon < -180 ? lon + 360 : lon; }
+
+static void bounds_make(const struct filter *filter, struct geo_region *r)
+{
+    if (filter->kind == FILTER_GEO_BOX) {
+        r->north = filter->geo_box.top_left.lat;
+        r->south = filter->geo_box.bottom_right.lat;
+        r->west = filter->geo_box.top_left.lon;
+        r->east = filter->geo_box.bottom_right.lon;
+        r->filled = 1;
+    } else if (filter->kind == FILTER_GEO_RADIUS) {
+        struct geo_point c = filter->geo_radius.center;
+        bool all = !(r->lon_reach < 180);
+        r->north = c.lat + r->lat_reach;
+        r->south = c.lat - r->lat_reach;
+        r->west = all ? -180 : lon_wrapped(c.lon - r->lon_reach);
+        r->east = all ? 180 : lon_wrapped(c.lon + r->lon_reach);
+        r->filled = all ? 1 : M_PI / 4;
+    } else {
+        const struct geo_ring *exterior = &filter->geo_polygon.rings[0];
+        r->north = exterior->high.lat;
+        r->south = exterior->low.lat;
+        r->west = exterior->low.lon;
+        r->east = exterior->high.lon;
+        r->filled = 0.5;
+    }
+}
+
+void geo_region_make(const struct filter *filter, struct geo_region *region_out)
+{
+    *region_out = (struct geo_region){ .filter = filter };
+    if (filter->kind == FILTER_GEO_RADIUS) radius_make(filter, region_out);
+    bounds_make(filter, region_out);
+}
+
+/* Of [low, high]: the share between the bounds. */
+static double span_share(double low, double high, double from, double to)
+{
+    double both = fmin(high, to) - fmax(low, from);
+    if (both < 0) return 0;
+    return high > low ? both / (high - low) : 1;
+}
+
+double geo_region_share(const struct geo_region *region, const struct geo_rect *r)
+{
+    double lat = span_share(r->low.lat, r->high.lat, region->south, region->north);
+    double lon = region->west <= region->east
+            ? span_share(r->low.lon, r->high.lon, region->west, region->east)
+            : span_share(r->low.lon, r->high.lon, region->west, 180) +
+                    span_share(r->low.lon, r->high.lon, -180, region->east);
+    return lat * fmin(lon, 1) * region->filled;
 }
 
 enum geo_side geo_region_side(const struct geo_region *region, const struct geo_rect *rect)

@@ -27,9 +27,13 @@ struct geo_region {
     double sin_lat, cos_lat, cos_outer, cos_inner;
     bool some_inside, some_outside; /* may a box be inside, outside at all */
     double lat_reach, lon_reach;    /* degrees from the center; past them nothing is inside */
+    /* A box around it, over the antimeridian where west > east; and which share of that it is, about. */
+    double south, north, west, east, filled;
 };
 void geo_region_make(const struct filter *filter, struct geo_region *region_out);
 /* Cost: some sines of a radius, a look at every edge of a polygon. */
 enum geo_side geo_region_side(const struct geo_region *region, const struct geo_rect *rect);
+/* About which share of the box lies inside. */
+double geo_region_share(const struct geo_region *region, const struct geo_rect *rect);
 
 #endif

@@ -130,7 +130,8 @@ static double box_estimate(const struct place_tree *t, const struct geo_region *
     enum geo_side side = geo_region_side(region, &t->boxes[level][i]);
     if (side == GEO_OUTSIDE) return 0;
     if (side == GEO_INSIDE) return (double)(end - first);
-    if (level == 0 || n <= ESTIMATE_PLACES) return (double)(end - first) / 2;
+    if (level == 0 || n <= ESTIMATE_PLACES)
+        return fmax((double)(end - first) * geo_region_share(region, &t->boxes[level][i]), 0.5);
     double sum = 0;
     uint32_t child = i * PLACE_FANOUT, last = least(child + PLACE_FANOUT, t->counts[level - 1]);
     for (; child < last; child++) sum += box_estimate(t, region, level - 1, child);
