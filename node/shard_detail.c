@@ -92,6 +92,8 @@ static void put_payload(struct doc_builder *b, struct shard_read *read)
         put_u64(b, "values", fields[i].values);
         put_u64(b, "numbers", fields[i].numbers);
         put_u64(b, "times", fields[i].times);
+        put_u64(b, "words", fields[i].words);
+        put_u64(b, "places", fields[i].places);
         doc_end(b);
     }
     doc_end(b);

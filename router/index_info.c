@@ -12,7 +12,8 @@
 static const char *const SUMS[] = { "segments", "own_segments", "rows", "built_rows", "tail_rows",
     "disk_bytes" };
 static const char *const MEMORY[] = { "graphs", "mapped_graphs", "sketches", "rows", "deltas" };
-static const char *const FIELD_SUMS[] = { "segments", "rows", "values", "numbers", "times" };
+static const char *const FIELD_SUMS[] = { "segments", "rows", "values", "numbers", "times", "words",
+    "places" };
 #define COUNT(a) (sizeof(a) / sizeof *(a))
 
 struct field {

@@ -101,6 +101,7 @@ struct shard_payload_field {
     uint32_t segments;               /* that have one */
     uint64_t rows;                   /* in these */
     uint64_t values, numbers, times; /* distinct ones in each, added up; rows with a number, a date-time */
+    uint64_t words, places;          /* distinct ones in each, added up; places */
 };
 /* All of them, by path; [*count_out] in `arena`. Any thread. OMEN_ENOMEM. */
 OMEN_CHECKED enum omen_err shard_index_payload(struct shard_store *store, struct arena *arena,

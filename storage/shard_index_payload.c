@@ -44,6 +44,8 @@ static enum omen_err field_add(struct fields *f, const struct payload_field_info
     item->values += info->values;
     item->numbers += info->numbers;
     item->times += info->times;
+    item->words += info->words;
+    item->places += info->places;
     return OMEN_OK;
 }
 

@@ -5,6 +5,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "common/query/path_kind.h"
+
 static double get_f64(struct doc object, const char *key)
 {
     struct doc v = doc_get(object, key);
@@ -102,13 +104,15 @@ void index_cells(struct table *table, struct doc index)
     table_cell(table, text, strlen(text));
 }
 
-/* As it was asked for, or with brackets at its end. */
+/* As it was asked for, or with brackets or what for at its end. */
 static bool is_asked(struct doc asked, struct bytes path)
 {
     struct doc_iter it = doc_iter(asked);
     struct doc one;
     while (doc_next(&it, NULL, &one)) {
         struct bytes text = doc_type(one) == DOC_STRING ? doc_string(one) : (struct bytes){ NULL, 0 };
+        enum path_kind kind;
+        if (text.data != NULL) text.len = path_kind_split((const char *)text.data, text.len, &kind);
         while (text.len > path.len && text.len >= 2 && memcmp(text.data + text.len - 2, "[]", 2) == 0)
             text.len -= 2;
         if (text.data != NULL && text.len == path.len && memcmp(text.data, path.data, path.len) == 0)
@@ -119,7 +123,8 @@ static bool is_asked(struct doc asked, struct bytes path)
 
 void print_payload_fields(struct doc fields, struct doc asked)
 {
-    static const char *const members[] = { "segments", "rows", "values", "numbers", "times" };
+    static const char *const members[] = { "segments", "rows", "values", "numbers", "times", "words",
+        "places" };
     if (fields.data == NULL || doc_count(fields) == 0) return;
     struct table *table = table_new();
     table_column(table, "payload index", false);
