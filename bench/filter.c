@@ -185,7 +185,7 @@ static uint64_t index_ns(const struct payload_index *index, const struct filter 
     uint64_t *ns = mem_must_calloc(rounds, sizeof *ns);
     for (uint64_t i = 0; i < rounds; i++) {
         struct payload_estimate estimate;
-        struct payload_answer answer = { NULL, 0, true };
+        struct payload_answer answer = { .exact = true };
         uint64_t start = bench_now_ns();
         payload_index_estimate(index, filter, &estimate);
         if (estimate.pruned == EXPLAIN_NOT_PRUNED)

@@ -69,6 +69,9 @@ static void put_index(struct doc_builder *b, const struct explain_index *index)
 static void put_filter(struct doc_builder *b, const struct explain_part *p)
 {
     if (p->filter != EXPLAIN_FILTER_NONE) put_text(b, "filter", explain_filter_name(p->filter));
+    char by[EXPLAIN_STRUCTURES_BYTES];
+    explain_structures_text(p->filter_by, by);
+    if (by[0] != '\0') put_text(b, "filter_by", by);
     if (p->pruned_by != EXPLAIN_NOT_PRUNED) put_text(b, "pruned_by", explain_prune_name(p->pruned_by));
     if (p->pruned_path != NULL) put_text(b, "pruned_path", p->pruned_path);
     put_known(b, "estimated", p->estimated);

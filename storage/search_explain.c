@@ -1,6 +1,7 @@
 /* Names and growth of what search_explain.h describes. */
 #include "storage/search_explain.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "common/check.h"
@@ -25,6 +26,18 @@ const char *explain_filter_name(enum explain_filter filter)
     static const char *const names[EXPLAIN_FILTER_COUNT] = { "none", "index", "partly", "payload" };
     CHECK(filter < EXPLAIN_FILTER_COUNT);
     return names[filter];
+}
+
+void explain_structures_text(uint32_t structures, char out[EXPLAIN_STRUCTURES_BYTES])
+{
+    static const char *const names[EXPLAIN_STRUCTURES] = { "values", "numbers", "times", "words", "places",
+        "presence", "ids" };
+    size_t len = 0;
+    out[0] = '\0';
+    for (uint32_t i = 0; i < EXPLAIN_STRUCTURES; i++)
+        if ((structures >> i & 1) != 0)
+            len += (size_t)snprintf(out + len, EXPLAIN_STRUCTURES_BYTES - len, "%s%s", len == 0 ? "" : ", ",
+                    names[i]);
 }
 
 const char *explain_why_name(enum explain_why why)

@@ -45,6 +45,19 @@ enum explain_filter {
     EXPLAIN_FILTER_COUNT
 };
 
+/* What of the payload index told of the filter's conditions: bits. */
+enum explain_structure {
+    EXPLAIN_BY_VALUES = 1,    /* lists of rows by value */
+    EXPLAIN_BY_NUMBERS = 2,   /* numbers in order */
+    EXPLAIN_BY_TIMES = 4,     /* date-times in order */
+    EXPLAIN_BY_WORDS = 8,     /* lists of rows by word */
+    EXPLAIN_BY_PLACES = 16,   /* places in boxes */
+    EXPLAIN_BY_PRESENCE = 32, /* rows that have values, none, null */
+    EXPLAIN_BY_IDS = 64,
+};
+#define EXPLAIN_STRUCTURES 7u
+#define EXPLAIN_STRUCTURES_BYTES 64u
+
 /* Why that plan gave the answer. */
 enum explain_why {
     EXPLAIN_WHY_PRUNED,    /* pruned_by says it */
@@ -63,6 +76,8 @@ const char *explain_plan_name(enum explain_plan plan); /* "pruned", "walk", "gat
 const char *explain_prune_name(
         enum explain_prune prune); /* "", "field", "values", "range", "words", "area", "filter", "all_dead" */
 const char *explain_filter_name(enum explain_filter filter); /* "none", "index", "partly", "payload" */
+/* "values, words"; "" without any. */
+void explain_structures_text(uint32_t structures, char out[EXPLAIN_STRUCTURES_BYTES]);
 /* "pruned", "no_filter", "cheapest", "most_pass", "gave_up", "exact", "older_view", "not_sealed", "sketch" */
 const char *explain_why_name(enum explain_why why);
 
@@ -89,6 +104,7 @@ struct explain_part {
     enum explain_prune pruned_by;
     const char *pruned_path; /* payload path of the condition that pruned it; NULL = none alone did */
     enum explain_filter filter;
+    uint32_t filter_by;        /* of enum explain_structure: what was looked into for it */
     uint64_t estimated;        /* rows that pass, as told before anything was computed; EXPLAIN_UNKNOWN */
     uint64_t real;             /* as the bitmap has them; EXPLAIN_UNKNOWN */
     uint64_t rows_scanned;     /* read whole, or compared by short codes under a bitmap */

@@ -79,6 +79,7 @@ static void id_rows(const struct payload_walk *w, const struct filter *filter, u
 {
     const struct payload_field *ids = &w->index->fields[0];
     *exact_out = true;
+    *w->by |= EXPLAIN_BY_IDS;
     rowbits_none(out, w->rows);
     for (uint32_t i = 0; i < filter->has_id.count; i++) {
         point_id id = filter->has_id.ids[i];
@@ -243,8 +244,9 @@ static enum omen_err rows_of(const struct payload_walk *w, const struct filter *
 enum omen_err payload_index_filter(const struct payload_index *index, const struct filter *filter,
         struct payload_scratch *scratch, struct payload_answer *answer_out)
 {
-    const struct payload_walk w = { index, scratch, index->rows };
+    const struct payload_walk w = { index, scratch, index->rows, &answer_out->by };
     answer_out->exact = true;
+    answer_out->by = 0;
     if (filter == NULL) {
         answer_out->count = index->rows;
         return payload_scratch_rows(scratch, index->rows, &answer_out->rows);

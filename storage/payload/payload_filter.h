@@ -35,6 +35,7 @@ struct payload_walk {
     const struct payload_index *index;
     struct payload_scratch *scratch;
     uint32_t rows;
+    uint32_t *by; /* payload_answer.by */
 };
 /* `out` is overwritten by all of them. Every row may pass. */
 void payload_rows_unknown(const struct payload_walk *w, uint64_t *out, bool *exact_out);

@@ -80,6 +80,7 @@ struct payload_answer {
     uint64_t *rows; /* one bit a row, in the scratch until it is used again; the caller may clear bits */
     uint64_t count; /* of set bits */
     bool exact;     /* the rows that pass; else those and others */
+    uint32_t by;    /* of enum explain_structure: what was looked into */
 };
 /* Errors: OMEN_ENOMEM. Cost: about rows / 64 word operations per condition. */
 OMEN_CHECKED enum omen_err payload_index_filter(const struct payload_index *index,

@@ -90,6 +90,7 @@ static void text_rows(const struct payload_walk *w, const struct payload_field *
         payload_rows_unknown(w, out, exact_out);
         return;
     }
+    *w->by |= EXPLAIN_BY_WORDS;
     rowbits_none(out, w->rows);
     for (uint32_t i = 0; i < count; i++) {
         uint32_t word;
@@ -140,6 +141,20 @@ static void many_pour(void *arg, uint32_t first, uint32_t end)
     rowbits_or_list(p->out, p->column->many_rows + first, end - first);
 }
 
+static uint32_t structure_of(enum filter_kind kind)
+{
+    switch (kind) {
+    case FILTER_MATCH_ANY:
+    case FILTER_MATCH_EXCEPT: return EXPLAIN_BY_VALUES;
+    case FILTER_RANGE: return EXPLAIN_BY_NUMBERS;
+    case FILTER_DATETIME: return EXPLAIN_BY_TIMES;
+    case FILTER_VALUES_COUNT:
+    case FILTER_IS_EMPTY:
+    case FILTER_IS_NULL: return EXPLAIN_BY_PRESENCE;
+    default: return 0; /* told where it is known to be there */
+    }
+}
+
 static enum omen_err place_rows(const struct payload_walk *w, const struct payload_field *f,
         const struct filter *filter, uint64_t *out, bool *exact_out)
 {
@@ -149,6 +164,7 @@ static enum omen_err place_rows(const struct payload_walk *w, const struct paylo
         payload_rows_unknown(w, out, exact_out);
         return OMEN_OK;
     }
+    *w->by |= EXPLAIN_BY_PLACES;
     rowbits_none(out, w->rows);
     geo_region_make(filter, &region);
     place_tree_runs(&f->tree, &region, run_pour, &p);
@@ -164,6 +180,7 @@ enum omen_err payload_field_rows(const struct payload_walk *w, const struct payl
     struct payload_interval in;
     enum omen_err rc = OMEN_OK;
     *exact_out = true;
+    *w->by |= structure_of(filter->kind);
     switch (filter->kind) {
     case FILTER_MATCH_ANY:
         rowbits_none(out, w->rows);

@@ -299,6 +299,7 @@ static bool run_ask(struct segment *s, const struct segment_query *q, struct can
     if (all) run.end = 0;
     *c = (struct candidates){ NULL, run, all ? s->count : run.end - run.first, true, false };
     part->filter = EXPLAIN_FILTER_INDEX;
+    part->filter_by = EXPLAIN_BY_VALUES;
     part->real = c->count;
     return true;
 }
@@ -336,6 +337,7 @@ static enum omen_err filter_ask(struct segment *s, const struct segment_query *q
     if (rc != OMEN_OK) return rc;
     *c = (struct candidates){ answer.rows, { 0, 0 }, answer.count, answer.exact, false };
     part->filter = answer.exact ? EXPLAIN_FILTER_INDEX : EXPLAIN_FILTER_PARTLY;
+    part->filter_by = answer.by;
     if (answer.exact) part->real = answer.count;
     *pruned_out = answer.count == 0;
     if (*pruned_out) prune(part, EXPLAIN_PRUNED_FILTER);

@@ -115,6 +115,8 @@ class Explain(unittest.TestCase):
         segments = self.parts(explain, False)
         self.assertEqual(sum(p["real"] for p in segments), ROWS // 200)
         self.assertEqual({p["filter"] for p in segments}, {"index"})
+        self.assertLessEqual({p["filter_by"] for p in segments if "filter_by" in p},
+                             {"values", "numbers", "values, numbers"})
         for part in segments:
             self.assertAlmostEqual(part["estimated"], part["real"], delta=part["real"] + 5)
             self.assertNotIn("filter_evaluated", part)
@@ -201,7 +203,7 @@ class Explain(unittest.TestCase):
         self.assertRegex(text, rf"(?m)^index +{ROWS} rows in \d+ segments, {TAIL} in none; built \d+$")
         self.assertRegex(text, r"(?m)^index_lag +\d+ entries, of the shard that is furthest behind$")
         self.assertRegex(text, r"(?m)^index_memory +graphs [\d.]+ \wB, mapped graphs ")
-        self.assertRegex(text, r"(?m)^tenant +auto +\d+ +6000 +\d+ +0 +0$")
+        self.assertRegex(text, r"(?m)^tenant +auto +\d+ +6000 +\d+ +0 +0 +\d+ +0$")
         metrics = self.node.http_get("/metrics")[1]
         self.assertRegex(metrics, r'omendb_node_index_lag_entries\{collection="docs",shard="\d+"\} [1-9]')
         self.assertRegex(metrics, r'omendb_node_index_segments\{collection="docs",shard="\d+"\} [1-9]')

@@ -175,7 +175,10 @@ static void put_part(struct table *table, struct doc part)
         table_cellf(table, "  tail");
     table_cellf(table, "%" PRIu64, doc_get_u64(part, "rows"));
     table_cellf(table, "%s", text_of(part, "plan").s);
-    table_cellf(table, "%s", text_of(part, "filter").s);
+    if (has(part, "filter_by"))
+        table_cellf(table, "%s: %s", text_of(part, "filter").s, text_of(part, "filter_by").s);
+    else
+        table_cellf(table, "%s", text_of(part, "filter").s);
     cell_passing(table, part);
     cell_count(table, part, "hops");
     cell_count(table, part, "rows_scanned");
