@@ -46,7 +46,10 @@ class Init(unittest.TestCase):
         self.cluster.routers[0].wait_ready(PATIENCE)
         self.db = omendb.connect([self.cluster.routers[0].listen], timeout=PATIENCE)
         self.addCleanup(self.db.close)
-        self.assertEqual(self.cluster.status()["cluster"]["name"], "ours")
+        deadline = time.monotonic() + PATIENCE
+        while (status := self.cluster.status()) is None:
+            self.assertLess(time.monotonic(), deadline, "nobody answers")
+        self.assertEqual(status["cluster"]["name"], "ours")
 
     def init(self, op_id):
         return self.db._call({"op": "cluster", "request": {"do": "init", "name": "ours"}, "op_id": op_id})["reply"]["cluster_id"]

@@ -135,6 +135,17 @@ static uint64_t marked_at(uint32_t i, uint64_t token)
     return points;
 }
 
+/* Of the leader; 0: it cannot be looked at now. */
+static uint64_t tail_rows(void)
+{
+    struct shard_host *shard = g.nodes[shard_nodes_leader(&g, UINT32_MAX)].shard;
+    struct shard_store *store = shard_host_store_hold(shard);
+    if (store == NULL) return 0;
+    uint64_t rows = shard_index_tail_rows(store);
+    shard_host_store_unhold(shard);
+    return rows;
+}
+
 static void tail_rows_max_are(uint64_t rows)
 {
     for (uint32_t i = 0; i < 3; i++) g.nodes[i].env.tail_rows_max = rows;
@@ -145,8 +156,8 @@ static void tail_rows_max_are(uint64_t rows)
 static void write_later(void)
 {
     enum omen_err rc = OMEN_EBUSY;
-    for (uint64_t rows = MANY + 1000; rc != OMEN_OK; rows += 1000) {
-        tail_rows_max_are(rows + 1);
+    while (rc != OMEN_OK) { /* a leader that has just begun is busy, too: it makes no room for steps */
+        tail_rows_max_are(tail_rows() + 1);
         (void)shard_nodes_fill_once(&g, MANY - LATER, LATER, 0, &rc);
     }
 }
@@ -158,13 +169,15 @@ START_TEST(a_write_by_filter_goes_on_at_the_next_leader_without_a_client)
 {
     shard_nodes_start(&g, 3);
     for (uint32_t first = 0; first < MANY; first += 250) (void)shard_nodes_fill(&g, first, 250, 0);
-    uint32_t leader = shard_nodes_leader(&g, UINT32_MAX);
-    tail_rows_max_are(MANY + 1); /* one step */
-    struct marking first = { .node = leader, .id = op(1) };
-    first.deadline_ns = clock_monotonic_ns(clock_system()) + 1000000000ull;
-    mark_all(&first);
-    ck_assert_msg(first.call.code == OMEN_EUNKNOWN || first.call.code == OMEN_EDEADLINE, "%s: %s",
-            err_name(first.call.code), first.call.err.message);
+    uint32_t leader;
+    struct marking first = { .id = op(1) };
+    do { /* again where it was not even begun, as when the leader changes */
+        tail_rows_max_are(tail_rows() + 1); /* one step */
+        first.node = leader = shard_nodes_leader(&g, UINT32_MAX);
+        first.deadline_ns = clock_monotonic_ns(clock_system()) + 1000000000ull;
+        mark_all(&first);
+        ck_assert_msg(first.call.code != OMEN_OK, "it is not held up");
+    } while (intent_at(leader).work == NULL);
     struct marking second = { .node = leader, .id = first.id };
     pthread_t thread;
     ck_assert_int_eq(pthread_create(&thread, NULL, mark_all, &second), 0);
@@ -177,7 +190,9 @@ START_TEST(a_write_by_filter_goes_on_at_the_next_leader_without_a_client)
     ck_assert_ptr_nonnull(intent_at(leader).work);
     shard_node_down(&g, leader);
     ck_assert_int_eq(pthread_join(thread, NULL), 0);
-    ck_assert_int_eq(second.call.code, OMEN_EUNKNOWN);
+    ck_assert_msg(second.call.code == OMEN_EUNKNOWN || second.call.code == OMEN_ENOTLEADER ||
+                    second.call.code == OMEN_EBUSY,
+            "%s: %s", err_name(second.call.code), second.call.err.message);
     tail_rows_max_are(0);
     while (intent_at(shard_nodes_leader(&g, leader)).work != NULL) usleep(10000);
     struct marking third = { .id = first.id };
