@@ -100,6 +100,10 @@ static struct write_need need_of(struct room_bench *b, uint64_t sequence, bool *
             *payload_ops_out |= ops[i].kind > POINT_DELETE;
         }
         ck_assert_int_eq(shard_store_need(b->store, ops, request.op_count, &need, &err), OMEN_OK);
+        struct entry_intent
+                intent; /* what begins, or goes on with, a write by filter: as node/shard_write.c adds it */
+        (void)entry_intent_at(&entry, r, &intent);
+        if (intent.kind != ENTRY_INTENT_NONE) need.entry_bytes += entry_intent_bytes(&intent);
         write_need_add(&sum, &need);
     }
     /* All but what an entry has once: its header and what its parts are padded by. */
