@@ -19,6 +19,10 @@
 #define MIB (1ull << 20)
 #define DELTA_SHARE 8u /* of the memory budget: a shard's delta is merged when it is larger */
 #define DELTA_BYTES_MIN MIB
+#define LOG_SHARE                                                                                            \
+    2u /* of the memory budget: what the log keeps, which is read into memory at the next start */
+#define LOG_SEGMENT_SHARE 8u /* of that: a segment, and what a shard writes between two checkpoints */
+#define LOG_SEGMENT_MIN (4 * MIB)
 #define TAIL_ROWS_MAX 2000000u /* scanned by sketch in some hundred microseconds */
 
 void node_options_default(struct node_options *options)
@@ -325,6 +329,20 @@ static void env_fill(struct node *node)
     env->disk_arg = node;
 }
 
+static uint64_t least(uint64_t a, uint64_t b) { return a < b ? a : b; }
+
+/* A small node has a small log: entries are in memory until a checkpoint lets go of them, and all that the log holds is at
+ * a start. (A node with 107 MiB was killed at its start by a log of 107 MB that it had written with 40 MB of memory.) */
+static void log_fit(struct replica_host_options *host, uint64_t bytes)
+{
+    uint64_t segment = bytes / LOG_SEGMENT_SHARE / MIB * MIB;
+    if (segment < LOG_SEGMENT_MIN) segment = LOG_SEGMENT_MIN;
+    if (bytes < LOG_SEGMENT_SHARE * LOG_SEGMENT_MIN) bytes = LOG_SEGMENT_SHARE * LOG_SEGMENT_MIN;
+    host->log.segment_bytes = least(host->log.segment_bytes, segment);
+    host->log.bytes_max = least(host->log.bytes_max, bytes);
+    host->checkpoint_log_bytes = least(host->checkpoint_log_bytes, segment);
+}
+
 enum omen_err node_host_open(struct node *node, struct err *err)
 {
     const struct node_cluster_options *cluster = &node->options.cluster;
@@ -334,6 +352,7 @@ enum omen_err node_host_open(struct node *node, struct err *err)
     host.log.vfs = node->options.vfs;
     host.log.dir = log_dir;
     host.log.node_id = node->dir.identity.node_id;
+    log_fit(&host, node_memory_budget(node) / LOG_SHARE);
     host.clock = node->options.clock;
     host.metrics = node->options.metrics;
     if (cluster->member) {
