@@ -121,7 +121,7 @@ START_TEST(a_full_memory_keeps_the_nearer_half)
     enum { ROOM = BEHIND_LEAST };
     struct candidates c;
     uint64_t *memory = mem_must_calloc(candidates_room(ROOM), sizeof *memory),
-             *all = mem_must_alloc(4000 * 32 * sizeof *all), before = 0;
+             *all = mem_must_alloc((1 + 4000 * CODE_GROUP) * sizeof *all), before = 0;
     uint32_t count = 1;
     all[0] = memory[0] = 5;
     candidates_init(&c, memory, 1, ROOM);
