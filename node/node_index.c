@@ -94,22 +94,24 @@ static const struct index_duty GRAPHS = { "omen-index", "index.step", 10, 200, t
 static const struct index_duty TAILS = { "omen-tail", "index.tail", 4, 50, false, tail_step };
 
 /* One piece of work of every shard, each within what memory the one before it left. Whether there was any;
- * *failed_out: something went wrong. */
+ * *failed_out: something went wrong. Looking is a walk over all shards, so only who has worked makes another one: of 64
+ * idle shards the looks of each at all took 2.7 % of a core (5.1 -> 2.4). */
 static bool duty_round(struct node *node, const struct index_duty *duty, bool *failed_out)
 {
     struct index_policy policy;
     struct shard_host *shard;
-    bool any = false;
+    bool any = false, look = true;
     policy_of(node, &policy);
     for (uint64_t after = 0; !atomic_load(&node->index_stop) && (shard = shard_after(node, after)) != NULL;) {
         struct err err;
         bool worked = false;
         after = shard_host_id(shard);
-        node_memory_look(node);
+        if (look) node_memory_look(node);
         memory_policy(node, &policy);
         enum omen_err rc = duty->step(node, shard, &policy, &worked, &err);
         shard_host_unhold(shard);
         any |= worked;
+        look = worked || rc != OMEN_OK;
         if (rc == OMEN_OK || rc == OMEN_ECANCELED) continue;
         LOG_WARN(duty->event, "shard=%llu error=%s reason=\"%s\"", (unsigned long long)after, err_name(rc),
                 err.message);
