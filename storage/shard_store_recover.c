@@ -123,7 +123,10 @@ static enum omen_err walk_meta(struct shard_store *s, struct meta_txn *txn, cons
 static enum omen_err op_load(void *arg, const struct op_record *record)
 {
     struct shard_store *s = arg;
+    const struct op_id id = { record->client, record->seq, record->issue_ms };
     if (op_table_find(s->ops, record->client, record->seq) != NULL) return OMEN_ECORRUPT;
+    /* Recorded when it ended: both would meet at its last step. */
+    if (intent_set_find_op(s->intents, &id) != NULL) return OMEN_ECORRUPT;
     return op_table_put(s->ops, record);
 }
 
