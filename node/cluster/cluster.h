@@ -132,6 +132,8 @@ const struct cluster_shard *cluster_state_shard(const struct cluster_state *stat
 const struct cluster_plan *cluster_state_plan(const struct cluster_state *state, uint64_t plan_id);
 /* The drain of a node, or with 0 the rebalance, that is under way; NULL: none. */
 const struct cluster_plan *cluster_state_plan_for(const struct cluster_state *state, uint32_t node_id);
+/* The operation of a shard, of which there is one at most; NULL: none. */
+const struct cluster_op *cluster_state_op_of(const struct cluster_state *state, uint64_t shard_id);
 /* A shard that names the node, by the map or an operation; 0: none does. */
 uint64_t cluster_state_shard_on(const struct cluster_state *state, uint32_t node_id);
 /* OMEN_EINVAL: the op id was issued so far ahead of `now_ms`, the leader's clock, that keeping and forgetting it would

@@ -144,6 +144,13 @@ const struct cluster_plan *cluster_state_plan_for(const struct cluster_state *st
     return NULL;
 }
 
+const struct cluster_op *cluster_state_op_of(const struct cluster_state *state, uint64_t shard_id)
+{
+    for (uint32_t i = 0; i < state->op_count; i++)
+        if (state->ops[i].shard_id == shard_id) return &state->ops[i];
+    return NULL;
+}
+
 uint64_t cluster_state_shard_on(const struct cluster_state *state, uint32_t node_id)
 {
     for (uint32_t k = 0; k < state->op_count; k++)

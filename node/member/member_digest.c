@@ -81,38 +81,41 @@ static bool odd_of(struct member *m, const struct map_shard *shard, struct odd_r
     return odd != DIGESTS_NONE;
 }
 
-static bool has_operation(const struct cluster_state *state, uint64_t shard_id)
+/* The next to be replaced: the one that is told already as long as it is odd, since its node may not have heard yet. */
+static struct odd_replica odd_find(struct member *m, const struct map_index *index,
+        const struct cluster_state *state, uint64_t told, uint32_t *differ_out)
 {
-    for (uint32_t i = 0; i < state->op_count; i++)
-        if (state->ops[i].shard_id == shard_id) return true;
-    return false;
+    struct odd_replica found = { 0 }, odd;
+    for (uint32_t i = 0; i < index->count; i++) {
+        const struct map_shard *shard = index->places[i].shard;
+        struct shard_report report;
+        if (!odd_of(m, shard, &odd, differ_out) || cluster_state_op_of(state, shard->shard_id) != NULL)
+            continue;
+        member_shard_report(m, shard, &report);
+        if (report.ready <= shard->replica_count / 2 + 1) continue; /* a quorum without it, ready as a rule */
+        if (found.replica_id == 0 || odd.replica_id == told) found = odd;
+    }
+    return found;
 }
 
 void member_digest_turn(struct member *m, const struct map_index *index, const struct cluster_state *state)
 {
     uint64_t now = member_now_ns(m);
     uint32_t differ = 0;
-    struct odd_replica found = { 0 };
     if (now < m->digests_ns) return;
     m->digests_ns = now + LOOK_NS;
-    for (uint32_t i = 0; i < index->count; i++) {
-        const struct map_shard *shard = index->places[i].shard;
-        struct shard_report report;
-        struct odd_replica odd;
-        if (!odd_of(m, shard, &odd, &differ) || has_operation(state, shard->shard_id)) continue;
-        member_shard_report(m, shard, &report);
-        if (report.ready > shard->replica_count / 2 + 1)
-            found = odd; /* a quorum without it, which is ready as a rule */
-    }
-    atomic_store(&m->node->env.replicas_differ, differ);
     pthread_mutex_lock(&m->lock);
-    bool first = found.replica_id != 0 && found.replica_id != m->odd.replica_id;
-    if (found.replica_id == 0 || (first && now < m->odd_ns)) first = false, found = m->odd;
-    if (first) m->odd_ns = now + PAUSE_NS;
-    m->odd =
-            found; /* told to its node with the answer to its next reports, until it has said that it is damaged */
+    uint64_t told = m->odd.replica_id;
     pthread_mutex_unlock(&m->lock);
-    if (first)
+    struct odd_replica found = odd_find(m, index, state, told, &differ);
+    atomic_store(&m->node->env.replicas_differ, differ);
+    bool another = found.replica_id != 0 && found.replica_id != told;
+    if (another && now < m->odd_ns) return;
+    if (another) m->odd_ns = now + PAUSE_NS;
+    pthread_mutex_lock(&m->lock);
+    m->odd = found; /* told to its node with the answer to its next report, until that says it is damaged */
+    pthread_mutex_unlock(&m->lock);
+    if (another)
         LOG_ERROR("replica.differs", "shard=%llu replica=%llu node=%u sequence=%llu action=replace",
                 (unsigned long long)found.shard_id, (unsigned long long)found.replica_id, found.node_id,
                 (unsigned long long)found.sequence);

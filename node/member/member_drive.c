@@ -175,9 +175,7 @@ static bool damaged_next(struct member *m, const struct map_index *index, const 
 {
     for (uint32_t i = 0; i < index->count; i++) {
         const struct map_shard *shard = index->places[i].shard;
-        bool moving = false;
-        for (uint32_t k = 0; k < state->op_count; k++) moving |= state->ops[k].shard_id == shard->shard_id;
-        if (moving) continue;
+        if (cluster_state_op_of(state, shard->shard_id) != NULL) continue;
         struct shard_report report;
         member_shard_report(m, shard, &report);
         if (report.leader_node == 0 || report.ready < shard->replica_count / 2 + 1) continue;

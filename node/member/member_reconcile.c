@@ -61,20 +61,12 @@ static bool replaced_here(const struct cluster_op *op, uint32_t node_id)
     return op->from_node == node_id && op->to_node == node_id;
 }
 
-/* The operation of a shard; there is one at most. */
-static const struct cluster_op *op_of(const struct cluster_state *state, uint64_t shard_id)
-{
-    for (uint32_t i = 0; i < state->op_count; i++)
-        if (state->ops[i].shard_id == shard_id) return &state->ops[i];
-    return NULL;
-}
-
 static void wanted_build(struct plan *p)
 {
     for (uint32_t i = 0; i < p->index->count; i++) {
         const struct map_place *place = &p->index->places[i];
         const struct map_shard *shard = place->shard;
-        const struct cluster_op *op = op_of(p->state, shard->shard_id);
+        const struct cluster_op *op = cluster_state_op_of(p->state, shard->shard_id);
         uint64_t replica_id = 0;
         for (uint32_t r = 0; r < shard->replica_count; r++)
             if (shard->node_ids[r] == p->node_id) replica_id = shard->replica_ids[r];
@@ -146,7 +138,7 @@ static struct shard_host *unwanted_next(struct member *m, const struct plan *p, 
         const struct wanted *w = wanted_find(p, node->slots[i].shard_id);
         if (w != NULL && w->replica_id == s.replica.replica_id) continue;
         if (!id_given_out(p->state, node->slots[i].shard_id, s.replica.replica_id)) continue;
-        const struct cluster_op *op = op_of(p->state, node->slots[i].shard_id);
+        const struct cluster_op *op = cluster_state_op_of(p->state, node->slots[i].shard_id);
         *aside_out = op != NULL && replaced_here(op, p->node_id) && op->from_replica == s.replica.replica_id;
         found = node->slots[i].shard;
     }
@@ -182,7 +174,7 @@ static bool leftover_each(void *arg, const char *name)
     if (!data_dir_parse_shard_name(plain, &group, &replica_id))
         return true; /* not ours, or a fetch in progress */
     if (!id_given_out(l->plan->state, group, replica_id)) return true;
-    const struct cluster_op *op = op_of(l->plan->state, group);
+    const struct cluster_op *op = cluster_state_op_of(l->plan->state, group);
     const struct wanted *w = wanted_find(l->plan, group);
     bool named = aside ? op != NULL && op->from_replica == replica_id
                        : w != NULL && w->replica_id == replica_id;

@@ -113,13 +113,6 @@ static void replica_put(struct member *m, const struct map_shard *shard, uint64_
     doc_end(b);
 }
 
-static const struct cluster_op *op_of(const struct cluster_state *state, uint64_t shard_id)
-{
-    for (uint32_t i = 0; i < state->op_count; i++)
-        if (state->ops[i].shard_id == shard_id) return &state->ops[i];
-    return NULL;
-}
-
 static bool shard_names(const struct map_shard *shard, uint64_t replica_id)
 {
     for (uint32_t r = 0; r < shard->replica_count; r++)
@@ -154,7 +147,7 @@ static void shard_put(struct member *m, const struct cluster_state *state, const
     begin_array(b, "replicas");
     for (uint32_t r = 0; r < shard->replica_count; r++)
         replica_put(m, shard, shard->replica_ids[r], shard->node_ids[r], newest, b);
-    const struct cluster_op *op = op_of(state, shard->shard_id);
+    const struct cluster_op *op = cluster_state_op_of(state, shard->shard_id);
     if (op != NULL && op->to_replica != 0 && !shard_names(shard, op->to_replica))
         replica_put(m, shard, op->to_replica, op->to_node, newest, b);
     if (op != NULL && op->from_replica != 0 && !shard_names(shard, op->from_replica))
